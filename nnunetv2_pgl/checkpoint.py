@@ -1,0 +1,227 @@
+"""The encoder checkpoint: what pre-training hands to the trainers, written atomically and read without running code."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FORMAT_VERSION = 1
+_PREFIX = "encoder."
+CITATIONS = [
+    {
+        "type": "Pretraining",
+        "name": "PGL",
+        "apa_citations": [
+            "Xie, Y., Zhang, J., Liao, Z., Xia, Y., & Shen, C. (2020). PGL: Prior-Guided Local Self-supervised Learning "
+            "for 3D Medical Image Segmentation. arXiv:2011.12640."
+        ],
+    }
+]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names the file, what is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class EncoderCheckpoint:
+    """A pre-trained encoder and where it comes from.
+
+    Attributes:
+        encoder_weights: State dict of the encoder, keys without prefix.
+        pgl: How it was made: ``method``, ``architecture`` (name, norm, centred, strides, in_channels), ``config``,
+            ``epochs``, ``num_scans``, ``intensity``, ``spacing``, ``versions``, and more; plain Python values.
+        nnssl_adaptation_plan: The same in the schema of the nnssl framework.
+        citations: What to cite, in nnssl's form.
+    """
+
+    encoder_weights: dict[str, Tensor]
+    pgl: dict[str, Any]
+    nnssl_adaptation_plan: dict[str, Any]
+    citations: list[dict[str, Any]] = field(default_factory=lambda: list(CITATIONS))
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """Name, norm, centred, strides and in_channels of the encoder."""
+        return dict(self.pgl["architecture"])
+
+
+def atomic_save(content: object, path: str | os.PathLike[str]) -> None:
+    """`torch.save` that leaves either the old file or the new one, never half of one.
+
+    Raises:
+        OSError: If the file cannot be written; a former file of that name is intact.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        kept = " (the former one is intact)" if path.exists() else ""
+        raise OSError(f"could not write {path}{kept}: {error}") from error
+    except BaseException:  # an interrupt: leave nothing half-written behind
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def save_checkpoint(checkpoint: EncoderCheckpoint, path: str | os.PathLike[str]) -> None:
+    """Writes a checkpoint of CPU tensors and plain values, atomically.
+
+    Raises:
+        OSError: See `atomic_save`.
+    """
+    weights = {_PREFIX + key: value.detach().cpu() for key, value in checkpoint.encoder_weights.items()}
+    content = {
+        "network_weights": weights,
+        "nnssl_adaptation_plan": checkpoint.nnssl_adaptation_plan,
+        "pgl": {"format_version": FORMAT_VERSION, **checkpoint.pgl},
+        "citations": checkpoint.citations,
+    }
+    atomic_save(content, path)
+
+
+def load_plain(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Loads a file of tensors and plain values onto the CPU; nothing in it is executed.
+
+    Raises:
+        CheckpointError: If the file is missing, truncated, not a PyTorch file, or holds other objects.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint; give the checkpoint_final.pth of a pgl_pretrain run")
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(f"{path}: truncated, or not a PyTorch checkpoint; copy it again from where it was made")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: holds pickled objects other than tensors and plain values, which could run code, and was not "
+            "loaded; use a checkpoint_final.pth written by pgl_pretrain (nnU-Net's own checkpoints go to "
+            "-pretrained_weights)"
+        ) from error
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: damaged ({_first_line(error)}); copy it again from where it was made"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint written by pgl_pretrain")
+    return content
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> EncoderCheckpoint:
+    """Reads an encoder checkpoint with ``weights_only=True``.
+
+    Raises:
+        CheckpointError: A ValueError that names the file and the reason.
+    """
+    content = load_plain(path)
+    pgl = content.get("pgl")
+    if "training_state" in content:
+        raise CheckpointError(
+            f"{path}: the state of a run that can be continued with --c, not an encoder; use its checkpoint_final.pth"
+        )
+    if not isinstance(pgl, dict) or not isinstance(content.get("network_weights"), dict):
+        found = ", ".join(sorted(map(str, content))[:6])
+        raise CheckpointError(f"{path}: not written by pgl_pretrain (it holds: {found}); use a checkpoint_final.pth")
+    version = pgl.get("format_version")
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: format version {version}, this nnunetv2-pgl reads {FORMAT_VERSION}; install the version it was "
+            "written with or a newer one"
+        )
+    weights = content["network_weights"]
+    if not weights or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()):
+        raise CheckpointError(f"{path}: network_weights is not a table of named tensors")
+    if not isinstance(pgl.get("architecture"), dict):
+        raise CheckpointError(f"{path}: does not say which architecture it is for")
+    encoder = {key.removeprefix(_PREFIX): value for key, value in weights.items() if key.startswith(_PREFIX)}
+    plan, citations = content.get("nnssl_adaptation_plan"), content.get("citations")
+    return EncoderCheckpoint(
+        encoder, pgl, plan if isinstance(plan, dict) else {}, citations if isinstance(citations, list) else []
+    )
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """Which keys of an encoder came from a checkpoint: unchanged (``loaded``) or ``adapted`` to more channels."""
+
+    loaded: tuple[str, ...]
+    adapted: tuple[str, ...]
+
+    def __str__(self) -> str:
+        adapted = f"; adapted to the number of input channels: {', '.join(self.adapted)}" if self.adapted else ""
+        total = len(self.loaded) + len(self.adapted)
+        return f"{total} of {total} encoder tensors loaded{adapted}"
+
+
+def load_encoder(encoder: torch.nn.Module, weights: Mapping[str, Tensor], name: str) -> LoadReport:
+    """Copies a checkpoint's weights into an encoder; every key must fit.
+
+    A stem for one channel is repeated over the encoder's input channels and divided by their number, so that an image
+    repeated over all channels gives the same features.
+
+    Args:
+        encoder: The encoder to fill.
+        weights: `EncoderCheckpoint.encoder_weights`.
+        name: The checkpoint's path, for messages.
+
+    Raises:
+        CheckpointError: If a key is missing, left over, or of another shape; the encoder is then unchanged.
+    """
+    own = encoder.state_dict()
+    missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{name}: does not fit this encoder: {len(missing)} keys are missing ({_some(missing)}), {len(unexpected)} "
+            f"are left over ({_some(unexpected)}); check with pgl_info which architecture and norm it is for"
+        )
+    adapted = {key: _adapt_channels(value, own[key].shape) for key, value in weights.items()}
+    wrong = [
+        f"{key} {tuple(adapted[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in own
+        if adapted[key].shape != own[key].shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{name}: an encoder of another size: {_some(wrong)}; check with pgl_info which architecture it is for"
+        )
+    encoder.load_state_dict(adapted)
+    changed = tuple(key for key in own if weights[key].shape != own[key].shape)
+    return LoadReport(tuple(key for key in own if key not in changed), changed)
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 22), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _adapt_channels(weight: Tensor, shape: torch.Size) -> Tensor:
+    """Repeats a convolution's weight for one input channel over the channels of ``shape``."""
+    needs_it = weight.ndim == 5 and len(shape) == 5 and weight.shape[1] == 1 and shape[1] > 1
+    return weight.repeat(1, shape[1], 1, 1, 1) / shape[1] if needs_it else weight
+
+
+def _some(items: list[str], most: int = 3) -> str:
+    return ", ".join(items[:most]) + (", ..." if len(items) > most else "") if items else "none"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]

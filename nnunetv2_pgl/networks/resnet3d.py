@@ -1,0 +1,251 @@
+"""The encoder of the paper: a 3D ResNet-50 (section 3.3, appendix B.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from nnunetv2_pgl.networks.feature_grid import FeatureGrid
+
+Triple = tuple[int, int, int]
+NormName = Literal["batch", "instance"]
+
+PAPER_STRIDES: Triple = (8, 16, 16)
+_BLOCKS = (3, 4, 6, 3)
+_WIDTHS = (64, 128, 256, 512)
+_EXPANSION = 4
+
+# The strided layers in the order in which an axis uses them: an axis with a total stride of 2^k strides in the first k.
+# In z the paper's stem has stride 1 (16 slices must survive), in plane every one of the four halves the map.
+_STRIDED_LAYERS = (
+    ("pool", "stage2", "stage3", "stem"),
+    ("stem", "pool", "stage2", "stage3"),
+    ("stem", "pool", "stage2", "stage3"),
+)
+_FORWARD_ORDER = ("stem", "pool", "stage2", "stage3")
+
+
+def make_norm(name: NormName, channels: int) -> nn.Module:
+    """Batch or instance norm with affine parameters (the same number of parameters).
+
+    Raises:
+        ValueError: If ``name`` is neither "batch" nor "instance".
+    """
+    if name == "batch":
+        return nn.BatchNorm3d(channels)
+    if name == "instance":
+        return nn.InstanceNorm3d(channels, affine=True)
+    raise ValueError(f"norm must be 'batch' or 'instance', got '{name}'")
+
+
+def initialise_kaiming_uniform(module: nn.Module) -> None:
+    """Kaiming uniform for a convolution's weight, zero for its bias: the paper's random initialisation (section 5.2)."""
+    if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
+        nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def pad_before_stride(x: Tensor, padding: int, shifted: Sequence[bool], value: float = 0.0) -> Tensor:
+    """Pads the shifted axes by (padding - 1, padding + 1) instead of (padding, padding).
+
+    The output of the strided layer that follows has the same size, and its cell ``i`` is centred on input cell
+    ``2 i + 1`` instead of ``2 i``.
+    """
+    if not any(shifted):
+        return x
+    pads: list[int] = []
+    for axis_is_shifted in reversed(shifted):  # F.pad counts from the last axis
+        pads += [padding - 1, padding + 1] if axis_is_shifted else [0, 0]
+    return F.pad(x, pads, value=value)
+
+
+def _padding_left(padding: int, shifted: Sequence[bool]) -> Triple:
+    """What the strided layer itself still has to pad."""
+    z, y, x = (0 if axis_is_shifted else padding for axis_is_shifted in shifted)
+    return (z, y, x)
+
+
+class StridedConv(nn.Conv3d):
+    """Convolution with "same" padding whose cells can be shifted by one input cell along strided axes."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: Triple, shifted: Sequence[bool]):
+        padding = _padding_left(kernel_size // 2, shifted)
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=False)
+        self.shifted = tuple(shifted)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, D, H, W) -> (B, C', ceil(D / stride), ...)."""
+        return super().forward(pad_before_stride(x, self.kernel_size[0] // 2, self.shifted))
+
+
+class StridedMaxPool(nn.Module):
+    """3x3x3 max pooling with the same shift as `StridedConv`."""
+
+    def __init__(self, stride: Triple, shifted: Sequence[bool]):
+        super().__init__()
+        self.stride = stride
+        self.shifted = tuple(shifted)
+        self.padding = _padding_left(1, shifted)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, D, H, W) -> (B, C, ceil(D / stride), ...)."""
+        x = pad_before_stride(x, 1, self.shifted, value=float("-inf"))
+        return F.max_pool3d(x, 3, self.stride, self.padding)
+
+
+class Shortcut(nn.Module):
+    """Projection shortcut (type B) that takes the very cells the block's strided convolution is centred on."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: Triple, shifted: Sequence[bool], norm: NormName):
+        super().__init__()
+        self.conv = nn.Conv3d(in_channels, out_channels, 1, stride, bias=False)
+        self.norm = make_norm(norm, out_channels)
+        self.shifted = tuple(shifted)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, D, H, W) -> (B, C', ceil(D / stride), ...)."""
+        for axis, axis_is_shifted in enumerate(self.shifted, start=2):
+            if axis_is_shifted:
+                if x.shape[axis] % 2:  # the last pair lacks its second cell: repeat the first
+                    x = torch.cat((x, x.narrow(axis, x.shape[axis] - 1, 1)), dim=axis)
+                x = x.narrow(axis, 1, x.shape[axis] - 1)
+        return self.norm(self.conv(x))
+
+
+class Bottleneck(nn.Module):
+    """1x1x1, 3x3x3 (strided), 1x1x1 convolutions with a residual connection (He et al. 2016)."""
+
+    def __init__(self, in_channels: int, width: int, stride: Triple, shifted: Sequence[bool], norm: NormName):
+        super().__init__()
+        out_channels = width * _EXPANSION
+        self.conv1 = nn.Conv3d(in_channels, width, 1, bias=False)
+        self.norm1 = make_norm(norm, width)
+        self.conv2 = StridedConv(width, width, 3, stride, shifted)
+        self.norm2 = make_norm(norm, width)
+        self.conv3 = nn.Conv3d(width, out_channels, 1, bias=False)
+        self.norm3 = make_norm(norm, out_channels)
+        needs_projection = in_channels != out_channels or stride != (1, 1, 1)
+        self.shortcut = (
+            Shortcut(in_channels, out_channels, stride, shifted, norm) if needs_projection else nn.Identity()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, D, H, W) -> (B, 4 * width, ceil(D / stride), ...)."""
+        y = F.relu(self.norm1(self.conv1(x)), inplace=True)
+        y = F.relu(self.norm2(self.conv2(y)), inplace=True)
+        return F.relu(self.norm3(self.conv3(y)) + self.shortcut(x), inplace=True)
+
+
+class ResNet50Encoder(nn.Module):
+    """3D ResNet-50: 46,155,072 parameters with one input channel; a 16 x 96 x 96 view gives 2048 x 2 x 6 x 6.
+
+    Bottleneck blocks 3, 4, 6, 3; widths 64 to 512, expansion 4; 7x7x7 stem of stride (1, 2, 2); max pooling of stride
+    2; stages of stride 1, 2, 2, 1. The paper gives block counts and the 46.16 M parameters (section 3.3, appendix B.1);
+    stem and strides follow from its parameter count and its three skips. Stage 4 is not dilated (our choice).
+
+    Weights do not depend on the strides: any total stride per axis that is a power of two up to 16 can be asked for.
+    An axis that strides less than the paper's keeps the strides of the early layers and loses those of the late ones,
+    so that pre-trained filters go on seeing the sampling they were trained on.
+
+    Args:
+        in_channels: Number of image channels.
+        strides: Total stride per axis (z, y, x).
+        norm: "batch" (the paper) or "instance".
+        centred: Shift the padding of the last strided layer of each axis by one cell. With plain padding cell ``i`` of
+            a total stride ``s`` sits on voxel ``s * i``, half a cell off the middle of the voxels it stands for; under
+            flips the maps of two views are then almost a cell apart. Centred, it sits half a voxel from the middle.
+
+    Attributes:
+        strides: Total stride per axis.
+        skip_strides: Stride per axis of each map that `forward` returns.
+        skip_channels: Channels of each map that `forward` returns.
+
+    Raises:
+        ValueError: If a stride is not a power of two between 1 and 16.
+    """
+
+    skip_channels = (64, 256, 512, 2048)
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        strides: Sequence[int] = PAPER_STRIDES,
+        norm: NormName = "batch",
+        centred: bool = True,
+    ):
+        super().__init__()
+        if len(strides) != 3 or any(s not in (1, 2, 4, 8, 16) for s in strides):
+            raise ValueError(f"strides must be three powers of two between 1 and 16 (z, y, x), got {tuple(strides)}")
+        self.strides: Triple = (int(strides[0]), int(strides[1]), int(strides[2]))
+        self.norm_name: NormName = norm
+        self.centred = centred
+        layer_strides = _strides_per_layer(self.strides)
+        shifts = _shifted_axes(layer_strides) if centred else {}
+        none = (False, False, False)
+
+        self.conv = StridedConv(in_channels, 64, 7, layer_strides["stem"], shifts.get("stem", none))
+        self.norm = make_norm(norm, 64)
+        self.pool = StridedMaxPool(layer_strides["pool"], shifts.get("pool", none))
+        stages = []
+        channels = 64
+        for name, blocks, width in zip(("stage1", "stage2", "stage3", "stage4"), _BLOCKS, _WIDTHS, strict=True):
+            stride, shifted = layer_strides.get(name, (1, 1, 1)), shifts.get(name, none)
+            first = Bottleneck(channels, width, stride, shifted, norm)
+            channels = width * _EXPANSION
+            rest = [Bottleneck(channels, width, (1, 1, 1), none, norm) for _ in range(blocks - 1)]
+            stages.append(nn.Sequential(first, *rest))
+        self.stage1, self.stage2, self.stage3, self.stage4 = stages
+
+        stem, pool = layer_strides["stem"], layer_strides["pool"]
+        at_stage1 = _times(stem, pool)
+        self.skip_strides = (stem, at_stage1, _times(at_stage1, layer_strides["stage2"]), self.strides)
+        self.apply(initialise_kaiming_uniform)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Feature maps, deepest last.
+
+        Args:
+            x: Images, (B, in_channels, D, H, W).
+
+        Returns:
+            Stem (64 channels), stage 1 (256), stage 2 (512) and stage 4 (2048); sizes are those of the input divided by
+            `skip_strides`, rounded up.
+        """
+        stem = F.relu(self.norm(self.conv(x)), inplace=True)
+        stage1 = self.stage1(self.pool(stem))
+        stage2 = self.stage2(stage1)
+        return [stem, stage1, stage2, self.stage4(self.stage3(stage2))]
+
+    def feature_grid(self, view_size: Sequence[int]) -> FeatureGrid:
+        """Where the cells of the deepest map sit in a view of ``view_size`` voxels (z, y, x).
+
+        Symmetric padding centres each strided layer's cell ``i`` on its input cell ``2 i``, so cell ``i`` sits on voxel
+        ``stride * i``; the centred variant adds half a stride.
+        """
+        offset = [0.5 + (s / 2 if self.centred and s > 1 else 0.0) for s in self.strides]
+        size = (int(view_size[0]), int(view_size[1]), int(view_size[2]))
+        return FeatureGrid(size, self.strides, (offset[0], offset[1], offset[2]))
+
+
+def _times(a: Triple, b: Triple) -> Triple:
+    return (a[0] * b[0], a[1] * b[1], a[2] * b[2])
+
+
+def _strides_per_layer(strides: Triple) -> dict[str, Triple]:
+    """Stride of each strided layer from the total stride of each axis."""
+    per_axis = []
+    for total, layers in zip(strides, _STRIDED_LAYERS, strict=True):
+        strided = layers[: total.bit_length() - 1]
+        per_axis.append([2 if layer in strided else 1 for layer in _FORWARD_ORDER])
+    return {layer: (z, y, x) for layer, z, y, x in zip(_FORWARD_ORDER, *per_axis, strict=True)}
+
+
+def _shifted_axes(layer_strides: dict[str, Triple]) -> dict[str, tuple[bool, bool, bool]]:
+    """For each layer, the axes on which it is the last one that strides."""
+    last = [[layer for layer in _FORWARD_ORDER if layer_strides[layer][axis] == 2][-1:] for axis in range(3)]
+    return {layer: (layer in last[0], layer in last[1], layer in last[2]) for layer in _FORWARD_ORDER}

@@ -1,0 +1,115 @@
+"""The paper's segmentation network: ResNet-50, ASPP and a light decoder (section 5.1, appendix B.1, figure 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from nnunetv2_pgl.networks.aspp import ASPP, SepConv
+from nnunetv2_pgl.networks.resnet3d import (
+    PAPER_STRIDES,
+    NormName,
+    ResNet50Encoder,
+    Triple,
+    initialise_kaiming_uniform,
+    make_norm,
+)
+
+_ASPP_WIDTH = 160
+_DECODER_WIDTHS = (128, 96, 32)
+
+
+class UpsamplingModule(nn.Module):
+    """Transposed convolution, sum with the encoder's features, residual block of two separable convolutions.
+
+    Args:
+        in_channels: Channels of the coarser map.
+        skip_channels: Channels of the encoder's map; a 1x1x1 convolution brings them to ``out_channels``.
+        out_channels: Channels of the output.
+        stride: Ratio of the two maps' cells per axis, kernel and stride of the transposed convolution.
+        norm: "batch" or "instance".
+    """
+
+    def __init__(self, in_channels: int, skip_channels: int, out_channels: int, stride: Triple, norm: NormName):
+        super().__init__()
+        self.up = nn.Sequential(
+            nn.ConvTranspose3d(in_channels, out_channels, stride, stride, bias=False), make_norm(norm, out_channels)
+        )
+        self.skip = nn.Sequential(nn.Conv3d(skip_channels, out_channels, 1, bias=False), make_norm(norm, out_channels))
+        self.conv1 = SepConv(out_channels, out_channels, norm)
+        self.conv2 = SepConv(out_channels, out_channels, norm)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """(B, in_channels, d, h, w), (B, skip_channels, D, H, W) -> (B, out_channels, D, H, W)."""
+        depth, height, width = skip.shape[2:]
+        # An odd map was halved to the next larger size: the last upsampled cell lies outside.
+        y = F.relu(self.up(x)[:, :, :depth, :height, :width] + self.skip(skip))
+        return F.relu(y + self.conv2(F.relu(self.conv1(y), inplace=True)), inplace=True)
+
+
+class PGLSegmenter(nn.Module):
+    """ResNet-50 encoder, ASPP and a light decoder; logits at the size of the input, whatever the size.
+
+    The paper fixes the parts and the sum: ASPP and decoder have 2.38 M parameters, the network has 48.54 M. Many
+    layouts fit. Chosen here: ASPP of width 160; upsampling modules of width 128, 96 and 32; transposed convolutions
+    whose kernel equals their stride; skips brought to the decoder's width by a 1x1x1 convolution and added; a
+    convolution from 32 channels to the classes; trilinear upsampling from the stem's resolution. With one input channel
+    and two classes that is 2,382,114 parameters, and 48,537,186 in all.
+
+    No deep supervision. The output is a new float32 tensor of raw logits.
+
+    Args:
+        num_input_channels: Number of image channels.
+        num_classes: Number of segmentation heads.
+        strides: Total stride per axis (z, y, x) of the encoder.
+        norm: "batch" (the paper) or "instance".
+        centred: See `ResNet50Encoder`.
+        cpu_bfloat16: Run under bfloat16 autocast when the input is on a CPU. nnU-Net uses autocast on CUDA only, in
+            training and in prediction; inside the network it serves both.
+    """
+
+    def __init__(
+        self,
+        num_input_channels: int,
+        num_classes: int,
+        strides: Sequence[int] = PAPER_STRIDES,
+        norm: NormName = "batch",
+        centred: bool = True,
+        cpu_bfloat16: bool = False,
+    ):
+        super().__init__()
+        self.cpu_bfloat16 = cpu_bfloat16
+        self.encoder = ResNet50Encoder(num_input_channels, strides, norm, centred)
+        *skip_channels, deepest_channels = self.encoder.skip_channels
+        self.aspp = ASPP(deepest_channels, _ASPP_WIDTH, norm)
+        in_channels = _ASPP_WIDTH
+        modules = []
+        for level, out_channels in zip((2, 1, 0), _DECODER_WIDTHS, strict=True):
+            finer, coarser = self.encoder.skip_strides[level], self.encoder.skip_strides[level + 1]
+            stride = (coarser[0] // finer[0], coarser[1] // finer[1], coarser[2] // finer[2])
+            modules.append(UpsamplingModule(in_channels, skip_channels[level], out_channels, stride, norm))
+            in_channels = out_channels
+        self.decoder = nn.ModuleList(modules)
+        self.head = nn.Conv3d(in_channels, num_classes, 1)
+        for part in (self.aspp, self.decoder, self.head):
+            part.apply(initialise_kaiming_uniform)
+        self.to(memory_format=torch.channels_last_3d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, num_input_channels, D, H, W) -> logits (B, num_classes, D, H, W), float32."""
+        with self._autocast(x):
+            *skips, deepest = self.encoder(x.contiguous(memory_format=torch.channels_last_3d))
+            y = self.aspp(deepest)
+            for module, skip in zip(self.decoder, reversed(skips), strict=True):
+                y = module(y, skip)
+            logits = self.head(y)
+        return F.interpolate(logits.float(), size=x.shape[2:], mode="trilinear", align_corners=False)
+
+    def _autocast(self, x: Tensor) -> AbstractContextManager[object]:
+        if self.cpu_bfloat16 and x.device.type == "cpu":
+            return torch.autocast("cpu", dtype=torch.bfloat16)
+        return nullcontext()

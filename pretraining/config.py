@@ -1,0 +1,171 @@
+"""Settings of a pre-training run; the defaults are the paper's."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from nnunetv2_pgl.networks import PAPER_STRIDES
+from pretraining.views import IntensityRanges, ViewSettings
+
+Triple = tuple[int, int, int]
+Spacing = Literal["median", "native"] | tuple[float, float, float]
+
+# Peak learning rate at the batch size it belongs to; other batch sizes scale it linearly. LARS is the paper's; SGD is
+# what the same group used later (DeSD, batch 192); AdamW is our choice.
+_LEARNING_RATES = {"lars": (0.2, 128), "sgd": (0.3, 256), "adamw": (1e-3, 128)}
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """What defines a run: two runs with equal settings, seed and pool train the same encoder.
+
+    Attributes:
+        datasets: Where the scans come from: nnU-Net dataset names, or folders.
+        modality: "ct" or "mr" for folders and to overrule ``channel_names``; None to go by the data set.
+        spacing: Spacing (z, y, x) in mm to resample to, "median" of the pool, or "native".
+        method: Pre-training method.
+        architecture: Encoder.
+        norm: Norm of the encoder, "batch" or "instance".
+        strides: Total stride of the encoder per axis; None: the paper's, or less where a view would keep fewer than two
+            cells.
+        views: How views are drawn.
+        epochs: Number of epochs; an epoch draws one pair per scan.
+        pairs_per_epoch: Pairs per epoch; None: the number of training scans, at least one batch.
+        batch_size: Pairs per step, over all processes.
+        accumulate: Parts in which each step's batch is computed, to save memory (batch norm then sees the parts).
+        optimizer: "lars" (paper), "sgd" or "adamw".
+        learning_rate: Peak learning rate; None: 0.2 per 128 pairs (LARS), 0.3 per 256 (SGD), 0.001 per 128 (AdamW).
+        weight_decay: Not applied to biases and norms.
+        warmup_epochs: Epochs of linear warm-up before the cosine decay.
+        target_decay: Decay rate of the target path at the start; it rises to 1 on a cosine.
+        hidden_channels: Channels inside projector and predictor.
+        out_channels: Channels of the projection.
+        interpolated_only: Let only aligned points between cell centres count in the loss.
+        validation_scans: Scans held out for the correspondence metric; None: 5 %, at most 16, none below 10 scans.
+        seed: Seed of all randomness.
+    """
+
+    datasets: tuple[str, ...]
+    modality: Literal["ct", "mr"] | None = None
+    spacing: Spacing = "median"
+    method: Literal["pgl"] = "pgl"
+    architecture: Literal["resnet50"] = "resnet50"
+    norm: Literal["batch", "instance"] = "batch"
+    strides: Triple | None = None
+    views: ViewSettings = field(default_factory=ViewSettings)
+    epochs: int = 500
+    pairs_per_epoch: int | None = None
+    batch_size: int = 128
+    accumulate: int = 1
+    optimizer: Literal["lars", "sgd", "adamw"] = "lars"
+    learning_rate: float | None = None
+    weight_decay: float = 1.5e-6
+    warmup_epochs: int = 2
+    target_decay: float = 0.996
+    hidden_channels: int = 4096
+    out_channels: int = 256
+    interpolated_only: bool = False
+    validation_scans: int | None = None
+    seed: int = 12345
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate given, or the optimiser's own scaled to the batch size."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        rate, batch = _LEARNING_RATES[self.optimizer]
+        return rate * self.batch_size / batch
+
+    @property
+    def encoder_strides(self) -> Triple:
+        """The strides given, or the paper's, halved on an axis until a view keeps two cells."""
+        if self.strides is not None:
+            return self.strides
+        z, y, x = (_fitting_stride(n, s) for n, s in zip(self.views.size, PAPER_STRIDES, strict=True))
+        return (z, y, x)
+
+    def check(self) -> None:
+        """Refuses settings that no run can have.
+
+        Raises:
+            ValueError: Names the option, its value and what is allowed.
+        """
+        low, high = self.views.scale
+        problems = {
+            f"-scale {low:g} {high:g}: give two positive sizes in rising order": not 0 < low <= high,
+            f"-b {self.batch_size}: not a multiple of -accumulate {self.accumulate}": self.batch_size % self.accumulate,
+            f"-lr {self.learning_rate}: must be positive": self.peak_learning_rate <= 0,
+            f"-wd {self.weight_decay}: must not be negative": self.weight_decay < 0,
+            f"-strides {self.encoder_strides}: powers of two between 1 and 16": any(
+                stride not in (1, 2, 4, 8, 16) for stride in self.encoder_strides
+            ),
+        }
+        for name, value in vars(self.views.intensity).items():
+            if isinstance(value, tuple):
+                problems[f"-{name} {value[0]:g} {value[1]:g}: give two values >= 0 in rising order"] = not (
+                    0 <= value[0] <= value[1]
+                )
+        for problem, is_wrong in problems.items():
+            if is_wrong:
+                raise ValueError(problem)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as written to ``config.json``."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> PretrainConfig:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: If a setting is unknown.
+        """
+        unknown = sorted(values.keys() - {f.name for f in fields(cls)})
+        if unknown:
+            raise ValueError(f"unknown settings: {', '.join(unknown)}")
+        plain = {key: _tuples(value) for key, value in values.items()}
+        if isinstance(plain.get("views"), dict):
+            views = {key: _tuples(value) for key, value in plain["views"].items()}
+            ranges = {key: _tuples(value) for key, value in views.pop("intensity", {}).items()}
+            plain["views"] = ViewSettings(**views, intensity=IntensityRanges(**ranges))
+        return cls(**plain)
+
+    @classmethod
+    def load(cls, path: Path) -> PretrainConfig:
+        """Reads a ``config.json``.
+
+        Raises:
+            ValueError: If it is not one; the message names the file.
+        """
+        try:
+            return cls.from_dict(json.loads(path.read_text()))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path}: not the settings of a pre-training run ({error})") from error
+
+    def differences(self, other: PretrainConfig) -> list[tuple[str, Any, Any]]:
+        """Settings that differ: name, own value, other value."""
+        own, others = _flat(self.to_dict()), _flat(other.to_dict())
+        return [(key, own[key], others[key]) for key in own if own[key] != others[key]]
+
+
+def _fitting_stride(size: int, stride: int) -> int:
+    while stride > 1 and size < 2 * stride:
+        stride //= 2
+    return stride
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat

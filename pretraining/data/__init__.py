@@ -1,0 +1,20 @@
+"""Scans: find them, preprocess them, store them, read crops of them."""
+
+from pretraining.data.discovery import find_scans, resolve_source
+from pretraining.data.preprocessing import preprocess
+from pretraining.data.reading import read_geometry, read_scan
+from pretraining.data.scan import BadScan, DataError, Scan, Skipped
+from pretraining.data.store import Volume
+
+__all__ = [
+    "BadScan",
+    "DataError",
+    "Scan",
+    "Skipped",
+    "Volume",
+    "find_scans",
+    "preprocess",
+    "read_geometry",
+    "read_scan",
+    "resolve_source",
+]

@@ -1,0 +1,57 @@
+"""Scans as found in one source, before they get their names, and how names are made."""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pretraining.data.scan import DEFAULT_READER
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A scan within its source.
+
+    Attributes:
+        stem: File name without ending, case identifier, or series name.
+        parents: Names of the folders between the source's own folder and the scan.
+        files: As in ``Scan``; so are ``channels``, ``is_ct`` and ``reader``.
+    """
+
+    stem: str
+    parents: tuple[str, ...]
+    files: tuple[str, ...]
+    channels: tuple[str, ...]
+    is_ct: tuple[bool, ...]
+    reader: str = DEFAULT_READER
+
+
+def safe_name(text: str) -> str:
+    """Make a name that every file system takes: letters and digits of any script, ``-``, ``_`` and ``.`` are kept."""
+    normal = unicodedata.normalize("NFC", text)
+    return re.sub(r"[^\w.-]+", "_", normal).strip("._") or "scan"
+
+
+def identifiers(candidates: Sequence[Candidate]) -> list[str]:
+    """Name the scans of one source; those that would share a name get their folders in front."""
+    short = [safe_name(candidate.stem) for candidate in candidates]
+    long = [safe_name("_".join((*candidate.parents, candidate.stem))) for candidate in candidates]
+    return distinct(short, long)
+
+
+def distinct(short: Sequence[str], long: Sequence[str]) -> list[str]:
+    """Use the short name where nobody shares it, else the long one, and a number where that is shared too.
+
+    Upper and lower case count as the same: some file systems do not tell them apart.
+    """
+    shared = Counter(name.casefold() for name in short)
+    names = [brief if shared[brief.casefold()] == 1 else full for brief, full in zip(short, long, strict=True)]
+    taken: set[str] = set()
+    for index, name in enumerate(names):
+        number = 2
+        while names[index].casefold() in taken:
+            names[index] = f"{name}_{number}"
+            number += 1
+        taken.add(names[index].casefold())
+    return names

@@ -1,0 +1,136 @@
+"""DICOM series: find them in a folder, check that no slice is missing, read them."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813 - its customary name
+
+from pretraining.data.scan import BadScan
+
+_MODALITY, _DESCRIPTION, _NUMBER = "0008|0060", "0008|103e", "0020|0011"
+_POSITION, _ORIENTATION = "0020|0032", "0020|0037"
+# Objects that have pixels but are no images of a patient.
+_NO_IMAGES = {"SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "PR", "SR", "KO", "REG", "DOC"}
+# Slice distances may differ by this share of their median: positions are written with few digits.
+_POSITION_TOLERANCE = 0.05
+
+
+def find_series(folder: Path, files: Sequence[Path]) -> tuple[list[tuple[str, tuple[str, ...]]], list[tuple[str, str]]]:
+    """Find the DICOM series whose slices lie in one folder.
+
+    Args:
+        folder: The folder, not searched further down.
+        files: Its files that may be DICOM.
+
+    Returns:
+        Name and ordered slices of each series; and name and reason of those that hold no image. A series is named
+        after its folder, with number and description where the folder holds several.
+    """
+    if not any(_is_dicom(file) for file in files):
+        return [], []
+    uids = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    series, no_images = [], []
+    for uid in uids:
+        slices = tuple(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid))
+        name = folder.name
+        try:
+            header = _header(slices[0])
+        except BadScan as error:
+            no_images.append((name, str(error)))
+            continue
+        if len(uids) > 1:
+            name = "_".join(part for part in (name, _tag(header, _NUMBER), _tag(header, _DESCRIPTION)) if part)
+        modality = _tag(header, _MODALITY)
+        if modality in _NO_IMAGES:
+            no_images.append((name, f"the DICOM series holds no image but {modality}"))
+        else:
+            series.append((name, slices))
+    return series, no_images
+
+
+def read_series_geometry(slices: Sequence[str]) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Shape and spacing (mm), both (z, y, x), from the first and the last slice's header alone."""
+    header = _header(slices[0])
+    columns, rows = header.GetSize()[:2]
+    if header.GetNumberOfComponents() > 1:
+        raise BadScan("colour images are not scans")
+    if len(slices) == 1:
+        return tuple(reversed(header.GetSize())), tuple(reversed(header.GetSpacing()))
+    distance = abs(_depth(_header(slices[-1])) - _depth(header)) / (len(slices) - 1)
+    return (len(slices), rows, columns), (distance, header.GetSpacing()[1], header.GetSpacing()[0])
+
+
+def read_series(slices: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
+    """Read a series like nnU-Net's readers: float32 (1, z, y, x), and properties with the spacing (z, y, x) in mm.
+
+    Raises:
+        BadScan: If slices are missing, overlap, or differ in size.
+    """
+    if len(slices) > 1:
+        _check_positions(slices)
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(slices)
+    try:
+        image = reader.Execute() if len(slices) > 1 else sitk.ReadImage(slices[0])
+    except RuntimeError as error:
+        raise BadScan(f"the DICOM series cannot be read: {str(error).strip().splitlines()[-1]}") from error
+    geometry = {"spacing": image.GetSpacing(), "origin": image.GetOrigin(), "direction": image.GetDirection()}
+    array = sitk.GetArrayFromImage(image).astype(np.float32, copy=False)[None]
+    return array, {"sitk_stuff": geometry, "spacing": list(reversed(image.GetSpacing()))}
+
+
+def _check_positions(slices: Sequence[str]) -> None:
+    """GDCM drops slices it cannot read and ITK only warns of gaps, so the positions are checked here."""
+    depths = np.array([_depth(_header(file)) for file in slices])
+    steps = np.abs(np.diff(depths))
+    step = float(np.median(steps))
+    if step == 0 or np.any(steps < step * _POSITION_TOLERANCE):
+        raise BadScan("several DICOM slices lie at the same position (two phases in one series?)")
+    worst = int(np.argmax(np.abs(steps - step)))
+    if abs(steps[worst] - step) > _POSITION_TOLERANCE * step:
+        raise BadScan(
+            f"DICOM slices are missing or unevenly spaced: {steps[worst]:.2f} mm after {Path(slices[worst]).name}, "
+            f"{step:.2f} mm elsewhere"
+        )
+
+
+def _is_dicom(file: Path) -> bool:
+    """DICOM files carry the letters DICM after a preamble of 128 bytes."""
+    try:
+        with file.open("rb") as stream:
+            stream.seek(128)
+            return stream.read(4) == b"DICM"
+    except OSError:
+        return False
+
+
+def _header(file: str) -> sitk.ImageFileReader:
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(file)
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise BadScan(f"{Path(file).name} cannot be read: {str(error).strip().splitlines()[-1]}") from error
+    return reader
+
+
+def _tag(header: sitk.ImageFileReader, key: str) -> str:
+    return str(header.GetMetaData(key)).strip() if header.HasMetaDataKey(key) else ""
+
+
+def _depth(header: sitk.ImageFileReader) -> float:
+    """Position of a slice along the normal of its plane, in mm."""
+    position = _numbers(_tag(header, _POSITION), 3)
+    orientation = _numbers(_tag(header, _ORIENTATION), 6)
+    return float(np.dot(np.cross(orientation[:3], orientation[3:]), position))
+
+
+def _numbers(text: str, count: int) -> list[float]:
+    values = [float(value) for value in re.split(r"\\", text) if value.strip()]
+    if len(values) != count:
+        raise BadScan("a DICOM slice does not say where it lies (image position or orientation is missing)")
+    return values

@@ -1,0 +1,126 @@
+"""Images of a dataset in nnU-Net's raw format (``$nnUNet_raw/DatasetXXX_Name``)."""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+
+from pretraining.data.candidate import Candidate
+from pretraining.data.scan import DEFAULT_READER, FILE_ENDINGS, DataError, Skipped
+
+IMAGE_FOLDERS = ("imagesTr", "imagesTs")
+
+
+def find_in_dataset(folder: Path, modality: str | None) -> tuple[list[Candidate], list[Skipped]]:
+    """Find the training and test images of an nnU-Net dataset; labels are never needed.
+
+    Args:
+        folder: The dataset's folder, which holds ``dataset.json``.
+        modality: ``"ct"`` or ``"mr"`` overrides what the channel names say.
+
+    Returns:
+        Cases with all their channel files, and those that lack one.
+
+    Raises:
+        DataError: If ``dataset.json`` is missing, damaged, or names no channels.
+    """
+    dataset_json = _read_dataset_json(folder)
+    channels = _channel_names(folder, dataset_json)
+    is_ct = _declared_ct(channels, modality)
+    reader = _reader_name(folder, dataset_json)
+    cases = _listed_cases(folder, dataset_json) if "dataset" in dataset_json else {}
+    skipped: list[Skipped] = []
+    for subfolder in IMAGE_FOLDERS[1:] if "dataset" in dataset_json else IMAGE_FOLDERS:
+        cases |= _cases_in(folder / subfolder, dataset_json["file_ending"], folder.name, skipped)
+    candidates = []
+    for (parent, case), files in cases.items():
+        reason = _incomplete(files, channels, case, dataset_json["file_ending"])
+        if reason:
+            skipped.append(Skipped(case, folder.name, reason))
+        else:
+            ordered = tuple(str(files[index]) for index in range(len(channels)))
+            candidates.append(Candidate(case, (parent,) if parent else (), ordered, channels, is_ct, reader))
+    return candidates, skipped
+
+
+def _read_dataset_json(folder: Path) -> dict[str, Any]:
+    path = folder / "dataset.json"
+    if not path.is_file():
+        raise DataError(f"{path} is missing: every nnU-Net dataset needs one")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON ({error}): correct the file") from error
+    if not isinstance(content, dict) or "file_ending" not in content:
+        raise DataError(f'{path} has no "file_ending": add the ending of the image files, such as ".nii.gz"')
+    return content
+
+
+def _channel_names(folder: Path, dataset_json: dict[str, Any]) -> tuple[str, ...]:
+    """Channel names in the order of their numbers; "modality" is what nnU-Net v1 called them."""
+    names = dataset_json.get("channel_names", dataset_json.get("modality"))
+    if not isinstance(names, dict) or not names:
+        raise DataError(f'{folder / "dataset.json"} has no "channel_names": add them, such as {{"0": "CT"}}')
+    return tuple(str(names[key]) for key in sorted(names, key=int))
+
+
+def _declared_ct(channels: tuple[str, ...], modality: str | None) -> tuple[bool, ...]:
+    """nnU-Net's rule: the channel named CT (in any case) holds Hounsfield units, no other does."""
+    if modality is not None:
+        return (modality == "ct",) * len(channels)
+    return tuple(name.casefold() == "ct" for name in channels)
+
+
+def _reader_name(folder: Path, dataset_json: dict[str, Any]) -> str:
+    ending = dataset_json["file_ending"]
+    try:
+        return determine_reader_writer_from_dataset_json(dataset_json, verbose=False).__name__
+    except RuntimeError as error:
+        if ending in FILE_ENDINGS:
+            return DEFAULT_READER  # SimpleITK reads more than nnU-Net's class for it lists
+        raise DataError(f"{folder / 'dataset.json'}: nnU-Net has no reader for {ending!r} files") from error
+
+
+def _listed_cases(folder: Path, dataset_json: dict[str, Any]) -> dict[tuple[str, str], dict[int, Path]]:
+    """Cases of nnU-Net's explicit form: dataset.json lists every image's path."""
+    cases = {}
+    for case, entry in dataset_json["dataset"].items():
+        paths = [Path(folder, os.path.expandvars(image)) for image in entry["images"]]
+        cases["", case] = dict(enumerate(paths))
+    return cases
+
+
+def _cases_in(
+    folder: Path, file_ending: str, source: str, skipped: list[Skipped]
+) -> dict[tuple[str, str], dict[int, Path]]:
+    """Group the files of one image folder by case; strangers among them are reported in ``skipped``."""
+    if not folder.is_dir():
+        return {}
+    pattern = re.compile(r"(.+)_(\d{4})" + re.escape(file_ending))
+    cases: dict[tuple[str, str], dict[int, Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or not path.name.endswith(file_ending):
+            continue
+        match = pattern.fullmatch(path.name)
+        if match is None:
+            reason = f"the file name lacks nnU-Net's channel number (_0000{file_ending})"
+            skipped.append(Skipped(path.name, source, reason))
+        else:
+            cases.setdefault((folder.name, match[1]), {})[int(match[2])] = path
+    return cases
+
+
+def _incomplete(files: dict[int, Path], channels: tuple[str, ...], case: str, file_ending: str) -> str | None:
+    """Say which channel file a case lacks, or has too many; None when it is complete."""
+    for index, channel in enumerate(channels):
+        if index not in files:
+            return f"channel file {case}_{index:04d}{file_ending} ({channel}) is missing"
+        if not files[index].is_file():
+            return f"channel file {files[index]} ({channel}) is missing"
+    extra = sorted(set(files) - set(range(len(channels))))
+    if extra:
+        return f"{files[extra[0]].name} has a channel number that dataset.json does not name"
+    return None

@@ -1,0 +1,146 @@
+"""Read scans with nnU-Net's own readers, and refuse those that are no proper 3D scans."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import SimpleITK as sitk  # noqa: N813 - its customary name
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
+from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+from pretraining.data.dicom import read_series, read_series_geometry
+from pretraining.data.integrity import check_file
+from pretraining.data.scan import DICOM, BadScan, Scan
+
+# These keep the axes as stored, so that the header alone tells shape and spacing.
+_HEADER_READERS = {SimpleITKIO.__name__: SimpleITKIO, NibabelIO.__name__: NibabelIO}
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Shape in voxels and spacing in mm of a scan, both (z, y, x)."""
+
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
+
+
+def read_geometry(scan: Scan) -> Geometry:
+    """Read shape and spacing from the headers alone, where the format allows.
+
+    Raises:
+        BadScan: If a header cannot be read, or tells of anything but a 3D scan with one value per voxel.
+    """
+    if scan.reader == DICOM:
+        geometry = Geometry(*read_series_geometry(scan.files))
+        _check_geometry(geometry, Path(scan.files[0]).name)
+        return geometry
+    if scan.reader not in _HEADER_READERS:
+        array, properties = _read_files(scan)
+        return Geometry(array.shape[1:], tuple(float(value) for value in properties["spacing"]))
+    geometries = [_header_geometry(path) for path in scan.files]
+    for path, geometry in zip(scan.files, geometries, strict=True):
+        _check_geometry(geometry, Path(path).name)
+        if geometry != geometries[0]:
+            raise BadScan(f"{Path(path).name} differs from {Path(scan.files[0]).name} in shape or spacing")
+    return geometries[0]
+
+
+def read_scan(scan: Scan) -> tuple[np.ndarray, tuple[float, float, float], dict[str, Any]]:
+    """Read a scan and make sure that it is one.
+
+    Args:
+        scan: What ``find_scans`` found.
+
+    Returns:
+        Values as float32 (channel, z, y, x), the spacing (z, y, x) in mm, and nnU-Net's properties.
+
+    Raises:
+        BadScan: If the scan is unreadable, truncated, not 3D, coloured, constant, lacks slices, or holds NaN or
+            infinity.
+    """
+    if scan.reader != DICOM:
+        for path in scan.files:
+            check_file(path)
+    if scan.reader == DICOM or scan.reader in _HEADER_READERS:
+        read_geometry(scan)
+    array, properties = read_series(scan.files) if scan.reader == DICOM else _read_files(scan)
+    spacing = tuple(float(value) for value in properties["spacing"])
+    if array.ndim != 4 or array.shape[0] != len(scan.channels):
+        raise BadScan(f"expected {len(scan.channels)} channels of 3D data, got an array of shape {array.shape}")
+    _check_geometry(Geometry(array.shape[1:], spacing), Path(scan.files[0]).name)
+    _check_values(array, scan.channels)
+    return array, (spacing[0], spacing[1], spacing[2]), properties
+
+
+def _read_files(scan: Scan) -> tuple[np.ndarray, dict[str, Any]]:
+    reader = _reader_class(scan.reader)
+    try:
+        return _call_reader(reader, scan.files)
+    except (RuntimeError, OSError, AssertionError, ValueError) as error:
+        raise BadScan(f"{Path(scan.files[0]).name} cannot be read: {_reason(error)}") from error
+
+
+def _call_reader(reader: type[BaseReaderWriter], files: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
+    try:
+        return reader().read_images(tuple(files))
+    except RuntimeError as error:
+        # nnU-Net, too, takes nibabel for directions that ITK refuses because they are not exactly orthonormal.
+        if reader is SimpleITKIO and _not_orthonormal(error):
+            return NibabelIO().read_images(tuple(files))
+        raise
+
+
+def _reader_class(name: str) -> type[BaseReaderWriter]:
+    return _HEADER_READERS.get(name) or recursive_find_reader_writer_by_name(name)
+
+
+def _header_geometry(path: str) -> Geometry:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(path)
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        if _not_orthonormal(error):
+            return _nibabel_geometry(path)
+        raise BadScan(f"{Path(path).name} cannot be read: {_reason(error)}") from error
+    if reader.GetNumberOfComponents() > 1:
+        raise BadScan(f"{Path(path).name} has {reader.GetNumberOfComponents()} values per voxel (colour?)")
+    return Geometry(tuple(reversed(reader.GetSize())), tuple(reversed(reader.GetSpacing())))
+
+
+def _nibabel_geometry(path: str) -> Geometry:
+    header: Any = nibabel.load(path).header
+    return Geometry(tuple(reversed(header.get_data_shape())), tuple(float(v) for v in reversed(header.get_zooms())))
+
+
+def _not_orthonormal(error: Exception) -> bool:
+    return "orthonormal" in str(error)
+
+
+def _reason(error: Exception) -> str:
+    """The last line, where ITK puts the cause."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+def _check_geometry(geometry: Geometry, name: str) -> None:
+    if len(geometry.shape) != 3 or min(geometry.shape) == 1:
+        kind = "2D" if sum(size > 1 for size in geometry.shape) < 3 else f"{len(geometry.shape)}D"
+        raise BadScan(f"{name} is {kind} ({' x '.join(map(str, geometry.shape))} voxels), not a 3D scan")
+    if not all(np.isfinite(value) and value > 0 for value in geometry.spacing):
+        raise BadScan(f"{name} has an impossible spacing {geometry.spacing}")
+
+
+def _check_values(array: np.ndarray, channels: Sequence[str]) -> None:
+    """Minimum and maximum tell all: NaN and infinity get through to them."""
+    for name, values in zip(channels, array, strict=True):
+        low, high = float(values.min()), float(values.max())
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise BadScan(f"channel {name} holds NaN or infinite values")
+        if low == high:
+            raise BadScan(f"channel {name} is constant ({low:g})")

@@ -1,0 +1,54 @@
+"""What a scan is before it is read, and the two ways in which data can be wrong."""
+
+from dataclasses import dataclass
+
+DICOM = "dicom"
+DEFAULT_READER = "SimpleITKIO"
+FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+
+
+class DataError(ValueError):
+    """The data as a whole cannot be used: one line that says what is wrong and what to do."""
+
+
+class BadScan(ValueError):  # noqa: N818 - it describes the scan; the run goes on without it
+    """One scan cannot be used. The message is the reason, as shown to the user."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One 3D scan, found but not read.
+
+    Attributes:
+        name: Unique in the pool and safe as a file name.
+        identifier: The same within its source alone, so it does not depend on what else is pooled. Files are named
+            after it.
+        source: Name of the nnU-Net dataset or of the folder.
+        store: Folder below ``nnUNet_preprocessed`` that keeps this source's volumes.
+        files: One file per channel, or the slices of a DICOM series in their order in space.
+        channels: Channel names as in dataset.json, such as ``("CT",)`` or ``("T1", "FLAIR")``.
+        is_ct: Per channel, whether its values are Hounsfield units.
+        reader: Name of the nnU-Net reader class, or ``DICOM``.
+    """
+
+    name: str
+    identifier: str
+    source: str
+    store: str
+    files: tuple[str, ...]
+    channels: tuple[str, ...]
+    is_ct: tuple[bool, ...]
+    reader: str = DEFAULT_READER
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A scan that is left out, and why."""
+
+    name: str
+    source: str
+    reason: str
+
+    def __str__(self) -> str:
+        """One line for the user."""
+        return f"{self.source}: {self.name} skipped: {self.reason}"

@@ -1,0 +1,136 @@
+"""Read preprocessed volumes: one ``.b2nd`` file with the voxels and one JSON record beside it."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+
+from pretraining.data.scan import DataError
+
+FORMAT_VERSION = 1
+_OPEN_ARRAYS = 64
+_MMAP = {} if os.name == "nt" else {"mmap_mode": "r"}  # blosc2 cannot on Windows
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A preprocessed scan on disk. It holds no open file, so it is cheap to pickle; each process opens its own.
+
+    ``(stored - mean[c]) / std[c]`` is channel ``c`` z-scored over the scan.
+
+    Attributes:
+        path: The ``.b2nd`` file.
+        name: Name of the scan.
+        source: Dataset or folder it comes from.
+        shape: (channel, z, y, x).
+        spacing: (z, y, x) in mm.
+        mean: Per channel, of the stored values.
+        std: Per channel, of the stored values.
+        is_ct: Per channel, whether the stored values are Hounsfield units.
+        dtype: Of the stored values, ``int16`` or ``float16``.
+    """
+
+    path: Path
+    name: str
+    source: str
+    shape: tuple[int, int, int, int]
+    spacing: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    is_ct: tuple[bool, ...]
+    dtype: str
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Volume":
+        """Read a volume's record.
+
+        Args:
+            path: The ``.json`` record or the ``.b2nd`` file.
+
+        Raises:
+            DataError: If the record is missing, damaged, or of a newer format.
+        """
+        return cls.from_record(Path(path).with_suffix(".b2nd"), read_record(path))
+
+    @classmethod
+    def from_record(cls, path: Path, record: Mapping[str, Any]) -> "Volume":
+        """Build it from the content of its record."""
+        try:
+            channels, depth, height, width = record["shape"]
+            z, y, x = record["spacing"]
+            return cls(
+                path=path,
+                name=record["name"],
+                source=record["source"],
+                shape=(channels, depth, height, width),
+                spacing=(z, y, x),
+                mean=tuple(record["mean"]),
+                std=tuple(record["std"]),
+                is_ct=tuple(record["is_ct"]),
+                dtype=record["dtype"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path.with_suffix('.json')} is damaged ({error!r}): delete it to redo it") from error
+
+    def renamed(self, name: str) -> "Volume":
+        """The same volume under the name it has in a pool."""
+        return replace(self, name=name)
+
+    def read(self, channel: int, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
+        """Read the box ``[start, stop)`` of one channel.
+
+        Args:
+            channel: Index of the channel.
+            start: First voxel (z, y, x).
+            stop: Voxel after the last (z, y, x).
+
+        Returns:
+            The stored values, of shape ``stop - start``.
+
+        Raises:
+            ValueError: If the box is empty or does not lie inside the scan.
+            DataError: If the file is missing or damaged.
+        """
+        axes = zip(start, stop, self.shape[1:], strict=True)
+        if not 0 <= channel < self.shape[0] or not all(0 <= low < high <= size for low, high, size in axes):
+            box = f"channel {channel}, {tuple(start)} to {tuple(stop)}"
+            raise ValueError(f"{self.name}: {box} is not inside the scan of shape {self.shape}")
+        try:
+            array = _open(str(self.path), self.path.stat().st_mtime_ns)
+            if tuple(array.shape) != self.shape or array.dtype != np.dtype(self.dtype):
+                raise RuntimeError(f"its shape {array.shape} or type {array.dtype} is not what the record says")
+            z, y, x = (slice(int(low), int(high)) for low, high in zip(start, stop, strict=True))
+            return array[channel, z, y, x]
+        except (OSError, RuntimeError, ValueError) as error:
+            raise DataError(f"{self.path} cannot be read ({error}): delete it to redo the scan") from error
+
+
+@lru_cache(maxsize=_OPEN_ARRAYS)
+def _open(path: str, modified: int) -> blosc2.NDArray:
+    """Open a file once per process; ``modified`` makes a file that was replaced a different one."""
+    return blosc2.open(path, mode="r", dparams={"nthreads": 1}, **_MMAP)
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """Read the JSON record of a volume, given by either of its two files.
+
+    Raises:
+        DataError: If it is missing, damaged, or of a newer format.
+    """
+    path = Path(path).with_suffix(".json")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): preprocess the scan again") from error
+    except ValueError as error:
+        raise DataError(f"{path} is damaged ({error}): delete it to redo the scan") from error
+    version = record.get("format_version") if isinstance(record, dict) else None
+    if version != FORMAT_VERSION:
+        raise DataError(f"{path} has format {version}, this version reads {FORMAT_VERSION}: delete it to redo the scan")
+    return record

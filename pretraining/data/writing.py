@@ -1,0 +1,106 @@
+"""Write preprocessed volumes: compressed in blocks that suit the crops, and never seen half written."""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+
+from pretraining.data.scan import DataError
+from pretraining.data.store import FORMAT_VERSION, Volume
+
+_LEFTOVER_AGE = 3600.0  # s; nothing takes as long to write, so an older temporary file has lost its writer
+_LARGEST_BLOCK = 32  # voxels per axis: 8 x 32 x 32 int16 are 16 KiB, which stays in the first-level cache
+
+# Measured with 25 x 137 x 137 crops from int16 120 x 400 x 400 (a CT resampled to that size, with noise of 12 HU; file
+# cached, one thread, 2-core machine, median of 120): blocks of 8 x 32 x 32 in chunks of about a crop 0.55 ms and 54 %
+# of the raw size with LZ4HC, 0.73 ms and 60 % with LZ4; without memory mapping 0.90 ms; nnU-Net's layout (blocks of
+# 16 x 64 x 64) 1.4 ms; uncompressed 0.12 ms from the page cache, at twice the size.
+_COMPRESSION = {
+    "codec": blosc2.Codec.LZ4HC,
+    "clevel": 5,
+    "filters": [blosc2.Filter.SHUFFLE],
+    "filters_meta": [0],
+    "nthreads": 1,
+}
+
+
+def write_volume(path: Path, data: np.ndarray, record: Mapping[str, Any], crop_size: Sequence[int]) -> Volume:
+    """Write voxels and record, each at once: a reader never sees half a file, and the record comes last.
+
+    Args:
+        path: The ``.b2nd`` file to write.
+        data: (channel, z, y, x).
+        record: What to write beside shape, dtype and file size.
+        crop_size: (z, y, x) of the crops that will be read, which decides the layout.
+
+    Raises:
+        DataError: If the disk is full or not writable.
+    """
+    record = {
+        "format_version": FORMAT_VERSION,
+        **record,
+        "shape": list(data.shape),
+        "dtype": data.dtype.name,
+    }
+    chunks, blocks = storage_layout(data.shape, crop_size)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".json").unlink(missing_ok=True)
+        with _replacing(path) as temporary:
+            blosc2.asarray(
+                np.ascontiguousarray(data),
+                urlpath=temporary,
+                mode="w",
+                chunks=chunks,
+                blocks=blocks,
+                cparams=_COMPRESSION,
+            )
+        record["file_size"] = path.stat().st_size
+        with _replacing(path.with_suffix(".json")) as temporary:
+            Path(temporary).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path} cannot be written ({error.strerror or error}): check space and rights") from error
+    return Volume.from_record(path, record)
+
+
+def storage_layout(shape: Sequence[int], crop_size: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Choose chunks and blocks for reading random crops: a block is about a third of a crop, a chunk about a crop.
+
+    Args:
+        shape: (channel, z, y, x).
+        crop_size: (z, y, x).
+
+    Returns:
+        Chunk shape and block shape, one channel each.
+    """
+    chunks, blocks = [1], [1]
+    for size, crop in zip(shape[1:], crop_size, strict=True):
+        third = max(1, crop // 3)
+        block = min(2 ** (third.bit_length() - 1), _LARGEST_BLOCK, size)
+        blocks.append(block)
+        chunks.append(block * min(max(1, round(crop / block)), -(-size // block)))
+    return tuple(chunks), tuple(blocks)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete temporary files whose writer was killed; those of a run that is at work are younger, and stay."""
+    for path in folder.glob(".*.tmp"):
+        if time.time() - path.stat().st_mtime > _LEFTOVER_AGE:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[str]:
+    """Give a temporary name beside ``path``, renamed to it on success and removed on failure."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield str(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

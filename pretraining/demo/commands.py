@@ -1,0 +1,102 @@
+"""Runs commands as a user would type them: shown first, output on the console and in a log file."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+_CHUNK = 4096
+
+
+class CommandError(Exception):
+    """A command is missing or failed; the message says which, and where its log is."""
+
+
+def find_command(name: str) -> str:
+    """The path of a console script: that of the running environment, activated or not, else the first on PATH.
+
+    Raises:
+        CommandError: There is none.
+    """
+    own_folders = os.pathsep.join([str(Path(sys.executable).parent), sysconfig.get_path("scripts")])
+    path = shutil.which(name, path=own_folders) or shutil.which(name)
+    if path is None:
+        raise CommandError(f"{name} is neither beside {sys.executable} nor on PATH; is its package installed?")
+    return path
+
+
+class CommandRunner:
+    """Runs commands one after the other with the same environment and numbers their logs."""
+
+    def __init__(self, log_folder: Path, environment: Mapping[str, str]) -> None:
+        """Prepare.
+
+        Args:
+            log_folder: Gets one file NN_command.txt for each command; created.
+            environment: All variables of the commands; added to, never to this process's own.
+        """
+        log_folder.mkdir(parents=True, exist_ok=True)
+        self._log_folder = log_folder
+        # Without it, a command would hold its output back until it ends, as it writes into a pipe.
+        self._environment = {**environment, "PYTHONUNBUFFERED": "1"}
+        self._number = 0
+
+    def set_variable(self, name: str, value: str) -> None:
+        """Set an environment variable for the commands to come."""
+        self._environment[name] = value
+
+    def run(self, command: Sequence[str]) -> None:
+        """Run a command; its output goes to the console and to its log as it comes.
+
+        Raises:
+            CommandError: It is missing or ends with an exit code other than 0.
+        """
+        name = command[0]
+        executable = find_command(name)
+        self._number += 1
+        log = self._log_folder / f"{self._number:02d}_{name}.txt"
+        print(f"\n$ {shlex.join(command)}", flush=True)
+        with log.open("w", encoding="utf-8") as log_file:
+            log_file.write(f"$ {shlex.join(command)}\n")
+            exit_code = self._stream([executable, *command[1:]], log_file.write)
+        if exit_code:
+            raise CommandError(f"{name} ended with exit code {exit_code}; its output is in {log}")
+
+    def output_of(self, command: Sequence[str]) -> str:
+        """What a command prints, without the white space around it.
+
+        Raises:
+            CommandError: It is missing or ends with an exit code other than 0.
+        """
+        executable = find_command(command[0])
+        result = subprocess.run(
+            [executable, *command[1:]], env=self._environment, capture_output=True, text=True, check=False
+        )
+        if result.returncode:
+            reason = result.stderr.strip().splitlines()
+            raise CommandError(
+                f"{shlex.join(command)} ended with exit code {result.returncode}"
+                + (f": {reason[-1]}" if reason else "")
+            )
+        return result.stdout.strip()
+
+    def _stream(self, command: Sequence[str], write_log: Callable[[str], object]) -> int:
+        """Copy the output piece by piece, not by line, so that progress bars move; return the exit code."""
+        decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
+        with subprocess.Popen(
+            command, env=self._environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as process:
+            assert process.stdout is not None  # because of PIPE
+            while chunk := os.read(process.stdout.fileno(), _CHUNK):
+                text = decode(chunk)
+                sys.stdout.write(text)
+                sys.stdout.flush()
+                write_log(text)
+        return process.returncode

@@ -1,0 +1,228 @@
+"""pgl_demo: the whole way from unlabelled scans to segmented test scans, on generated CT phantoms."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pretraining.demo.commands import CommandError, CommandRunner
+from pretraining.demo.datasets import FILE_ENDING, write_labelled_dataset, write_unlabelled_dataset
+from pretraining.demo.pictures import PredictedCase, draw_phantom, draw_predictions, read_volume
+from pretraining.demo.results import CaseResult, dice_table, read_results
+
+UNLABELLED_ID, UNLABELLED_NAME, N_UNLABELLED = 501, "PGLDemoUnlabelled", 24
+LABELLED_ID, LABELLED_NAME, N_TRAIN, N_TEST = 502, "PGLDemoTorso", 8, 4
+RUN_NAME = "demo"
+TRAINER, CONFIGURATION, FOLD = "nnUNetTrainerPGL_demo", "3d_fullres", "0"
+# Chosen so that the demo takes minutes on two CPU cores; real runs keep the defaults.
+PRETRAIN_OPTIONS = ("-epochs", "12", "-b", "8", "-patch", "16", "64", "64", "-optimizer", "adamw")
+N_PROCESSES = "2"
+
+_MARKER = "pgl_demo.txt"
+_OWN_NAMES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "logs", "predictions", "pictures", _MARKER)
+
+
+class DemoFolderError(Exception):
+    """The demo may not write into the folder; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class DemoFolder:
+    """Where the demo keeps what."""
+
+    root: Path
+
+    @property
+    def raw(self) -> Path:
+        """The folder for nnUNet_raw."""
+        return self.root / "nnUNet_raw"
+
+    @property
+    def preprocessed(self) -> Path:
+        """The folder for nnUNet_preprocessed."""
+        return self.root / "nnUNet_preprocessed"
+
+    @property
+    def results(self) -> Path:
+        """The folder for nnUNet_results."""
+        return self.root / "nnUNet_results"
+
+    @property
+    def labelled(self) -> Path:
+        """The raw dataset with labels."""
+        return self.raw / f"Dataset{LABELLED_ID}_{LABELLED_NAME}"
+
+    @property
+    def predictions(self) -> Path:
+        """The segmentations of the test scans."""
+        return self.root / "predictions"
+
+    @property
+    def pictures(self) -> Path:
+        """The pictures that the demo draws itself."""
+        return self.root / "pictures"
+
+    @property
+    def pretraining(self) -> Path:
+        """The folder of the pre-training run."""
+        return self.results / "PGL" / RUN_NAME
+
+    @property
+    def model(self) -> Path:
+        """The folder of the fine-tuned model."""
+        return self.results / self.labelled.name / f"{TRAINER}__nnUNetPlans__{CONFIGURATION}"
+
+    def prepare(self, overwrite: bool) -> None:
+        """Create the folder, or empty that of a former demo of all that a demo writes.
+
+        Raises:
+            DemoFolderError: The folder holds something else, or a former demo and ``overwrite`` is not set.
+        """
+        if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+            if not (self.root / _MARKER).is_file():
+                raise DemoFolderError(f"{self.root} exists and holds no former demo; choose another folder with -o")
+            if not overwrite:
+                raise DemoFolderError(f"{self.root} holds a former demo; add --overwrite, or choose another with -o")
+            self._remove_former()
+        for folder in (self.raw, self.preprocessed, self.results):
+            folder.mkdir(parents=True)
+        (self.root / _MARKER).write_text("Written by pgl_demo, which may overwrite this folder.\n", encoding="utf-8")
+
+    def _remove_former(self) -> None:
+        for name in _OWN_NAMES:
+            path = self.root / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def demo_entry() -> None:
+    """Entry point of ``pgl_demo``."""
+    arguments = _parser().parse_args()
+    folder = DemoFolder(arguments.output.expanduser().resolve())
+    try:
+        folder.prepare(arguments.overwrite)
+        _run_demo(folder, arguments.device, arguments.seed)
+    except (DemoFolderError, CommandError) as error:
+        sys.exit(f"pgl_demo: {error}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pgl_demo",
+        description="Shows all of it on generated CT phantoms: pre-training without labels, nnU-Net training from the "
+        "pre-trained encoder, prediction, evaluation. Takes some minutes on a laptop CPU.",
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("pgl_demo"), metavar="FOLDER", help="new folder (default: ./pgl_demo)"
+    )
+    parser.add_argument(
+        "-device",
+        "--device",
+        choices=("cpu", "cuda", "mps"),
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="default: cuda where there is one, else cpu",
+    )
+    parser.add_argument("-seed", "--seed", type=int, default=0, help="of phantoms and pre-training (default: 0)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a former demo in FOLDER")
+    return parser
+
+
+def _run_demo(folder: DemoFolder, device: str, seed: int) -> None:
+    start = time.monotonic()
+    runner = CommandRunner(folder.root / "logs", _environment(folder))
+    _announce_variables(folder, runner)
+    _write_datasets(folder, seed)
+    for command in _commands(folder, device, seed):
+        begin = time.monotonic()
+        runner.run(command)
+        print(f"({time.monotonic() - begin:.0f} s)", flush=True)
+    results = read_results(folder.predictions / "summary.json", FILE_ENDING)
+    pictures = _draw_pictures(folder, results)
+    print(f"\nDice on {len(results)} test scans\n{dice_table(results)}\n\nPictures")
+    for picture in pictures:
+        print(f"  {picture}")
+    print(f"\nThe demo took {(time.monotonic() - start) / 60:.1f} minutes. All of it is in {folder.root}")
+
+
+def _environment(folder: DemoFolder) -> dict[str, str]:
+    """The variables of the commands: nnU-Net's folders are the demo's, whatever the user has set."""
+    environment = dict(os.environ)
+    environment.pop("PGL_CHECKPOINT", None)  # the demo's own run is the one to start from
+    # As many processes as there are cores; nnU-Net's defaults are meant for larger machines.
+    environment.setdefault("nnUNet_n_proc_DA", N_PROCESSES)
+    environment.setdefault("nnUNet_def_n_proc", N_PROCESSES)
+    return {
+        **environment,
+        "nnUNet_raw": str(folder.raw),
+        "nnUNet_preprocessed": str(folder.preprocessed),
+        "nnUNet_results": str(folder.results),
+    }
+
+
+def _announce_variables(folder: DemoFolder, runner: CommandRunner) -> None:
+    """Set nnUNet_extTrainer and print what a user would type to have the same variables."""
+    runner.set_variable("nnUNet_extTrainer", runner.output_of(["pgl_extension"]))
+    print("The demo runs the following with these variables, set for its own commands only:\n")
+    print(f'export nnUNet_raw="{folder.raw}"')
+    print(f'export nnUNet_preprocessed="{folder.preprocessed}"')
+    print(f'export nnUNet_results="{folder.results}"')
+    print('export nnUNet_extTrainer="$(pgl_extension)"', flush=True)
+
+
+def _write_datasets(folder: DemoFolder, seed: int) -> None:
+    print(f"\nGenerating {N_UNLABELLED} scans without and {N_TRAIN} + {N_TEST} with labels ...", flush=True)
+    write_unlabelled_dataset(folder.raw, UNLABELLED_ID, UNLABELLED_NAME, N_UNLABELLED, seed)
+    write_labelled_dataset(folder.raw, LABELLED_ID, LABELLED_NAME, N_TRAIN, N_TEST, seed)
+
+
+def _commands(folder: DemoFolder, device: str, seed: int) -> list[list[str]]:
+    """The commands of the demo in their order."""
+    dataset = str(LABELLED_ID)
+    on_device = ["-device", device]
+    pretrain = ["pgl_pretrain", "-d", str(UNLABELLED_ID), "-o", RUN_NAME, *PRETRAIN_OPTIONS]
+    predict = ["nnUNetv2_predict", "-i", str(folder.labelled / "imagesTs"), "-o", str(folder.predictions)]
+    predict += ["-d", dataset, "-c", CONFIGURATION, "-f", FOLD, "-tr", TRAINER, *on_device]
+    evaluate = ["nnUNetv2_evaluate_folder", str(folder.labelled / "labelsTs"), str(folder.predictions)]
+    evaluate += ["-djfile", str(folder.model / "dataset.json"), "-pfile", str(folder.model / "plans.json")]
+    plan = ["nnUNetv2_plan_and_preprocess", "-d", dataset, "-c", CONFIGURATION, "-np", N_PROCESSES]
+    return [
+        [*pretrain, "-np", N_PROCESSES, "-seed", str(seed), *on_device],
+        [*plan, "--verify_dataset_integrity"],
+        ["nnUNetv2_train", dataset, CONFIGURATION, FOLD, "-tr", TRAINER, *on_device],
+        [*predict, "--disable_tta", "-npp", "1", "-nps", "1"],
+        [*evaluate, "-np", N_PROCESSES],
+    ]
+
+
+def _draw_pictures(folder: DemoFolder, results: list[CaseResult]) -> list[Path]:
+    """Draw the demo's own pictures; return them and those that the commands have drawn, in the demo's order."""
+    phantom, predictions = folder.pictures / "phantom.png", folder.pictures / "predictions.png"
+    first = f"{LABELLED_NAME}_000"
+    image = read_volume(folder.labelled / "imagesTr" / f"{first}_0000{FILE_ENDING}")
+    draw_phantom(image, read_volume(folder.labelled / "labelsTr" / f"{first}{FILE_ENDING}"), phantom)
+    chosen = {"Worst": results[0], "Best": results[-1]}
+    draw_predictions([_predicted_case(folder, which, result) for which, result in chosen.items()], predictions)
+    drawn = [folder.pretraining / "views.png", folder.pretraining / "progress.png"]
+    drawn.append(folder.model / f"fold_{FOLD}" / "progress.png")
+    return [phantom, *(picture for picture in drawn if picture.is_file()), predictions]
+
+
+def _predicted_case(folder: DemoFolder, which: str, result: CaseResult) -> PredictedCase:
+    segmentation = f"{result.case}{FILE_ENDING}"
+    dice = "undefined" if math.isnan(result.mean_dice) else f"{result.mean_dice:.3f}"
+    return PredictedCase(
+        title=f"{which} case, {result.case}: mean Dice {dice}",
+        image=read_volume(folder.labelled / "imagesTs" / f"{result.case}_0000{FILE_ENDING}"),
+        truth=read_volume(folder.labelled / "labelsTs" / segmentation),
+        prediction=read_volume(folder.predictions / segmentation),
+    )

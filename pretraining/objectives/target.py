@@ -1,0 +1,31 @@
+"""The target path: a copy of the online path that follows it slowly (eq. 10, after BYOL)."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import nn
+
+
+def target_decay(step: int, steps: int, base: float = 0.996) -> float:
+    """Decay rate tau after ``step`` of ``steps``: from ``base`` to 1 on a cosine (section 5.1; Grill et al. 2020)."""
+    return 1.0 - (1.0 - base) * (math.cos(math.pi * min(step, steps) / max(steps, 1)) + 1.0) / 2.0
+
+
+def make_target(online: nn.Module) -> nn.Module:
+    """A copy without gradients, equal to the online module at the start."""
+    return copy.deepcopy(online).requires_grad_(False)
+
+
+@torch.no_grad()
+def update_target(target: nn.Module, online: nn.Module, decay: float) -> None:
+    """Moves target to decay * target + (1 - decay) * online, for every parameter; buffers are copied.
+
+    The target path normalises with the statistics of its own batch while training, as in BYOL, so its running
+    statistics serve no one; copying them keeps the state complete.
+    """
+    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), 1.0 - decay)
+    for own, other in zip(target.buffers(), online.buffers(), strict=True):
+        own.copy_(other)

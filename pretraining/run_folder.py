@@ -1,0 +1,91 @@
+"""Where a run lives, and whether it may start or go on there."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunetv2.paths import nnUNet_results
+
+from pretraining.config import PretrainConfig
+
+
+class RunError(ValueError):
+    """A run that cannot start or go on as asked; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """``$nnUNet_results/PGL/<run name>``."""
+
+    path: Path
+
+    @classmethod
+    def named(cls, name: str) -> RunFolder:
+        """The folder of a run.
+
+        Raises:
+            RunError: If nnUNet_results is not set, or the name is not one of a folder.
+        """
+        if not nnUNet_results.is_set():
+            raise RunError("nnUNet_results is not set: export nnUNet_results=/path/to/nnUNet_results")
+        if not name or name in (".", "..") or Path(name).name != name:
+            raise RunError(f"-o {name!r} is not a name for a folder")
+        return cls(Path(nnUNet_results) / "PGL" / name)
+
+    @property
+    def config_file(self) -> Path:
+        """Settings of the run."""
+        return self.path / "config.json"
+
+    @property
+    def latest(self) -> Path:
+        """Everything needed to go on."""
+        return self.path / "checkpoint_latest.pth"
+
+    @property
+    def final(self) -> Path:
+        """The encoder."""
+        return self.path / "checkpoint_final.pth"
+
+    def start(self, config: PretrainConfig) -> None:
+        """Makes the folder of a new run and writes its settings.
+
+        Raises:
+            RunError: If a run is already there.
+        """
+        if self.latest.exists() or self.final.exists():
+            raise RunError(
+                f"{self.path} already holds a run: add --c to continue it, choose another name with -o, or delete it"
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        temporary = self.config_file.with_name(".config.json.tmp")
+        temporary.write_text(json.dumps(config.to_dict(), indent=4) + "\n")
+        os.replace(temporary, self.config_file)
+
+    def settings_to_continue(self) -> PretrainConfig:
+        """Settings of the run that is there.
+
+        Raises:
+            RunError: If there is nothing to continue.
+        """
+        if not self.config_file.exists():
+            raise RunError(f"nothing to continue: {self.path} holds no run; start it without --c")
+        return PretrainConfig.load(self.config_file)
+
+
+def require_same(given: PretrainConfig, stored: PretrainConfig, folder: RunFolder) -> None:
+    """Stops a continued run whose settings were changed.
+
+    Raises:
+        RunError: Names each setting with both values.
+    """
+    different = given.differences(stored)
+    if different:
+        listed = "; ".join(f"{name}: the run has {theirs}, you gave {own}" for name, own, theirs in different)
+        raise RunError(
+            f"--c continues {folder.path} with its own settings, and these differ: {listed}. Leave them out to go on "
+            "with the run's values, or start a new run with -o"
+        )

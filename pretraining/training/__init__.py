@@ -1,0 +1,1 @@
+"""Training: loop, optimiser and schedules, processes, resuming, progress, and the correspondence metric."""

@@ -1,0 +1,90 @@
+"""The encoder checkpoint of a finished run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+import numpy as np
+
+from nnunetv2_pgl.checkpoint import EncoderCheckpoint
+from nnunetv2_pgl.networks import ResNet50Encoder
+from pretraining.config import PretrainConfig
+
+
+def make_checkpoint(
+    encoder: ResNet50Encoder,
+    config: PretrainConfig,
+    spacing: Sequence[float],
+    is_ct: bool,
+    num_scans: int,
+    last_record: dict[str, Any],
+) -> EncoderCheckpoint:
+    """The online encoder with all that its users need to know.
+
+    Args:
+        encoder: The online encoder ("we only keep the encoder in the online path", section 3.1).
+        config: Settings of the run.
+        spacing: Spacing (z, y, x) in mm of the scans as trained on, the median where it varies.
+        is_ct: Whether all scans were CT.
+        num_scans: Scans trained on.
+        last_record: The last epoch's record.
+    """
+    z, y, x = (float(s) for s in spacing)
+    pgl = {
+        "method": config.method,
+        "architecture": {
+            "name": config.architecture,
+            "norm": encoder.norm_name,
+            "centred": encoder.centred,
+            "strides": list(encoder.strides),
+            "in_channels": 1,
+        },
+        "config": config.to_dict(),
+        "datasets": list(config.datasets),
+        "epochs": config.epochs,
+        "num_scans": num_scans,
+        "intensity": _intensity(is_ct),
+        "spacing": [z, y, x],
+        "view_size": list(config.views.size),
+        "metrics": {key: float(np.float64(value)) for key, value in last_record.items()},
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": _versions(),
+    }
+    weights = {key: value.detach().cpu().clone() for key, value in encoder.state_dict().items()}
+    return EncoderCheckpoint(weights, pgl, _adaptation_plan(pgl))
+
+
+def _intensity(is_ct: bool) -> dict[str, Any]:
+    if is_ct:
+        return {"modality": "ct", "clip": [-1024.0, 325.0], "normalisation": "z-score per scan"}
+    return {"modality": "other", "clip": None, "normalisation": "z-score per scan and channel"}
+
+
+def _versions() -> dict[str, str]:
+    names = ("nnunetv2-pgl", "nnunetv2", "torch", "numpy")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
+
+
+def _adaptation_plan(pgl: dict[str, Any]) -> dict[str, Any]:
+    """The same in nnssl's schema; its tools know no ResNet-50, so they will name the architecture and stop."""
+    architecture = pgl["architecture"]
+    return {
+        "architecture_plans": {
+            "arch_class_name": "PGLResNet50",
+            "arch_kwargs": {key: architecture[key] for key in ("strides", "norm", "centred")},
+            "arch_kwargs_requiring_import": None,
+        },
+        "pretrain_plan": {
+            "configurations": {"pgl": {"patch_size": list(pgl["view_size"]), "spacing": list(pgl["spacing"])}}
+        },
+        "pretrain_num_input_channels": architecture["in_channels"],
+        "recommended_downstream_patchsize": list(pgl["view_size"]),
+        "key_to_encoder": "encoder",
+        "key_to_stem": "encoder.conv",
+        "keys_to_in_proj": ["encoder.conv"],
+        "key_to_lpe": None,
+    }

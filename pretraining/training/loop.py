@@ -1,0 +1,251 @@
+"""The training loop: one function per run, per epoch and per step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from nnunetv2_pgl.networks import ResNet50Encoder
+from nnunetv2_pgl.precision import has_bfloat16
+from pretraining.config import PretrainConfig
+from pretraining.data import Volume
+from pretraining.objectives import PGL, target_decay
+from pretraining.training.correspondence import measure_correspondence, validation_batches
+from pretraining.training.distributed import Processes
+from pretraining.training.optimisation import learning_rate_at, make_optimizer, set_learning_rate
+from pretraining.training.progress import RunLog, epoch_lines, plot_progress, write_metrics
+from pretraining.training.sampler import PairSampler
+from pretraining.training.state import TrainingState
+from pretraining.views import ViewPairBatch, ViewPairDataset
+
+_CALIBRATION_BATCHES = 4
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Scans to train on and scans held out for the correspondence metric."""
+
+    training: Sequence[Volume]
+    validation: Sequence[Volume]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how a run is computed; does not change what is computed.
+
+    Attributes:
+        device: "cuda", "cpu" or "mps".
+        processes: This process among those that train together.
+        workers: Data loading processes; 0 reads in the training process.
+        save_every: Epochs between two writes of ``checkpoint_latest.pth``.
+    """
+
+    device: str
+    processes: Processes
+    workers: int
+    save_every: int = 1
+
+
+def steps_per_epoch(config: PretrainConfig, training_scans: int) -> int:
+    """Whole batches in an epoch, at least one."""
+    return max(1, (config.pairs_per_epoch or training_scans) // config.batch_size)
+
+
+def train(
+    config: PretrainConfig, pool: Pool, folder: Path, runtime: Runtime, log: RunLog, resume: bool
+) -> TrainingState:
+    """Trains, writing state and pictures to the run folder after every epoch, and returns the last state.
+
+    Raises:
+        TrainingError: If the loss is not finite any more.
+        CheckpointError: If a run cannot be continued.
+        OSError: If the state cannot be written.
+    """
+    run = _Run(config, pool, folder, runtime, log)
+    if resume:
+        run.state.restore(folder / "checkpoint_latest.pth")
+        log(f"Continuing after epoch {run.state.epoch} of {config.epochs}")
+    elif runtime.processes.is_main:
+        run.measure_baseline()
+    runtime.processes.barrier()
+    while run.state.epoch < config.epochs:
+        run.epoch()
+    return run.state
+
+
+class _Run:
+    """What the epochs of one run share."""
+
+    def __init__(self, config: PretrainConfig, pool: Pool, folder: Path, runtime: Runtime, log: RunLog):
+        self.config, self.folder, self.runtime, self.log = config, folder, runtime, log
+        self.processes = runtime.processes
+        self.device = self.processes.device(runtime.device)
+        self.precision = torch.bfloat16 if has_bfloat16(self.device) else None
+        self.steps = steps_per_epoch(config, len(pool.training))
+        self.state = _initial_state(config, self.device, self.precision)
+        self.sampler = PairSampler(
+            len(pool.training),
+            self.steps,
+            config.batch_size,
+            config.accumulate,
+            config.seed,
+            self.processes.rank,
+            self.processes.count,
+        )
+        self.loader = DataLoader(
+            ViewPairDataset(pool.training, config.views, config.seed),
+            batch_sampler=self.sampler,
+            collate_fn=ViewPairBatch.collate,
+            num_workers=runtime.workers,
+            persistent_workers=runtime.workers > 0,
+            pin_memory=self.device.type == "cuda",
+        )
+        scans = pool.validation or pool.training
+        self.validation = validation_batches(scans, config.views, config.seed) if self.processes.is_main else []
+        self.model = self._wrapped()
+
+    def _wrapped(self) -> nn.Module:
+        if self.processes.count == 1:
+            return self.state.objective
+        on_gpu = self.device.type == "cuda"
+        module = nn.SyncBatchNorm.convert_sync_batchnorm(self.state.objective) if on_gpu else self.state.objective
+        return DistributedDataParallel(module, device_ids=[self.processes.local_rank] if on_gpu else None)
+
+    def measure_baseline(self) -> None:
+        """The correspondence of the untrained encoder, after its norms have seen a few batches."""
+        encoder = self.state.objective.encoder
+        with torch.no_grad(), self._autocast():
+            for batch in self.validation[:_CALIBRATION_BATCHES]:
+                encoder(batch.to(self.device).render(self.config.views.size))
+        measured = measure_correspondence(encoder, self.validation, self.config.views.size, self.device, self.precision)
+        self.state.baseline = {"correspondence": measured.share, "miss_distance": measured.distance}
+        self.log(f"Before training: {measured}")
+
+    def epoch(self) -> None:
+        """One pass over the pool, then log, curves and state."""
+        started = time.perf_counter()
+        self.sampler.epoch = self.state.epoch
+        sums = torch.zeros(3, device=self.device)
+        waited = 0.0
+        batches = iter(self.loader)
+        bar = tqdm(
+            range(self.steps),
+            desc=f"Epoch {self.state.epoch}",
+            unit="step",
+            leave=False,
+            disable=not self.processes.is_main,
+        )
+        for step in bar:
+            sums, waiting = self._step(self.state.epoch * self.steps + step, batches, sums)
+            waited += waiting
+            if step % 10 == 0 or step == self.steps - 1:
+                loss = float(sums[0]) / (step + 1)
+                if not math.isfinite(loss):
+                    raise TrainingError(
+                        f"the loss is not finite in epoch {self.state.epoch}; the state before it is in "
+                        f"{self.folder}: start again with a lower -lr"
+                    )
+                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        seconds = time.perf_counter() - started
+        loss, spread, interpolated = (self.processes.mean(sums) / self.steps).tolist()
+        record = self._record(seconds, waited, loss, spread, interpolated)
+        self.state.epoch += 1
+        if self.processes.is_main:
+            self._report(record)
+        self.processes.barrier()
+
+    def _step(self, step: int, batches: Iterator[ViewPairBatch], sums: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """One update of online and target path; adds loss, feature spread and interpolated share to ``sums``."""
+        total = self.steps * self.config.epochs
+        warmup = self.steps * self.config.warmup_epochs
+        set_learning_rate(self.state.optimizer, learning_rate_at(step, total, warmup, self.config.peak_learning_rate))
+        generator = torch.Generator(self.device).manual_seed(self._step_seed(step))
+        waited = 0.0
+        for part in range(self.config.accumulate):
+            started = time.perf_counter()
+            batch = next(batches).to(self.device)
+            waited += time.perf_counter() - started
+            views = batch.render(self.config.views.size, generator)
+            with self._synchronised(last=part == self.config.accumulate - 1):
+                output = self.model(views, batch.geometries)
+                (output.loss / self.config.accumulate).backward()
+            sums = sums + torch.stack([value.detach().float() for value in output]) / self.config.accumulate
+        self.state.optimizer.step()
+        self.state.optimizer.zero_grad(set_to_none=True)
+        self.state.objective.update_target(target_decay(step, total, self.config.target_decay))
+        return sums, waited
+
+    def _record(self, seconds: float, waited: float, loss: float, spread: float, interpolated: float) -> dict[str, Any]:
+        config, epoch = self.config, self.state.epoch
+        pairs = self.steps * config.batch_size
+        last_step = (epoch + 1) * self.steps - 1
+        return {
+            "epoch": epoch,
+            "loss": loss,
+            "feature_std": spread,
+            "interpolated": interpolated,
+            "learning_rate": self.state.optimizer.param_groups[0]["lr"],
+            "tau": target_decay(last_step, self.steps * config.epochs, config.target_decay),
+            "seconds": seconds,
+            "scans_per_second": pairs / seconds,
+            "views_per_second": 2 * pairs / seconds,
+            "waiting": waited / seconds,
+        }
+
+    def _report(self, record: dict[str, Any]) -> None:
+        """Measures the correspondence, logs the epoch, draws the curves and saves the state."""
+        measured = measure_correspondence(
+            self.state.objective.encoder, self.validation, self.config.views.size, self.device, self.precision
+        )
+        record |= {
+            "correspondence": measured.share,
+            "miss_distance": measured.distance,
+            "chance": measured.chance,
+        }
+        self.state.history.append(record)
+        recent = [r["seconds"] for r in self.state.history[-5:]]
+        left = self.config.epochs - self.state.epoch
+        self.log(*epoch_lines(record, left * sum(recent) / len(recent)))
+        write_metrics(self.state.history, self.folder / "metrics.jsonl")
+        plot_progress(self.state.history, self.state.baseline, self.folder / "progress.png")
+        if self.state.epoch % self.runtime.save_every == 0 or left == 0:
+            self.state.save(self.folder / "checkpoint_latest.pth")
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not None)
+
+    def _synchronised(self, last: bool) -> Any:
+        """Gradients are exchanged only with the last part of a step."""
+        if isinstance(self.model, DistributedDataParallel) and not last:
+            return self.model.no_sync()
+        return nullcontext()
+
+    def _step_seed(self, step: int) -> int:
+        return int(np.random.SeedSequence((self.config.seed, step, self.processes.rank)).generate_state(1)[0])
+
+
+def _initial_state(config: PretrainConfig, device: torch.device, precision: torch.dtype | None) -> TrainingState:
+    torch.manual_seed(config.seed)
+    encoder = ResNet50Encoder(1, config.encoder_strides, config.norm)
+    objective = PGL(
+        encoder, config.views.size, config.hidden_channels, config.out_channels, config.interpolated_only, precision
+    ).to(device)
+    objective.train()
+    optimizer = make_optimizer(config.optimizer, objective, config.peak_learning_rate, config.weight_decay)
+    return TrainingState(objective, optimizer, config=config.to_dict())

@@ -1,0 +1,53 @@
+"""Optimisers and the learning rate schedule (section 5.1)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from timm.optim.lars import Lars
+from torch import nn
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weights with decay; biases and norms without.
+
+    `timm.optim.Lars` adapts only groups with a weight decay, so the second group is also left out of the layer-wise
+    scaling, as in BYOL.
+    """
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def make_optimizer(name: str, module: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    """LARS (paper), SGD with momentum 0.9, or AdamW.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    groups = parameter_groups(module, weight_decay)
+    if name == "lars":
+        return Lars(groups, lr=learning_rate, momentum=0.9)
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9)
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=learning_rate)
+    raise ValueError(f"optimizer must be lars, sgd or adamw, got '{name}'")
+
+
+def learning_rate_at(step: int, steps: int, warmup_steps: int, peak: float) -> float:
+    """Linear warm-up to ``peak`` over ``warmup_steps``, then cosine decay to 0 at ``steps``; no restart."""
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(steps - warmup_steps, 1)
+    return peak * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Sets the learning rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate

@@ -1,0 +1,65 @@
+"""Which scan each pair is drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+class PairSampler(Sampler[list[tuple[int, int]]]):
+    """An endless shuffled stream of scans, cut into epochs, steps, processes and parts of a step.
+
+    Draws are numbered over the whole run. Draw ``d`` belongs to pass ``d // scans`` over the pool, each pass in
+    an order of its own, so that every scan is drawn equally often whatever the batch size. Step ``s`` takes the draws
+    ``s * batch .. (s + 1) * batch - 1``, and process ``r`` of ``n`` the ``r``-th of ``n`` equal parts of them: together
+    the processes see what a single one would.
+
+    Args:
+        scans: Number of training scans.
+        steps: Steps per epoch.
+        batch_size: Pairs per step, over all processes.
+        accumulate: Parts of a step per process.
+        rank: This process.
+        processes: Number of processes.
+        seed: Seed of the run.
+
+    Raises:
+        ValueError: If a step's pairs cannot be divided evenly.
+    """
+
+    def __init__(
+        self, scans: int, steps: int, batch_size: int, accumulate: int, seed: int, rank: int = 0, processes: int = 1
+    ):
+        if batch_size % (processes * accumulate):
+            raise ValueError(
+                f"a batch of {batch_size} pairs cannot be divided evenly over {processes} processes and {accumulate} "
+                "accumulated parts; choose -b as a multiple of both"
+            )
+        self.scans, self.steps, self.batch_size, self.accumulate = scans, steps, batch_size, accumulate
+        self.seed, self.rank, self.processes = seed, rank, processes
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.steps * self.accumulate
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Parts of this epoch's steps, each a list of (number of the draw, index of the scan)."""
+        own = self.batch_size // self.processes
+        part = own // self.accumulate
+        for step in range(self.epoch * self.steps, (self.epoch + 1) * self.steps):
+            first = step * self.batch_size + self.rank * own
+            for start in range(first, first + own, part):
+                yield [(draw, self._scan(draw)) for draw in range(start, start + part)]
+
+    def _scan(self, draw: int) -> int:
+        pass_number, place = divmod(draw, self.scans)
+        return int(self._order(pass_number)[place])
+
+    def _order(self, pass_number: int) -> np.ndarray:
+        cached = getattr(self, "_cached_order", None)
+        if cached is None or cached[0] != pass_number:
+            rng = np.random.default_rng((self.seed, pass_number, 1))
+            cached = self._cached_order = (pass_number, rng.permutation(self.scans))
+        return cached[1]

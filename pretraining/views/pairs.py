@@ -1,0 +1,173 @@
+"""Pairs of views of one scan: the crops a worker reads, and the batch that the device renders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pretraining.views.geometry import ViewGeometry, sample_view_pair
+from pretraining.views.intensity import IntensityRanges, apply_intensity, draw_intensity
+from pretraining.views.rendering import GeometryBatch, largest_source_box, render_crops, source_box
+
+
+class StoredScan(Protocol):
+    """What a pair needs of a stored scan (`pretraining.data.Volume`)."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(C, D, H, W)."""
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Mean of each channel as stored."""
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Standard deviation of each channel as stored."""
+
+    def read(self, channel: int, start: Sequence[int], stop: Sequence[int]) -> NDArray[Any]:
+        """Voxels of a box, (d, h, w)."""
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """How views are drawn (section 3.2); the defaults are the paper's.
+
+    Attributes:
+        size: Size of the views in voxels (z, y, x).
+        scale: Smallest and largest size of the cropped box relative to the view, per axis.
+        flip_probability: Probability of a flip, per view and axis.
+        min_overlap: Smallest overlap of the two boxes, as a fraction of the larger one's volume.
+        intensity: Ranges of the intensity changes.
+    """
+
+    size: tuple[int, int, int] = (16, 96, 96)
+    scale: tuple[float, float] = (1.1, 1.4)
+    flip_probability: float = 0.5
+    min_overlap: float = 0.1
+    intensity: IntensityRanges = field(default_factory=IntensityRanges)
+
+
+class ViewPairDataset(Dataset[dict[str, NDArray[Any]]]):
+    """Draws a pair of views of a scan and reads the two crops they need.
+
+    A sample is asked for by (number of the draw, index of the scan). All its randomness comes from the seed and the
+    number of the draw, so that samples do not depend on how many workers read them.
+
+    Args:
+        scans: The pool.
+        settings: How views are drawn.
+        seed: Seed of the run.
+    """
+
+    def __init__(self, scans: Sequence[StoredScan], settings: ViewSettings, seed: int):
+        self.scans = list(scans)
+        self.settings = settings
+        self.seed = seed
+        self._crop_size = largest_source_box(settings.size, settings.scale)
+
+    def __len__(self) -> int:
+        return len(self.scans)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, NDArray[Any]]:
+        """One pair; the leading axis of every array counts the two views (see `ViewPairBatch`)."""
+        draw, index = key
+        scan, settings = self.scans[index], self.settings
+        rng = np.random.default_rng((self.seed, draw))
+        pair = sample_view_pair(
+            scan.shape[1:],
+            settings.size,
+            rng,
+            scale=settings.scale,
+            flip_probability=settings.flip_probability,
+            min_overlap=settings.min_overlap,
+        )
+        channel = int(rng.integers(scan.shape[0]))
+        reads = [self._read(scan, channel, geometry) for geometry in pair]
+        return {
+            "crops": np.stack([crop for crop, _, _ in reads])[:, None],
+            "origins": np.array([origin for _, origin, _ in reads], dtype=np.float64),
+            "extents": np.array([extent for _, _, extent in reads], dtype=np.float64),
+            "starts": np.array([g.start for g in pair]),
+            "sizes": np.array([g.size for g in pair]),
+            "flips": np.array([g.flip for g in pair]),
+            "mean": np.full(2, scan.mean[channel], dtype=np.float32),
+            "std": np.full(2, scan.std[channel], dtype=np.float32),
+            "intensity": draw_intensity(2, settings.intensity, rng),
+            "index": np.array([index, channel]),
+        }
+
+    def _read(
+        self, scan: StoredScan, channel: int, geometry: ViewGeometry
+    ) -> tuple[NDArray[Any], tuple[int, int, int], tuple[int, ...]]:
+        """Crop padded at its end to the common size, its first voxel in the scan, and its size without the padding."""
+        start, stop = source_box(geometry, scan.shape[1:])
+        read = scan.read(channel, start, stop)
+        crop = np.zeros(self._crop_size, dtype=read.dtype)
+        crop[: read.shape[0], : read.shape[1], : read.shape[2]] = read
+        return crop, start, read.shape
+
+
+@dataclass(frozen=True)
+class ViewPairBatch:
+    """A batch of pairs as tensors; views 0 .. B - 1 are the first of each pair, B .. 2 B - 1 the second.
+
+    Attributes:
+        crops: (2 B, 1, D, H, W) in the stored dtype, padded at the end to a common size.
+        origins: First voxel of each crop in its scan, (2 B, 3).
+        extents: Size of each crop without the padding, (2 B, 3).
+        starts, sizes, flips: See `GeometryBatch`, (2 B, 3).
+        mean, std: Of the scan's channel as stored, (2 B,).
+        intensity: See `draw_intensity`, (2 B, 4).
+    """
+
+    crops: Tensor
+    origins: Tensor
+    extents: Tensor
+    starts: Tensor
+    sizes: Tensor
+    flips: Tensor
+    mean: Tensor
+    std: Tensor
+    intensity: Tensor
+
+    @classmethod
+    def collate(cls, samples: Sequence[dict[str, NDArray[Any]]]) -> ViewPairBatch:
+        """Stacks the samples of `ViewPairDataset`; scans stored in different types are joined as float32."""
+        dtypes = {sample["crops"].dtype for sample in samples}
+        if len(dtypes) > 1:
+            samples = [{**sample, "crops": sample["crops"].astype(np.float32)} for sample in samples]
+        stacked = {f.name: np.stack([sample[f.name] for sample in samples], axis=1) for f in fields(cls)}
+        return cls(**{name: torch.from_numpy(a.reshape(-1, *a.shape[2:])) for name, a in stacked.items()})
+
+    def to(self, device: torch.device) -> ViewPairBatch:
+        """The same batch on another device."""
+
+        def move(tensor: Tensor) -> Tensor:
+            if device.type == "mps" and tensor.dtype == torch.float64:
+                tensor = tensor.float()
+            return tensor.to(device, non_blocking=True)
+
+        return ViewPairBatch(**{f.name: move(getattr(self, f.name)) for f in fields(self)})
+
+    def pin_memory(self) -> ViewPairBatch:
+        """The same batch in pinned memory (called by the data loader)."""
+        return ViewPairBatch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+
+    @property
+    def geometries(self) -> GeometryBatch:
+        """Geometry of all 2 B views."""
+        return GeometryBatch(self.starts, self.sizes, self.flips)
+
+    def render(self, view_size: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+        """All 2 B views, z-scored, with their intensity changes, (2 B, 1, *view_size), float32."""
+        crops = (self.crops.float() - self.mean.view(-1, 1, 1, 1, 1)) / self.std.view(-1, 1, 1, 1, 1)
+        views = render_crops(crops, self.origins, self.extents, self.geometries, view_size)
+        return apply_intensity(views, self.intensity, generator)

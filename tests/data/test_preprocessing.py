@@ -1,0 +1,253 @@
+import logging
+import os
+import pickle
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813 - its customary name
+from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
+from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_spacing
+
+from pretraining.data import DataError, Volume, find_scans, preprocess
+
+Write = Callable[..., Path]
+
+
+def run(folder: Path, modality: str | None = None, **options: Any) -> tuple[list[Volume], dict[str, str]]:
+    scans, _ = find_scans([str(folder)], modality)
+    options = {"spacing": "native", "crop_size": (8, 16, 16), "processes": 1, "progress": False, **options}
+    volumes, skipped = preprocess(scans, folder.parent / "preprocessed", **options)
+    return volumes, {item.name: item.reason for item in skipped}
+
+
+def stored(volume: Volume, channel: int = 0) -> np.ndarray:
+    return volume.read(channel, (0, 0, 0), volume.shape[1:])
+
+
+def test_ct_within_range_comes_back_unchanged(tmp_path: Path, write_scan: Write, ct_values: np.ndarray) -> None:
+    ct_values[0, 0, 0], ct_values[0, 0, 1] = -3000, 3000
+    write_scan(tmp_path / "in" / "a.nii.gz", ct_values)
+    (volume,), skipped = run(tmp_path / "in")
+    assert skipped == {}
+    assert stored(volume).dtype == np.int16
+    np.testing.assert_array_equal(stored(volume), np.clip(ct_values, -1024, 325))
+    assert (volume.spacing, volume.is_ct, volume.name, volume.source) == ((3.0, 1.0, 1.0), (True,), "a", "in")
+    assert volume.path.parent.name == "PGL_spacing_native"
+    zscored = (stored(volume).astype(np.float64) - volume.mean[0]) / volume.std[0]
+    assert (zscored.mean(), zscored.std()) == pytest.approx((0, 1), abs=1e-9)
+    assert Volume.load(volume.path) == Volume.load(volume.path.with_suffix(".json")) == volume
+    assert pickle.loads(pickle.dumps(volume)) == volume
+
+
+def test_other_modalities_are_zscored(tmp_path: Path, write_scan: Write) -> None:
+    values = np.random.default_rng(1).gamma(2.0, 4000.0, (10, 20, 20))
+    write_scan(tmp_path / "in" / "a.nii.gz", values.astype(np.float32))
+    (volume,), _ = run(tmp_path / "in", "mr")
+    assert volume.dtype == "float16"
+    expected = (values - values.mean()) / values.std()
+    np.testing.assert_allclose(stored(volume), expected, rtol=1e-3, atol=1e-3)
+    zscored = (stored(volume).astype(np.float64) - volume.mean[0]) / volume.std[0]
+    assert (zscored.mean(), zscored.std()) == pytest.approx((0, 1), abs=1e-9)
+
+
+def test_mixed_channels_keep_hounsfield_units_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "raw" / "Dataset007_PETCT"
+    (folder / "imagesTr").mkdir(parents=True)
+    (folder / "dataset.json").write_text('{"channel_names": {"0": "CT", "1": "PET"}, "file_ending": ".nrrd"}')
+    rng = np.random.default_rng(0)
+    ct, pet = rng.integers(-1024, 326, (9, 10, 11)).astype(np.int16), rng.exponential(3, (9, 10, 11))
+    for index, values in enumerate((ct, pet)):
+        sitk.WriteImage(sitk.GetImageFromArray(values), str(folder / "imagesTr" / f"a_000{index}.nrrd"))
+    monkeypatch.setenv("nnUNet_raw", str(folder.parent))
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    scans, _ = find_scans(["7"])
+    (volume,), _ = preprocess(scans, spacing="native", crop_size=(4, 4, 4), processes=1, progress=False)
+    assert volume.path == tmp_path / "preprocessed" / "Dataset007_PETCT" / "PGL_spacing_native" / "a.b2nd"
+    np.testing.assert_array_equal(stored(volume, 0), ct)
+    np.testing.assert_allclose(stored(volume, 1), (pet - pet.mean()) / pet.std(), rtol=1e-3, atol=1e-3)
+
+
+def test_crop_is_nnunets(tmp_path: Path, write_scan: Write, ct_values: np.ndarray) -> None:
+    values = np.zeros((16, 30, 30), np.int16)
+    values[2:14, 5:25, 4:28] = ct_values + 1024
+    values[6:10, 10:12, 10:12] = 0
+    write_scan(tmp_path / "in" / "a.nii.gz", values)
+    (volume,), _ = run(tmp_path / "in", "mr")
+    cropped, _, _ = crop_to_nonzero(values[None])
+    assert volume.shape == cropped.shape
+
+
+def test_median_spacing_is_per_axis_and_needs_no_pixels(
+    tmp_path: Path, write_scan: Write, ct_values: np.ndarray
+) -> None:
+    for name, spacing in {"a": (2, 0.5, 1.0), "b": (3, 0.8, 0.9), "c": (9, 0.9, 0.8)}.items():
+        write_scan(tmp_path / "in" / f"{name}.nii.gz", ct_values, spacing)
+    broken = write_scan(tmp_path / "in" / "broken.nii.gz", ct_values, (3, 0.8, 0.9))
+    broken.write_bytes(broken.read_bytes()[:5000])
+    volumes, skipped = run(tmp_path / "in", spacing="median")
+    assert volumes[0].path.parent.name == "PGL_spacing_3.00x0.80x0.90"
+    assert volumes[0].shape == (1, 8, 12, 27)
+    assert volumes[0].spacing == pytest.approx((12 * 2 / 8, 20 * 0.5 / 12, 24 * 1.0 / 27))
+    np.testing.assert_array_equal(stored(volumes[1]), np.clip(ct_values, -1024, 325))
+    assert "truncated" in skipped["broken"]
+
+
+@pytest.mark.parametrize(("old", "new"), [(1.0, 2.0), (2.0, 1.0), (1.0, 1.5)])
+def test_a_ramp_stays_in_place_when_resampled(tmp_path: Path, write_scan: Write, old: float, new: float) -> None:
+    """Centre i lies at (i + 0.5) * spacing, before and after."""
+    size = 48
+    position = (np.arange(size) + 0.5) * old
+    ramp = np.broadcast_to(-900 + 10 * position, (size, size, size)).astype(np.float32)
+    for axis in range(3):
+        write_scan(tmp_path / "in" / f"{axis}.nii.gz", np.moveaxis(ramp, 2, axis), (old, old, old))
+    volumes, _ = run(tmp_path / "in", spacing=(new, new, new))
+    for axis, volume in enumerate(volumes):
+        profile = np.moveaxis(stored(volume), axis, 2)[5, 5]
+        expected = -900 + 10 * (np.arange(len(profile)) + 0.5) * new
+        np.testing.assert_allclose(profile[4:-4], expected[4:-4], atol=0.51)  # rounded to whole HU
+
+
+def test_thick_slices_are_repeated_not_smoothed(tmp_path: Path, write_scan: Write) -> None:
+    """Separate z with order 0, as in nnU-Net's plans."""
+    values = np.random.default_rng(0).integers(-500, 300, (6, 1, 1)) * np.ones((1, 20, 20))
+    write_scan(tmp_path / "in" / "a.nii.gz", values.astype(np.int16), (6, 1, 1))
+    (volume,), _ = run(tmp_path / "in", spacing=(3, 1, 1))
+    np.testing.assert_array_equal(stored(volume)[:, 3, 3], np.repeat(values[:, 0, 0], 2))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ((5.0, 1.0, 1.0), (3.0, 0.8, 0.8)),
+        ((1.0, 5.0, 1.0), (1.5, 2.5, 1.5)),
+        ((1.0, 1.0, 1.0), (2.0, 1.0, 4.0)),
+        ((2.0, 1.0, 1.0), (1.0, 1.0, 1.0)),
+    ],
+)
+def test_resampling_is_nnunets(
+    tmp_path: Path, write_scan: Write, ct_values: np.ndarray, old: tuple[float, ...], new: tuple[float, ...]
+) -> None:
+    write_scan(tmp_path / "in" / "a.nii.gz", ct_values, old)
+    (volume,), _ = run(tmp_path / "in", spacing=new)
+    clipped = np.clip(ct_values, -1024, 325).astype(np.float32)[None]
+    reference = resample_data_or_seg_to_spacing(clipped, old, new, order=3, order_z=0, force_separate_z=None)
+    np.testing.assert_array_equal(stored(volume), np.rint(np.clip(reference[0], -1024, 325)))
+
+
+def test_resampling_cannot_leave_the_range(tmp_path: Path, write_scan: Write) -> None:
+    values = np.where(np.indices((20, 20, 20)).sum(0) % 8 < 4, -1024, 325).astype(np.int16)
+    write_scan(tmp_path / "in" / "a.nii.gz", values, (1, 1, 1))
+    (volume,), _ = run(tmp_path / "in", spacing=(0.7, 0.7, 0.7))
+    assert (stored(volume).min(), stored(volume).max()) == (-1024, 325)
+
+
+def test_second_run_skips_all_and_changes_are_redone(
+    tmp_path: Path, write_scan: Write, ct_values: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "ab":
+        write_scan(tmp_path / "in" / f"{name}.nii.gz", ct_values)
+    first, _ = run(tmp_path / "in")
+    before = {path: path.stat().st_mtime_ns for path in first[0].path.parent.iterdir()}
+    with monkeypatch.context() as context:
+        context.setattr("pretraining.data.preprocessing.read_scan", lambda scan: pytest.fail("was read again"))
+        assert run(tmp_path / "in")[0] == first
+    assert {path: path.stat().st_mtime_ns for path in first[0].path.parent.iterdir()} == before
+
+    stored(first[0])  # has the file open
+    write_scan(tmp_path / "in" / "a.nii.gz", np.clip(ct_values, -1000, 300))
+    again, _ = run(tmp_path / "in")
+    assert stored(again[0]).min() == -1000
+    assert first[1].path.stat().st_mtime_ns == before[first[1].path]
+
+    again[1].path.write_bytes(b"")  # lost half way, by a crash
+    assert stored(run(tmp_path / "in")[0][1]).min() == -1024
+    assert run(tmp_path / "in", "mr")[0][0].is_ct == (False,)
+
+
+def test_bad_scans_are_skipped_with_the_reason(
+    tmp_path: Path, write_scan: Write, ct_values: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_scan(tmp_path / "in" / "good.nii.gz", ct_values)
+    write_scan(tmp_path / "in" / "flat.nii.gz", np.full((5, 6, 7), 3, np.int16))
+    write_scan(tmp_path / "in" / "metal.nii.gz", np.abs(ct_values) + 400)
+    write_scan(tmp_path / "in" / "labels.nii.gz", ct_values % 4)
+    (tmp_path / "in" / "text.nii.gz").write_text("no image")
+    with caplog.at_level(logging.WARNING):
+        volumes, skipped = run(tmp_path / "in")
+    assert [volume.name for volume in volumes] == ["good", "labels"]
+    assert "constant" in skipped["flat"]
+    assert "constant once clipped" in skipped["metal"]
+    assert "text.nii.gz" in skipped["text"]
+    assert "labels" in caplog.text
+    assert "good" not in caplog.text
+
+
+def test_nothing_left_is_an_error(tmp_path: Path, write_scan: Write, ct_values: np.ndarray) -> None:
+    write_scan(tmp_path / "in" / "flat.nii.gz", np.full((5, 6, 7), 3, np.int16))
+    for spacing in ("native", "median"):
+        with pytest.raises(DataError, match=r"flat skipped: .*constant"):
+            run(tmp_path / "in", spacing=spacing)
+    write_scan(tmp_path / "in" / "flat.nii.gz", ct_values[0])
+    with pytest.raises(DataError, match=r"flat skipped: .*2D"):
+        run(tmp_path / "in", spacing="median")
+    for spacing in ("mean", (1, 0, 1)):
+        with pytest.raises(DataError, match="spacing"):
+            run(tmp_path / "in", spacing=spacing)
+
+
+def test_leftovers_of_a_killed_run_go_and_those_at_work_stay(
+    tmp_path: Path, write_scan: Write, ct_values: np.ndarray
+) -> None:
+    write_scan(tmp_path / "in" / "a.nii.gz", ct_values)
+    (volume,), _ = run(tmp_path / "in")
+    old, young = (volume.path.with_name(f".x{number}.b2nd.{number}.tmp") for number in (1, 2))
+    old.touch()
+    young.touch()
+    os.utime(old, (time.time() - 1e5, time.time() - 1e5))
+    run(tmp_path / "in")
+    assert sorted(path.name for path in volume.path.parent.iterdir()) == [young.name, "a.b2nd", "a.json"]
+
+
+def test_a_failed_write_leaves_nothing_and_names_the_file(
+    tmp_path: Path, write_scan: Write, ct_values: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, urlpath: str, **options: Any) -> None:
+        Path(urlpath).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    write_scan(tmp_path / "in" / "a.nii.gz", ct_values)
+    monkeypatch.setattr(blosc2, "asarray", full)
+    with pytest.raises(DataError, match=r"a\.b2nd cannot be written \(No space left"):
+        run(tmp_path / "in")
+    assert [path for path in (tmp_path / "preprocessed").rglob("*") if path.is_file()] == []
+
+
+def test_two_processes_give_the_same(tmp_path: Path, write_scan: Write, ct_values: np.ndarray) -> None:
+    for name in "abc":
+        write_scan(tmp_path / "in" / f"{name}.nii.gz", ct_values)
+    (tmp_path / "in" / "b.nii.gz").write_bytes(b"broken")
+    volumes, skipped = run(tmp_path / "in", processes=2)
+    assert [volume.name for volume in volumes] == ["a", "c"]
+    assert list(skipped) == ["b"]
+    np.testing.assert_array_equal(stored(volumes[1]), np.clip(ct_values, -1024, 325))
+
+
+def test_real_scans(tmp_path: Path) -> None:
+    if "PGL_TEST_DATA" not in os.environ:
+        pytest.skip("PGL_TEST_DATA is not set: it names the folder of real scans")
+    data = Path(os.environ["PGL_TEST_DATA"])
+    scans, _ = find_scans([str(data / "Task04_Hippocampus")], "mr")
+    assert len(scans) == len(list((data / "Task04_Hippocampus" / "imagesTr").glob("h*.nii.gz")))
+    torso = [scan for scan in find_scans([str(data / "ct")])[0] if scan.name == "torso_3mm_ct"]
+    options: dict[str, Any] = {"crop_size": (25, 64, 64), "processes": 1, "progress": False}
+    volumes, skipped = preprocess([*scans[:5], *torso], tmp_path, spacing="native", **options)
+    assert skipped == []
+    reference = sitk.GetArrayFromImage(sitk.ReadImage(torso[0].files[0]))
+    assert volumes[-1].shape[1:] == reference.shape
+    assert np.abs(stored(volumes[-1]) - np.clip(reference, -1024, 325)).max() <= 0.5
+    assert all(volume.dtype == "float16" for volume in volumes[:5])

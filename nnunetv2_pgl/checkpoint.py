@@ -21,8 +21,8 @@ CITATIONS = [
         "type": "Pretraining",
         "name": "PGL",
         "apa_citations": [
-            "Xie, Y., Zhang, J., Liao, Z., Xia, Y., & Shen, C. (2020). PGL: Prior-Guided Local Self-supervised Learning "
-            "for 3D Medical Image Segmentation. arXiv:2011.12640."
+            "Xie, Y., Zhang, J., Liao, Z., Xia, Y., & Shen, C. (2020). PGL: Prior-Guided Local Self-supervised "
+            "Learning for 3D Medical Image Segmentation. arXiv:2011.12640."
         ],
     }
 ]

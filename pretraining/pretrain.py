@@ -102,9 +102,9 @@ def _prepare(
             prepared = prepare_volumes(config, options.preprocessing_processes)
         except Exception as error:
             prepared = error
-    outcome = processes.from_main(prepared)
-    if outcome is None or isinstance(outcome, Exception):
-        raise outcome or RuntimeError("the main process sent no scans")
+    outcome: tuple[list[Volume], list[Skipped]] | Exception = processes.from_main(prepared)
+    if isinstance(outcome, Exception):
+        raise outcome
     volumes, skipped = outcome
     log(*(f"WARNING: {item}" for item in skipped))
     return volumes, skipped

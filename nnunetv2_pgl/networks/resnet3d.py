@@ -43,7 +43,7 @@ def make_norm(name: NormName, channels: int) -> nn.Module:
 
 
 def initialise_kaiming_uniform(module: nn.Module) -> None:
-    """Kaiming uniform for a convolution's weight, zero for its bias: the paper's random initialisation (section 5.2)."""
+    """Kaiming uniform weights and zero biases for a convolution: the paper's random initialisation (section 5.2)."""
     if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
         nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
         if module.bias is not None:

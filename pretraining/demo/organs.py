@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from pretraining.demo.anatomy import Anatomy, Contrast, Hollow, Torso
+from pretraining.demo.anatomy import Anatomy, Contrast, Hollow
 from pretraining.demo.canvas import Canvas
 from pretraining.demo.shapes import Ellipsoid, FloatArray, Tube, smooth_union
+from pretraining.demo.wall import TorsoWall
 
 LABELS = {"liver": 1, "spleen": 2, "right_kidney": 3, "left_kidney": 4, "aorta": 5, "spine": 6, "lungs": 7}
 
@@ -23,49 +24,6 @@ def _union(shapes: Iterable[Ellipsoid | Tube], points: FloatArray) -> FloatArray
     depths = np.stack([shape.depth(points) for shape in shapes])
     union: FloatArray = depths.max(axis=0)
     return union
-
-
-class TorsoWall:
-    """Depths of the layers of the body at all points of a canvas; lungs and abdominal organs fit into them.
-
-    Attributes:
-        skin: Depth below the skin.
-        cavity: Depth below the inner side of the muscles.
-        thorax: Depth in the room above the diaphragm.
-    """
-
-    def __init__(self, torso: Torso, points: FloatArray) -> None:
-        """Compute the depths, all in mm, at points of shape (3, n)."""
-        self.skin = self._skin_depth(torso, points)
-        fat_share = 1 - 0.35 / (1 + np.exp(-(points[0] - 30) / 15))  # thinner at the chest
-        self.muscle = self.skin - fat_share * np.float32(torso.fat)
-        self.cavity = self.muscle - np.float32(torso.muscle)
-        self.thorax = self._thorax_depth(torso, points)
-
-    @staticmethod
-    def _skin_depth(torso: Torso, points: FloatArray) -> FloatArray:
-        """Depth below a superellipse that narrows at the waist."""
-        z, y, x = points
-        waist = 1 - np.float32(torso.waist) * np.exp(-(((z + 70) / 55) ** 2))
-        power = 2.5
-        y_share, x_share = np.abs(y) / (torso.half_depth * waist), np.abs(x) / (torso.half_width * waist)
-        radius = (y_share**power + x_share**power) ** (1 / power) + 1e-6
-        y_slope = (y_share / radius) ** (power - 1) / (torso.half_depth * waist)
-        x_slope = (x_share / radius) ** (power - 1) / (torso.half_width * waist)
-        depth: FloatArray = ((1 - radius) / (np.hypot(y_slope, x_slope) + 1e-6)).astype(np.float32)
-        return depth
-
-    @staticmethod
-    def _thorax_depth(torso: Torso, points: FloatArray) -> FloatArray:
-        """Height above two domes, the left one lower, over the length of the slope."""
-        z, y, x = points
-        domes = []
-        for side, dome in ((-1, torso.dome), (1, torso.dome - 10)):
-            y_share, x_share = (y + 12) / 105, (x - side * 72) / 98
-            height = dome - 78 * (y_share**2 + x_share**2)
-            slope = 156 * np.hypot(y_share / 105, x_share / 98)
-            domes.append((height - z) / np.sqrt(1 + slope**2))
-        return (-smooth_union(domes[0], domes[1], 20)).astype(np.float32)
 
 
 class TorsoPainter:
@@ -91,7 +49,9 @@ class TorsoPainter:
         self._paint_chest()
         self._paint_bowel()
         self._paint_back_muscles()
-        self._paint_upper_abdomen()
+        self._paint_pancreas()
+        self._paint_liver()
+        self._paint_spleen()
         self._paint_kidneys()
         self._paint_great_vessels()
         self._paint_spine()
@@ -154,8 +114,7 @@ class TorsoPainter:
         canvas, shape = self._canvas, hollow.shape
         region = canvas.near(shape)
         points = canvas.organ_points[:, region]
-        room = np.minimum(self._wall.cavity[region] - 3, -self._wall.thorax[region] - 5)
-        depth = np.minimum(shape.depth(points), room)
+        depth: FloatArray = np.minimum(shape.depth(points), self._wall.abdomen(region) - 4)
         canvas.paint(region, depth, wall_hu, 0)
         canvas.paint(region, depth - thickness, hollow.content + 15 * self._texture[region])
         if hollow.gas:
@@ -178,18 +137,19 @@ class TorsoPainter:
                 depth = np.minimum(muscle.depth(canvas.points[:, region]), self._wall.muscle[region])
                 canvas.paint(region, depth, self._contrast.muscle + 14 * self._texture[region], 0)
 
-    def _paint_upper_abdomen(self) -> None:
-        """Pancreas, liver with veins and gallbladder, spleen."""
-        canvas, organs, contrast = self._canvas, self._anatomy.organs, self._contrast
+    def _paint_pancreas(self) -> None:
+        canvas, contrast = self._canvas, self._contrast
         region = canvas.near(Ellipsoid((-30, 0, 30), (40, 50, 80)))
-        depth = organs.pancreas.depth(canvas.organ_points[:, region])
+        depth = self._anatomy.organs.pancreas.depth(canvas.organ_points[:, region])
         canvas.paint(region, depth, contrast.pancreas + 18 * self._texture[region], 0)
 
+    def _paint_liver(self) -> None:
+        """Two lobes that fill the right dome of the diaphragm, their veins, and the gallbladder."""
+        canvas, organs, contrast = self._canvas, self._anatomy.organs, self._contrast
         region = np.union1d(*(canvas.near(lobe) for lobe in organs.liver))
         points = canvas.organ_points[:, region]
-        room = np.minimum(self._wall.cavity[region] - 3, -self._wall.thorax[region] - 3)
         lobes = [lobe.depth(points) for lobe in organs.liver]
-        liver = np.minimum(smooth_union(lobes[0], lobes[1], 25), room)
+        liver = np.minimum(smooth_union(lobes[0], lobes[1], 25), self._wall.abdomen(region) - 3)
         canvas.paint(region, liver, contrast.liver + 5 * self._texture[region], LABELS["liver"])
         veins = np.minimum(_union(organs.liver_veins, points), liver - 3)
         canvas.paint(region, veins, contrast.veins)
@@ -197,9 +157,11 @@ class TorsoPainter:
         depth = organs.gallbladder.depth(canvas.organ_points[:, region])
         canvas.paint(region, np.minimum(depth, self._wall.cavity[region] - 5), 8.0, 0)
 
-        region = canvas.near(organs.spleen)
-        room = np.minimum(self._wall.cavity[region] - 3, -self._wall.thorax[region] - 3)
-        spleen = np.minimum(organs.spleen.depth(canvas.organ_points[:, region]), room)
+    def _paint_spleen(self) -> None:
+        canvas, contrast, shape = self._canvas, self._contrast, self._anatomy.organs.spleen
+        region = canvas.near(shape)
+        depth = shape.depth(canvas.organ_points[:, region])
+        spleen = np.minimum(depth, self._wall.abdomen(region) - 3)
         mottled = 0.06 * contrast.spleen * self._texture[region]
         canvas.paint(region, spleen, contrast.spleen + mottled, LABELS["spleen"])
 
@@ -211,7 +173,7 @@ class TorsoPainter:
             points = canvas.organ_points[:, region]
             z, y, x = kidney.centre
             sinus = Ellipsoid((z, y - 7, x - side * 20), (19, 12, 16)).depth(points)
-            room = np.minimum(self._wall.cavity[region] - 2, -self._wall.thorax[region] - 3)
+            room = self._wall.abdomen(region) - 3
             capsule = np.minimum(np.maximum(kidney.depth(points) + 7, sinus), room)
             depth = np.minimum(capsule - 7, -sinus)
             canvas.paint(region, capsule, _FAT_HU + 8 * self._texture[region], 0)

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from pretraining.demo.anatomy import Anatomy, Scan, draw_anatomy
+from pretraining.demo.anatomy import Anatomy, Scan
 from pretraining.demo.canvas import Canvas, body_points
+from pretraining.demo.drawing import draw_anatomy
 from pretraining.demo.organs import LABELS, TorsoPainter
 from pretraining.demo.shapes import FloatArray, Vector
 

@@ -5,104 +5,33 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import shutil
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from pretraining.demo.commands import CommandError, CommandRunner
 from pretraining.demo.datasets import FILE_ENDING, write_labelled_dataset, write_unlabelled_dataset
+from pretraining.demo.folder import (
+    CONFIGURATION,
+    FOLD,
+    LABELLED_ID,
+    LABELLED_NAME,
+    RUN_NAME,
+    TRAINER,
+    UNLABELLED_ID,
+    UNLABELLED_NAME,
+    DemoFolder,
+    DemoFolderError,
+)
 from pretraining.demo.pictures import PredictedCase, draw_phantom, draw_predictions, read_volume
 from pretraining.demo.results import CaseResult, dice_table, read_results
 
-UNLABELLED_ID, UNLABELLED_NAME, N_UNLABELLED = 501, "PGLDemoUnlabelled", 24
-LABELLED_ID, LABELLED_NAME, N_TRAIN, N_TEST = 502, "PGLDemoTorso", 8, 4
-RUN_NAME = "demo"
-TRAINER, CONFIGURATION, FOLD = "nnUNetTrainerPGL_demo", "3d_fullres", "0"
+N_UNLABELLED, N_TRAIN, N_TEST = 24, 8, 4
 # Chosen so that the demo takes minutes on two CPU cores; real runs keep the defaults.
 PRETRAIN_OPTIONS = ("-epochs", "12", "-b", "8", "-patch", "16", "64", "64", "-optimizer", "adamw")
 N_PROCESSES = "2"
-
-_MARKER = "pgl_demo.txt"
-_OWN_NAMES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "logs", "predictions", "pictures", _MARKER)
-
-
-class DemoFolderError(Exception):
-    """The demo may not write into the folder; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class DemoFolder:
-    """Where the demo keeps what."""
-
-    root: Path
-
-    @property
-    def raw(self) -> Path:
-        """The folder for nnUNet_raw."""
-        return self.root / "nnUNet_raw"
-
-    @property
-    def preprocessed(self) -> Path:
-        """The folder for nnUNet_preprocessed."""
-        return self.root / "nnUNet_preprocessed"
-
-    @property
-    def results(self) -> Path:
-        """The folder for nnUNet_results."""
-        return self.root / "nnUNet_results"
-
-    @property
-    def labelled(self) -> Path:
-        """The raw dataset with labels."""
-        return self.raw / f"Dataset{LABELLED_ID}_{LABELLED_NAME}"
-
-    @property
-    def predictions(self) -> Path:
-        """The segmentations of the test scans."""
-        return self.root / "predictions"
-
-    @property
-    def pictures(self) -> Path:
-        """The pictures that the demo draws itself."""
-        return self.root / "pictures"
-
-    @property
-    def pretraining(self) -> Path:
-        """The folder of the pre-training run."""
-        return self.results / "PGL" / RUN_NAME
-
-    @property
-    def model(self) -> Path:
-        """The folder of the fine-tuned model."""
-        return self.results / self.labelled.name / f"{TRAINER}__nnUNetPlans__{CONFIGURATION}"
-
-    def prepare(self, overwrite: bool) -> None:
-        """Create the folder, or empty that of a former demo of all that a demo writes.
-
-        Raises:
-            DemoFolderError: The folder holds something else, or a former demo and ``overwrite`` is not set.
-        """
-        if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
-            if not (self.root / _MARKER).is_file():
-                raise DemoFolderError(f"{self.root} exists and holds no former demo; choose another folder with -o")
-            if not overwrite:
-                raise DemoFolderError(f"{self.root} holds a former demo; add --overwrite, or choose another with -o")
-            self._remove_former()
-        for folder in (self.raw, self.preprocessed, self.results):
-            folder.mkdir(parents=True)
-        (self.root / _MARKER).write_text("Written by pgl_demo, which may overwrite this folder.\n", encoding="utf-8")
-
-    def _remove_former(self) -> None:
-        for name in _OWN_NAMES:
-            path = self.root / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
 
 
 def demo_entry() -> None:

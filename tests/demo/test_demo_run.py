@@ -9,10 +9,11 @@ import pytest
 from matplotlib.image import imread
 
 from pretraining.demo.commands import CommandError, CommandRunner, find_command
+from pretraining.demo.folder import DemoFolder, DemoFolderError
 from pretraining.demo.phantoms import LABELS, make_phantom
 from pretraining.demo.pictures import PredictedCase, Volume, draw_phantom, draw_predictions
 from pretraining.demo.results import dice_table, read_results
-from pretraining.demo.run import DemoFolder, DemoFolderError, demo_entry
+from pretraining.demo.run import demo_entry
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="the stand-in commands are scripts with a #! line")
 

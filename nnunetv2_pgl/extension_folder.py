@@ -1,0 +1,102 @@
+"""How nnU-Net gets to know the trainers: by an environment variable, or by a link in its own trainer folder."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+VARIABLE = "nnUNet_extTrainer"
+_LINK_NAME = "nnUNetTrainerPGL_link.py"
+_MARK = "# Written by pgl_extension --link; pgl_extension --unlink removes it."
+_LINK = f'''{_MARK}
+"""Shows the trainers of nnunetv2-pgl to nnU-Net as long as that package is installed."""
+
+import importlib.util
+
+if importlib.util.find_spec("nnunetv2_pgl") is not None:
+    from nnunetv2_pgl import trainers
+
+    globals().update({{name: getattr(trainers, name) for name in trainers.__all__}})
+'''
+
+
+def extension_folder() -> Path:
+    """The folder for ``nnUNet_extTrainer``."""
+    return Path(__file__).parent / "extension"
+
+
+def export_line() -> str:
+    """What to type in a shell."""
+    return f'export {VARIABLE}="$(pgl_extension)"'
+
+
+def link_file() -> Path:
+    """Where a link in nnU-Net's own trainer folder lies.
+
+    Raises:
+        FileNotFoundError: If nnU-Net is not installed.
+    """
+    spec = importlib.util.find_spec("nnunetv2")
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError("nnunetv2 is not installed in this environment: pip install nnunetv2")
+    folder = Path(spec.submodule_search_locations[0]) / "training" / "nnUNetTrainer" / "variants"
+    return folder / _LINK_NAME
+
+
+def link() -> Path:
+    """Writes the link and returns its path.
+
+    Raises:
+        OSError: If nnU-Net's folder cannot be written, or a file of another origin is in the way.
+    """
+    file = link_file()
+    _require_ours(file)
+    file.write_text(_LINK)
+    return file
+
+
+def unlink() -> Path | None:
+    """Removes the link and returns its path, None if there was none.
+
+    Raises:
+        OSError: If it cannot be removed, or the file is of another origin.
+    """
+    file = link_file()
+    if not file.exists():
+        return None
+    _require_ours(file)
+    file.unlink()
+    return file
+
+
+def check() -> tuple[list[str], bool]:
+    """What nnU-Net will find in this shell, line by line, and whether that is the trainers."""
+    import nnunetv2
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    value = os.environ.get(VARIABLE)
+    lines = [f"nnunetv2 {importlib.metadata.version('nnunetv2')} in {nnunetv2.__path__[0]}"]
+    lines.append(f"{VARIABLE} is not set in this shell" if value is None else f"{VARIABLE}={value}")
+    for folder in (value or "").split(os.pathsep):
+        if folder and not os.path.isdir(folder):
+            lines.append(f"  {folder} does not exist (nnU-Net passes over it without a word)")
+    lines.append(f"link in nnU-Net's own folder: {link_file() if link_file().exists() else 'none'}")
+    try:
+        with redirect_stdout(StringIO()):  # nnU-Net tells each module it looks into
+            found = recursive_find_trainer_class_by_name("nnUNetTrainerPGL")
+    except Exception as error:  # whatever a trainer folder raises on import is what the user needs to see
+        lines.append(f"nnU-Net does not find nnUNetTrainerPGL: {type(error).__name__}: {error}")
+        lines.append("nnUNetv2_train and nnUNetv2_predict both need it. Type, in every shell or job that runs them:")
+        lines.append(f"  {export_line()}")
+        return lines, False
+    lines.append(f"nnU-Net finds nnUNetTrainerPGL in {found.__module__}: ready to train and to predict")
+    return lines, True
+
+
+def _require_ours(file: Path) -> None:
+    if file.exists() and not file.read_text().startswith(_MARK):
+        raise FileExistsError(f"{file} was not written by pgl_extension and is left as it is; move it away first")

@@ -1,0 +1,47 @@
+"""Which encoder checkpoint a training starts from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.paths import nnUNet_results
+
+from nnunetv2_pgl.checkpoint import CheckpointError
+
+VARIABLE = "PGL_CHECKPOINT"
+
+
+def find_encoder_checkpoint(plans: Mapping[str, Any]) -> tuple[Path, str]:
+    """The checkpoint to start from and where it was named; never a silent guess.
+
+    In this order: the plans' ``pretrain_info.checkpoint_path``; the environment variable ``PGL_CHECKPOINT``; the only
+    finished run under ``$nnUNet_results/PGL``.
+
+    Raises:
+        CheckpointError: If there is none, several to choose from, or the one that is named does not exist.
+    """
+    in_plans = (plans.get("pretrain_info") or {}).get("checkpoint_path")
+    if in_plans:
+        return _existing(in_plans, "pretrain_info.checkpoint_path in the plans"), "the plans"
+    in_variable = os.environ.get(VARIABLE)
+    if in_variable:
+        return _existing(in_variable, f"the environment variable {VARIABLE}"), VARIABLE
+    runs = sorted((Path(nnUNet_results) / "PGL").glob("*/checkpoint_final.pth")) if nnUNet_results.is_set() else []
+    if len(runs) == 1:
+        return runs[0], "the only run in $nnUNet_results/PGL"
+    found = "none was found" if not runs else "several were found: " + ", ".join(str(run) for run in runs)
+    example = runs[0] if runs else "/path/to/checkpoint_final.pth"
+    raise CheckpointError(
+        f"no encoder checkpoint was named, and in $nnUNet_results/PGL {found}. Type export {VARIABLE}={example} "
+        "(pgl_pretrain writes it), or train the control from random weights with -tr nnUNetTrainerPGLScratch"
+    )
+
+
+def _existing(path: str, named_by: str) -> Path:
+    found = Path(path).expanduser()
+    if not found.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint; it is named by {named_by}")
+    return found

@@ -15,8 +15,8 @@ def extension_entry() -> None:
     """Entry point of ``pgl_extension``."""
     parser = argparse.ArgumentParser(
         prog="pgl_extension",
-        description="Prints the folder that tells nnU-Net where nnUNetTrainerPGL is. nnUNetv2_train and nnUNetv2_predict "
-        f"both need it, in every shell and job: {export_line()}",
+        description="Prints the folder that tells nnU-Net where nnUNetTrainerPGL is. nnUNetv2_train and "
+        f"nnUNetv2_predict both need it, in every shell and job: {export_line()}",
     )
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--check", action="store_true", help="say what nnU-Net finds in this shell and what is missing")

@@ -49,8 +49,8 @@ def prepare(
 ) -> Prepared:
     """Preprocess one scan.
 
-    CT is clipped to [-1024, 325] HU, resampled, clipped again (cubic splines overshoot) and rounded; without resampling
-    whole numbers stay as they are. Other channels are resampled and z-scored. The paper's z-score of CT is left to the
+    CT is clipped to [-1024, 325] HU, resampled (which clips the overshoot of cubic splines) and rounded; without
+    resampling whole numbers stay as they are. Other channels are resampled and z-scored. The paper's z-score of CT is left to the
     reader of the crops, who finds mean and std in the record.
 
     Args:
@@ -99,8 +99,7 @@ def _prepare_channel(
     channel: np.ndarray, spacing: tuple[float, ...], target: tuple[float, ...], is_ct: bool
 ) -> np.ndarray:
     if is_ct:
-        resampled = _resample(np.clip(channel, *HU_RANGE), spacing, target)
-        return np.rint(np.clip(resampled, *HU_RANGE))
+        return np.rint(_resample(np.clip(channel, *HU_RANGE), spacing, target))
     resampled = _resample(channel, spacing, target)
     mean, std = resampled.mean(dtype=np.float64), resampled.std(dtype=np.float64)
     if std == 0:

@@ -162,13 +162,14 @@ def _preprocess_scan(task: _Task) -> _Result:
     return _Result(write_volume(task.path, prepared.data, record, task.crop_size), prepared.warnings)
 
 
-def _sort_in(scan: Scan, outcome: _Result | Exception, results: dict[str, Volume], skipped: list[Skipped]) -> None:
+def _sort_in(
+    scan: Scan, outcome: _Result | BadScan | DataError, results: dict[str, Volume], skipped: list[Skipped]
+) -> None:
     """File a scan's outcome; an error that is not the scan's own stops the run."""
     if isinstance(outcome, DataError):
         raise outcome
-    if isinstance(outcome, Exception):
-        reason = str(outcome) if isinstance(outcome, BadScan) else f"{type(outcome).__name__}: {outcome}"
-        skipped.append(Skipped(scan.name, scan.source, reason))
+    if isinstance(outcome, BadScan):
+        skipped.append(Skipped(scan.name, scan.source, str(outcome)))
         return
     for warning in outcome.warnings:
         logger.warning("%s: %s: %s", scan.source, scan.name, warning)

@@ -1,24 +1,30 @@
-"""Run tasks in spawned processes and survive the death of one."""
+"""Run tasks in spawned processes, and know which task a process was killed by."""
 
 import multiprocessing
-import os
+import signal
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Generic, TypeVar
 
 from pretraining.data.scan import BadScan, DataError
 
 T = TypeVar("T")
 R = TypeVar("R")
 
+_READY = "ready"
 
-def run_tasks(function: Callable[[T], R], tasks: Sequence[T], processes: int) -> Iterator[tuple[T, R | Exception]]:
+
+def run_tasks(
+    function: Callable[[T], R], tasks: Sequence[T], processes: int
+) -> Iterator[tuple[T, R | BadScan | DataError]]:
     """Apply a function to every task, in no particular order.
 
-    When a worker is killed (usually by the system, for want of memory) all tasks at work fail with it. These are
-    repeated one at a time, so that only the task that kills its worker again is given up, and the others go on.
+    When a worker is killed (usually by the system, for want of memory) its task is repeated at the end, alone. Should
+    that be killed as well, only this task is given up.
+
+    ``concurrent.futures`` is not used because its pool cannot tell which task the killed worker had, and because it can
+    hang (seen with Python 3.11) when a worker dies while the pool starts another.
 
     Args:
         function: Importable function, since it is pickled.
@@ -26,7 +32,7 @@ def run_tasks(function: Callable[[T], R], tasks: Sequence[T], processes: int) ->
         processes: Number of workers; with one, everything runs in the calling process.
 
     Yields:
-        Each task with its result, or with the exception it raised.
+        Each task with its result, or with the error it raised; whatever it raised becomes one of the two kinds.
 
     Raises:
         DataError: If no worker can be started.
@@ -35,64 +41,96 @@ def run_tasks(function: Callable[[T], R], tasks: Sequence[T], processes: int) ->
         for task in tasks:
             yield task, _call(function, task)
         return
+    killed: list[T] = []
+    yield from _run_in_workers(function, tasks, processes, killed)
+    killed_alone: list[T] = []
+    yield from _run_in_workers(function, killed, 1, killed_alone)
+    for task in killed_alone:
+        yield task, BadScan("its worker process was killed, even alone (out of memory?): leave the scan out")
+
+
+def _run_in_workers(
+    function: Callable[[T], R], tasks: Sequence[T], processes: int, killed: list[T]
+) -> Iterator[tuple[T, R | BadScan | DataError]]:
+    """Hand out the tasks one by one; those whose worker died are added to ``killed``."""
     queue = deque(tasks)
-    while queue:
-        for task in (yield from _run_until_death(function, queue, processes)):
-            yield task, _call_alone(function, task)
-
-
-def _run_until_death(
-    function: Callable[[T], R], queue: deque[T], processes: int
-) -> Generator[tuple[T, R | Exception], None, list[T]]:
-    """Work off the queue; once a worker has died, stop taking from it and return the tasks that were at work."""
-    at_work: dict[Future[R], T] = {}
-    suspects: list[T] = []
-    with _started_pool(min(processes, len(queue))) as pool:
-        while at_work or (queue and not suspects):
-            while queue and not suspects and len(at_work) < processes:
-                task = queue.popleft()
-                try:
-                    at_work[pool.submit(function, task)] = task
-                except BrokenProcessPool:
-                    suspects.append(task)
-            for future in wait(at_work, return_when=FIRST_COMPLETED).done:
-                task = at_work.pop(future)
-                error = future.exception()
-                if isinstance(error, BrokenProcessPool):
-                    suspects.append(task)
-                else:
-                    yield task, _as_exception(error) if error else future.result()
-    return suspects
-
-
-def _started_pool(processes: int) -> ProcessPoolExecutor:
-    """Start a pool and make sure that a worker comes up, so that a broken start is not taken for a bad scan."""
-    pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
+    workers = [_Worker(function) for _ in range(min(processes, len(queue)))]
+    idle = list(workers)
+    busy: dict[Connection, tuple[_Worker[T, R], T]] = {}
     try:
-        pool.submit(os.getpid).result()
-    except BrokenProcessPool as error:
-        raise DataError(
-            'worker processes cannot start: call this below `if __name__ == "__main__":`, or use one process (-np 1)'
-        ) from error
-    return pool
+        while queue or busy:
+            while queue and idle:
+                worker, task = idle.pop(), queue.popleft()
+                worker.submit(task)
+                busy[worker.connection] = worker, task
+            for connection in wait(list(busy)):
+                worker, task = busy.pop(connection)  # type: ignore[index]  # only what was given comes back
+                try:
+                    outcome = worker.result()
+                except (EOFError, OSError):
+                    killed.append(task)
+                    workers.append(_Worker(function))
+                    idle.append(workers[-1])
+                else:
+                    idle.append(worker)
+                    yield task, outcome
+    finally:
+        for worker in workers:
+            worker.stop()
 
 
-def _call(function: Callable[[T], R], task: T) -> R | Exception:
+class _Worker(Generic[T, R]):
+    """A spawned process with a pipe of its own, so that its death is told from any other's."""
+
+    def __init__(self, function: Callable[[T], R]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, function), daemon=True)
+        self._process.start()
+        theirs.close()  # the pipe ends when the process does
+        self._is_ready = False
+
+    def submit(self, task: T) -> None:
+        """Send a task; the first time, wait until the process is up."""
+        if not self._is_ready:
+            try:
+                self.connection.recv()
+            except (EOFError, OSError) as error:
+                raise DataError(
+                    'worker processes cannot start: call this below `if __name__ == "__main__":`, or use -np 1'
+                ) from error
+            self._is_ready = True
+        try:
+            self.connection.send(task)
+        except OSError:
+            pass  # killed while idle: noticed when the result is awaited
+
+    def result(self) -> R | BadScan | DataError:
+        """Receive what became of the task; EOFError or OSError tells that the process has died."""
+        return self.connection.recv()
+
+    def stop(self) -> None:
+        """End the process, whatever it does."""
+        self.connection.close()
+        self._process.terminate()
+        self._process.join()
+
+
+def _serve(connection: Connection, function: Callable[[T], R]) -> None:
+    """Work off tasks until the other side hangs up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends its workers
+    try:
+        connection.send(_READY)
+        while True:
+            connection.send(_call(function, connection.recv()))
+    except (EOFError, OSError):
+        pass
+
+
+def _call(function: Callable[[T], R], task: T) -> R | BadScan | DataError:
     try:
         return function(task)
-    except Exception as error:  # whatever a scan provokes, the others go on
+    except (BadScan, DataError) as error:
         return error
-
-
-def _call_alone(function: Callable[[T], R], task: T) -> R | Exception:
-    with _started_pool(1) as pool:
-        try:
-            return pool.submit(function, task).result()
-        except BrokenProcessPool:
-            return BadScan("its worker process was killed, even alone (out of memory?): leave the scan out")
-        except Exception as error:
-            return error
-
-
-def _as_exception(error: BaseException) -> Exception:
-    return error if isinstance(error, Exception) else RuntimeError(repr(error))
+    except Exception as error:  # whatever one scan provokes, the others go on
+        return BadScan(f"{type(error).__name__}: {error}")

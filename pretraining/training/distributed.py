@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn as spawn_processes
 
-T = TypeVar("T")
 # The first process may preprocess for hours while the others wait; launchers end the job when a process is lost.
 _TIMEOUT = timedelta(days=2)
 
@@ -48,13 +47,12 @@ class Processes:
             values = values / self.count
         return values
 
-    def from_main(self, value: T | None) -> T:
+    def from_main(self, value: Any) -> Any:
         """A picklable value that the main process computed, on every process."""
         box = [value]
         if self.count > 1:
             dist.broadcast_object_list(box, src=0)
-        result: Any = box[0]
-        return result
+        return box[0]
 
 
 @contextmanager

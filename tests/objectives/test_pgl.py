@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nnunetv2_pgl.networks import ResNet50Encoder
+from pretraining.objectives import (
+    PGL,
+    ConvHead,
+    feature_spread,
+    local_consistency_loss,
+    make_target,
+    target_decay,
+    update_target,
+)
+from pretraining.views import GeometryBatch, sample_view_pair
+
+VIEW = (8, 32, 32)
+
+
+def test_loss_by_hand() -> None:
+    prediction = torch.tensor([[1.0, 0.0], [0.0, 3.0]]).reshape(1, 2, 2)  # columns (1, 0) and (0, 3)
+    assert float(local_consistency_loss(prediction, 5 * prediction)) == pytest.approx(0, abs=1e-6)
+    assert float(local_consistency_loss(prediction, -prediction)) == pytest.approx(4)
+    other = torch.tensor([[0.0, 1.0], [2.0, 1.0]]).reshape(1, 2, 2)  # orthogonal; at 45 degrees
+    assert float(local_consistency_loss(prediction, other)) == pytest.approx((2 + 2 - math.sqrt(2)) / 2, rel=1e-6)
+    only_second = torch.tensor([[False, True]])
+    assert float(local_consistency_loss(prediction, other, only_second)) == pytest.approx(2 - math.sqrt(2), rel=1e-6)
+    assert float(local_consistency_loss(prediction, other, torch.zeros(1, 2, dtype=torch.bool))) == 0
+
+
+def test_loss_is_the_squared_distance_of_normalised_features() -> None:
+    rng = np.random.default_rng(0)
+    p, t = rng.normal(size=(2, 3, 5, 2, 4, 4))
+    unit_p, unit_t = (a / np.linalg.norm(a, axis=1, keepdims=True) for a in (p, t))
+    expected = ((unit_p - unit_t) ** 2).sum(axis=1).mean()
+    assert float(local_consistency_loss(torch.tensor(p), torch.tensor(t))) == pytest.approx(expected, rel=1e-5)
+
+
+def test_loss_refuses_other_shapes() -> None:
+    with pytest.raises(ValueError, match="differ in shape"):
+        local_consistency_loss(torch.zeros(1, 2, 3), torch.zeros(1, 2, 4))
+    with pytest.raises(ValueError, match="valid is"):
+        local_consistency_loss(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3), torch.zeros(1, 2, 3, dtype=torch.bool))
+
+
+def test_feature_spread_of_even_and_of_collapsed_features() -> None:
+    even = torch.randn(8, 64, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+    assert float(feature_spread(even)) == pytest.approx(1, abs=0.02)
+    assert float(feature_spread(even[:1, :, :1, :1, :1].expand(8, -1, 4, 6, 6))) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize(("step", "expected"), [(0, 0.996), (50, 0.998), (100, 1.0), (130, 1.0)])
+def test_target_decay(step: int, expected: float) -> None:
+    assert target_decay(step, 100) == pytest.approx(expected, abs=1e-9)
+
+
+def test_target_follows_the_online_weights() -> None:
+    online = nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2))
+    target = make_target(online)
+    assert not any(p.requires_grad for p in target.parameters())
+    before = [p.clone() for p in target.parameters()]
+    for p in online.parameters():
+        p.data.add_(1.0)
+    online[1].running_mean.fill_(3.0)
+    update_target(target, online, 0.9)
+    for old, new in zip(before, target.parameters(), strict=True):
+        torch.testing.assert_close(new, old + 0.1)
+    assert torch.equal(target[1].running_mean, online[1].running_mean)
+
+
+@pytest.mark.parametrize(("channels", "parameters"), [(2048, 2048 * 4096 + 2 * 4096 + 4096 * 256 + 256)])
+def test_projector_is_conv_bn_relu_conv(channels: int, parameters: int) -> None:
+    head = ConvHead(channels)
+    assert [type(m) for m in head] == [nn.Conv3d, nn.BatchNorm3d, nn.ReLU, nn.Conv3d]
+    assert sum(p.numel() for p in head.parameters()) == parameters
+
+
+@pytest.fixture(scope="module")
+def batch() -> tuple[Tensor, GeometryBatch]:
+    rng = np.random.default_rng(0)
+    pairs = [sample_view_pair((20, 60, 60), VIEW, rng) for _ in range(3)]
+    geometries = [pair[half] for half in (0, 1) for pair in pairs]
+    views = torch.randn(6, 1, *VIEW, generator=torch.Generator().manual_seed(0))
+    return views, GeometryBatch.from_geometries(geometries)
+
+
+def make_pgl(**options: object) -> PGL:
+    torch.manual_seed(0)
+    return PGL(ResNet50Encoder(strides=(4, 8, 8)), VIEW, hidden_channels=64, out_channels=32, **options)  # type: ignore[arg-type]
+
+
+def test_loss_of_a_batch_is_both_directions_added(batch: tuple[Tensor, GeometryBatch]) -> None:
+    """Recomputed view by view: the prediction of one view against the target of the other, and the reverse."""
+    from pretraining.alignment import align
+
+    views, geometries = batch
+    pgl = make_pgl().eval()  # running statistics, so that views do not influence each other
+    with torch.no_grad():
+        output = pgl(views, geometries)
+        expected = 0.0
+        for first in range(3):
+            second = first + 3
+            one, two = (
+                GeometryBatch(geometries.starts[i : i + 1], geometries.sizes[i : i + 1], geometries.flips[i : i + 1])
+                for i in (first, second)
+            )
+            for (own, g), (other, h) in (((first, one), (second, two)), ((second, two), (first, one))):
+                z, _ = align(pgl.projector(pgl.encoder(views[own : own + 1])[-1]), g, h, pgl.grid)
+                t, _ = align(pgl.target_projector(pgl.target_encoder(views[other : other + 1])[-1]), h, g, pgl.grid)
+                cosine = nn.functional.cosine_similarity(pgl.predictor(z), t, dim=1)
+                expected += float((2 - 2 * cosine).mean()) / 3
+    assert float(output.loss) == pytest.approx(expected, rel=1e-4)
+
+
+def test_gradients_reach_the_online_path_only(batch: tuple[Tensor, GeometryBatch]) -> None:
+    pgl = make_pgl()
+    pgl(*batch).loss.backward()
+    for part in (pgl.encoder, pgl.projector, pgl.predictor):
+        assert all(p.grad is not None for p in part.parameters())
+    for part in (pgl.target_encoder, pgl.target_projector):
+        assert all(p.grad is None for p in part.parameters())
+
+
+def test_interpolated_only_drops_clamped_points(batch: tuple[Tensor, GeometryBatch]) -> None:
+    everything, inside = make_pgl().eval(), make_pgl(interpolated_only=True).eval()
+    with torch.no_grad():
+        a, b = everything(*batch), inside(*batch)
+    assert 0 < float(a.interpolated) < 1
+    assert float(a.loss) != pytest.approx(float(b.loss), rel=1e-6)
+
+
+def test_bfloat16_tracks_float32(batch: tuple[Tensor, GeometryBatch]) -> None:
+    exact, fast = make_pgl(), make_pgl(precision=torch.bfloat16)
+    with torch.no_grad():
+        assert float(fast(*batch).loss) == pytest.approx(float(exact(*batch).loss), abs=0.1)
+
+
+def test_a_few_steps_lower_the_loss(batch: tuple[Tensor, GeometryBatch]) -> None:
+    pgl = make_pgl()
+    optimizer = torch.optim.AdamW(pgl.parameters(), lr=3e-4)
+    losses = []
+    for _ in range(6):
+        loss = pgl(*batch).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        pgl.update_target(0.9)
+        losses.append(float(loss))
+    assert losses[-1] < 0.6 * losses[0]

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nnunetv2_pgl.checkpoint import (
+    CheckpointError,
+    EncoderCheckpoint,
+    atomic_save,
+    load_checkpoint,
+    load_encoder,
+    save_checkpoint,
+)
+from nnunetv2_pgl.networks import ResNet50Encoder
+
+
+def make_checkpoint(encoder: torch.nn.Module, **pgl: Any) -> EncoderCheckpoint:
+    described = {"method": "pgl", "architecture": {"name": "resnet50", "norm": "batch", "centred": True}, **pgl}
+    return EncoderCheckpoint(dict(encoder.state_dict()), described, {"key_to_encoder": "encoder"})
+
+
+@pytest.fixture(scope="module")
+def encoder() -> ResNet50Encoder:
+    return ResNet50Encoder()
+
+
+@pytest.fixture(scope="module")
+def saved(encoder: ResNet50Encoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "checkpoint_final.pth"
+    save_checkpoint(make_checkpoint(encoder, epochs=3), path)
+    return path
+
+
+def test_round_trip(encoder: ResNet50Encoder, saved: Path) -> None:
+    loaded = load_checkpoint(saved)
+    assert loaded.pgl["epochs"] == 3
+    assert loaded.architecture["norm"] == "batch"
+    assert loaded.nnssl_adaptation_plan == {"key_to_encoder": "encoder"}
+    assert "Xie" in loaded.citations[0]["apa_citations"][0]
+    state = encoder.state_dict()
+    assert loaded.encoder_weights.keys() == state.keys()
+    assert all(torch.equal(value, state[key]) for key, value in loaded.encoder_weights.items())
+
+
+def test_plain_torch_reads_it_too(saved: Path) -> None:
+    content = torch.load(saved, weights_only=True)
+    assert all(key.startswith("encoder.") for key in content["network_weights"])
+
+
+def test_weights_arrive(encoder: ResNet50Encoder, saved: Path) -> None:
+    other = ResNet50Encoder(strides=(8, 8, 8))
+    report = load_encoder(other, load_checkpoint(saved).encoder_weights, str(saved))
+    assert len(report.loaded) == len(encoder.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(encoder.parameters(), other.parameters(), strict=True))
+    assert "318 of 318" in str(report)
+
+
+def test_stem_adapts_to_channels(encoder: ResNet50Encoder, saved: Path) -> None:
+    """An image repeated over three channels gives the features of the single one."""
+    other = ResNet50Encoder(3)
+    report = load_encoder(other, load_checkpoint(saved).encoder_weights, str(saved))
+    assert report.adapted == ("conv.weight",)
+    image = torch.randn(1, 1, 8, 32, 32)
+    with torch.no_grad():
+        one, three = encoder.eval()(image)[-1], other.eval()(image.expand(-1, 3, -1, -1, -1))[-1]
+    torch.testing.assert_close(one, three, rtol=1e-4, atol=1e-4)
+
+
+def test_a_misfit_changes_nothing(encoder: ResNet50Encoder) -> None:
+    other = ResNet50Encoder()
+    before = {key: value.clone() for key, value in other.state_dict().items()}
+    weights = dict(encoder.state_dict())
+    wider = {**weights, "stage1.0.conv1.weight": torch.zeros(128, 64, 1, 1, 1)}
+    with pytest.raises(CheckpointError, match=r"file\.pth: an encoder of another size: stage1\.0\.conv1\.weight"):
+        load_encoder(other, wider, "file.pth")
+    with pytest.raises(CheckpointError, match="1 keys are missing"):
+        load_encoder(other, {k: v for k, v in weights.items() if k != "conv.weight"}, "file.pth")
+    with pytest.raises(CheckpointError, match="left over"):
+        load_encoder(other, ResNet50Encoder(norm="instance").state_dict() | {"surprise": torch.zeros(1)}, "file.pth")
+    assert all(torch.equal(value, before[key]) for key, value in other.state_dict().items())
+
+
+class Payload:
+    """Unpickling this would create a file."""
+
+    def __init__(self, witness: Path):
+        self.witness = witness
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.witness}",)
+
+
+def test_pickled_code_is_not_run(tmp_path: Path) -> None:
+    witness, path = tmp_path / "witness", tmp_path / "hostile.pth"
+    torch.save({"network_weights": {}, "pgl": Payload(witness)}, path)
+    with pytest.raises(CheckpointError, match="could run code"):
+        load_checkpoint(path)
+    legacy = tmp_path / "legacy.pth"
+    legacy.write_bytes(pickle.dumps(Payload(witness)))
+    with pytest.raises(CheckpointError, match="not a PyTorch checkpoint"):
+        load_checkpoint(legacy)
+    assert not witness.exists()
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.9, 0.999])
+def test_truncated(saved: Path, tmp_path: Path, kept: float) -> None:
+    path = tmp_path / "short.pth"
+    content = saved.read_bytes()
+    path.write_bytes(content[: int(len(content) * kept)])
+    with pytest.raises(CheckpointError, match=r"short\.pth: (truncated|damaged)"):
+        load_checkpoint(path)
+
+
+def test_not_ours(tmp_path: Path) -> None:
+    path = tmp_path / "other.pth"
+    with pytest.raises(CheckpointError, match=r"other\.pth: no such checkpoint"):
+        load_checkpoint(path)
+    torch.save({"state_dict": {"w": torch.zeros(1)}, "epoch": 3}, path)
+    with pytest.raises(CheckpointError, match=r"not written by pgl_pretrain \(it holds: epoch, state_dict\)"):
+        load_checkpoint(path)
+    torch.save([1, 2], path)
+    with pytest.raises(CheckpointError, match="holds a list"):
+        load_checkpoint(path)
+    torch.save({"pgl": {"format_version": 99}, "network_weights": {"encoder.w": torch.zeros(1)}}, path)
+    with pytest.raises(CheckpointError, match="format version 99"):
+        load_checkpoint(path)
+    torch.save({"training_state": 1, "pgl": {}}, path)
+    with pytest.raises(CheckpointError, match="continued with --c"):
+        load_checkpoint(path)
+    torch.save({"pgl": {"format_version": 1}, "network_weights": {"encoder.w": "x"}}, path)
+    with pytest.raises(CheckpointError, match="named tensors"):
+        load_checkpoint(path)
+
+
+def test_full_disk_keeps_the_old_file(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "checkpoint.pth"
+    path.write_bytes(b"old")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"could not write .*checkpoint\.pth \(the former one is intact\).*No space"):
+        atomic_save({"x": torch.zeros(3)}, path)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["checkpoint.pth"]
+
+
+def test_an_interrupt_while_saving_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        atomic_save({"x": 1}, tmp_path / "checkpoint.pth")
+    assert os.listdir(tmp_path) == []

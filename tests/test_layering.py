@@ -1,0 +1,54 @@
+"""The line a scan walks goes one way, and importing does nothing."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("data", "views", "alignment", "objectives", "training")
+
+
+def imported(file: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            yield node.module or ""
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "nnunetv2_pgl").rglob("*.py")), ids=lambda f: f.stem)
+def test_plugin_never_imports_pretraining(file: Path) -> None:
+    assert not [name for name in imported(file) if name.split(".")[0] == "pretraining"]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_never_imports_a_later_one(room: str) -> None:
+    later = {f"pretraining.{name}" for name in ROOMS[ROOMS.index(room) + 1 :]}
+    for file in (ROOT / "pretraining" / room).rglob("*.py"):
+        wrong = [name for name in imported(file) if ".".join(name.split(".")[:2]) in later]
+        assert not wrong, f"{file} imports {wrong}"
+
+
+def test_training_does_not_know_commands_or_demo() -> None:
+    upper = {"pretraining.cli", "pretraining.pretrain", "pretraining.demo", "pretraining.preview"}
+    for room in ROOMS:
+        for file in (ROOT / "pretraining" / room).rglob("*.py"):
+            assert not upper & {".".join(name.split(".")[:2]) for name in imported(file)}, file
+
+
+def test_extension_folder_holds_one_file() -> None:
+    files = [path for path in (ROOT / "nnunetv2_pgl" / "extension").iterdir() if path.name != "__pycache__"]
+    assert [path.name for path in files] == ["nnunetv2_pgl_trainers.py"]
+
+
+def test_importing_prints_nothing_and_loads_little() -> None:
+    code = "import sys, nnunetv2_pgl, pretraining; assert 'torch' not in sys.modules and 'nnunetv2' not in sys.modules"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == result.stderr == ""

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from pretraining.config import PretrainConfig
+from pretraining.training.optimisation import learning_rate_at, make_optimizer, parameter_groups
+
+
+def test_schedule_by_hand() -> None:
+    rates = [learning_rate_at(step, 100, 10, 0.2) for step in range(100)]
+    assert rates[0] == pytest.approx(0.02)
+    assert rates[9] == pytest.approx(0.2)
+    assert rates[10] == pytest.approx(0.2)
+    assert rates[55] == pytest.approx(0.1)  # half of the cosine
+    assert rates[-1] == pytest.approx(0.1 * (1 + math.cos(math.pi * 89 / 90)))
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "batch", "expected"),
+    [("lars", 128, 0.2), ("lars", 32, 0.05), ("sgd", 256, 0.3), ("sgd", 64, 0.075), ("adamw", 128, 1e-3)],
+)
+def test_rates_scale_with_the_batch(optimizer: str, batch: int, expected: float) -> None:
+    config = PretrainConfig(("x",), optimizer=optimizer, batch_size=batch)  # type: ignore[arg-type]
+    assert config.peak_learning_rate == pytest.approx(expected)
+    fixed = PretrainConfig(("x",), optimizer=optimizer, batch_size=batch, learning_rate=0.7)  # type: ignore[arg-type]
+    assert fixed.peak_learning_rate == 0.7
+
+
+def test_biases_and_norms_have_no_decay() -> None:
+    module = nn.Sequential(nn.Conv3d(1, 4, 3), nn.BatchNorm3d(4), nn.Conv3d(4, 2, 1, bias=False))
+    module[2].weight.requires_grad_(False)
+    decayed, others = parameter_groups(module, 0.1)
+    assert decayed == {"params": [module[0].weight], "weight_decay": 0.1}
+    assert others["weight_decay"] == 0
+    assert [id(p) for p in others["params"]] == [id(module[0].bias), id(module[1].weight), id(module[1].bias)]
+
+
+def test_lars_step_by_hand() -> None:
+    """You et al. 2017: the step of a weight is scaled by 0.001 |w| / (|g| + decay |w|); that of a bias is not."""
+    module = nn.Linear(3, 2)
+    weight, bias = module.weight.detach().clone(), module.bias.detach().clone()
+    optimizer = make_optimizer("lars", module, 0.2, 0.01)
+    gradient = torch.randn(2, 3)
+    module.weight.grad, module.bias.grad = gradient.clone(), torch.ones(2)
+    optimizer.step()
+    ratio = 0.001 * weight.norm() / (gradient.norm() + 0.01 * weight.norm())
+    torch.testing.assert_close(module.weight.detach(), weight - 0.2 * ratio * (gradient + 0.01 * weight))
+    torch.testing.assert_close(module.bias.detach(), bias - 0.2 * torch.ones(2))
+
+
+def test_unknown_optimizer() -> None:
+    with pytest.raises(ValueError, match="lars, sgd or adamw"):
+        make_optimizer("lamb", nn.Linear(1, 1), 0.1, 0.0)

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pretraining.views import ViewGeometry, overlap_box, overlap_fraction, sample_view_pair
+
+VIEW = (16, 96, 96)
+
+
+def test_overlap_by_hand() -> None:
+    a = ViewGeometry((0, 0, 0), (10, 10, 10), (False,) * 3)
+    b = ViewGeometry((5, 2, 9.5), (10, 4, 10), (True,) * 3)
+    start, size = overlap_box(a, b)
+    assert start.tolist() == [5, 2, 9.5]
+    assert size.tolist() == [5, 4, 0.5]
+    assert overlap_fraction(a, b) == pytest.approx(10 / 1000)
+    assert overlap_box(a, ViewGeometry((20, 0, 0), (5, 5, 5), (False,) * 3))[1][0] == 0
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    shape=st.tuples(st.integers(3, 60), st.integers(40, 400), st.integers(40, 400)),
+    min_overlap=st.sampled_from([0.0, 0.1, 0.3]),
+    seed=st.integers(0, 2**31),
+)
+def test_boxes_stay_inside_and_overlap(shape: tuple[int, int, int], min_overlap: float, seed: int) -> None:
+    pair = sample_view_pair(shape, VIEW, np.random.default_rng(seed), min_overlap=min_overlap)
+    for geometry in pair:
+        assert min(geometry.start) >= 0
+        assert all(e <= n + 1e-9 for e, n in zip(geometry.end, shape, strict=True))
+        for size, view, extent in zip(geometry.size, VIEW, shape, strict=True):
+            assert size <= 1.4 * view + 1e-9
+            assert size >= 1.1 * view - 1e-9 or extent < 1.1 * view
+    assert overlap_fraction(*pair) >= min_overlap - 1e-9
+
+
+def test_distributions_in_a_large_scan() -> None:
+    rng = np.random.default_rng(0)
+    pairs = [sample_view_pair((200, 600, 600), VIEW, rng) for _ in range(3000)]
+    views = [view for pair in pairs for view in pair]
+    scales = np.array([view.size for view in views]) / VIEW
+    assert scales.min() >= 1.1
+    assert scales.max() <= 1.4
+    # Uniform in 1.1 .. 1.4: mean 1.25, standard deviation 0.3 / sqrt(12); axes independent.
+    assert scales.mean(axis=0) == pytest.approx(1.25, abs=0.01)
+    assert scales.std(axis=0) == pytest.approx(0.3 / np.sqrt(12), abs=0.005)
+    assert np.abs(np.corrcoef(scales.T)[np.triu_indices(3, 1)]).max() < 0.06
+    assert np.mean([view.flip for view in views], axis=0) == pytest.approx(0.5, abs=0.03)
+    centres = np.array([np.add(a.start, np.array(a.size) / 2) for a, _ in pairs])
+    assert centres.mean(axis=0) == pytest.approx([100, 300, 300], rel=0.05)
+    overlaps = [overlap_fraction(*pair) for pair in pairs]
+    assert min(overlaps) >= 0.1
+    assert min(overlaps) < 0.12  # the bound is reached: pairs are not drawn closer than it asks
+
+
+def test_small_scan_shrinks_the_box_and_keeps_its_variety() -> None:
+    rng = np.random.default_rng(1)
+    sizes = np.array([v.size for _ in range(500) for v in sample_view_pair((12, 300, 300), VIEW, rng)])
+    assert sizes[:, 0].max() <= 12
+    assert sizes[:, 0].max() > 11.9
+    assert sizes[:, 0].min() == pytest.approx(12 * 1.1 / 1.4, abs=0.05)
+
+
+def test_same_generator_same_pair() -> None:
+    draw = [sample_view_pair((40, 200, 200), VIEW, np.random.default_rng(7)) for _ in range(2)]
+    assert draw[0] == draw[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"volume_shape": (40, 200)}, "three positive sizes"),
+        ({"scale": (1.4, 1.1)}, "rising order"),
+        ({"min_overlap": 1.5}, "between 0 and 1"),
+        ({"scale": (0.5, 4.0), "min_overlap": 0.999}, "overlaps by"),
+    ],
+)
+def test_refuses(arguments: dict, message: str) -> None:
+    defaults = {"volume_shape": (80, 400, 400), "view_size": VIEW, "rng": np.random.default_rng(0)}
+    with pytest.raises(ValueError, match=message):
+        sample_view_pair(**{**defaults, **arguments})

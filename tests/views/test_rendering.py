@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from pretraining.views import ViewGeometry, render_views, sample_view_pair
+from pretraining.views.sampling import linear_sampling_matrix
+
+
+def with_grid_sample(volume: Tensor, geometry: ViewGeometry, view_size: tuple[int, int, int]) -> Tensor:
+    """The same view by `F.grid_sample`, which wants (x, y, z) in [-1, 1] with edges at the ends."""
+    axes = []
+    for start, size, flip, n, length in zip(
+        geometry.start, geometry.size, geometry.flip, view_size, volume.shape[1:], strict=True
+    ):
+        places = start + (torch.arange(n, dtype=torch.float64) + 0.5) / n * size
+        axes.append(2 * (places.flip(0) if flip else places) / length - 1)
+    z, y, x = torch.meshgrid(*axes, indexing="ij")
+    grid = torch.stack((x, y, z), dim=-1)[None].to(volume.dtype)
+    return F.grid_sample(volume[None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
+
+
+@pytest.mark.parametrize("shape", [(40, 60, 50), (9, 24, 31), (7, 20, 20)])
+def test_agrees_with_grid_sample(shape: tuple[int, int, int]) -> None:
+    rng = np.random.default_rng(0)
+    volume = torch.randn(2, *shape, dtype=torch.float64)
+    for _ in range(20):
+        pair = sample_view_pair(shape, (8, 20, 24), rng)
+        views = render_views(volume, pair, (8, 20, 24))
+        for view, geometry in zip(views, pair, strict=True):
+            torch.testing.assert_close(view, with_grid_sample(volume, geometry, (8, 20, 24)), rtol=0, atol=1e-5)
+
+
+def test_float32_agrees_with_grid_sample() -> None:
+    volume = torch.randn(1, 30, 60, 60)
+    pair = sample_view_pair((30, 60, 60), (8, 24, 24), np.random.default_rng(3))
+    for view, geometry in zip(render_views(volume, pair, (8, 24, 24)), pair, strict=True):
+        exact = with_grid_sample(volume.double(), geometry, (8, 24, 24))  # its float32 is itself 1e-5 off
+        torch.testing.assert_close(view, exact.float(), rtol=0, atol=1e-5)
+
+
+def test_whole_volume_is_itself_and_flips_reverse_it() -> None:
+    volume = torch.arange(2 * 3 * 4, dtype=torch.float32).reshape(1, 2, 3, 4)
+    geometries = [ViewGeometry((0, 0, 0), (2, 3, 4), flip) for flip in ((False,) * 3, (True, False, True))]
+    views = render_views(volume, geometries, (2, 3, 4))
+    assert torch.equal(views[0], volume)
+    assert torch.equal(views[1], volume.flip((1, 3)))
+
+
+def test_integer_crop_is_a_slice() -> None:
+    volume = torch.randn(1, 8, 9, 10)
+    view = render_views(volume, [ViewGeometry((1, 2, 3), (4, 5, 6), (False,) * 3)], (4, 5, 6))
+    assert torch.equal(view[0], volume[:, 1:5, 2:7, 3:9])
+
+
+def test_is_differentiable() -> None:
+    volume = torch.randn(1, 8, 9, 10, requires_grad=True)
+    render_views(volume, [ViewGeometry((1.5, 2, 3), (4, 5, 6), (True,) * 3)], (3, 4, 5)).sum().backward()
+    assert volume.grad is not None
+    assert float(volume.grad.sum()) == pytest.approx(3 * 4 * 5, rel=1e-5)
+
+
+def test_sampling_matrix_by_hand() -> None:
+    matrix = linear_sampling_matrix(torch.tensor([-1.0, 0.25, 2.0, 9.0]), 3)
+    assert matrix.tolist() == [[1, 0, 0], [0.75, 0.25, 0], [0, 0, 1], [0, 0, 1]]
+
+
+def test_refuses_a_box_outside_and_integers() -> None:
+    outside = ViewGeometry((5, 0, 0), (4, 4, 4), (False,) * 3)
+    with pytest.raises(ValueError, match="leaves the volume"):
+        render_views(torch.zeros(1, 8, 8, 8), [outside], (4, 4, 4))
+    with pytest.raises(ValueError, match="floating point"):
+        render_views(torch.zeros(1, 8, 8, 8, dtype=torch.int16), [], (4, 4, 4))

@@ -68,7 +68,7 @@ def test_stem_adapts_to_channels(encoder: ResNet50Encoder, saved: Path) -> None:
     image = torch.randn(1, 1, 8, 32, 32)
     with torch.no_grad():
         one, three = encoder.eval()(image)[-1], other.eval()(image.expand(-1, 3, -1, -1, -1))[-1]
-    torch.testing.assert_close(one, three, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(one, three, rtol=1e-3, atol=1e-3)
 
 
 def test_a_misfit_changes_nothing(encoder: ResNet50Encoder) -> None:

@@ -50,8 +50,8 @@ def prepare(
     """Preprocess one scan.
 
     CT is clipped to [-1024, 325] HU, resampled (which clips the overshoot of cubic splines) and rounded; without
-    resampling whole numbers stay as they are. Other channels are resampled and z-scored. The paper's z-score of CT is left to the
-    reader of the crops, who finds mean and std in the record.
+    resampling whole numbers stay as they are. The paper's z-score of CT is left to the reader of the crops, who finds
+    mean and std in the record. Other channels are resampled and z-scored.
 
     Args:
         array: float32 (channel, z, y, x).

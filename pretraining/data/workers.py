@@ -4,6 +4,7 @@ import multiprocessing
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Generic, TypeVar
 
@@ -63,14 +64,16 @@ def _run_in_workers(
                 worker, task = idle.pop(), queue.popleft()
                 worker.submit(task)
                 busy[worker.connection] = worker, task
-            for connection in wait(list(busy)):
-                worker, task = busy.pop(connection)  # type: ignore[index]  # only what was given comes back
+            ready = wait(list(busy))
+            for connection in [connection for connection in busy if connection in ready]:
+                worker, task = busy.pop(connection)
                 try:
                     outcome = worker.result()
                 except (EOFError, OSError):
                     killed.append(task)
-                    workers.append(_Worker(function))
-                    idle.append(workers[-1])
+                    if queue:
+                        workers.append(_Worker(function))
+                        idle.append(workers[-1])
                 else:
                     idle.append(worker)
                     yield task, outcome
@@ -100,10 +103,8 @@ class _Worker(Generic[T, R]):
                     'worker processes cannot start: call this below `if __name__ == "__main__":`, or use -np 1'
                 ) from error
             self._is_ready = True
-        try:
+        with suppress(OSError):  # killed while idle: noticed when the result is awaited
             self.connection.send(task)
-        except OSError:
-            pass  # killed while idle: noticed when the result is awaited
 
     def result(self) -> R | BadScan | DataError:
         """Receive what became of the task; EOFError or OSError tells that the process has died."""
@@ -119,12 +120,10 @@ class _Worker(Generic[T, R]):
 def _serve(connection: Connection, function: Callable[[T], R]) -> None:
     """Work off tasks until the other side hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends its workers
-    try:
+    with suppress(EOFError, OSError):
         connection.send(_READY)
         while True:
             connection.send(_call(function, connection.recv()))
-    except (EOFError, OSError):
-        pass
 
 
 def _call(function: Callable[[T], R], task: T) -> R | BadScan | DataError:

@@ -47,11 +47,31 @@ def feature_spread(features: Tensor) -> Tensor:
     return normalised.std(dim=1).mean() * math.sqrt(features.shape[1])
 
 
+def within_view_share(features: Tensor) -> Tensor:
+    """Share of the variance of L2-normalised features that lies between the places of a view, not between views.
+
+    The loss has a solution that `feature_spread` does not see: features that tell scans apart and are the same at every
+    place of a scan. Then this is 0.
+    """
+    normalised = F.normalize(features.float(), dim=1).flatten(2)
+    of_views = normalised - normalised.mean(dim=2, keepdim=True)
+    of_all = normalised - normalised.mean(dim=(0, 2), keepdim=True)
+    return of_views.square().sum() / of_all.square().sum().clamp(min=torch.finfo(torch.float32).tiny)
+
+
 class PGLOutput(NamedTuple):
-    """Loss of a batch and what tells whether training is healthy, all scalars."""
+    """Loss of a batch and what tells whether training is healthy, all scalars.
+
+    Attributes:
+        loss: The loss of both directions, added (eq. 9).
+        spread: See `feature_spread`, of the online projections.
+        within_views: See `within_view_share`, of the online projections.
+        interpolated: Share of the aligned points that lie between cell centres in both views.
+    """
 
     loss: Tensor
     spread: Tensor
+    within_views: Tensor
     interpolated: Tensor
 
 
@@ -114,7 +134,8 @@ class PGL(nn.Module):
         half = len(views) // 2
         first = local_consistency_loss(prediction[:half], target[:half], valid[:half])
         second = local_consistency_loss(prediction[half:], target[half:], valid[half:])
-        return PGLOutput(first + second, feature_spread(projection.detach()), inside.float().mean())
+        online = projection.detach()
+        return PGLOutput(first + second, feature_spread(online), within_view_share(online), inside.float().mean())
 
     def update_target(self, decay: float) -> None:
         """One step of the target path towards the online path (eq. 10)."""

@@ -24,7 +24,8 @@ class Correspondence:
     """How well places are recognised.
 
     Attributes:
-        share: Share of aligned cells whose nearest neighbour (cosine) among the other view's is the right place.
+        share: Share of aligned cells whose nearest neighbour among the other view's is the right place, by the cosine of
+            the features less their mean over all cells looked at.
         distance: Mean distance in source voxels between found and right place where they differ.
         chance: The share that guessing would reach.
         cells: Number of cells that were looked up.
@@ -64,22 +65,20 @@ def measure_correspondence(
     was_training = encoder.training
     encoder.eval()
     generator = torch.Generator(device).manual_seed(0)
-    hits, misses = [], []
-    cells = 0
+    pairs = []
     for batch in batches:
         batch = batch.to(device)
         views = batch.render(view_size, generator).contiguous(memory_format=torch.channels_last_3d)
         with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
             features = encoder(views)[-1]
-        first, second, steps = _aligned_pair(features.float(), batch.geometries, encoder, view_size)
-        hit, miss = look_up(first, second, steps)
-        cells = first[0, 0].numel()
-        hits.append(hit.cpu())
-        misses.append(miss.cpu())
+        pairs.append(_aligned_pair(features.float(), batch.geometries, encoder, view_size))
     encoder.train(was_training)
-    hit, miss = torch.cat(hits), torch.cat(misses)
+    first, second, steps = (torch.cat(parts).cpu() for parts in zip(*pairs, strict=True))
+    # Features after a ReLU share a large common part, which would make every cosine close to one.
+    mean = torch.cat((first, second)).mean(dim=(0, 2, 3, 4), keepdim=True)
+    hit, miss = look_up(first - mean, second - mean, steps)
     distance = float(miss[~hit].mean()) if bool((~hit).any()) else 0.0
-    return Correspondence(float(hit.float().mean()), distance, 1.0 / cells, len(hit))
+    return Correspondence(float(hit.float().mean()), distance, 1.0 / first[0, 0].numel(), len(hit))
 
 
 def _aligned_pair(

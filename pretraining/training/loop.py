@@ -21,7 +21,7 @@ from nnunetv2_pgl.networks import ResNet50Encoder
 from nnunetv2_pgl.precision import has_bfloat16
 from pretraining.config import PretrainConfig
 from pretraining.data import Volume
-from pretraining.objectives import PGL, target_decay
+from pretraining.objectives import PGL, PGLOutput, target_decay
 from pretraining.training.correspondence import measure_correspondence, validation_batches
 from pretraining.training.distributed import Processes
 from pretraining.training.optimisation import learning_rate_at, make_optimizer, set_learning_rate
@@ -141,7 +141,7 @@ class _Run:
         """One pass over the pool, then log, curves and state."""
         started = time.perf_counter()
         self.sampler.epoch = self.state.epoch
-        sums = torch.zeros(3, device=self.device)
+        sums = torch.zeros(len(PGLOutput._fields), device=self.device)
         waited = 0.0
         batches = iter(self.loader)
         bar = tqdm(
@@ -163,15 +163,15 @@ class _Run:
                     )
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         seconds = time.perf_counter() - started
-        loss, spread, interpolated = (self.processes.mean(sums) / self.steps).tolist()
-        record = self._record(seconds, waited, loss, spread, interpolated)
+        means = PGLOutput(*(self.processes.mean(sums) / self.steps))
+        record = self._record(seconds, waited, means)
         self.state.epoch += 1
         if self.processes.is_main:
             self._report(record)
         self.processes.barrier()
 
     def _step(self, step: int, batches: Iterator[ViewPairBatch], sums: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """One update of online and target path; adds loss, feature spread and interpolated share to ``sums``."""
+        """One update of online and target path; adds its output to ``sums``."""
         total = self.steps * self.config.epochs
         warmup = self.steps * self.config.warmup_epochs
         set_learning_rate(self.state.optimizer, learning_rate_at(step, total, warmup, self.config.peak_learning_rate))
@@ -191,15 +191,16 @@ class _Run:
         self.state.objective.update_target(target_decay(step, total, self.config.target_decay))
         return sums, waited
 
-    def _record(self, seconds: float, waited: float, loss: float, spread: float, interpolated: float) -> dict[str, Any]:
+    def _record(self, seconds: float, waited: float, means: PGLOutput) -> dict[str, Any]:
         config, epoch = self.config, self.state.epoch
         pairs = self.steps * config.batch_size
         last_step = (epoch + 1) * self.steps - 1
         return {
             "epoch": epoch,
-            "loss": loss,
-            "feature_std": spread,
-            "interpolated": interpolated,
+            "loss": float(means.loss),
+            "feature_std": float(means.spread),
+            "within_views": float(means.within_views),
+            "interpolated": float(means.interpolated),
             "learning_rate": self.state.optimizer.param_groups[0]["lr"],
             "tau": target_decay(last_step, self.steps * config.epochs, config.target_decay),
             "seconds": seconds,

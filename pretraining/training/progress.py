@@ -44,13 +44,18 @@ def epoch_lines(record: dict[str, Any], seconds_left: float) -> list[str]:
         f"Epoch {record['epoch']}",
         f"Current learning rate: {record['learning_rate']:.5f}, tau: {record['tau']:.5f}",
         f"train_loss {record['loss']:.4f}",
-        f"feature_std {record['feature_std']:.3f} (1: spread out, 0: collapsed), "
-        f"aligned points between cell centres {record['interpolated']:.0%}",
+        f"feature_std {record['feature_std']:.3f} (1: spread out, 0: collapsed), of which between the places of a view "
+        f"{record['within_views']:.0%}; aligned points between cell centres {record['interpolated']:.0%}",
     ]
     if record["feature_std"] < COLLAPSE_BELOW:
         lines.append(
-            f"WARNING: the features have collapsed (feature_std below {COLLAPSE_BELOW}): all places look alike and the "
-            "loss says nothing. Lower -lr, raise -b, or try another -optimizer."
+            f"WARNING: the features have collapsed (feature_std below {COLLAPSE_BELOW}): all scans and places look alike "
+            "and the loss says nothing. Lower -lr, raise -b, or try another -optimizer."
+        )
+    elif record["within_views"] < COLLAPSE_BELOW:
+        lines.append(
+            f"WARNING: the features tell scans apart but not places (less than {COLLAPSE_BELOW:.0%} of their variance lies "
+            "within a view). Early in a run this passes; if it stays, raise -b or -lr, or try another -optimizer."
         )
     if "correspondence" in record:
         lines.append(
@@ -96,6 +101,7 @@ def plot_progress(history: Sequence[dict[str, Any]], baseline: dict[str, float] 
     miss.set_ylabel("voxels")
     miss.legend(loc="lower right")
     curve(spread, "feature_std", "feature spread (1: even, 0: collapsed)", color="tab:purple")
+    curve(spread, "within_views", "share of it between places of a view", color="tab:olive")
     spread.axhline(COLLAPSE_BELOW, color="tab:gray", linestyle=":")
     spread.set_ylim(0, None)
     curve(rate, "learning_rate", "learning rate", color="tab:brown")

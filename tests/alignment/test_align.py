@@ -32,16 +32,16 @@ def places(a: ViewGeometry, b: ViewGeometry, bins: tuple[int, int, int]) -> Tens
 
 @pytest.mark.parametrize("shape", [(18, 107, 110), (23, 135, 140), (60, 300, 260)])
 @pytest.mark.parametrize("output_size", [None, (3, 7, 5)])
-def test_both_views_name_the_right_places(shape: tuple[int, int, int], output_size: tuple[int, int, int] | None) -> None:
+def test_both_views_name_the_right_places(
+    shape: tuple[int, int, int], output_size: tuple[int, int, int] | None
+) -> None:
     """Crop, scale and flip of every kind, cells by average pooling: valid points are exact in both views."""
     volume = coordinates(shape)
     rng = np.random.default_rng(0)
     errors, count = 0.0, 0
     for flips in itertools.product((False, True), repeat=6):
         pair = sample_view_pair(shape, VIEW, rng)
-        one, two = (
-            ViewGeometry(g.start, g.size, flip) for g, flip in zip(pair, (flips[:3], flips[3:]), strict=True)
-        )
+        one, two = (ViewGeometry(g.start, g.size, flip) for g, flip in zip(pair, (flips[:3], flips[3:]), strict=True))
         features = F.avg_pool3d(render_views(volume, (one, two), VIEW), STRIDE)
         truth = places(one, two, output_size or (2, 6, 6))
         for index, (own, other) in enumerate(((one, two), (two, one))):
@@ -81,9 +81,7 @@ def test_agrees_with_grid_sample() -> None:
                 in_view = VIEW[axis] - in_view if own.flip[axis] else in_view
                 axes.append(2 * in_view / (cells * STRIDE[axis]) - 1)
             grid = torch.stack(axes[::-1], dim=-1)[None]
-            expected = F.grid_sample(
-                features[index : index + 1], grid, padding_mode="border", align_corners=False
-            )
+            expected = F.grid_sample(features[index : index + 1], grid, padding_mode="border", align_corners=False)
             torch.testing.assert_close(aligned[index : index + 1], expected, rtol=0, atol=1e-5)
 
 
@@ -124,9 +122,7 @@ def disagreement(
     rng = np.random.default_rng(0)
     differences = []
     for _ in range(400):
-        pair = sample_view_pair(
-            (120, 400, 400), VIEW, rng, flip_probability=flip_probability, min_overlap=min_overlap
-        )
+        pair = sample_view_pair((120, 400, 400), VIEW, rng, flip_probability=flip_probability, min_overlap=min_overlap)
         maps = []
         for own in pair:
             axes = []

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813 - its customary name
+import SimpleITK as sitk
 
 
 @pytest.fixture

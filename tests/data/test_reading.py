@@ -5,7 +5,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813 - its customary name
+import SimpleITK as sitk
 
 from pretraining.data import BadScan, Scan, find_scans, read_geometry, read_scan
 

@@ -83,7 +83,9 @@ def test_shapes_of_the_paper(encoder: ResNet50Encoder) -> None:
 
 @pytest.mark.parametrize("strides", [(8, 8, 8), (1, 4, 16), (16, 2, 1)])
 @pytest.mark.parametrize("centred", [True, False])
-def test_any_stride_with_the_same_weights(encoder: ResNet50Encoder, strides: tuple[int, int, int], centred: bool) -> None:
+def test_any_stride_with_the_same_weights(
+    encoder: ResNet50Encoder, strides: tuple[int, int, int], centred: bool
+) -> None:
     other = ResNet50Encoder(strides=strides, centred=centred)
     other.load_state_dict(encoder.state_dict())
     size = (17, 19, 32)

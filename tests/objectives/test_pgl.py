@@ -16,6 +16,7 @@ from pretraining.objectives import (
     make_target,
     target_decay,
     update_target,
+    within_view_share,
 )
 from pretraining.views import GeometryBatch, sample_view_pair
 
@@ -52,6 +53,15 @@ def test_feature_spread_of_even_and_of_collapsed_features() -> None:
     even = torch.randn(8, 64, 4, 6, 6, generator=torch.Generator().manual_seed(0))
     assert float(feature_spread(even)) == pytest.approx(1, abs=0.02)
     assert float(feature_spread(even[:1, :, :1, :1, :1].expand(8, -1, 4, 6, 6))) == pytest.approx(0, abs=1e-5)
+
+
+def test_within_view_share_sees_features_that_only_tell_scans_apart() -> None:
+    generator = torch.Generator().manual_seed(0)
+    of_scans = torch.randn(8, 64, 1, 1, 1, generator=generator).expand(-1, -1, 4, 6, 6)
+    of_places = torch.randn(1, 64, 4, 6, 6, generator=generator).expand(8, -1, -1, -1, -1)
+    assert float(within_view_share(of_scans)) == pytest.approx(0, abs=1e-6)
+    assert float(within_view_share(of_places)) == pytest.approx(1, abs=1e-6)
+    assert float(feature_spread(of_scans)) > 0.8  # which the spread alone does not see
 
 
 @pytest.mark.parametrize(("step", "expected"), [(0, 0.996), (50, 0.998), (100, 1.0), (130, 1.0)])
@@ -91,7 +101,7 @@ def batch() -> tuple[Tensor, GeometryBatch]:
 
 def make_pgl(**options: object) -> PGL:
     torch.manual_seed(0)
-    return PGL(ResNet50Encoder(strides=(4, 8, 8)), VIEW, hidden_channels=64, out_channels=32, **options)  # type: ignore[arg-type]
+    return PGL(ResNet50Encoder(strides=(2, 8, 8)), VIEW, hidden_channels=64, out_channels=32, **options)  # type: ignore[arg-type]
 
 
 def test_loss_of_a_batch_is_both_directions_added(batch: tuple[Tensor, GeometryBatch]) -> None:
@@ -150,5 +160,5 @@ def test_a_few_steps_lower_the_loss(batch: tuple[Tensor, GeometryBatch]) -> None
         loss.backward()
         optimizer.step()
         pgl.update_target(0.9)
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[-1] < 0.6 * losses[0]

@@ -1,0 +1,146 @@
+"""The commands as a user types them, wrong input above all: one clear line and a non-zero exit."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pretraining import cli
+from pretraining.config import PretrainConfig
+from pretraining.demo.datasets import write_unlabelled_dataset
+from pretraining.run_folder import RunFolder
+
+
+@pytest.fixture
+def nnunet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(name, str(tmp_path / name))
+    return tmp_path
+
+
+@pytest.fixture
+def pgl_pretrain(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Runs the command and returns the line it ends with."""
+
+    def run(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["pgl_pretrain", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            cli.pretrain_entry()
+        assert isinstance(stop.value.code, str), "ended without a message"
+        assert "\n" not in stop.value.code
+        return stop.value.code
+
+    return run
+
+
+def test_unknown_dataset(nnunet: Path, pgl_pretrain: Callable[..., str]) -> None:
+    assert "777" in pgl_pretrain("-d", "777", "-device", "cpu")
+
+
+def test_missing_paths(nnunet: Path, pgl_pretrain: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    write_unlabelled_dataset(nnunet / "nnUNet_raw", 501, "Small", 1, 0, shape=(4, 8, 8), spacing=(70, 40, 40))
+    for name in ("nnUNet_preprocessed", "nnUNet_results", "nnUNet_raw"):
+        with monkeypatch.context() as patch:
+            patch.delenv(name)
+            message = pgl_pretrain("-d", "501", "-device", "cpu")
+        assert f"{name} is not set" in message
+        assert f"export {name}=" in message
+
+
+def test_no_cuda(nnunet: Path, pgl_pretrain: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "-device cpu" in pgl_pretrain("-d", "501")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("-strides", "3", "8", "8"), "-strides (3, 8, 8)"),
+        (("-scale", "1.4", "1.1"), "-scale 1.4 1.1"),
+        (("-b", "6", "-accumulate", "4"), "not a multiple"),
+        (("-spacing", "3", "1"), "-spacing 3 1"),
+        (("-gamma", "1.5", "0.7"), "-gamma 1.5 0.7"),
+        (("-o", "a/b"), "not a name"),
+    ],
+)
+def test_impossible_settings(
+    nnunet: Path, pgl_pretrain: Callable[..., str], arguments: tuple[str, ...], message: str
+) -> None:
+    write_unlabelled_dataset(nnunet / "nnUNet_raw", 501, "Small", 1, 0, shape=(4, 8, 8), spacing=(70, 40, 40))
+    assert message in pgl_pretrain("-d", "501", "-device", "cpu", *arguments)
+
+
+def test_unknown_option(nnunet: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["pgl_pretrain", "-d", "501", "--epoch", "3"])  # no abbreviations either
+    with pytest.raises(SystemExit) as stop:
+        cli.pretrain_entry()
+    assert stop.value.code == 2
+    assert "--epoch" in capsys.readouterr().err
+
+
+def test_one_dash_or_two() -> None:
+    parser = cli._Parser()
+    cli._add_training_options(parser)
+    assert parser.parse_args(["-epochs", "7"]).epochs == parser.parse_args(["--epochs", "7"]).epochs == 7
+
+
+def test_existing_run_is_not_overwritten(nnunet: Path, pgl_pretrain: Callable[..., str]) -> None:
+    write_unlabelled_dataset(nnunet / "nnUNet_raw", 501, "Small", 1, 0, shape=(4, 8, 8), spacing=(70, 40, 40))
+    folder = RunFolder.named("mine")
+    folder.start(PretrainConfig(("Dataset501_Small",)))
+    folder.latest.write_bytes(b"precious")
+    message = pgl_pretrain("-d", "501", "-o", "mine", "-device", "cpu")
+    assert "already holds a run" in message
+    assert "--c" in message
+    assert folder.latest.read_bytes() == b"precious"
+
+
+def test_continue_without_a_run_and_with_changed_settings(nnunet: Path, pgl_pretrain: Callable[..., str]) -> None:
+    assert "nothing to continue" in pgl_pretrain("-o", "mine", "--c", "-device", "cpu")
+    folder = RunFolder.named("mine")
+    folder.start(PretrainConfig(("Dataset501_Small",), epochs=500))
+    message = pgl_pretrain("-o", "mine", "--c", "-epochs", "7", "-gamma", "0.5", "2", "-device", "cpu")
+    assert "epochs: the run has 500, you gave 7" in message
+    assert "views.intensity.gamma: the run has [0.7, 1.5], you gave [0.5, 2.0]" in message
+    folder.config_file.write_text('{"epochs": 3, "surprise": 1}')
+    assert "config.json" in pgl_pretrain("-o", "mine", "--c", "-device", "cpu")
+
+
+def test_config_survives_json() -> None:
+    config = PretrainConfig(("a", "/b"), spacing=(3.0, 1.0, 1.0), strides=(8, 8, 8), learning_rate=0.1)
+    assert PretrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert PretrainConfig.from_dict(PretrainConfig(("a",)).to_dict()) == PretrainConfig(("a",))
+
+
+def test_paper_is_the_default() -> None:
+    config = PretrainConfig(("a",))
+    assert (config.epochs, config.batch_size, config.optimizer, config.peak_learning_rate) == (500, 128, "lars", 0.2)
+    assert (config.views.size, config.encoder_strides, config.warmup_epochs) == ((16, 96, 96), (8, 16, 16), 2)
+    assert config.views.scale == (1.1, 1.4)
+
+
+@pytest.mark.parametrize(
+    ("patch", "strides"), [((16, 96, 96), (8, 16, 16)), ((8, 16, 31), (4, 8, 8)), ((1, 64, 64), (1, 16, 16))]
+)
+def test_a_small_view_keeps_two_cells(patch: tuple[int, int, int], strides: tuple[int, int, int]) -> None:
+    from dataclasses import replace
+
+    config = PretrainConfig(("a",))
+    assert replace(config, views=replace(config.views, size=patch)).encoder_strides == strides
+
+
+def test_preview_draws(nnunet: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from matplotlib.image import imread
+
+    write_unlabelled_dataset(nnunet / "nnUNet_raw", 501, "Small", 2, 0, shape=(10, 20, 24), spacing=(28, 16, 16))
+    output = nnunet / "preview.png"
+    arguments = ["-d", "501", "-patch", "6", "12", "16", "-n", "2", "-np", "1", "-o", str(output)]
+    monkeypatch.setattr(sys, "argv", ["pgl_preview", *arguments])
+    cli.preview_entry()
+    assert imread(output).std() > 0.05
+    assert str(output) in capsys.readouterr().out

@@ -1,0 +1,111 @@
+"""A labelled phantom data set, planned and preprocessed by nnU-Net's own command, once for all trainer tests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from batchgenerators.utilities.file_and_folder_operations import load_json
+
+from nnunetv2_pgl.checkpoint import EncoderCheckpoint, save_checkpoint
+from nnunetv2_pgl.extension_folder import extension_folder
+from nnunetv2_pgl.networks import ResNet50Encoder
+from pretraining.demo.datasets import write_labelled_dataset
+
+DATASET = "Dataset502_Torso"
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """nnU-Net's three folders, and the variables a shell would have."""
+
+    root: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+        own = {name: str(self.root / name) for name in names}
+        quiet = {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1", "nnUNet_compile": "f"}
+        return {**own, **quiet, "nnUNet_extTrainer": str(extension_folder())}
+
+    @property
+    def results(self) -> Path:
+        return self.root / "nnUNet_results"
+
+    def run(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Runs an installed command as a user would."""
+        executable = Path(sys.executable).parent / command[0]
+        environment = {**os.environ, **self.environment, **variables}
+        environment = {name: value for name, value in environment.items() if value}
+        return subprocess.run(
+            [str(executable), *command[1:]], capture_output=True, text=True, env=environment, check=False
+        )
+
+    def plans(self) -> dict[str, Any]:
+        plans = load_json(str(self.root / "nnUNet_preprocessed" / DATASET / "nnUNetPlans.json"))
+        return {**plans, "continue_training": False}
+
+    def dataset_json(self) -> dict[str, Any]:
+        return load_json(str(self.root / "nnUNet_preprocessed" / DATASET / "dataset.json"))
+
+
+@pytest.fixture(scope="session")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    workplace = Workplace(tmp_path_factory.mktemp("trainers"))
+    raw = workplace.root / "nnUNet_raw"
+    raw.mkdir()
+    # All that nnU-Net's five folds need, and no more: small scans of the whole body.
+    write_labelled_dataset(raw, 502, "Torso", 5, 1, 0, shape=(16, 24, 32), spacing=(18, 13, 12))
+    result = workplace.run(
+        "nnUNetv2_plan_and_preprocess", "-d", "502", "-c", "3d_fullres", "-np", "1", "-npfp", "1", nnUNet_n_proc_DA="1"
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    return workplace
+
+
+@pytest.fixture
+def workplace(planned: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workplace]:
+    """The planned data with a results folder of each test's own."""
+    for name in ("nnUNet_raw", "nnUNet_preprocessed"):
+        (tmp_path / name).symlink_to(planned.root / name)
+    (tmp_path / "nnUNet_results").mkdir()
+    own = Workplace(tmp_path)
+    for name, value in own.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("PGL_CHECKPOINT", raising=False)
+    yield own
+
+
+@pytest.fixture
+def save_encoder() -> Callable[..., ResNet50Encoder]:
+    """Writes a checkpoint of known weights and returns its encoder."""
+    return _save_encoder
+
+
+def _save_encoder(path: Path, norm: str = "batch", seed: int = 7) -> ResNet50Encoder:
+    torch.manual_seed(seed)
+    encoder = ResNet50Encoder(norm=norm)  # type: ignore[arg-type]
+    pgl = {
+        "method": "pgl",
+        "architecture": {
+            "name": "resnet50",
+            "norm": norm,
+            "centred": True,
+            "strides": [8, 16, 16],
+            "in_channels": 1,
+        },
+        "epochs": 3,
+        "num_scans": 2,
+        "spacing": [3.0, 1.0, 1.0],
+        "datasets": ["Dataset501_Small"],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(EncoderCheckpoint(dict(encoder.state_dict()), pgl, {}), path)
+    return encoder

@@ -1,0 +1,246 @@
+"""The trainer on real plans and data of nnU-Net."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunetv2_pgl.trainers import (
+    nnUNetTrainerPGL,
+    nnUNetTrainerPGL_5epochs,
+    nnUNetTrainerPGL_paper,
+    nnUNetTrainerPGLScratch,
+    nnUNetTrainerPGLScratch_1epoch,
+)
+from nnunetv2_pgl.trainers.pgl import network_strides
+from nnunetv2_pgl.trainers.schedule import WarmupPolyLRScheduler
+
+CPU = torch.device("cpu")
+Workplace = Any  # the fixture of conftest.py
+SaveEncoder = Any
+
+
+def make(trainer: type[nnUNetTrainerPGL], workplace: Workplace, fold: int = 0, **attributes: Any) -> nnUNetTrainerPGL:
+    made = trainer(workplace.plans(), "3d_fullres", fold, workplace.dataset_json(), CPU)
+    for name, value in attributes.items():
+        setattr(made, name, value)
+    return made
+
+
+SHORT = {"num_epochs": 1, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 1}
+
+
+def test_the_encoder_s_weights_arrive_and_one_step_changes_them(
+    workplace: Workplace, save_encoder: SaveEncoder
+) -> None:
+    path = workplace.results / "PGL" / "run" / "checkpoint_final.pth"
+    encoder = save_encoder(path)
+    trainer = make(nnUNetTrainerPGL, workplace)
+    trainer.initialize()
+    for key, value in trainer.network.encoder.state_dict().items():
+        assert torch.equal(value, encoder.state_dict()[key]), key
+
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    before = {name: p.detach().clone() for name, p in trainer.network.named_parameters()}
+    gradients_of_a_step(trainer)
+    # nnU-Net's first step: SGD with Nesterov momentum 0.99, so 1.99 times the rate of the first warm-up epoch.
+    rate = trainer.optimizer.param_groups[0]["lr"]
+    assert rate == pytest.approx(1e-2 / 51)
+    for name, p in trainer.network.named_parameters():
+        assert p.grad is not None
+        expected = before[name] - rate * 1.99 * (p.grad + 3e-5 * before[name])
+        torch.testing.assert_close(p.detach(), expected, rtol=1e-4, atol=1e-7)
+
+    record = json.loads(Path(trainer.output_folder, "pgl_checkpoint.json").read_text())
+    assert (record["path"], record["method"], record["epochs"]) == (str(path), "pgl", 3)
+    assert len(record["sha256"]) == 64
+    log = Path(trainer.log_file).read_text()
+    assert str(path) in log
+    assert "318 of 318 encoder tensors loaded" in log
+
+
+def gradients_of_a_step(trainer: nnUNetTrainerPGL) -> None:
+    result = trainer.train_step(next(trainer.dataloader_train))
+    assert np.isfinite(result["loss"])
+
+
+def test_no_checkpoint_stops_in_one_line(workplace: Workplace) -> None:
+    with pytest.raises(SystemExit) as stop:
+        make(nnUNetTrainerPGL, workplace).initialize()
+    assert "PGL_CHECKPOINT" in str(stop.value)
+    assert "\n" not in str(stop.value)
+
+
+def test_an_encoder_of_another_kind_stops_in_one_line(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = workplace.root / "other.pth"
+    path.write_bytes(b"not a checkpoint")
+    monkeypatch.setenv("PGL_CHECKPOINT", str(path))
+    with pytest.raises(SystemExit, match=r"other\.pth: truncated, or not a PyTorch checkpoint"):
+        make(nnUNetTrainerPGL, workplace).initialize()
+
+
+def test_scratch_needs_none_and_is_random(workplace: Workplace, save_encoder: SaveEncoder) -> None:
+    encoder = save_encoder(workplace.results / "PGL" / "run" / "checkpoint_final.pth")
+    trainer = make(nnUNetTrainerPGLScratch, workplace)
+    trainer.initialize()
+    stem = trainer.network.encoder.conv.weight
+    assert not torch.allclose(stem, encoder.conv.weight, atol=1e-3)
+    bound = np.sqrt(6 / 343)  # Kaiming uniform for 7 x 7 x 7 x 1 inputs
+    assert float(stem.detach().abs().max()) == pytest.approx(bound, rel=0.01)
+
+
+def test_train_resume_and_validate_without_the_checkpoint(workplace: Workplace, save_encoder: SaveEncoder) -> None:
+    """`--c` and `--val` restore nnU-Net's own checkpoint; the encoder file may be gone by then. Instance norm survives."""
+    path = workplace.results / "PGL" / "run" / "checkpoint_final.pth"
+    save_encoder(path, norm="instance")
+    trainer = make(nnUNetTrainerPGL, workplace, **SHORT)
+    trainer.run_training()
+    weights = {k: v.clone() for k, v in trainer.network.state_dict().items()}
+    path.unlink()
+
+    again = make(nnUNetTrainerPGL, workplace, **{**SHORT, "num_epochs": 2})
+    again.load_checkpoint(str(Path(again.output_folder, "checkpoint_final.pth")))
+    assert all(torch.equal(v, weights[k]) for k, v in again.network.state_dict().items())
+    again.run_training()
+    assert again.current_epoch == 2
+
+    stored = PlansManager(json.loads(Path(again.output_folder_base, "plans.json").read_text()))
+    configuration = stored.get_configuration("3d_fullres")
+    for_prediction = nnUNetTrainerPGL.build_network_architecture(
+        stored, configuration, 1, 8, enable_deep_supervision=False
+    )
+    for_prediction.load_state_dict(again.network.state_dict())
+
+
+def test_folds_of_one_model_have_one_network(workplace: Workplace, save_encoder: SaveEncoder) -> None:
+    path = workplace.results / "PGL" / "run" / "checkpoint_final.pth"
+    save_encoder(path)
+    make(nnUNetTrainerPGL, workplace, **SHORT).run_training()
+    save_encoder(path, norm="instance")
+    with pytest.raises(SystemExit, match="all folds of a model need the same"):
+        make(nnUNetTrainerPGL, workplace, fold=1).initialize()
+
+
+def test_2d_stops_with_a_clear_line(workplace: Workplace) -> None:
+    plans = workplace.plans()
+    plans["configurations"]["2d"] = {**plans["configurations"]["3d_fullres"], "patch_size": [24, 32]}
+    with pytest.raises(SystemExit, match="the configuration 2d is 2D: use 3d_fullres"):
+        nnUNetTrainerPGL(plans, "2d", 0, workplace.dataset_json(), CPU)
+
+
+def test_strides_follow_plan_and_paper(workplace: Workplace) -> None:
+    plans = workplace.plans()
+    configuration = plans["configurations"]["3d_fullres"]
+    for pooling, expected in (
+        ([[1, 1, 1], [2, 2, 2], [2, 2, 2]], (4, 4, 4)),
+        ([[1, 1, 1]] + [[2, 2, 2]] * 5, (8, 16, 16)),
+        ([[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 1]], (4, 8, 4)),
+    ):
+        configuration["architecture"]["arch_kwargs"]["strides"] = pooling
+        assert network_strides(PlansManager(plans).get_configuration("3d_fullres")) == expected
+
+
+@pytest.mark.parametrize(
+    ("labels", "heads"),
+    [
+        ({"background": 0, "a": 1, "b": 2, "ignore": 3}, 3),
+        ({"background": 0, "both": [1, 2], "b": 2}, 2),
+    ],
+)
+def test_ignore_label_and_regions_train(workplace: Workplace, labels: dict[str, Any], heads: int) -> None:
+    dataset_json = {**workplace.dataset_json(), "labels": labels}
+    if heads == 2:
+        dataset_json["regions_class_order"] = [1, 2]
+    trainer = nnUNetTrainerPGLScratch(workplace.plans(), "3d_fullres", 0, dataset_json, CPU)
+    trainer.initialize()
+    trainer.on_train_start()
+    trainer.network.train()
+    batch = next(trainer.dataloader_train)
+    if heads == 3:
+        batch["target"] = batch["target"].clamp(max=3)
+    assert trainer.network.head.out_channels == heads
+    assert np.isfinite(trainer.train_step(batch)["loss"])
+    trainer.network.eval()
+    with torch.no_grad():
+        assert np.isfinite(trainer.validation_step(batch)["loss"])
+
+
+def test_more_input_channels(workplace: Workplace, save_encoder: SaveEncoder) -> None:
+    save_encoder(workplace.results / "PGL" / "run" / "checkpoint_final.pth")
+    dataset_json = {**workplace.dataset_json(), "channel_names": {"0": "CT", "1": "PET"}}
+    trainer = nnUNetTrainerPGL(workplace.plans(), "3d_fullres", 0, dataset_json, CPU)
+    trainer.initialize()
+    assert trainer.network.encoder.conv.in_channels == 2
+    assert "adapted to the number of input channels: conv.weight" in Path(trainer.log_file).read_text()
+
+
+def test_lengths_follow_nnunet_s_names(workplace: Workplace) -> None:
+    assert make(nnUNetTrainerPGL_5epochs, workplace).num_epochs == 5
+    trainer = make(nnUNetTrainerPGLScratch_1epoch, workplace)
+    assert trainer.num_epochs == 1
+    assert type(trainer).__name__ == "nnUNetTrainerPGLScratch_1epoch"
+    assert not trainer.starts_from_checkpoint
+
+
+def test_warm_up_then_nnunet_s_decay() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], 1e-2)
+    scheduler = WarmupPolyLRScheduler(optimizer, 1e-2, 100, 5)
+    rates = []
+    for epoch in range(100):
+        scheduler.step(epoch)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates[:6] == pytest.approx([1e-2 * k / 6 for k in range(1, 7)])
+    assert rates[5 + 57] == pytest.approx(1e-2 * (1 - 57 / 95) ** 0.9)
+    assert rates[-1] > 0
+
+
+def test_paper_s_recipe(workplace: Workplace, save_encoder: SaveEncoder) -> None:
+    save_encoder(workplace.results / "PGL" / "run" / "checkpoint_final.pth")
+    trainer = make(nnUNetTrainerPGL_paper, workplace)
+    trainer.initialize()
+    assert (trainer.batch_size, trainer.num_epochs, trainer.initial_lr) == (8, 100, 1e-2)
+    trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 100, 1, 1
+    trainer.on_train_start()
+    batch = next(trainer.dataloader_train)
+    patch = trainer.configuration_manager.patch_size
+    assert batch["data"].shape == (8, 1, *patch)
+    assert batch["target"].shape == (8, 1, *patch)
+    assert int(batch["target"].min()) >= 0
+
+
+def test_paper_stops_when_the_dice_stops_rising(
+    workplace: Workplace, save_encoder: SaveEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_encoder(workplace.results / "PGL" / "run" / "checkpoint_final.pth")
+    trainer = make(
+        nnUNetTrainerPGL_paper, workplace, num_iterations_per_epoch=0, num_val_iterations_per_epoch=0, patience=2
+    )
+    dice = iter([0.1, 0.5, 0.4, 0.3, 0.9])
+    monkeypatch.setattr(trainer, "train_step", lambda batch: {"loss": 1.0})
+    monkeypatch.setattr(
+        trainer, "on_train_epoch_end", lambda o: trainer.logger.log("train_losses", 1.0, trainer.current_epoch)
+    )
+
+    def validated(outputs: object) -> None:
+        value = next(dice)
+        for key, entry in (
+            ("mean_fg_dice", value),
+            ("ema_fg_dice", value),
+            ("dice_per_class_or_region", [value]),
+            ("val_losses", 1.0),
+        ):
+            trainer.logger.log(key, entry, trainer.current_epoch)
+
+    monkeypatch.setattr(trainer, "on_validation_epoch_end", validated)
+    trainer.run_training()
+    assert len(trainer.logger.get_value("ema_fg_dice", step=None)) >= 4
+    assert Path(trainer.output_folder, "checkpoint_final.pth").is_file()
+    assert "has not risen for 2 epochs" in Path(trainer.log_file).read_text()

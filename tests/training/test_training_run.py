@@ -1,0 +1,201 @@
+"""Whole small runs of the loop on stored scans: resuming, two processes, pictures, bad values."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+
+from nnunetv2_pgl.checkpoint import CheckpointError, load_checkpoint
+from pretraining.config import PretrainConfig
+from pretraining.demo.datasets import write_unlabelled_dataset
+from pretraining.pretrain import RunOptions, pretrain
+from pretraining.run_folder import RunFolder
+from pretraining.training.distributed import spawn
+from pretraining.training.loop import TrainingError
+from pretraining.views import ViewSettings
+
+CONFIG = PretrainConfig(
+    datasets=("Dataset501_Small",),
+    views=ViewSettings(size=(6, 12, 16)),
+    strides=(4, 8, 8),
+    epochs=2,
+    batch_size=2,
+    pairs_per_epoch=4,
+    optimizer="adamw",
+    learning_rate=1e-4,
+    warmup_epochs=1,
+    hidden_channels=32,
+    out_channels=16,
+    validation_scans=1,
+)
+
+
+def options(name: str, **changes: Any) -> RunOptions:
+    return replace(RunOptions(name, False, "cpu", 1, 1), **changes)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    root = tmp_path_factory.mktemp("nnunet")
+    variables = {name: str(root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        patch.setenv("nnUNet_n_proc_DA", "0")
+        patch.setattr("pretraining.training.loop.has_bfloat16", lambda device: False)
+        write_unlabelled_dataset(root / "nnUNet_raw", 501, "Small", 4, 0, shape=(10, 20, 24), spacing=(28, 16, 16))
+        yield root
+
+
+@pytest.fixture(scope="module")
+def straight(folders: Path) -> RunFolder:
+    pretrain(CONFIG, options("straight"))
+    return RunFolder.named("straight")
+
+
+def encoder_of(folder: RunFolder) -> dict[str, torch.Tensor]:
+    return load_checkpoint(folder.final).encoder_weights
+
+
+def records(folder: RunFolder) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_what_it_promises(straight: RunFolder) -> None:
+    names = {path.name for path in straight.path.iterdir()}
+    expected = {
+        "checkpoint_latest.pth",
+        "checkpoint_final.pth",
+        "config.json",
+        "metrics.jsonl",
+        "progress.png",
+        "views.png",
+    }
+    assert expected <= names
+    assert not [name for name in names if name.endswith(".tmp") or name.startswith(".")]
+    assert PretrainConfig.load(straight.config_file) == CONFIG
+    for picture in ("progress.png", "views.png"):
+        assert imread(straight.path / picture).std() > 0.05
+    (log,) = straight.path.glob("training_log_*.txt")
+    text = log.read_text()
+    for word in (
+        "train_loss",
+        "feature_std",
+        "between the places of a view",
+        "tau",
+        "views/s",
+        "time left",
+        "correspondence",
+        "Before training",
+    ):
+        assert word in text
+    assert 'export nnUNet_extTrainer="$(pgl_extension)"' in text
+    history = records(straight)
+    assert [record["epoch"] for record in history] == [0, 1]
+    assert history[-1]["tau"] > history[0]["tau"] > 0.996
+    assert all(0 < record["loss"] < 8 for record in history)
+
+
+def test_the_checkpoint_says_what_it_is(straight: RunFolder) -> None:
+    checkpoint = load_checkpoint(straight.final)
+    pgl = checkpoint.pgl
+    assert pgl["method"] == "pgl"
+    assert (pgl["epochs"], pgl["num_scans"]) == (2, 3)
+    assert pgl["architecture"] == {
+        "name": "resnet50",
+        "norm": "batch",
+        "centred": True,
+        "strides": [4, 8, 8],
+        "in_channels": 1,
+    }
+    assert pgl["intensity"]["clip"] == [-1024.0, 325.0]
+    assert pgl["spacing"] == pytest.approx([28, 16, 16], rel=0.15)
+    plan = checkpoint.nnssl_adaptation_plan
+    assert set(plan) == {
+        "architecture_plans",
+        "pretrain_plan",
+        "pretrain_num_input_channels",
+        "recommended_downstream_patchsize",
+        "key_to_encoder",
+        "key_to_stem",
+        "keys_to_in_proj",
+        "key_to_lpe",
+    }
+    assert (
+        sum(v.numel() for k, v in checkpoint.encoder_weights.items() if "running" not in k and "num" not in k)
+        == 46_155_072
+    )
+
+
+class Stop(Exception):  # noqa: N818
+    pass
+
+
+def test_resumed_is_the_uninterrupted_run(straight: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after the first epoch and continued: same losses, bit-equal encoder."""
+    with monkeypatch.context() as patch:
+
+        def die(*_: object) -> None:
+            raise Stop
+
+        from pretraining.training import loop
+
+        save = loop.TrainingState.save
+        patch.setattr(loop.TrainingState, "save", lambda self, path: (save(self, path), die()))
+        with pytest.raises(Stop):
+            pretrain(CONFIG, options("resumed"))
+    pretrain(CONFIG, options("resumed", resume=True))
+    resumed = RunFolder.named("resumed")
+    for one, other in zip(records(straight), records(resumed), strict=True):
+        assert one["loss"] == other["loss"]
+        assert one["correspondence"] == other["correspondence"]
+    weights = encoder_of(resumed)
+    assert all(torch.equal(value, weights[key]) for key, value in encoder_of(straight).items())
+
+
+def test_accumulated_parts_see_the_same_pairs(straight: RunFolder) -> None:
+    """With batch norm the parts are normalised alone, so losses are close, not equal."""
+    pretrain(replace(CONFIG, accumulate=2, epochs=1, norm="instance"), options("accumulated"))
+    pretrain(replace(CONFIG, epochs=1, norm="instance"), options("at_once"))
+    one, other = (records(RunFolder.named(name))[0]["loss"] for name in ("accumulated", "at_once"))
+    assert one == pytest.approx(other, rel=0.5)
+
+
+def test_a_finished_run_can_be_continued_to_no_effect(straight: RunFolder) -> None:
+    before = encoder_of(straight)
+    pretrain(CONFIG, options("straight", resume=True))
+    assert all(torch.equal(value, before[key]) for key, value in encoder_of(straight).items())
+
+
+def test_a_truncated_state_is_named(straight: RunFolder, folders: Path) -> None:
+    broken = RunFolder.named("broken")
+    broken.start(CONFIG)
+    content = straight.latest.read_bytes()
+    broken.latest.write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match=r"checkpoint_latest\.pth: truncated"):
+        pretrain(CONFIG, options("broken", resume=True))
+
+
+def test_infinite_loss_stops_the_run(folders: Path) -> None:
+    with pytest.raises(TrainingError, match="not finite in epoch"):
+        pretrain(replace(CONFIG, learning_rate=1e30, optimizer="sgd", warmup_epochs=0), options("diverged"))
+    assert not RunFolder.named("diverged").final.exists()
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_encoder(folders: Path) -> None:
+    """Gloo on the CPU: both see half of each batch, and the weights written are those of an averaged gradient."""
+    spawn(pretrain, (CONFIG, options("two")), 2)
+    history = records(RunFolder.named("two"))
+    assert [record["epoch"] for record in history] == [0, 1]
+    assert all(np.isfinite(record["loss"]) for record in history)
+    assert "WORLD_SIZE" not in os.environ

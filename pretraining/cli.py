@@ -121,6 +121,7 @@ def _add_training_options(parser: _Parser) -> None:
     )
     add("wd", type=float, help="weight decay, not on biases and norms (default: 1.5e-6)")
     add("warmup", type=_natural, metavar="N", help="epochs of linear warm-up (default: 2)")
+    add("target_decay", type=_probability, metavar="TAU", help="of the target path at the start; it rises to 1 (0.996)")
     add("interpolated_only", action="store_true", default=None, help="count only aligned points between cell centres")
     add(
         "val_scans",

@@ -24,8 +24,8 @@ class Correspondence:
     """How well places are recognised.
 
     Attributes:
-        share: Share of aligned cells whose nearest neighbour among the other view's is the right place, by the cosine of
-            the features less their mean over all cells looked at.
+        share: Share of aligned cells whose nearest neighbour among the other view's is the right place, by the cosine
+            of the features less their mean over all cells looked at.
         distance: Mean distance in source voxels between found and right place where they differ.
         chance: The share that guessing would reach.
         cells: Number of cells that were looked up.

@@ -49,13 +49,13 @@ def epoch_lines(record: dict[str, Any], seconds_left: float) -> list[str]:
     ]
     if record["feature_std"] < COLLAPSE_BELOW:
         lines.append(
-            f"WARNING: the features have collapsed (feature_std below {COLLAPSE_BELOW}): all scans and places look alike "
-            "and the loss says nothing. Lower -lr, raise -b, or try another -optimizer."
+            f"WARNING: the features have collapsed (feature_std below {COLLAPSE_BELOW}): all scans and places look "
+            "alike and the loss says nothing. Lower -lr, raise -b, or try another -optimizer."
         )
     elif record["within_views"] < COLLAPSE_BELOW:
         lines.append(
-            f"WARNING: the features tell scans apart but not places (less than {COLLAPSE_BELOW:.0%} of their variance lies "
-            "within a view). Early in a run this passes; if it stays, raise -b or -lr, or try another -optimizer."
+            f"WARNING: the features tell scans apart but not places (less than {COLLAPSE_BELOW:.0%} of their variance "
+            "lies within a view). Early in a run this passes; if it stays, raise -b or -lr, or try another -optimizer."
         )
     if "correspondence" in record:
         lines.append(

@@ -48,7 +48,7 @@ def test_layers_match_torchvision_with_kernels_made_3d(encoder: ResNet50Encoder)
 
 
 def test_plain_padding_computes_what_torchvision_computes() -> None:
-    """With 2D weights placed in the middle slice and stride 1 in z, each slice is torchvision's ResNet-50 of stride 16."""
+    """With 2D weights in the middle slice and stride 1 in z, each slice is torchvision's ResNet-50 of stride 16."""
     torch.manual_seed(0)
     reference = torchvision.models.resnet50().eval()
     reference.layer4[0].conv2.stride = reference.layer4[0].downsample[0].stride = (1, 1)

@@ -71,7 +71,7 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 
 
 @pytest.fixture
-def workplace(planned: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workplace]:
+def workplace(planned: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
     """The planned data with a results folder of each test's own."""
     for name in ("nnUNet_raw", "nnUNet_preprocessed"):
         (tmp_path / name).symlink_to(planned.root / name)
@@ -80,7 +80,7 @@ def workplace(planned: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for name, value in own.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("PGL_CHECKPOINT", raising=False)
-    yield own
+    return own
 
 
 @pytest.fixture

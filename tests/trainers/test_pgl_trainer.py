@@ -97,7 +97,7 @@ def test_scratch_needs_none_and_is_random(workplace: Workplace, save_encoder: Sa
 
 
 def test_train_resume_and_validate_without_the_checkpoint(workplace: Workplace, save_encoder: SaveEncoder) -> None:
-    """`--c` and `--val` restore nnU-Net's own checkpoint; the encoder file may be gone by then. Instance norm survives."""
+    """`--c` and `--val` restore nnU-Net's own checkpoint, instance norm and all; the encoder may be gone by then."""
     path = workplace.results / "PGL" / "run" / "checkpoint_final.pth"
     save_encoder(path, norm="instance")
     trainer = make(nnUNetTrainerPGL, workplace, **SHORT)
@@ -160,11 +160,10 @@ def test_ignore_label_and_regions_train(workplace: Workplace, labels: dict[str, 
         dataset_json["regions_class_order"] = [1, 2]
     trainer = nnUNetTrainerPGLScratch(workplace.plans(), "3d_fullres", 0, dataset_json, CPU)
     trainer.initialize()
-    trainer.on_train_start()
-    trainer.network.train()
-    batch = next(trainer.dataloader_train)
-    if heads == 3:
-        batch["target"] = batch["target"].clamp(max=3)
+    patch = trainer.configuration_manager.patch_size
+    # As nnU-Net's transforms hand them over: label maps; or one channel per region.
+    target = torch.randint(0, 4, (2, 1, *patch)) if heads == 3 else torch.randint(0, 2, (2, 2, *patch))
+    batch = {"data": torch.randn(2, 1, *patch), "target": target}
     assert trainer.network.head.out_channels == heads
     assert np.isfinite(trainer.train_step(batch)["loss"])
     trainer.network.eval()

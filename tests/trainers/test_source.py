@@ -33,7 +33,7 @@ def test_order(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_none_and_several_stop_with_what_to_type(runs: Path) -> None:
-    with pytest.raises(CheckpointError, match="none was found.*export PGL_CHECKPOINT=.*nnUNetTrainerPGLScratch"):
+    with pytest.raises(CheckpointError, match=r"none was found.*export PGL_CHECKPOINT=.*nnUNetTrainerPGLScratch"):
         find_encoder_checkpoint({})
     paths = [touch(runs / name / "checkpoint_final.pth") for name in ("a", "b")]
     with pytest.raises(CheckpointError) as stop:

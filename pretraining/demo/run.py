@@ -30,7 +30,7 @@ from pretraining.demo.results import CaseResult, dice_table, read_results
 
 N_UNLABELLED, N_TRAIN, N_TEST = 24, 8, 4
 # Chosen so that the demo takes minutes on two CPU cores; real runs keep the defaults.
-PRETRAIN_OPTIONS = ("-epochs", "12", "-b", "8", "-patch", "16", "64", "64", "-optimizer", "adamw")
+PRETRAIN_OPTIONS = "-patch 24 40 48 -strides 8 8 8 -epochs 8 -pairs 96 -b 8 -optimizer adamw -lr 5e-4 -save_every 8".split()
 N_PROCESSES = "2"
 
 

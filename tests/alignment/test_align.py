@@ -55,8 +55,8 @@ def test_both_views_name_the_right_places(
 def test_smallest_overlap_is_still_exact() -> None:
     volume = coordinates((60, 300, 300))
     one = ViewGeometry((1.3, 10.2, 5.0), (20, 120, 130), (False, True, False))
-    two = ViewGeometry((12.1, 70.9, 60.3), (19, 131, 108), (True, True, False))
-    assert np.prod(overlap_box(one, two)[1]) / two.volume == pytest.approx(0.17, abs=0.03)
+    two = ViewGeometry((3.0, 90.0, 95.0), (19, 131, 108), (True, True, False))
+    assert np.prod(overlap_box(one, two)[1]) / two.volume == pytest.approx(0.11, abs=0.01)
     features = F.avg_pool3d(render_views(volume, (one, two), VIEW), STRIDE)
     grid_points = places(one, two, (4, 6, 6))
     a, valid_a = align(features[:1], [one], [two], POOLED, (4, 6, 6))

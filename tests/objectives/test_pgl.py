@@ -161,4 +161,4 @@ def test_a_few_steps_lower_the_loss(batch: tuple[Tensor, GeometryBatch]) -> None
         optimizer.step()
         pgl.update_target(0.9)
         losses.append(float(loss.detach()))
-    assert losses[-1] < 0.6 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]

@@ -30,7 +30,28 @@ from pretraining.demo.results import CaseResult, dice_table, read_results
 
 N_UNLABELLED, N_TRAIN, N_TEST = 24, 8, 4
 # Chosen so that the demo takes minutes on two CPU cores; real runs keep the defaults.
-PRETRAIN_OPTIONS = "-patch 24 40 48 -strides 8 8 8 -epochs 8 -pairs 96 -b 8 -optimizer adamw -lr 5e-4 -save_every 8".split()
+PRETRAIN_OPTIONS = [
+    "-patch",
+    "24",
+    "40",
+    "48",
+    "-strides",
+    "8",
+    "8",
+    "8",
+    "-epochs",
+    "8",
+    "-pairs",
+    "96",
+    "-b",
+    "8",
+    "-optimizer",
+    "adamw",
+    "-lr",
+    "5e-4",
+    "-save_every",
+    "8",
+]
 N_PROCESSES = "2"
 
 

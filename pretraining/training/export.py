@@ -6,6 +6,7 @@ import importlib.metadata
 import platform
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ def make_checkpoint(
         last_record: The last epoch's record.
     """
     z, y, x = (float(s) for s in spacing)
+    datasets = [Path(name).name for name in config.datasets]  # a checkpoint that is shared tells no paths
     pgl = {
         "method": config.method,
         "architecture": {
@@ -43,8 +45,8 @@ def make_checkpoint(
             "strides": list(encoder.strides),
             "in_channels": 1,
         },
-        "config": config.to_dict(),
-        "datasets": list(config.datasets),
+        "config": {**config.to_dict(), "datasets": datasets},
+        "datasets": datasets,
         "epochs": config.epochs,
         "num_scans": num_scans,
         "intensity": _intensity(is_ct),

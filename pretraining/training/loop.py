@@ -99,6 +99,7 @@ class _Run:
         self.precision = torch.bfloat16 if has_bfloat16(self.device) else None
         self.steps = steps_per_epoch(config, len(pool.training))
         self.state = _initial_state(config, self.device, self.precision)
+        self.state.scans = [scan.name for scan in pool.training]
         self.sampler = PairSampler(
             len(pool.training),
             self.steps,

@@ -79,44 +79,59 @@ def write_metrics(history: Sequence[dict[str, Any]], path: Path) -> None:
 
 def plot_progress(history: Sequence[dict[str, Any]], baseline: dict[str, float] | None, path: Path) -> None:
     """Curves of loss, correspondence, feature spread, learning rate with tau, and speed."""
-    figure = Figure(figsize=(11, 13), layout="constrained")
+    figure = Figure(figsize=(13, 12), layout="constrained")
     FigureCanvasAgg(figure)
-    top, middle, spread, rate, speed = figure.subplots(5, 1, sharex=True, height_ratios=(2, 2, 1, 1, 1))
-    epochs = [record["epoch"] for record in history]
+    loss, share, spread, rate, speed = figure.subplots(5, 1, sharex=True, height_ratios=(2, 2, 1, 1, 1))
+    miss, decay = share.twinx(), rate.twinx()
 
-    def curve(axes: Any, key: str, label: str, **style: Any) -> None:
-        known = [(record["epoch"], record[key]) for record in history if key in record]
-        if known:
-            axes.plot(*zip(*known, strict=True), label=label, marker="." if len(known) < 40 else None, **style)
-
-    curve(top, "loss", "training loss (both directions; 0 to 8)", color="tab:blue")
-    curve(middle, "correspondence", "held-out cells that find their place", color="tab:green")
-    curve(middle, "chance", "chance", color="tab:gray", linestyle=":")
+    _curve(loss, history, "loss", "training loss\n(both directions, 0 to 8)", "tab:blue")
+    _curve(share, history, "correspondence", "held-out cells that\nfind their place", "tab:green")
+    _curve(share, history, "chance", "chance", "tab:gray", linestyle=":")
     if baseline:
-        middle.axhline(baseline["correspondence"], color="tab:orange", linestyle="--", label="before training")
-    middle.set_ylim(0, None)
-    miss = middle.twinx()
-    curve(miss, "miss_distance", "distance of the others [voxels]", color="tab:red", linestyle="-", alpha=0.6)
-    miss.set_ylim(0, None)
-    miss.set_ylabel("voxels")
-    miss.legend(loc="lower right")
-    curve(spread, "feature_std", "feature spread (1: even, 0: collapsed)", color="tab:purple")
-    curve(spread, "within_views", "share of it between places of a view", color="tab:olive")
+        share.axhline(baseline["correspondence"], color="tab:orange", linestyle="--", label="before training")
+    _curve(miss, history, "miss_distance", "distance of the others", "tab:red", alpha=0.5)
+    _curve(spread, history, "feature_std", "feature spread\n(1: even, 0: collapsed)", "tab:purple")
+    _curve(spread, history, "within_views", "share of it between\nplaces of a view", "tab:olive")
     spread.axhline(COLLAPSE_BELOW, color="tab:gray", linestyle=":")
-    spread.set_ylim(0, None)
-    curve(rate, "learning_rate", "learning rate", color="tab:brown")
-    decay = rate.twinx()
-    curve(decay, "tau", "tau", color="tab:pink")
-    decay.legend(loc="lower right")
-    curve(speed, "views_per_second", "views per second", color="black")
-    speed.set_ylim(0, None)
-    for axes, name in ((top, "loss"), (middle, "share"), (spread, "spread"), (rate, "rate"), (speed, "views/s")):
+    _curve(rate, history, "learning_rate", "learning rate", "tab:brown")
+    _curve(decay, history, "tau", "tau", "tab:pink")
+    _curve(speed, history, "views_per_second", "views per second", "black")
+
+    names = {
+        loss: "loss",
+        share: "share",
+        miss: "voxels",
+        spread: "spread",
+        rate: "rate",
+        decay: "tau",
+        speed: "views/s",
+    }
+    for axes, name in names.items():
         axes.set_ylabel(name)
+    for axes in (share, miss, spread, speed):
+        axes.set_ylim(0, None)
+    for axes, twin in ((loss, None), (share, miss), (spread, None), (rate, decay), (speed, None)):
         axes.grid(alpha=0.3)
-        axes.legend(loc="upper right" if axes is not middle else "upper left")
+        _legend_beside(axes, twin)
     speed.set_xlabel("epoch")
-    if epochs:
-        speed.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
+    if history:
+        speed.set_xlim(history[0]["epoch"] - 0.5, history[-1]["epoch"] + 0.5)
     temporary = path.with_name(f".{path.stem}.tmp.png")
     figure.savefig(temporary, dpi=100)
     os.replace(temporary, path)
+
+
+def _curve(axes: Any, history: Sequence[dict[str, Any]], key: str, label: str, color: str, **style: Any) -> None:
+    """One value over the epochs that have it."""
+    known = [(record["epoch"], record[key]) for record in history if key in record]
+    if known:
+        axes.plot(*zip(*known, strict=True), label=label, color=color, marker="." if len(known) < 40 else None, **style)
+
+
+def _legend_beside(axes: Any, twin: Any | None) -> None:
+    """One legend for both scales, right of the curves."""
+    handles, labels = axes.get_legend_handles_labels()
+    if twin is not None:
+        more_handles, more_labels = twin.get_legend_handles_labels()
+        handles, labels = handles + more_handles, labels + more_labels
+    axes.legend(handles, labels, loc="center left", bbox_to_anchor=(1.1, 0.5), fontsize=9, frameon=False)

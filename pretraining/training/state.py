@@ -24,7 +24,8 @@ class TrainingState:
         epoch: Epochs done.
         history: One record per epoch.
         baseline: Correspondence before training.
-        config: Settings as plain values, for the reader's checks.
+        config: Settings as plain values, for the reader.
+        scans: Names of the scans trained on, which decide what each draw means.
     """
 
     objective: PGL
@@ -33,6 +34,7 @@ class TrainingState:
     history: list[dict[str, Any]] = field(default_factory=list)
     baseline: dict[str, float] | None = None
     config: dict[str, Any] = field(default_factory=dict)
+    scans: list[str] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
         """Writes ``checkpoint_latest.pth`` atomically.
@@ -48,6 +50,7 @@ class TrainingState:
             "history": self.history,
             "baseline": self.baseline,
             "config": self.config,
+            "scans": self.scans,
         }
         atomic_save(content, path)
 
@@ -57,11 +60,17 @@ class TrainingState:
         Random numbers need no state: they follow from the seed and the number of the draw or step.
 
         Raises:
-            CheckpointError: If the file cannot be read or is of another network.
+            CheckpointError: If the file cannot be read, or is of another network or pool of scans.
         """
         content = load_plain(path)
         if content.get("training_state") != _FORMAT_VERSION:
             raise CheckpointError(f"{path}: not the state of a pre-training run that this version can continue")
+        if content.get("scans") != self.scans:
+            changed = sorted(set(content.get("scans", [])) ^ set(self.scans))
+            raise CheckpointError(
+                f"{path}: the run was started on other scans ({len(changed)} came or went: "
+                f"{', '.join(changed[:3])}...); restore the data, or start a new run with -o"
+            )
         try:
             self.objective.load_state_dict(content["objective"])
             self.optimizer.load_state_dict(content["optimizer"])

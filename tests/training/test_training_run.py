@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -174,6 +175,20 @@ def test_a_finished_run_can_be_continued_to_no_effect(straight: RunFolder) -> No
     before = encoder_of(straight)
     pretrain(CONFIG, options("straight", resume=True))
     assert all(torch.equal(value, before[key]) for key, value in encoder_of(straight).items())
+
+
+def test_other_scans_are_not_passed_over(straight: RunFolder, folders: Path) -> None:
+    """A pool that has lost a scan would silently change what every later draw means."""
+    copied = RunFolder.named("other_scans")
+    copied.start(CONFIG)
+    shutil.copy(straight.latest, copied.latest)
+    scan = next((folders / "nnUNet_raw" / "Dataset501_Small" / "imagesTr").glob("*_003_0000.nii.gz"))
+    hidden = scan.rename(folders / scan.name)
+    try:
+        with pytest.raises(CheckpointError, match="started on other scans"):
+            pretrain(CONFIG, options("other_scans", resume=True))
+    finally:
+        hidden.rename(scan)
 
 
 def test_a_truncated_state_is_named(straight: RunFolder, folders: Path) -> None:

@@ -1,4 +1,4 @@
-"""Trainers of the comparison in docs/results: 12 epochs of 25 iterations, for two CPU cores.
+"""Trainers of the comparison in docs/results: 10 epochs of 16 iterations, for two CPU cores.
 
     export nnUNet_extTrainer="$(pgl_extension):$PWD/benchmarks/trainers"
 """
@@ -6,6 +6,6 @@
 from nnunetv2_pgl.trainers import nnUNetTrainerPGL, nnUNetTrainerPGLScratch
 from nnunetv2_pgl.trainers.lengths import with_length
 
-_SHORT = {"num_epochs": 12, "num_iterations_per_epoch": 25, "num_val_iterations_per_epoch": 5}
+_SHORT = {"num_epochs": 10, "num_iterations_per_epoch": 16, "num_val_iterations_per_epoch": 2}
 nnUNetTrainerPGL_short = with_length(nnUNetTrainerPGL, "short", **_SHORT)
 nnUNetTrainerPGLScratch_short = with_length(nnUNetTrainerPGLScratch, "short", **_SHORT)

@@ -55,7 +55,9 @@ def link() -> Path:
     """
     file = link_file()
     _require_ours(file)
-    file.write_text(_LINK)
+    temporary = file.with_name(f".{file.name}.tmp")
+    temporary.write_text(_LINK)
+    os.replace(temporary, file)
     return file
 
 

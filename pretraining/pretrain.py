@@ -141,7 +141,7 @@ def _finish(
     checkpoint = make_checkpoint(encoder, config, spacing, is_ct, len(pool.training), state.history[-1])
     save_checkpoint(checkpoint, folder.final)
     if skipped:
-        log("", f"{len(skipped)} scans were skipped:", *(f"  {item}" for item in skipped))
+        log("", f"{len(skipped)} scan{'s' if len(skipped) > 1 else ''} skipped:", *(f"  {item}" for item in skipped))
     log(
         "",
         f"Encoder: {folder.final}",

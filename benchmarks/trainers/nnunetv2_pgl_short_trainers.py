@@ -1,6 +1,6 @@
 """Trainers of the comparison in docs/results: 10 epochs of 16 iterations, for two CPU cores.
 
-    export nnUNet_extTrainer="$(pgl_extension):$PWD/benchmarks/trainers"
+export nnUNet_extTrainer="$(pgl_extension):$PWD/benchmarks/trainers"
 """
 
 from nnunetv2_pgl.trainers import nnUNetTrainerPGL, nnUNetTrainerPGLScratch

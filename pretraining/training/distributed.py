@@ -69,6 +69,9 @@ def process_group(kind: str) -> Iterator[Processes]:
     processes = Processes(int(os.environ["RANK"]), count, int(os.environ.get("LOCAL_RANK", "0")))
     if kind == "cuda":
         torch.cuda.set_device(processes.local_rank)
+    elif "OMP_NUM_THREADS" not in os.environ:  # torchrun sets it; else the processes would compete for the cores
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", count))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // here))
     dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=_TIMEOUT)
     try:
         yield processes

@@ -12,6 +12,7 @@ import pytest
 from pretraining import cli
 from pretraining.config import PretrainConfig
 from pretraining.demo.datasets import write_unlabelled_dataset
+from pretraining.options import OptionParser, add_training_options
 from pretraining.run_folder import RunFolder
 
 
@@ -84,8 +85,8 @@ def test_unknown_option(nnunet: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
 
 
 def test_one_dash_or_two() -> None:
-    parser = cli._Parser()
-    cli._add_training_options(parser)
+    parser = OptionParser()
+    add_training_options(parser)
     assert parser.parse_args(["-epochs", "7"]).epochs == parser.parse_args(["--epochs", "7"]).epochs == 7
 
 

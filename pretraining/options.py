@@ -1,0 +1,178 @@
+"""The options of the commands, and the settings they make."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from pretraining.config import PretrainConfig
+from pretraining.data import resolve_source
+from pretraining.run_folder import RunError
+from pretraining.views import IntensityRanges, ViewSettings
+
+
+class OptionParser(argparse.ArgumentParser):
+    """Keeps the layout of the examples; takes no abbreviated options."""
+
+    def __init__(self, **keywords: Any) -> None:
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(allow_abbrev=False, formatter_class=formatter, **keywords)
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, got {value}")
+    return value
+
+
+def _probability(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must lie between 0 and 1, got {value}")
+    return value
+
+
+def add_data_options(parser: OptionParser) -> None:
+    """Which scans, and how they are preprocessed."""
+    group = parser.add_argument_group("scans")
+    add = adder(group)
+    add(
+        "d",
+        nargs="+",
+        metavar="ID",
+        help="nnU-Net data set ids or names, or folders of scans (NIfTI, NRRD, MHA, DICOM "
+        "series); imagesTr and imagesTs are used, labels are not needed",
+    )
+    add("modality", choices=("ct", "mr"), help="for folders, and to overrule channel_names (default: a folder is ct)")
+    add("spacing", nargs="+", metavar="MM", help="median (of the pool, default), native, or three values z y x in mm")
+    add("np", type=positive, default=8, metavar="N", help="preprocessing processes (default: 8)")
+    add("seed", type=_natural, help="seed of all randomness (default: 12345)")
+
+
+def add_view_options(parser: OptionParser) -> None:
+    """How views are drawn."""
+    group = parser.add_argument_group("views (defaults: the paper's)")
+    add = adder(group)
+    add("patch", nargs=3, type=positive, metavar=("Z", "Y", "X"), help="size of a view in voxels (default: 16 96 96)")
+    add("scale", nargs=2, type=float, metavar=("LOW", "HIGH"), help="size of a crop relative to the view (1.1 1.4)")
+    add("flip_probability", type=_probability, metavar="P", help="per view and axis (0.5)")
+    add("min_overlap", type=_probability, metavar="F", help="smallest overlap of the two crops, by volume (0.1)")
+    ranges = IntensityRanges()
+    for field in fields(IntensityRanges):
+        default = getattr(ranges, field.name)
+        if isinstance(default, tuple):
+            low, high = default
+            add(field.name, nargs=2, type=float, metavar=("LOW", "HIGH"), help=f"({low:g} {high:g})")
+        else:
+            add(field.name, type=_probability, metavar="P", help=f"({default:g})")
+
+
+def add_training_options(parser: OptionParser) -> None:
+    """Method, network and training."""
+    group = parser.add_argument_group("network and training (defaults: the paper's)")
+    add = adder(group)
+    add("m", choices=("pgl",), help="method (default: pgl)")
+    add("a", choices=("resnet50",), help="encoder (default: resnet50)")
+    add("norm", choices=("batch", "instance"), help="norm of the encoder (default: batch)")
+    add(
+        "strides",
+        nargs=3,
+        type=int,
+        metavar=("Z", "Y", "X"),
+        help="total stride of the encoder, powers of two "
+        "(default: 8 16 16, less where a view would keep fewer than two cells); weights do not depend on it",
+    )
+    add("epochs", type=positive, metavar="N", help="an epoch draws one pair of views per scan (default: 500)")
+    add("pairs", type=positive, metavar="N", help="pairs per epoch (default: number of scans, at least one batch)")
+    add("b", type=positive, metavar="N", help="pairs per step, over all GPUs (default: 128)")
+    add("accumulate", type=positive, metavar="N", help="compute each step in N parts to save memory (default: 1)")
+    add("optimizer", choices=("lars", "sgd", "adamw"), help="default: lars")
+    add(
+        "lr",
+        type=float,
+        help="peak learning rate (default: 0.2 per 128 pairs for lars, 0.3 per 256 for sgd, 0.001 per 128 for adamw)",
+    )
+    add("wd", type=float, help="weight decay, not on biases and norms (default: 1.5e-6)")
+    add("warmup", type=_natural, metavar="N", help="epochs of linear warm-up (default: 2)")
+    add("target_decay", type=_probability, metavar="TAU", help="of the target path at the start; it rises to 1 (0.996)")
+    add("interpolated_only", action="store_true", default=None, help="count only aligned points between cell centres")
+    add(
+        "val_scans",
+        type=_natural,
+        metavar="N",
+        help="scans held out for the correspondence metric (default: 5 %%, at most 16, none below 10 scans)",
+    )
+
+
+def add_run_options(parser: OptionParser) -> None:
+    """Name, device and processes of the run."""
+    group = parser.add_argument_group("run")
+    add = adder(group)
+    add("o", metavar="NAME", help="name of the run (default: from method, encoder and data sets)")
+    add("device", choices=("cuda", "cpu", "mps"), default="cuda", help="default: cuda")
+    add("num_gpus", type=positive, default=1, metavar="N", help="processes on this machine (default: 1)")
+    add("save_every", type=positive, default=1, metavar="N", help="epochs between two saves of the state (default: 1)")
+    group.add_argument("--c", action="store_true", help="continue the run from its checkpoint_latest.pth")
+
+
+def adder(group: Any) -> Any:
+    """A function that adds an option to a group under its name with one dash and with two."""
+
+    def add(name: str, **keywords: Any) -> None:
+        group.add_argument(f"-{name}", f"--{name}", **keywords)
+
+    return add
+
+
+def with_options(arguments: argparse.Namespace, base: PretrainConfig) -> PretrainConfig:
+    """The settings with every option that was given."""
+    given = {key: value for key, value in vars(arguments).items() if value is not None}
+    names = {
+        "m": "method",
+        "a": "architecture",
+        "b": "batch_size",
+        "lr": "learning_rate",
+        "wd": "weight_decay",
+        "warmup": "warmup_epochs",
+        "pairs": "pairs_per_epoch",
+        "val_scans": "validation_scans",
+    }
+    known = {field.name for field in fields(PretrainConfig)}
+    changes: dict[str, Any] = {names.get(k, k): _tuple(v) for k, v in given.items() if names.get(k, k) in known}
+    if "spacing" in given:
+        changes["spacing"] = _spacing(given["spacing"])
+    if "d" in given:
+        changes["datasets"] = tuple(resolve_source(source)[1] for source in given["d"])
+    views: dict[str, Any] = {f.name: _tuple(given[f.name]) for f in fields(ViewSettings) if f.name in given}
+    if "patch" in given:
+        views["size"] = _tuple(given["patch"])
+    ranges = {f.name: _tuple(given[f.name]) for f in fields(IntensityRanges) if f.name in given}
+    intensity = replace(base.views.intensity, **ranges)
+    return replace(base, **changes, views=replace(base.views, **views, intensity=intensity))
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _spacing(values: Sequence[str]) -> Any:
+    if len(values) == 1 and values[0] in ("median", "native"):
+        return values[0]
+    try:
+        numbers = tuple(float(value) for value in values)
+    except ValueError:
+        numbers = ()
+    if len(numbers) != 3 or min(numbers) <= 0:
+        raise RunError(f"-spacing {' '.join(values)}: give median, native, or three positive values z y x in mm")
+    return numbers

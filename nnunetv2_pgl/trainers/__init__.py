@@ -1,5 +1,6 @@
 """The trainers that nnU-Net finds: ``nnUNetTrainerPGL``, its control, the paper's recipe, and other lengths."""
 
+from nnunetv2_pgl.trainers.demo import nnUNetTrainerPGL_demo
 from nnunetv2_pgl.trainers.lengths import trainers_of_all_lengths
 from nnunetv2_pgl.trainers.paper import nnUNetTrainerPGL_paper
 from nnunetv2_pgl.trainers.pgl import nnUNetTrainerPGL, nnUNetTrainerPGLScratch
@@ -9,4 +10,10 @@ for _name, _trainer in _other_lengths.items():
     _trainer.__module__ = __name__
     globals()[_name] = _trainer
 
-__all__ = ["nnUNetTrainerPGL", "nnUNetTrainerPGLScratch", "nnUNetTrainerPGL_paper", *_other_lengths]
+__all__ = [
+    "nnUNetTrainerPGL",
+    "nnUNetTrainerPGLScratch",
+    "nnUNetTrainerPGL_demo",
+    "nnUNetTrainerPGL_paper",
+    *_other_lengths,
+]

@@ -34,11 +34,6 @@ def with_length(base: type[nnUNetTrainerPGL], suffix: str, **attributes: int) ->
 
 
 def trainers_of_all_lengths(*bases: type[nnUNetTrainerPGL]) -> dict[str, type[nnUNetTrainerPGL]]:
-    """``_1epoch``, ``_5epochs`` and so on of each trainer, and the ``_demo`` of `pgl_demo`, by name."""
-    made = []
-    for base in bases:
-        made += [with_length(base, f"{n}epoch{'s' if n > 1 else ''}", num_epochs=n) for n in EPOCHS]
-        made.append(
-            with_length(base, "demo", num_epochs=5, num_iterations_per_epoch=24, num_val_iterations_per_epoch=2)
-        )
+    """``_1epoch``, ``_5epochs`` and so on of each trainer, by name."""
+    made = [with_length(base, f"{n}epoch{'s' if n > 1 else ''}", num_epochs=n) for base in bases for n in EPOCHS]
     return {trainer.__name__: trainer for trainer in made}

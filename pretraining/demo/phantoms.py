@@ -20,8 +20,8 @@ from pretraining.demo.shapes import FloatArray, Vector
 
 __all__ = ["DEFAULT_SHAPE", "DEFAULT_SPACING", "LABELS", "Phantom", "make_phantom"]
 
-DEFAULT_SHAPE = (37, 60, 76)
-DEFAULT_SPACING = (7.5, 5.0, 5.0)
+DEFAULT_SHAPE = (28, 46, 58)
+DEFAULT_SPACING = (10.0, 6.5, 6.5)
 
 _TEXTURE_MM = 4.0  # correlation length of the tissues' own unevenness
 _MIN_HU, _MAX_HU = -1024, 3071

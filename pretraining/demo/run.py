@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -30,28 +31,7 @@ from pretraining.demo.results import CaseResult, dice_table, read_results
 
 N_UNLABELLED, N_TRAIN, N_TEST = 24, 8, 4
 # Chosen so that the demo takes minutes on two CPU cores; real runs keep the defaults.
-PRETRAIN_OPTIONS = [
-    "-patch",
-    "24",
-    "40",
-    "48",
-    "-strides",
-    "8",
-    "8",
-    "8",
-    "-epochs",
-    "8",
-    "-pairs",
-    "96",
-    "-b",
-    "8",
-    "-optimizer",
-    "adamw",
-    "-lr",
-    "5e-4",
-    "-save_every",
-    "8",
-]
+PRETRAIN_OPTIONS = "-patch 16 32 40 -strides 8 8 8 -epochs 6 -pairs 96 -b 8 -optimizer adamw -lr 5e-4 -save_every 6"
 N_PROCESSES = "2"
 
 
@@ -139,7 +119,7 @@ def _commands(folder: DemoFolder, device: str, seed: int) -> list[list[str]]:
     """The commands of the demo in their order."""
     dataset = str(LABELLED_ID)
     on_device = ["-device", device]
-    pretrain = ["pgl_pretrain", "-d", str(UNLABELLED_ID), "-o", RUN_NAME, *PRETRAIN_OPTIONS]
+    pretrain = ["pgl_pretrain", "-d", str(UNLABELLED_ID), "-o", RUN_NAME, *shlex.split(PRETRAIN_OPTIONS)]
     predict = ["nnUNetv2_predict", "-i", str(folder.labelled / "imagesTs"), "-o", str(folder.predictions)]
     predict += ["-d", dataset, "-c", CONFIGURATION, "-f", FOLD, "-tr", TRAINER, *on_device]
     evaluate = ["nnUNetv2_evaluate_folder", str(folder.labelled / "labelsTs"), str(folder.predictions)]

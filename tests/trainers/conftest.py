@@ -45,7 +45,12 @@ class Workplace:
         environment = {**os.environ, **self.environment, **variables}
         environment = {name: value for name, value in environment.items() if value}
         return subprocess.run(
-            [str(executable), *command[1:]], capture_output=True, text=True, env=environment, check=False
+            [str(executable), *command[1:]],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            env=environment,
+            check=False,
         )
 
     def plans(self) -> dict[str, Any]:

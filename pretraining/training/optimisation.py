@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import torch
-from timm.optim.lars import Lars
 from torch import nn
 
 
@@ -31,7 +31,7 @@ def make_optimizer(name: str, module: nn.Module, learning_rate: float, weight_de
     """
     groups = parameter_groups(module, weight_decay)
     if name == "lars":
-        return Lars(groups, lr=learning_rate, momentum=0.9)
+        return _lars(groups, learning_rate)
     if name == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9)
     if name == "adamw":
@@ -51,3 +51,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
     """Sets the learning rate of every group."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
+
+
+def _lars(groups: list[dict[str, Any]], learning_rate: float) -> torch.optim.Optimizer:
+    """LARS of timm, imported only when used: that loads all of its models, slowly, and torch warns of one of them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        from timm.optim.lars import Lars
+    return Lars(groups, lr=learning_rate, momentum=0.9)

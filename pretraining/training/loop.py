@@ -83,7 +83,7 @@ def train(
         log(f"Continuing after epoch {run.state.epoch} of {config.epochs}")
     elif runtime.processes.is_main:
         run.measure_baseline()
-    runtime.processes.barrier()
+    run.distribute()
     while run.state.epoch < config.epochs:
         run.epoch()
     return run.state
@@ -119,14 +119,18 @@ class _Run:
         )
         scans = pool.validation or pool.training
         self.validation = validation_batches(scans, config.views, config.seed) if self.processes.is_main else []
-        self.model = self._wrapped()
+        self.model: nn.Module = self.state.objective
 
-    def _wrapped(self) -> nn.Module:
+    def distribute(self) -> None:
+        """Joins the processes' networks, which become those of the main process.
+
+        Not before the baseline: it runs on the main process alone, where synchronised norms would wait for the others.
+        """
         if self.processes.count == 1:
-            return self.state.objective
+            return
         on_gpu = self.device.type == "cuda"
         module = nn.SyncBatchNorm.convert_sync_batchnorm(self.state.objective) if on_gpu else self.state.objective
-        return DistributedDataParallel(module, device_ids=[self.processes.local_rank] if on_gpu else None)
+        self.model = DistributedDataParallel(module, device_ids=[self.processes.local_rank] if on_gpu else None)
 
     def measure_baseline(self) -> None:
         """The correspondence of the untrained encoder, after its norms have seen a few batches."""
@@ -159,8 +163,8 @@ class _Run:
                 loss = float(sums[0]) / (step + 1)
                 if not math.isfinite(loss):
                     raise TrainingError(
-                        f"the loss is not finite in epoch {self.state.epoch}; the state before it is in "
-                        f"{self.folder}: start again with a lower -lr"
+                        f"the loss is not finite in epoch {self.state.epoch} of {self.folder}: start a new run with a "
+                        "lower -lr"
                     )
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         seconds = time.perf_counter() - started

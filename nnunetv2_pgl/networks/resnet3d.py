@@ -10,8 +10,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from nnunetv2_pgl.networks.feature_grid import FeatureGrid
+from nnunetv2_pgl.networks.strided import StridedConv, StridedMaxPool, Triple
 
-Triple = tuple[int, int, int]
 NormName = Literal["batch", "instance"]
 
 PAPER_STRIDES: Triple = (8, 16, 16)
@@ -48,54 +48,6 @@ def initialise_kaiming_uniform(module: nn.Module) -> None:
         nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def pad_before_stride(x: Tensor, padding: int, shifted: Sequence[bool], value: float = 0.0) -> Tensor:
-    """Pads the shifted axes by (padding - 1, padding + 1) instead of (padding, padding).
-
-    The output of the strided layer that follows has the same size, and its cell ``i`` is centred on input cell
-    ``2 i + 1`` instead of ``2 i``.
-    """
-    if not any(shifted):
-        return x
-    pads: list[int] = []
-    for axis_is_shifted in reversed(shifted):  # F.pad counts from the last axis
-        pads += [padding - 1, padding + 1] if axis_is_shifted else [0, 0]
-    return F.pad(x, pads, value=value)
-
-
-def _padding_left(padding: int, shifted: Sequence[bool]) -> Triple:
-    """What the strided layer itself still has to pad."""
-    z, y, x = (0 if axis_is_shifted else padding for axis_is_shifted in shifted)
-    return (z, y, x)
-
-
-class StridedConv(nn.Conv3d):
-    """Convolution with "same" padding whose cells can be shifted by one input cell along strided axes."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: Triple, shifted: Sequence[bool]):
-        padding = _padding_left(kernel_size // 2, shifted)
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=False)
-        self.shifted = tuple(shifted)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, D, H, W) -> (B, C', ceil(D / stride), ...)."""
-        return super().forward(pad_before_stride(x, self.kernel_size[0] // 2, self.shifted))
-
-
-class StridedMaxPool(nn.Module):
-    """3x3x3 max pooling with the same shift as `StridedConv`."""
-
-    def __init__(self, stride: Triple, shifted: Sequence[bool]):
-        super().__init__()
-        self.stride = stride
-        self.shifted = tuple(shifted)
-        self.padding = _padding_left(1, shifted)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, D, H, W) -> (B, C, ceil(D / stride), ...)."""
-        x = pad_before_stride(x, 1, self.shifted, value=float("-inf"))
-        return F.max_pool3d(x, 3, self.stride, self.padding)
 
 
 class Shortcut(nn.Module):

@@ -142,7 +142,7 @@ def test_feature_grid_is_where_the_cells_look(strides: tuple[int, int, int], cen
 
 
 def average_pool(pool: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    from nnunetv2_pgl.networks.resnet3d import pad_before_stride
+    from nnunetv2_pgl.networks.strided import pad_before_stride
 
     return nn.functional.avg_pool3d(pad_before_stride(x, 1, pool.shifted), 3, pool.stride, pool.padding)
 

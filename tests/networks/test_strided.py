@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+
+from nnunetv2_pgl.networks.strided import StridedConv, fold_stride
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel", "stride", "padding", "size"),
+    [
+        (1, 7, (1, 2, 2), ((3, 3), (3, 3), (3, 3)), (16, 32, 32)),
+        (1, 7, (2, 2, 2), ((2, 4), (3, 3), (2, 4)), (17, 33, 30)),
+        (2, 7, (1, 2, 2), ((3, 3), (2, 4), (2, 4)), (9, 31, 20)),
+        (3, 3, (1, 1, 2), ((1, 1), (1, 1), (0, 2)), (4, 5, 7)),
+        (1, 5, (4, 2, 1), ((2, 2), (2, 2), (2, 2)), (9, 6, 3)),
+    ],
+)
+def test_folded_is_the_plain_convolution(channels, kernel, stride, padding, size) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, channels, *size, dtype=torch.float64)
+    weight = torch.randn(5, channels, kernel, kernel, kernel, dtype=torch.float64, requires_grad=True)
+    pads = [side for sides in reversed(padding) for side in sides]
+    plain = F.conv3d(F.pad(x, pads), weight, stride=stride)
+    folded = F.conv3d(*fold_stride(x, weight, stride, padding))
+    torch.testing.assert_close(folded, plain)
+    direction = torch.randn_like(plain)
+    (of_plain,) = torch.autograd.grad(plain, weight, direction)
+    (of_folded,) = torch.autograd.grad(folded, weight, direction)
+    torch.testing.assert_close(of_folded, of_plain)
+
+
+@pytest.mark.parametrize("shifted", [(False, False, False), (False, True, True)])
+def test_half_precision_folds_and_stays_within_its_rounding(shifted: tuple[bool, bool, bool]) -> None:
+    torch.manual_seed(0)
+    conv = StridedConv(1, 8, 7, (1, 2, 2), shifted)
+    x = torch.randn(2, 1, 8, 21, 24)
+    exact = conv.double()(x.double())
+    conv.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        folded = conv(x)
+        plain = nn.Conv3d.forward(conv, x) if not any(shifted) else None
+    assert conv.folds
+    assert folded.dtype == torch.bfloat16
+    torch.testing.assert_close(folded.double(), exact, atol=0.02, rtol=0.01)
+    if plain is not None:
+        torch.testing.assert_close(folded.float(), plain.float(), atol=0.01, rtol=0.01)
+
+
+def test_only_convolutions_of_few_channels_fold() -> None:
+    none = (False, False, False)
+    assert StridedConv(1, 64, 7, (1, 2, 2), none).folds
+    assert StridedConv(2, 64, 7, (1, 2, 2), none).folds
+    assert not StridedConv(1, 64, 7, (1, 1, 1), none).folds
+    assert not StridedConv(64, 64, 3, (2, 2, 2), none).folds

@@ -105,8 +105,10 @@ class Volume:
             array = _open(str(self.path), self.path.stat().st_mtime_ns)
             if tuple(array.shape) != self.shape or array.dtype != np.dtype(self.dtype):
                 raise RuntimeError(f"its shape {array.shape} or type {array.dtype} is not what the record says")
-            z, y, x = (slice(int(low), int(high)) for low, high in zip(start, stop, strict=True))
-            return array[channel, z, y, x]
+            values = np.empty([high - low for low, high in zip(start, stop, strict=True)], dtype=array.dtype)
+            # What array[...] ends in, without its analysis of the index, which takes a fifth of the time.
+            array.get_slice_numpy(values, ((channel, *start), (channel + 1, *stop)))
+            return values
         except (OSError, RuntimeError, ValueError) as error:
             raise DataError(f"{self.path} cannot be read ({error}): delete it to redo the scan") from error
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+_Triple: TypeAlias = tuple[float, float, float]
 
 _TRIES = 64
 _CANDIDATES = 64
@@ -74,60 +78,74 @@ def sample_view_pair(
     Raises:
         ValueError: If an argument is out of range, or no pair with the asked-for overlap is found.
     """
-    extent = np.asarray(volume_shape, dtype=np.float64)
-    low, high = _size_range(extent, np.asarray(view_size, dtype=np.float64), scale)
+    extent = [float(n) for n in volume_shape]
+    smallest, largest = _size_range(extent, view_size, scale)
     if not 0 <= min_overlap <= 1:
         raise ValueError(f"min_overlap must lie between 0 and 1, got {min_overlap}")
     for _ in range(_TRIES):
-        sizes = rng.uniform(low, high, size=(2, 3))
+        sizes = (_uniform(smallest, largest, rng.random(3)), _uniform(smallest, largest, rng.random(3)))
         starts = _draw_starts(extent, sizes, min_overlap, rng)
         if starts is not None:
-            flips = rng.random((2, 3)) < flip_probability
-            first, second = (_geometry(*drawn) for drawn in zip(starts, sizes, flips, strict=True))
-            return first, second
+            first, second = (rng.random((2, 3)) < flip_probability).tolist()
+            return (
+                ViewGeometry(starts[0], sizes[0], (first[0], first[1], first[2])),
+                ViewGeometry(starts[1], sizes[1], (second[0], second[1], second[2])),
+            )
     raise ValueError(
         f"no pair of views of a {tuple(volume_shape)} scan overlaps by {min_overlap:.0%}: boxes of {scale[0]} to "
         f"{scale[1]} times the view differ too much in size; lower min_overlap or narrow scale"
     )
 
 
-def _size_range(
-    extent: NDArray[np.float64], view: NDArray[np.float64], scale: tuple[float, float]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _size_range(extent: Sequence[float], view: Sequence[int], scale: tuple[float, float]) -> tuple[_Triple, _Triple]:
     """Smallest and largest box per axis."""
-    if extent.shape != (3,) or view.shape != (3,) or extent.min() < 1 or view.min() < 1:
+    if len(extent) != 3 or len(view) != 3 or min(extent) < 1 or min(view) < 1:
         raise ValueError(f"scan and view need three positive sizes (z, y, x), got {extent} and {view}")
     if not 0 < scale[0] <= scale[1]:
         raise ValueError(f"scale must be two positive numbers in rising order, got {scale}")
-    high = np.minimum(view * scale[1], extent)
-    fits = extent >= view * scale[0]
-    return np.where(fits, view * scale[0], extent * (scale[0] / scale[1])), high
+    ranges = [
+        (v * scale[0] if n >= v * scale[0] else n * (scale[0] / scale[1]), min(v * scale[1], n))
+        for n, v in zip(extent, view, strict=True)
+    ]
+    return _triple(low for low, _ in ranges), _triple(high for _, high in ranges)
 
 
 def _draw_starts(
-    extent: NDArray[np.float64], sizes: NDArray[np.float64], min_overlap: float, rng: np.random.Generator
-) -> NDArray[np.float64] | None:
-    """Places for two boxes of given sizes, (2, 3), or None if none of the candidates overlaps enough.
+    extent: Sequence[float], sizes: tuple[_Triple, _Triple], min_overlap: float, rng: np.random.Generator
+) -> tuple[_Triple, _Triple] | None:
+    """Places for two boxes of given sizes, or None if none of the candidates overlaps enough.
 
     The first is uniform. The second is uniform among the places that meet the bound: drawn from the window in which
     each single axis meets it (a necessary condition), accepted if the volume does.
     """
-    room = extent - sizes
-    first = rng.uniform(0, room[0])
-    needed = min_overlap * sizes.prod(axis=1).max()
-    shorter = sizes.min(axis=0)
-    needed_per_axis = np.minimum(needed / shorter.prod() * shorter, shorter)
-    low = np.maximum(first + needed_per_axis - sizes[1], 0)
-    high = np.minimum(first + sizes[0] - needed_per_axis, room[1])
-    if np.any(low > high + 1e-9):
-        return None
-    seconds = rng.uniform(low, np.maximum(high, low), size=(_CANDIDATES, 3))
-    overlap = np.minimum(first + sizes[0], seconds + sizes[1]) - np.maximum(first, seconds)
-    accepted = np.flatnonzero(np.prod(np.maximum(overlap, 0), axis=1) >= needed)
-    return np.stack([first, seconds[accepted[0]]]) if len(accepted) else None
+    one, two = sizes
+    first = _uniform((0.0,) * 3, [n - size for n, size in zip(extent, one, strict=True)], rng.random(3))
+    needed = min_overlap * max(math.prod(one), math.prod(two))
+    shorter = [min(pair) for pair in zip(one, two, strict=True)]
+    share = needed / math.prod(shorter)
+    low, high = [], []
+    for place, a, b, common, n in zip(first, one, two, shorter, extent, strict=True):
+        needed_here = min(share * common, common)
+        low.append(max(place + needed_here - b, 0.0))
+        high.append(min(place + a - needed_here, n - b))
+        if low[-1] > high[-1] + 1e-9:
+            return None
+        high[-1] = max(high[-1], low[-1])
+    for drawn in rng.random((_CANDIDATES, 3)).tolist():
+        second = _uniform(low, high, drawn)
+        overlap = 1.0
+        for p, a, q, b in zip(first, one, second, two, strict=True):
+            overlap *= max(min(p + a, q + b) - max(p, q), 0.0)
+        if overlap >= needed:
+            return first, second
+    return None
 
 
-def _geometry(start: NDArray[np.float64], size: NDArray[np.float64], flip: NDArray[np.bool_]) -> ViewGeometry:
-    z, y, x = (float(value) for value in start)
-    d, h, w = (float(value) for value in size)
-    return ViewGeometry((z, y, x), (d, h, w), (bool(flip[0]), bool(flip[1]), bool(flip[2])))
+def _uniform(low: Sequence[float], high: Sequence[float], drawn: Iterable[float]) -> _Triple:
+    """Carries numbers drawn from [0, 1) into three intervals."""
+    return _triple(a + (b - a) * float(u) for a, b, u in zip(low, high, drawn, strict=True))
+
+
+def _triple(values: Iterable[float]) -> _Triple:
+    z, y, x = values
+    return (z, y, x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
@@ -10,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
-from pretraining.views.geometry import ViewGeometry, sample_view_pair
-from pretraining.views.intensity import IntensityRanges, apply_intensity, draw_intensity
+from pretraining.views.geometry import sample_view_pair
+from pretraining.views.intensity import IntensityRanges, apply_intensity_, draw_intensity
 from pretraining.views.rendering import GeometryBatch, largest_source_box, render_crops, source_box
 
 
@@ -55,7 +56,7 @@ class ViewSettings:
     intensity: IntensityRanges = field(default_factory=IntensityRanges)
 
 
-class ViewPairDataset(Dataset[dict[str, NDArray[Any]]]):
+class ViewPairDataset(Dataset[dict[str, Any]]):
     """Draws a pair of views of a scan and reads the two crops they need.
 
     A sample is asked for by (number of the draw, index of the scan). All its randomness comes from the seed and the
@@ -76,8 +77,11 @@ class ViewPairDataset(Dataset[dict[str, NDArray[Any]]]):
     def __len__(self) -> int:
         return len(self.scans)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, NDArray[Any]]:
-        """One pair; the leading axis of every array counts the two views (see `ViewPairBatch`)."""
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        """One pair: the two crops as read, the size to pad them to, and what else `ViewPairBatch` holds of them.
+
+        The leading axis of every array counts the two views.
+        """
         draw, index = key
         scan, settings = self.scans[index], self.settings
         rng = np.random.default_rng((self.seed, draw))
@@ -90,11 +94,13 @@ class ViewPairDataset(Dataset[dict[str, NDArray[Any]]]):
             min_overlap=settings.min_overlap,
         )
         channel = int(rng.integers(scan.shape[0]))
-        reads = [self._read(scan, channel, geometry) for geometry in pair]
+        boxes = [source_box(geometry, scan.shape[1:]) for geometry in pair]
+        crops = [scan.read(channel, start, stop) for start, stop in boxes]
         return {
-            "crops": np.stack([crop for crop, _, _ in reads])[:, None],
-            "origins": np.array([origin for _, origin, _ in reads], dtype=np.float64),
-            "extents": np.array([extent for _, _, extent in reads], dtype=np.float64),
+            "crops": crops,
+            "padded_size": self._crop_size,
+            "origins": np.array([start for start, _ in boxes], dtype=np.float64),
+            "extents": np.array([crop.shape for crop in crops], dtype=np.float64),
             "starts": np.array([g.start for g in pair]),
             "sizes": np.array([g.size for g in pair]),
             "flips": np.array([g.flip for g in pair]),
@@ -103,16 +109,6 @@ class ViewPairDataset(Dataset[dict[str, NDArray[Any]]]):
             "intensity": draw_intensity(2, settings.intensity, rng),
             "index": np.array([index, channel]),
         }
-
-    def _read(
-        self, scan: StoredScan, channel: int, geometry: ViewGeometry
-    ) -> tuple[NDArray[Any], tuple[int, int, int], tuple[int, ...]]:
-        """Crop padded at its end to the common size, its first voxel in the scan, and its size without the padding."""
-        start, stop = source_box(geometry, scan.shape[1:])
-        read = scan.read(channel, start, stop)
-        crop = np.zeros(self._crop_size, dtype=read.dtype)
-        crop[: read.shape[0], : read.shape[1], : read.shape[2]] = read
-        return crop, start, read.shape
 
 
 @dataclass(frozen=True)
@@ -125,7 +121,7 @@ class ViewPairBatch:
         extents: Size of each crop without the padding, (2 B, 3).
         starts, sizes, flips: See `GeometryBatch`, (2 B, 3).
         mean, std: Of the scan's channel as stored, (2 B,).
-        intensity: See `draw_intensity`, (2 B, 4).
+        intensity: See `draw_intensity`, (2 B, 4); always on the host, where it decides what is computed.
     """
 
     crops: Tensor
@@ -139,13 +135,13 @@ class ViewPairBatch:
     intensity: Tensor
 
     @classmethod
-    def collate(cls, samples: Sequence[dict[str, NDArray[Any]]]) -> ViewPairBatch:
+    def collate(cls, samples: Sequence[dict[str, Any]]) -> ViewPairBatch:
         """Stacks the samples of `ViewPairDataset`; scans stored in different types are joined as float32."""
-        dtypes = {sample["crops"].dtype for sample in samples}
-        if len(dtypes) > 1:
-            samples = [{**sample, "crops": sample["crops"].astype(np.float32)} for sample in samples]
-        stacked = {f.name: np.stack([sample[f.name] for sample in samples], axis=1) for f in fields(cls)}
-        return cls(**{name: torch.from_numpy(a.reshape(-1, *a.shape[2:])) for name, a in stacked.items()})
+        names = [f.name for f in fields(cls) if f.name != "crops"]
+        stacked = {name: np.stack([sample[name] for sample in samples], axis=1) for name in names}
+        tensors = {name: torch.from_numpy(a.reshape(-1, *a.shape[2:])) for name, a in stacked.items()}
+        crops = [sample["crops"][view] for view in (0, 1) for sample in samples]
+        return cls(crops=_padded(crops, samples[0]["padded_size"]), **tensors)
 
     def to(self, device: torch.device) -> ViewPairBatch:
         """The same batch on another device."""
@@ -155,7 +151,8 @@ class ViewPairBatch:
                 tensor = tensor.float()
             return tensor.to(device, non_blocking=True)
 
-        return ViewPairBatch(**{f.name: move(getattr(self, f.name)) for f in fields(self)})
+        moved = {f.name: move(getattr(self, f.name)) for f in fields(self) if f.name != "intensity"}
+        return ViewPairBatch(**moved, intensity=self.intensity)
 
     def pin_memory(self) -> ViewPairBatch:
         """The same batch in pinned memory (called by the data loader)."""
@@ -168,6 +165,28 @@ class ViewPairBatch:
 
     def render(self, view_size: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
         """All 2 B views, z-scored, with their intensity changes, (2 B, 1, *view_size), float32."""
-        crops = (self.crops.float() - self.mean.view(-1, 1, 1, 1, 1)) / self.std.view(-1, 1, 1, 1, 1)
-        views = render_crops(crops, self.origins, self.extents, self.geometries, view_size)
-        return apply_intensity(views, self.intensity, generator)
+        mean, std = (values.view(-1, 1, 1, 1, 1) for values in (self.mean, self.std))
+        with torch.autocast(self.crops.device.type, enabled=False):
+            views = render_crops(self.crops, self.origins, self.extents, self.geometries, view_size)
+            views.sub_(mean).div_(std)  # after rendering, which is linear, there are fewer voxels
+            return apply_intensity_(views, self.intensity, generator)
+
+
+def _padded(crops: Sequence[NDArray[Any]], size: tuple[int, int, int]) -> Tensor:
+    """Stacks crops padded with zeros at their ends, (len(crops), 1, *size).
+
+    In a loading process they are written to shared memory right away (as torch's own collate function does), so that
+    the training process gets them without another copy.
+    """
+    dtypes = {crop.dtype for crop in crops}
+    dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+    shape = (len(crops), 1, *size)
+    if get_worker_info() is None:
+        batch = torch.from_numpy(np.zeros(shape, dtype=dtype))
+    else:
+        shared = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
+        batch = torch.from_numpy(np.empty(0, dtype=dtype)).set_(shared).view(shape)
+    for crop, place in zip(crops, batch.numpy(), strict=True):
+        d, h, w = crop.shape
+        place[0, :d, :h, :w] = crop
+    return batch

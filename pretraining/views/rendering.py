@@ -1,16 +1,23 @@
-"""Rendering of views: crop, resize and flip as three small matrix products, exact and on any device."""
+"""Rendering of views: crop, resize and flip as linear interpolation along each axis, exact and on any device."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from pretraining.views.geometry import ViewGeometry
-from pretraining.views.sampling import apply_per_axis, bin_centres, linear_sampling_matrix
+from pretraining.views.sampling import (
+    apply_per_axis,
+    bin_centres,
+    linear_neighbours,
+    linear_sampling_matrix,
+    row_neighbours,
+)
 
 
 @dataclass(frozen=True)
@@ -38,14 +45,14 @@ def source_box(
 
     It covers the geometry's box and one voxel around it, as far as the scan has them.
     """
-    z, y, x = (max(int(np.floor(s)) - 1, 0) for s in geometry.start)
-    z1, y1, x1 = (min(int(np.ceil(e)) + 1, n) for e, n in zip(geometry.end, volume_shape, strict=True))
+    z, y, x = (max(math.floor(s) - 1, 0) for s in geometry.start)
+    z1, y1, x1 = (min(math.ceil(e) + 1, n) for e, n in zip(geometry.end, volume_shape, strict=True))
     return (z, y, x), (z1, y1, x1)
 
 
 def largest_source_box(view_size: Sequence[int], scale: tuple[float, float]) -> tuple[int, int, int]:
     """Size in voxels that `source_box` never exceeds, for boxes of at most ``scale[1]`` times the view."""
-    z, y, x = (int(np.ceil(n * scale[1])) + 3 for n in view_size)
+    z, y, x = (math.ceil(n * scale[1]) + 3 for n in view_size)
     return (z, y, x)
 
 
@@ -55,23 +62,70 @@ def render_crops(
     """Renders one view from each crop of a batch, with linear interpolation between voxel centres.
 
     Args:
-        crops: Parts of scans, padded at their ends to a common size, (B, C, D, H, W), floating point.
+        crops: Parts of scans, padded at their ends to a common size, (B, C, D, H, W), of any type.
         origins: First voxel of each crop in its scan, (B, 3).
         extents: Voxels of each crop that are not padding, (B, 3).
         geometries: One per crop, in voxels of its scan.
         view_size: Size of the views (z, y, x).
 
     Returns:
-        (B, C, *view_size). Beyond the centres of a crop's outermost voxels the nearest value goes on.
+        (B, C, *view_size), float64 if the crops are, otherwise float32. Beyond the centres of a crop's outermost voxels
+        the nearest value goes on.
     """
     starts = geometries.starts - origins
-    matrices = []
-    for axis, (cells, bins) in enumerate(zip(crops.shape[2:], view_size, strict=True)):
-        positions = bin_centres(starts[:, axis], geometries.sizes[:, axis], bins) - 0.5
-        positions = torch.minimum(positions.clamp(min=0), extents[:, axis : axis + 1] - 1)
-        positions = torch.where(geometries.flips[:, axis : axis + 1], positions.flip(-1), positions)
-        matrices.append(linear_sampling_matrix(positions, cells))
-    return apply_per_axis(crops, (matrices[0], matrices[1], matrices[2]))
+    positions = []
+    for axis, bins in enumerate(view_size):
+        centres = bin_centres(starts[:, axis], geometries.sizes[:, axis], bins) - 0.5
+        centres = torch.minimum(centres.clamp(min=0), extents[:, axis : axis + 1] - 1)
+        positions.append(torch.where(geometries.flips[:, axis : axis + 1], centres.flip(-1), centres))
+    render = render_by_rows if crops.device.type == "cpu" else render_by_matrices
+    dtype = torch.float64 if crops.dtype == torch.float64 else torch.float32
+    return render(crops, (positions[0], positions[1], positions[2]), extents, dtype)
+
+
+def render_by_matrices(
+    crops: Tensor, positions: tuple[Tensor, Tensor, Tensor], extents: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """All views at once by three batched matrix products: few kernels, as a GPU likes it.
+
+    Args:
+        crops: See `render_crops`.
+        positions: Where to sample each crop along z, y and x, in its voxels, 0 being the centre of the first: (B, n),
+            (B, m) and (B, k), within 0 .. ``extents`` - 1.
+        extents: See `render_crops`.
+        dtype: Of the views.
+
+    Returns:
+        (B, C, n, m, k).
+    """
+    in_z, in_y, in_x = (
+        linear_sampling_matrix(points, cells) for points, cells in zip(positions, crops.shape[2:], strict=True)
+    )
+    return apply_per_axis(crops.to(dtype), (in_z, in_y, in_x))
+
+
+def render_by_rows(
+    crops: Tensor, positions: tuple[Tensor, Tensor, Tensor], extents: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """The same, view by view and without touching the padding, so that what is in work stays in a CPU's cache.
+
+    Along z and y only the four rows with a weight are added up (a sixth of the time of two matrix products); x, along
+    which they lie in memory, is a matrix product.
+    """
+    in_z, in_y, in_x = positions
+    rows, weights = row_neighbours(in_z, in_y, extents[:, 1], dtype)
+    cells, weights_x = linear_neighbours(in_x, dtype)
+    matrices = torch.zeros((len(crops), crops.shape[4], in_x.shape[1]), dtype=dtype)
+    for side in (0, 1):
+        matrices.scatter_add_(1, cells[:, None, :, side], weights_x[:, None, :, side])
+    size = (in_z.shape[1], in_y.shape[1], in_x.shape[1])
+    views = torch.empty((*crops.shape[:2], *size), dtype=dtype)
+    for number, (d, h, w) in enumerate(extents.to(torch.int64).tolist()):
+        for channel in range(crops.shape[1]):
+            table = crops[number, channel, :d, :h, :w].to(dtype).reshape(d * h, w)
+            sums = F.embedding_bag(rows[number], table, per_sample_weights=weights[number], mode="sum")
+            views[number, channel] = (sums @ matrices[number, :w]).view(size)
+    return views
 
 
 def render_views(volume: Tensor, geometries: Sequence[ViewGeometry], view_size: Sequence[int]) -> Tensor:

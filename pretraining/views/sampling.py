@@ -27,6 +27,42 @@ def bin_centres(start: Tensor, size: Tensor, bins: int) -> Tensor:
     return start.unsqueeze(-1) + size.unsqueeze(-1) * steps
 
 
+def linear_neighbours(positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The two cells between whose centres each position lies, and their weights: the non-zeros of the matrix above.
+
+    Args:
+        positions: In cell indices, within 0 .. cells - 1, (..., n). At a whole number both neighbours are that cell.
+        dtype: Of the weights.
+
+    Returns:
+        Cells, int64, and weights that sum to one, (..., n, 2) each.
+    """
+    lower = positions.floor()
+    beyond = (positions - lower).to(dtype)
+    cells = torch.stack((lower, positions.ceil()), dim=-1).to(torch.int64)
+    return cells, torch.stack((1 - beyond, beyond), dim=-1)
+
+
+def row_neighbours(in_z: Tensor, in_y: Tensor, heights: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The four rows (along x) of a volume between which each row of a view lies, and their weights.
+
+    Args:
+        in_z: Where to sample each volume along z, in its cell indices, (B, n).
+        in_y: Along y, (B, m).
+        heights: Cells of each volume along y, (B,).
+        dtype: Of the weights.
+
+    Returns:
+        Indices into the D * H rows of each volume, and weights that sum to one, (B, n * m, 4) each.
+    """
+    z, weights_z = linear_neighbours(in_z, dtype)
+    y, weights_y = linear_neighbours(in_y, dtype)
+    first = z * heights.to(torch.int64).view(-1, 1, 1)
+    rows = first.to(torch.int32)[:, :, None, :, None] + y.to(torch.int32)[:, None, :, None, :]
+    weights = weights_z[:, :, None, :, None] * weights_y[:, None, :, None, :]
+    return rows.flatten(3).flatten(1, 2), weights.flatten(3).flatten(1, 2)
+
+
 def apply_per_axis(volumes: Tensor, matrices: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     """Applies one sampling matrix per axis to each sample of a batch.
 
@@ -39,7 +75,8 @@ def apply_per_axis(volumes: Tensor, matrices: tuple[Tensor, Tensor, Tensor]) -> 
     """
     in_z, in_y, in_x = (matrix.to(volumes.dtype).unsqueeze(1) for matrix in matrices)
     b, c, d, h, w = volumes.shape
-    out = volumes.reshape(b, c, d * h, w) @ in_x.transpose(-1, -2)
-    out = in_y.unsqueeze(2) @ out.reshape(b, c, d, h, -1)
-    out = in_z @ out.reshape(b, c, d, -1)
-    return out.reshape(b, c, in_z.shape[-2], in_y.shape[-2], in_x.shape[-2])
+    n, m, k = in_z.shape[-2], in_y.shape[-2], in_x.shape[-2]
+    out = in_z @ volumes.reshape(b, c, d, h * w)  # z first: it is the cheapest and leaves least for the others
+    out = in_y.unsqueeze(2) @ out.reshape(b, c, n, h, w)
+    out = out.reshape(b, c, n * m, w) @ in_x.transpose(-1, -2)
+    return out.reshape(b, c, n, m, k)

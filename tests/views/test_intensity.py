@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from pretraining.views import IntensityRanges, apply_intensity, draw_intensity
+from pretraining.views import IntensityRanges, apply_intensity, draw_intensity, intensity
 
 NEUTRAL = [0.0, 0.0, 1.0, 1.0]
 
@@ -52,6 +52,16 @@ def test_blur_is_scipy_s_gaussian_away_from_the_borders() -> None:
     np.testing.assert_allclose(blurred[inner], expected[inner], atol=1e-6)
 
 
+@pytest.mark.parametrize("sigma", [0.5, 0.75, 1.0, 3.0])
+def test_blur_matrix_is_the_whole_kernel_to_the_precision_of_float32(sigma: float) -> None:
+    index = np.arange(96)
+    whole = np.exp(-0.5 * ((index[:, None] - index) / sigma) ** 2)
+    whole /= whole.sum(axis=1, keepdims=True)
+    matrix = intensity.gaussian_matrix(96, torch.tensor([1.0, sigma]))[1]
+    np.testing.assert_allclose(matrix.numpy(), whole, rtol=0, atol=2e-7)
+    assert matrix[matrix > 0].min() > 1e-20  # subnormal weights make the products slow
+
+
 def test_blur_keeps_a_constant_up_to_the_borders() -> None:
     view = torch.full((1, 1, 6, 7, 8), 3.0)
     torch.testing.assert_close(apply_one(view, 1, 1.0), view)
@@ -76,6 +86,27 @@ def test_gamma_on_the_range_of_the_view() -> None:
     view = torch.linspace(-1, 3, 60, dtype=torch.float64).reshape(1, 1, 3, 4, 5)
     expected = ((view + 1) / 4) ** 1.3 * 4 - 1
     torch.testing.assert_close(apply_one(view, 3, 1.3), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_gamma_of_float32_is_the_power_in_float64() -> None:
+    view = torch.randn((1, 1, 16, 32, 32), generator=torch.Generator().manual_seed(0))
+    low, high = view.min().double(), view.max().double()
+    for exponent in (0.0, 0.01, 0.7, 1.5):
+        expected = ((view.double() - low) / (high - low)) ** exponent * (high - low) + low
+        changed = apply_one(view, 3, exponent)
+        torch.testing.assert_close(changed.double(), expected, rtol=0, atol=float(high - low) * 5e-7)
+
+
+@pytest.mark.parametrize("step", ["_blur", "_brightness", "_gamma"])
+def test_all_at_once_is_one_by_one(step: str) -> None:
+    views = torch.randn(5, 2, 6, 9, 9)
+    chosen, amounts = torch.tensor([4, 0, 3]), torch.tensor([0.8, 1.2, 0.9]).view(-1, 1, 1, 1, 1)
+    together, alone = views.clone(), views.clone()
+    intensity.change_together(together, chosen, amounts, getattr(intensity, step))
+    intensity.change_one_by_one(alone, chosen, amounts, getattr(intensity, step))
+    torch.testing.assert_close(together, alone)
+    assert torch.equal(together[[1, 2]], views[[1, 2]])
+    assert all(not torch.equal(together[i], views[i]) for i in (0, 3, 4))
 
 
 def test_constant_view_survives() -> None:

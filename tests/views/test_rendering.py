@@ -7,7 +7,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from pretraining.views import ViewGeometry, render_views, sample_view_pair
-from pretraining.views.sampling import linear_sampling_matrix
+from pretraining.views.rendering import render_by_matrices, render_by_rows
+from pretraining.views.sampling import linear_neighbours, linear_sampling_matrix
 
 
 def with_grid_sample(volume: Tensor, geometry: ViewGeometry, view_size: tuple[int, int, int]) -> Tensor:
@@ -40,6 +41,46 @@ def test_float32_agrees_with_grid_sample() -> None:
     for view, geometry in zip(render_views(volume, pair, (8, 24, 24)), pair, strict=True):
         exact = with_grid_sample(volume.double(), geometry, (8, 24, 24))  # its float32 is itself 1e-5 off
         torch.testing.assert_close(view, exact.float(), rtol=0, atol=1e-5)
+
+
+def crops_and_positions(flip: bool) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor], Tensor]:
+    """Three padded int16 crops of two channels, one of them a single voxel high, and where to sample them."""
+    generator = torch.Generator().manual_seed(0)
+    extents = torch.tensor([[5, 9, 12], [7, 11, 9], [1, 2, 3]], dtype=torch.float64)
+    crops = torch.randint(-1024, 326, (3, 2, 7, 11, 12), dtype=torch.int16, generator=generator)
+    shares = [torch.rand((3, n), dtype=torch.float64, generator=generator).sort(descending=flip)[0] for n in (4, 6, 8)]
+    for share in shares:
+        share[:, 0], share[:, -1] = 0, 1  # the centres of the outermost voxels
+    z, y, x = (share * (extents[:, axis : axis + 1] - 1) for axis, share in enumerate(shares))
+    return crops, (z, y, x), extents
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_by_rows_is_by_matrices(flip: bool) -> None:
+    crops, positions, extents = crops_and_positions(flip)
+    plain = render_by_matrices(crops, positions, extents, torch.float64)
+    rows = render_by_rows(crops, positions, extents, torch.float64)
+    torch.testing.assert_close(rows, plain, rtol=0, atol=1e-9)
+    for render in (render_by_rows, render_by_matrices):
+        views = render(crops, positions, extents, torch.float32)
+        assert views.dtype == torch.float32
+        torch.testing.assert_close(views.double(), plain, rtol=0, atol=1e-3)  # of values up to 1024
+
+
+def test_by_rows_never_looks_at_the_padding() -> None:
+    crops, positions, extents = crops_and_positions(False)
+    poisoned = torch.full(crops.shape, torch.nan, dtype=torch.float64)
+    for crop, (d, h, w), source in zip(poisoned, extents.long().tolist(), crops, strict=True):
+        crop[:, :d, :h, :w] = source[:, :d, :h, :w]
+    expected = render_by_rows(crops, positions, extents, torch.float64)
+    assert torch.equal(render_by_rows(poisoned, positions, extents, torch.float64), expected)
+
+
+def test_neighbours_are_the_non_zeros_of_the_matrix() -> None:
+    positions = torch.tensor([[0.0, 0.25, 2.0, 3.75], [4.0, 1.5, 3.0, 0.0]], dtype=torch.float64)
+    cells, weights = linear_neighbours(positions, torch.float64)
+    matrix = torch.zeros(2, 4, 5, dtype=torch.float64).scatter_add_(2, cells, weights)
+    assert torch.equal(matrix, linear_sampling_matrix(positions, 5))
 
 
 def test_whole_volume_is_itself_and_flips_reverse_it() -> None:

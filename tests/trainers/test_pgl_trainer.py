@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_pgl.trainers import (
@@ -69,6 +71,32 @@ def test_the_encoder_s_weights_arrive_and_one_step_changes_them(
 def gradients_of_a_step(trainer: nnUNetTrainerPGL) -> None:
     result = trainer.train_step(next(trainer.dataloader_train))
     assert np.isfinite(result["loss"])
+
+
+def test_the_fused_optimiser_is_nnunet_s(workplace: Workplace) -> None:
+    """Three steps, the last of them after a restart from nnU-Net's unfused state; unfused where there is a scaler."""
+    trainer = make(nnUNetTrainerPGLScratch, workplace)
+    torch.manual_seed(0)
+    trainer.network = torch.nn.Linear(40, 30)
+    plain_network = copy.deepcopy(trainer.network)
+    fused, _ = trainer.configure_optimizers()
+    plain, _ = nnUNetTrainer.configure_optimizers(trainer)
+    plain = type(plain)(plain_network.parameters(), **plain.defaults)
+    plain.param_groups[0]["lr"] = fused.param_groups[0]["lr"]  # which the warm-up has set
+    assert fused.defaults["fused"]
+    assert not plain.defaults["fused"]
+    for step in range(3):
+        for own, other in zip(trainer.network.parameters(), plain_network.parameters(), strict=True):
+            own.grad = torch.randn_like(own)
+            other.grad = own.grad.clone()
+        if step == 2:
+            fused.load_state_dict(copy.deepcopy(plain.state_dict()))
+        fused.step()
+        plain.step()
+        for own, other in zip(trainer.network.parameters(), plain_network.parameters(), strict=True):
+            torch.testing.assert_close(own, other)
+    trainer.device = torch.device("cuda")
+    assert not trainer.configure_optimizers()[0].defaults["fused"]
 
 
 def test_no_checkpoint_stops_in_one_line(workplace: Workplace) -> None:

@@ -1,21 +1,18 @@
 """What happens to the voxels of one scan: crop to nonzero, clip or z-score, resample, choose the stored type."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from acvl_utils.cropping_and_padding.bounding_boxes import get_bbox_from_mask
-from nnunetv2.preprocessing.resampling.default_resampling import (
-    compute_new_shape,
-    determine_do_sep_z_and_axis,
-    resample_data_or_seg,
-)
 
+from pretraining.data.resampling import resampled, resampled_shape
 from pretraining.data.scan import BadScan
 
 HU_RANGE = (-1024, 325)  # paper section 5.1
 # No value below this in a CT: lungs, and the air around the patient, lie far below.
 _SURELY_AIR = -200
+_SLAB = 4  # slices worked on at once, since a copy of the whole scan would cost memory
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ def prepare(
     (z, z_end), (y, y_end), (x, x_end) = bbox
     array = array[:, z:z_end, y:y_end, x:x_end]
     target = target_spacing or spacing
-    shape = tuple(int(size) for size in compute_new_shape(array.shape[1:], spacing, target))
+    shape = resampled_shape(array.shape[1:], spacing, target)
     if min(shape) < 2:
         raise BadScan(f"only {' x '.join(map(str, shape))} voxels are left at a spacing of {target} mm")
     data = np.empty((len(array), *shape), np.int16 if all(is_ct) else np.float16)
@@ -76,9 +73,8 @@ def prepare(
             warnings.append(
                 f"channel {index} is declared CT but has no value below {_SURELY_AIR}: hardly Hounsfield units"
             )
-        data[index] = _prepare_channel(array[index], spacing, target, ct)
-    mean = tuple(float(channel.mean(dtype=np.float64)) for channel in data)
-    std = tuple(float(channel.std(dtype=np.float64)) for channel in data)
+        _fill(data[index], array[index], spacing, target, ct)
+    mean, std = zip(*(moments(channel) for channel in data), strict=True)
     if min(std) == 0:
         raise BadScan(f"channel {std.index(0)} is constant once clipped to {HU_RANGE} HU")
     stored = [old * before / after for old, before, after in zip(spacing, array.shape[1:], shape, strict=True)]
@@ -91,40 +87,39 @@ def nonzero_box(array: np.ndarray) -> tuple[tuple[int, int], ...]:
     It is the box of nnU-Net's ``crop_to_nonzero``; filling the holes first, as done there, takes long and does not
     change a bounding box.
     """
-    mask = np.any(array != 0, axis=0)
+    mask = array[0] != 0
+    for channel in array[1:]:
+        mask |= channel != 0
     return tuple((int(start), int(stop)) for start, stop in get_bbox_from_mask(mask))
 
 
-def _prepare_channel(
-    channel: np.ndarray, spacing: tuple[float, ...], target: tuple[float, ...], is_ct: bool
-) -> np.ndarray:
+def moments(channel: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation of a channel (z, y, x), in float64 without a copy in float64."""
+    mean = float(channel.mean(dtype=np.float64))
+    squares = sum(float(np.sum(np.square(slab.astype(np.float64) - mean))) for slab in _slabs(channel))
+    return mean, float(np.sqrt(squares / channel.size))
+
+
+def _slabs(channel: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(channel), _SLAB):
+        yield channel[start : start + _SLAB]
+
+
+def _fill(
+    stored: np.ndarray, channel: np.ndarray, spacing: tuple[float, ...], target: tuple[float, ...], is_ct: bool
+) -> None:
+    """Resample a channel, and round or z-score it into ``stored``."""
     if is_ct:
-        return np.rint(_resample(np.clip(channel, *HU_RANGE), spacing, target))
-    resampled = _resample(channel, spacing, target)
-    mean, std = resampled.mean(dtype=np.float64), resampled.std(dtype=np.float64)
+        for where, block in resampled(channel, spacing, target, HU_RANGE):
+            stored[where] = np.rint(block)
+        return
+    if stored.shape != channel.shape:
+        values = np.empty(stored.shape, np.float32)
+        for where, block in resampled(channel, spacing, target):
+            values[where] = block
+        channel = values
+    mean, std = moments(channel)
     if std == 0:
         raise BadScan("a channel is constant once resampled")
-    return ((resampled - mean) / std).astype(np.float16)
-
-
-def _resample(channel: np.ndarray, spacing: tuple[float, ...], target: tuple[float, ...]) -> np.ndarray:
-    """Resample one channel (one at a time keeps the memory down) with the settings of nnU-Net's default plans.
-
-    Where the axes are resampled separately, nnU-Net's function spends 48 bytes per voxel on coordinates only to repeat
-    or drop slices. Here the slices are resampled first and picked afterwards: the same values for a fraction of it.
-    """
-    shape = compute_new_shape(channel.shape, spacing, target)
-    separate, axis = determine_do_sep_z_and_axis(None, spacing, target)
-    if not separate or axis is None:
-        return resample_data_or_seg(channel[None], shape, order=3)[0]
-    slices = _picked_slices(channel.shape[axis], shape[axis])
-    shape[axis] = channel.shape[axis]
-    in_plane = resample_data_or_seg(channel[None], shape, axis=axis, order=3, do_separate_z=True)[0]
-    return np.take(in_plane, slices, axis)
-
-
-def _picked_slices(count: int, new_count: int) -> np.ndarray:
-    """Which slice nnU-Net takes for each new one (order_z 0): resample a column of slice numbers."""
-    column = np.arange(count, dtype=np.float64).reshape(1, count, 1, 1)
-    picked = resample_data_or_seg(column, (new_count, 1, 1), axis=0, order=0, do_separate_z=True, order_z=0)
-    return picked.ravel().astype(np.intp)
+    for out, slab in zip(_slabs(stored), _slabs(channel), strict=True):
+        out[...] = (slab.astype(np.float64) - mean) / std

@@ -1,4 +1,4 @@
-"""Read scans with nnU-Net's own readers, and refuse those that are no proper 3D scans."""
+"""Read scans as nnU-Net's own readers do, and refuse those that are no proper 3D scans."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,17 +8,16 @@ from typing import Any
 import nibabel
 import numpy as np
 import SimpleITK as sitk
-from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
 from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from pretraining.data.dicom import read_series, read_series_geometry
-from pretraining.data.integrity import check_file
+from pretraining.data.integrity import check_file, read_voxels, require_content
 from pretraining.data.scan import DICOM, BadScan, Scan
 
 # These keep the axes as stored, so that the header alone tells shape and spacing.
-_HEADER_READERS = {SimpleITKIO.__name__: SimpleITKIO, NibabelIO.__name__: NibabelIO}
+_HEADER_READERS = (SimpleITKIO.__name__, NibabelIO.__name__)
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ def read_geometry(scan: Scan) -> Geometry:
         _check_geometry(geometry, Path(scan.files[0]).name)
         return geometry
     if scan.reader not in _HEADER_READERS:
-        array, properties = _read_files(scan)
+        array, properties = _read_with_nnunet(scan)
         return Geometry(array.shape[1:], tuple(float(value) for value in properties["spacing"]))
     geometries = [_header_geometry(path) for path in scan.files]
     for path, geometry in zip(scan.files, geometries, strict=True):
@@ -57,18 +56,22 @@ def read_scan(scan: Scan) -> tuple[np.ndarray, tuple[float, float, float], dict[
         scan: What ``find_scans`` found.
 
     Returns:
-        Values as float32 (channel, z, y, x), the spacing (z, y, x) in mm, and nnU-Net's properties.
+        Values as float32 (channel, z, y, x), the same as nnU-Net's reader gives; the spacing (z, y, x) in mm; and
+        properties like nnU-Net's, at least the spacing.
 
     Raises:
         BadScan: If the scan is unreadable, truncated, not 3D, coloured, constant, lacks slices, or holds NaN or
             infinity.
     """
-    if scan.reader != DICOM:
+    if scan.reader == DICOM:
+        read_geometry(scan)
+        array, properties = read_series(scan.files)
+    elif scan.reader in _HEADER_READERS:
+        array, properties = _read_files(scan)
+    else:
         for path in scan.files:
             check_file(path)
-    if scan.reader == DICOM or scan.reader in _HEADER_READERS:
-        read_geometry(scan)
-    array, properties = read_series(scan.files) if scan.reader == DICOM else _read_files(scan)
+        array, properties = _read_with_nnunet(scan)
     spacing = tuple(float(value) for value in properties["spacing"])
     if array.ndim != 4 or array.shape[0] != len(scan.channels):
         raise BadScan(f"expected {len(scan.channels)} channels of 3D data, got an array of shape {array.shape}")
@@ -78,25 +81,37 @@ def read_scan(scan: Scan) -> tuple[np.ndarray, tuple[float, float, float], dict[
 
 
 def _read_files(scan: Scan) -> tuple[np.ndarray, dict[str, Any]]:
-    reader = _reader_class(scan.reader)
+    """What nnU-Net's reader gives, with one pass over each file and no second copy of the voxels."""
+    for path in scan.files:
+        require_content(path)
     try:
-        return _call_reader(reader, scan.files)
+        geometry = read_geometry(scan)
+    except BadScan:
+        for path in scan.files:
+            check_file(path)  # what is damaged there tells more than what ITK makes of it
+        raise
+    array = np.empty((len(scan.files), *geometry.shape), np.float32)
+    for path, out in zip(scan.files, array, strict=True):
+        if not read_voxels(path, out):
+            _read_with_sitk(path, out)
+    return array, {"spacing": list(geometry.spacing)}
+
+
+def _read_with_sitk(path: str, out: np.ndarray) -> None:
+    try:
+        image = sitk.ReadImage(path)
+    except RuntimeError as error:
+        raise BadScan(f"{Path(path).name} cannot be read: {_reason(error)}") from error
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+        np.copyto(out, sitk.GetArrayViewFromImage(image), casting="unsafe")
+
+
+def _read_with_nnunet(scan: Scan) -> tuple[np.ndarray, dict[str, Any]]:
+    reader = recursive_find_reader_writer_by_name(scan.reader)
+    try:
+        return reader().read_images(scan.files)
     except (RuntimeError, OSError, AssertionError, ValueError) as error:
         raise BadScan(f"{Path(scan.files[0]).name} cannot be read: {_reason(error)}") from error
-
-
-def _call_reader(reader: type[BaseReaderWriter], files: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
-    try:
-        return reader().read_images(tuple(files))
-    except RuntimeError as error:
-        # nnU-Net, too, takes nibabel for directions that ITK refuses because they are not exactly orthonormal.
-        if reader is SimpleITKIO and _not_orthonormal(error):
-            return NibabelIO().read_images(tuple(files))
-        raise
-
-
-def _reader_class(name: str) -> type[BaseReaderWriter]:
-    return _HEADER_READERS.get(name) or recursive_find_reader_writer_by_name(name)
 
 
 def _header_geometry(path: str) -> Geometry:

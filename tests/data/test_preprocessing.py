@@ -1,7 +1,9 @@
 import logging
 import os
 import pickle
+import shutil
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -235,6 +237,27 @@ def test_two_processes_give_the_same(tmp_path: Path, write_scan: Write, ct_value
     assert [volume.name for volume in volumes] == ["a", "c"]
     assert list(skipped) == ["b"]
     np.testing.assert_array_equal(stored(volumes[1]), np.clip(ct_values, -1024, 325))
+
+
+@pytest.mark.parametrize(
+    ("modality", "spacing"),
+    [("ct", "native"), ("ct", (1.1, 1.1, 1.1)), ("ct", (4.0, 1.1, 1.1)), ("mr", "native"), ("mr", (1.0, 1.1, 1.1))],
+)
+def test_memory_is_three_scans_at_most(
+    tmp_path: Path, write_scan: Write, modality: str, spacing: str | tuple[float, float, float]
+) -> None:
+    """Counted over all numpy arrays and bytes, from the file to the volume."""
+    values = np.random.default_rng(0).integers(-1024, 325, (40, 60, 800)).astype(np.int16)
+    write_scan(tmp_path / "in" / "a.nii.gz", values, (1, 1, 1))
+    run(tmp_path / "in", modality, spacing=spacing)  # imports, and weights that are kept
+    shutil.rmtree(tmp_path / "preprocessed")
+    tracemalloc.start()
+    try:
+        run(tmp_path / "in", modality, spacing=spacing)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 1 < peak / (4 * values.size) < 3
 
 
 def test_real_scans(tmp_path: Path) -> None:

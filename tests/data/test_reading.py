@@ -1,11 +1,16 @@
 import gzip
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
+from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from pretraining.data import BadScan, Scan, find_scans, read_geometry, read_scan
 
@@ -38,6 +43,96 @@ def test_every_format_gives_values_and_spacing(
     geometry = read_geometry(scan)
     assert geometry.shape == ct_values.shape
     assert geometry.spacing == pytest.approx(spacing)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("dtype", ["u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"])
+def test_nifti_values_are_those_of_nnunets_readers(tmp_path: Path, ending: str, dtype: str) -> None:
+    """Whatever the byte order, the scaling and the orientation."""
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 120, (7, 6, 5)) if dtype[0] in "iu" else rng.normal(0, 300, (7, 6, 5))
+    turned = np.array([[0, -0.8, 0, 5], [0.7, 0, 0, 3], [0, 0, 3, 1], [0, 0, 0, 1.0]])
+    for number, (order, slope, affine) in enumerate(
+        [("<", (1, 0), np.diag([0.7, 0.8, 3, 1])), (">", (0.5, -1024), turned), ("<", (0, 0), turned)]
+    ):
+        header = nibabel.Nifti1Header(endianness=order)
+        header.set_data_dtype(np.dtype(order + dtype))
+        header.set_data_shape(values.shape)
+        header.set_sform(affine, 1)
+        header.set_qform(affine, 1)
+        header["scl_slope"], header["scl_inter"] = slope
+        header["vox_offset"], header["magic"] = 352, b"n+1"
+        content = header.binaryblock + bytes(4) + values.astype(order + dtype).tobytes(order="F")
+        file = tmp_path / f"{number}{ending}"
+        file.write_bytes(gzip.compress(content) if ending == ".nii.gz" else content)
+        array, spacing, _ = read_scan(scan_of(file))
+        for reader in (SimpleITKIO, NibabelIO):
+            reference, properties = reader().read_images((str(file),))
+            np.testing.assert_array_equal(array, reference)
+            assert spacing == pytest.approx(tuple(properties["spacing"]))
+
+
+@pytest.mark.parametrize("ending", [".mha", ".mhd", ".nrrd"])
+@pytest.mark.parametrize("dtype", ["u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"])
+def test_other_values_are_those_of_nnunets_reader(
+    tmp_path: Path, write_scan: Write, ct_values: np.ndarray, ending: str, dtype: str
+) -> None:
+    file = write_scan(tmp_path / f"a{ending}", ct_values.astype(dtype), (3.0, 0.75, 0.5), compress=True)
+    reference, properties = SimpleITKIO().read_images((str(file),))
+    array, spacing, _ = read_scan(scan_of(file))
+    np.testing.assert_array_equal(array, reference)
+    assert spacing == pytest.approx(tuple(properties["spacing"]))
+
+
+def test_big_endian_metaimage(tmp_path: Path, write_scan: Write, ct_values: np.ndarray) -> None:
+    file = write_scan(tmp_path / "a.mhd", ct_values.astype(">i2").view("<i2"), compress=True)
+    file.write_text(file.read_text().replace("MSB = False", "MSB = True"))
+    array, _, _ = read_scan(scan_of(file))
+    np.testing.assert_array_equal(array[0], ct_values)
+    np.testing.assert_array_equal(SimpleITKIO().read_images((str(file),))[0], array)
+
+
+@pytest.mark.parametrize("chunk", [1 << 16, 1000, 3])
+def test_gzip_in_several_parts(
+    tmp_path: Path, write_scan: Write, ct_values: np.ndarray, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    """As bgzip writes it, and with zeros behind, as tapes leave them; wherever the parts end in a chunk."""
+    monkeypatch.setattr("pretraining.data.integrity._COMPRESSED_CHUNK", chunk)
+    content = gzip.decompress(write_scan(tmp_path / "a.nii.gz", ct_values).read_bytes())
+    file = tmp_path / "b.nii.gz"
+    parts = [gzip.compress(content[start : start + 1001]) for start in range(0, len(content), 1001)]
+    file.write_bytes(b"".join(parts) + bytes(700))
+    np.testing.assert_array_equal(read_scan(scan_of(file))[0][0], ct_values)
+    file.write_bytes(b"".join(parts[:-1]))
+    assert "bytes of voxels" in reason(file)
+    file.write_bytes(b"".join(parts)[:-20])
+    assert "truncated or damaged" in reason(file)
+
+
+def test_neighbour_of_the_same_name_is_not_taken_for_the_scan(
+    tmp_path: Path, write_scan: Write, ct_values: np.ndarray
+) -> None:
+    """ITK reads the voxels of a.nii where it is asked for a.nii.gz."""
+    write_scan(tmp_path / "a.nii", ct_values[::-1])
+    file = write_scan(tmp_path / "a.nii.gz", ct_values)
+    np.testing.assert_array_equal(read_scan(scan_of(file))[0][0], ct_values)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/io"), reason="needs Linux, which counts the bytes read")
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".mha", ".nrrd"])
+def test_no_file_is_read_twice(tmp_path: Path, write_scan: Write, ending: str) -> None:
+    values = np.random.default_rng(0).integers(-1024, 325, (80, 250, 250)).astype(np.int16)
+    scan = scan_of(write_scan(tmp_path / f"a{ending}", values, compress=True))
+    size = sum(file.stat().st_size for file in tmp_path.iterdir())
+    read_geometry(scan)  # as for the median spacing, and so that all is imported
+    before = _bytes_read()
+    read_geometry(scan)
+    read_scan(scan)
+    assert 0.9 < (_bytes_read() - before) / size < 1.6  # headers take about a megabyte each
+
+
+def _bytes_read() -> int:
+    return int(Path("/proc/self/io").read_text().split()[1])
 
 
 def test_channels_are_stacked_and_must_agree(tmp_path: Path, write_scan: Write, ct_values: np.ndarray) -> None:
@@ -99,6 +194,25 @@ def test_nan_and_infinity_are_refused(
     values = ct_values.astype(dtype)
     values[3, 4, 5] = value
     assert "NaN or infinite" in reason(write_scan(tmp_path / f"a{ending}", values))
+
+
+@pytest.mark.parametrize("reader", ["NibabelIOWithReorient", "SimpleITKIOWithReorient"])
+def test_readers_that_turn_axes_are_nnunets(
+    tmp_path: Path, write_scan: Write, ct_values: np.ndarray, reader: str
+) -> None:
+    """They read by themselves, after a check."""
+    file = write_scan(tmp_path / "a.nii.gz", ct_values)
+    scan = replace(scan_of(file), reader=reader)
+    reference, properties = recursive_find_reader_writer_by_name(reader)().read_images((str(file),))
+    array, spacing, _ = read_scan(scan)
+    np.testing.assert_array_equal(array, reference)
+    assert spacing == pytest.approx(tuple(properties["spacing"])) == read_geometry(scan).spacing
+    file.write_bytes(file.read_bytes()[:-2000])
+    with pytest.raises(BadScan, match="truncated or damaged"):
+        read_scan(scan)
+    write_scan(file, np.where(ct_values > 300, np.nan, ct_values))
+    with pytest.raises(BadScan, match="NaN or infinite"):
+        read_scan(scan)
 
 
 def test_what_is_no_3d_scan_is_refused(tmp_path: Path, write_scan: Write, ct_values: np.ndarray) -> None:

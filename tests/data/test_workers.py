@@ -34,6 +34,16 @@ def test_workers_end_when_the_caller_stops_early() -> None:
         os.kill(pid, 0)
 
 
+def test_workers_compute_with_one_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which processes read when they import numpy; this one's own number stays."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    names = ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"]
+    outcomes = dict(run_tasks(eval, [f"__import__('os').environ.get('{name}')" for name in names], 2))
+    assert list(outcomes.values()) == ["1", "1"]
+    assert [os.environ.get(name) for name in names] == ["3", None]
+
+
 def test_one_process_is_this_one() -> None:
     assert list(run_tasks(eval, [PID], 1)) == [(PID, os.getpid())]
     ((_, error),) = run_tasks(eval, ["1 / 0"], 1)

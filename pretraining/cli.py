@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -26,7 +31,7 @@ from pretraining.pretrain import RunOptions, prepare_volumes, pretrain
 from pretraining.preview import draw_pairs
 from pretraining.run_folder import RunError, RunFolder, require_same
 from pretraining.training.distributed import spawn
-from pretraining.training.loop import TrainingError
+from pretraining.training.errors import ProcessLost, TrainingError
 
 _EPILOG = """examples:
   pgl_pretrain -d 501                                  one GPU, the paper's settings
@@ -38,6 +43,9 @@ _EPILOG = """examples:
 Scans come from $nnUNet_raw, volumes go to $nnUNet_preprocessed, the run to $nnUNet_results/PGL/NAME. Data loading uses
 nnUNet_n_proc_DA workers. Options may be written with one dash or two.
 """
+
+
+_UNTIL_TORCHRUN_LOOKS = 5.0  # seconds; it looks ten times a second
 
 
 def _default_name(sources: Sequence[str], arguments: argparse.Namespace) -> str:
@@ -67,8 +75,25 @@ def _run(arguments: argparse.Namespace) -> None:
         pretrain(config, options)
 
 
-def _exit_with(command: str, error: Exception) -> None:
+def _exit_with(command: str, error: Exception) -> NoReturn:
+    _tell_torchrun(f"{command}: {error}")
     sys.exit(f"{command}: {error}")
+
+
+def _exit_after_another(command: str, lost: ProcessLost) -> NoReturn:
+    """Ends a process of torchrun's whose peer has ended, but not before torchrun has seen that one end."""
+    if str(lost) and int(os.environ.get("LOCAL_RANK", "0")) <= 1:  # two of them say so: the lost one may be the first
+        print(f"{command}: {lost}", file=sys.stderr, flush=True)
+    time.sleep(_UNTIL_TORCHRUN_LOOKS)
+    sys.exit(1)
+
+
+def _tell_torchrun(line: str) -> None:
+    """Writes the line where torchrun looks for the cause, which it prints at the end."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        with suppress(OSError):
+            Path(file).write_text(json.dumps({"message": line, "timestamp": int(time.time())}))
 
 
 def pretrain_entry() -> None:
@@ -82,6 +107,8 @@ def pretrain_entry() -> None:
         add_options(parser)
     try:
         _run(parser.parse_args())
+    except ProcessLost as lost:
+        _exit_after_another("pgl_pretrain", lost)
     except (DataError, RunError, TrainingError, CheckpointError, OSError, ValueError) as error:
         _exit_with("pgl_pretrain", error)
 

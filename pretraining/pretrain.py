@@ -6,16 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunetv2_pgl.checkpoint import CITATIONS, save_checkpoint
 from pretraining.config import PretrainConfig
-from pretraining.data import Skipped, Volume, find_scans, preprocess
+from pretraining.data import Scan, Skipped, Volume, find_scans, preprocess
 from pretraining.preview import draw_pairs
 from pretraining.run_folder import RunFolder
+from pretraining.training import restart
 from pretraining.training.distributed import Processes, process_group
 from pretraining.training.export import make_checkpoint
 from pretraining.training.loop import Pool, Runtime, steps_per_epoch, train
+from pretraining.training.memory import explained, require_fitting_batch
 from pretraining.training.progress import RunLog
 from pretraining.training.state import TrainingState
 from pretraining.views.rendering import largest_source_box
@@ -45,21 +48,25 @@ def pretrain(config: PretrainConfig, options: RunOptions) -> None:
 
     Raises:
         DataError, RunError, TrainingError, CheckpointError, OSError: With one line for the user.
+        ProcessLost: In a process that ends because another one did.
     """
     folder = RunFolder.named(options.name)
+    workers = loading_workers(options.device)
     with process_group(options.device) as processes:
-        if processes.is_main and not options.resume:
-            folder.start(config)
+        resume = processes.from_main(lambda: _open(folder, config, options))
         log = RunLog(folder.path if processes.is_main else None)
-        volumes, skipped = _prepare(config, options, processes, log)
+        if resume and not options.resume:
+            log("", "Restarted by torchrun")
+        volumes, skipped = _prepare(config, options, processes, workers, log)
         pool = split_pool(volumes, config)
         if processes.is_main:
             _announce(config, options, pool, processes, log)
-            if not options.resume:
+            if not resume:
                 draw_pairs(volumes, config.views, config.seed, folder.path / "views.png")
-        runtime = Runtime(options.device, processes, _loading_workers(options.device), options.save_every)
-        resume = processes.from_main(options.resume and folder.latest.exists() if processes.is_main else None)
-        state = train(config, pool, folder.path, runtime, log, resume)
+        runtime = Runtime(options.device, processes, workers, options.save_every)
+        from_state = processes.from_main(lambda: resume and folder.latest.exists())
+        with explained(config, options.device, processes, workers):
+            state = train(config, pool, folder.path, runtime, log, from_state)
         if processes.is_main:
             _finish(config, folder, state, pool, skipped, log)
 
@@ -81,31 +88,45 @@ def prepare_volumes(
 ) -> tuple[list[Volume], list[Skipped]]:
     """Finds the scans and preprocesses those that are not there yet."""
     scans, skipped = find_scans(config.datasets, config.modality)
-    volumes, bad = preprocess(
+    volumes, bad = _preprocess(config, scans, processes, progress)
+    return volumes, [*skipped, *bad]
+
+
+def _preprocess(
+    config: PretrainConfig, scans: Sequence[Scan], processes: int, progress: bool = True
+) -> tuple[list[Volume], list[Skipped]]:
+    return preprocess(
         scans,
         spacing=config.spacing,
         crop_size=largest_source_box(config.views.size, config.views.scale),
         processes=processes,
         progress=progress,
     )
-    return volumes, [*skipped, *bad]
+
+
+def _open(folder: RunFolder, config: PretrainConfig, options: RunOptions) -> bool:
+    """Starts a run in its folder, or says that the one there is to be continued."""
+    if options.resume or restart.started_here(folder.path):
+        return True
+    folder.start(config)
+    restart.claim(folder.path)
+    return False
 
 
 def _prepare(
-    config: PretrainConfig, options: RunOptions, processes: Processes, log: RunLog
+    config: PretrainConfig, options: RunOptions, processes: Processes, workers: int, log: RunLog
 ) -> tuple[list[Volume], list[Skipped]]:
     """Volumes on every process, prepared by the main one; an error there stops all."""
-    prepared: tuple[list[Volume], list[Skipped]] | Exception | None = None
-    if processes.is_main:
-        log("", "Preparing the scans of " + ", ".join(config.datasets))
-        try:
-            prepared = prepare_volumes(config, options.preprocessing_processes)
-        except Exception as error:
-            prepared = error
-    outcome: tuple[list[Volume], list[Skipped]] | Exception = processes.from_main(prepared)
-    if isinstance(outcome, Exception):
-        raise outcome
-    volumes, skipped = outcome
+
+    def prepare() -> tuple[list[Volume], list[Skipped]]:
+        scans, skipped = find_scans(config.datasets, config.modality)
+        if nnUNet_preprocessed.is_set():  # else that is to be said first
+            require_fitting_batch(config, options.device, processes, workers)  # now: preprocessing may take hours
+        volumes, bad = _preprocess(config, scans, options.preprocessing_processes)
+        return volumes, [*skipped, *bad]
+
+    log("", "Preparing the scans of " + ", ".join(config.datasets))
+    volumes, skipped = processes.from_main(prepare)
     log(*(f"WARNING: {item}" for item in skipped))
     return volumes, skipped
 
@@ -140,6 +161,7 @@ def _finish(
     spacing = _median_spacing(scans)
     checkpoint = make_checkpoint(encoder, config, spacing, is_ct, len(pool.training), state.history[-1])
     save_checkpoint(checkpoint, folder.final)
+    restart.release(folder.path)
     if skipped:
         log("", f"{len(skipped)} scan{'s' if len(skipped) > 1 else ''} skipped:", *(f"  {item}" for item in skipped))
     log(
@@ -163,7 +185,7 @@ def _numbers(values: Sequence[float]) -> str:
     return " x ".join(f"{value:g}" for value in values)
 
 
-def _loading_workers(device: str) -> int:
+def loading_workers(device: str) -> int:
     """nnU-Net's number of data workers (nnUNet_n_proc_DA); one is enough to feed a CPU."""
     allowed = get_allowed_n_proc_DA()
     return min(allowed, 1) if device == "cpu" else allowed

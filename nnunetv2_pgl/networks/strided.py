@@ -102,7 +102,8 @@ class StridedConv(nn.Conv3d):
 def _is_half(x: Tensor) -> bool:
     """Whether a convolution of ``x`` is computed in 16 bits."""
     device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if casts else x.dtype
     return dtype in (torch.bfloat16, torch.float16)
 
 

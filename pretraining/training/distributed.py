@@ -2,29 +2,63 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from multiprocessing.queues import SimpleQueue
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+from torch.multiprocessing import get_context
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 from torch.multiprocessing.spawn import spawn as spawn_processes
+from tqdm import tqdm
 
-# The first process may preprocess for hours while the others wait; launchers end the job when a process is lost.
-_TIMEOUT = timedelta(days=2)
+from pretraining.training.errors import HOW_TO_GO_ON, STOPPED, ProcessLost, TrainingError
+
+T = TypeVar("T")
+
+# The others wait while the main process preprocesses, perhaps for hours, and while it saves.
+_WAIT_FOR_MAIN = timedelta(days=2)
+_WAIT_FOR_ALL = timedelta(minutes=30)
+
+# What gloo, NCCL and the store say when the process at the other end is gone.
+_GONE = re.compile(
+    r"connection (was )?(closed|reset|refused)|broken pipe|socket (closed|timeout)|remote process exited|"
+    r"failed to (recv|send)|heartbeat|timed out|ncclRemoteError|NCCL communicator was aborted",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that train together."""
+    """This process among those that train together.
+
+    Attributes:
+        rank: Its number among all.
+        count: How many there are.
+        local_rank: Its number on this machine.
+        local_count: How many there are on this machine.
+        store: Where the main process says that it has done what the others wait for; None if there are no others.
+        calls: Counts the calls of `from_main`.
+    """
 
     rank: int = 0
     count: int = 1
     local_rank: int = 0
+    local_count: int = 1
+    store: PrefixStore | None = None
+    calls: Iterator[int] = field(default_factory=itertools.count)
 
     @property
     def is_main(self) -> bool:
@@ -47,12 +81,28 @@ class Processes:
             values = values / self.count
         return values
 
-    def from_main(self, value: Any) -> Any:
-        """A picklable value that the main process computed, on every process."""
-        box = [value]
-        if self.count > 1:
+    def from_main(self, function: Callable[[], T]) -> T:
+        """What a function returns in the main process, picklable, on every process.
+
+        Raises:
+            Exception: In the main process, what the function raised.
+            ProcessLost: In the others, if it raised anything; without a message, since the main process has one.
+        """
+        if self.store is None:
+            return function()
+        done = f"main_{next(self.calls)}"
+        box: list[Any] = [None]
+        try:
+            if self.is_main:
+                box = [(function(),)]
+        finally:
+            if self.is_main:
+                self.store.set(done, "")
+            self.store.wait([done], _WAIT_FOR_MAIN)
             dist.broadcast_object_list(box, src=0)
-        return box[0]
+        if box[0] is None:
+            raise ProcessLost
+        return box[0][0]
 
 
 @contextmanager
@@ -61,34 +111,102 @@ def process_group(kind: str) -> Iterator[Processes]:
 
     Args:
         kind: Type of the device: NCCL serves "cuda", gloo the others.
+
+    Raises:
+        ProcessLost: If another process ended, or if the launcher asks this one to end, as it does then.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         yield Processes()
         return
-    processes = Processes(int(os.environ["RANK"]), count, int(os.environ.get("LOCAL_RANK", "0")))
+    rank, local_rank = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", count))
     if kind == "cuda":
-        torch.cuda.set_device(processes.local_rank)
+        torch.cuda.set_device(local_rank)
     elif "OMP_NUM_THREADS" not in os.environ:  # torchrun sets it; else the processes would compete for the cores
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", count))
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // here))
-    dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=_TIMEOUT)
+    handler = signal.getsignal(signal.SIGTERM)
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # `spawn` has its own message
+        signal.signal(signal.SIGTERM, _told_to_end)
     try:
-        yield processes
+        # The store begins anew when torchrun restarts; a second group with a longer timeout would hang then.
+        store, rank, count = next(rendezvous("env://", timeout=_WAIT_FOR_ALL))
+        backend = "nccl" if kind == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=_WAIT_FOR_ALL, store=store, rank=rank, world_size=count)
+        yield Processes(rank, count, local_rank, here, PrefixStore("pgl_pretrain", store))
+    except RuntimeError as error:
+        if isinstance(error, TrainingError | ProcessLost) or not _GONE.search(str(error)):
+            raise
+        raise ProcessLost(
+            f"process {rank} of {count} lost the connection to another one, which was killed (perhaps by the system, "
+            f"for want of memory) or has failed; its own message, if any, stands above. {HOW_TO_GO_ON}"
+        ) from error
     finally:
-        dist.destroy_process_group()
+        signal.signal(signal.SIGTERM, handler)
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _told_to_end(*_: object) -> None:
+    raise ProcessLost(STOPPED)
 
 
 def spawn(function: Callable[..., None], args: tuple[Any, ...], count: int) -> None:
-    """Runs ``function(*args)`` in ``count`` processes of this machine that train together."""
+    """Runs ``function(*args)`` in ``count`` processes of this machine that train together.
+
+    Raises:
+        Exception: What the process raised that failed first.
+        TrainingError: If a process was killed.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    spawn_processes(_enter, (function, args, count, port), nprocs=count)
+    errors: SimpleQueue[Exception] = get_context("spawn").SimpleQueue()
+    context = spawn_processes(_enter, (function, args, count, port, errors), nprocs=count, join=False)
+    try:
+        while not context.join():
+            pass
+    except (ProcessRaisedException, ProcessExitedException) as error:
+        _raise_cause(error, [process.exitcode or 0 for process in context.processes], errors)
 
 
-def _enter(rank: int, function: Callable[..., None], args: tuple[Any, ...], count: int, port: int) -> None:
+def _raise_cause(
+    error: ProcessRaisedException | ProcessExitedException, exit_codes: list[int], errors: SimpleQueue[Exception]
+) -> None:
+    """Raises what made the first process fail; those that fail after it only say that another one did."""
+    while not errors.empty():
+        raised = errors.get()
+        if not isinstance(raised, ProcessLost):
+            raise raised from error
+    # Those still running are ended with SIGTERM.
+    killed = [rank for rank, code in enumerate(exit_codes) if code < 0 and code != -signal.SIGTERM]
+    rank = killed[0] if killed else error.error_index
+    how = signal.Signals(-exit_codes[rank]).name if exit_codes[rank] < 0 else f"exit code {exit_codes[rank]}"
+    raise TrainingError(
+        f"training process {rank} of {len(exit_codes)} ended with {how}, often sent by the system for want of memory; "
+        f"the others were stopped. {HOW_TO_GO_ON}"
+    ) from None
+
+
+def _enter(
+    rank: int,
+    function: Callable[..., None],
+    args: tuple[Any, ...],
+    count: int,
+    port: int,
+    errors: SimpleQueue[Exception],
+) -> None:
     os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(count),
+        LOCAL_WORLD_SIZE=str(count),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
     )
-    function(*args)
+    tqdm.set_lock(threading.RLock())  # its own is shared, and of a killed process Python complains that it leaks it
+    try:
+        function(*args)
+    except Exception as error:
+        errors.put(error)
+        raise

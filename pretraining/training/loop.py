@@ -1,40 +1,37 @@
-"""The training loop: one function per run, per epoch and per step."""
+"""The training loop: runs and their epochs."""
 
 from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from nnunetv2_pgl.networks import ResNet50Encoder
 from nnunetv2_pgl.precision import has_bfloat16
 from pretraining.config import PretrainConfig
 from pretraining.data import Volume
-from pretraining.objectives import PGL, PGLOutput, target_decay
+from pretraining.objectives import PGLOutput, target_decay
 from pretraining.training.correspondence import measure_correspondence, validation_batches
 from pretraining.training.distributed import Processes
-from pretraining.training.optimisation import learning_rate_at, make_optimizer, set_learning_rate
+from pretraining.training.errors import TrainingError
+from pretraining.training.loading import PairLoader
 from pretraining.training.progress import RunLog, epoch_lines, plot_progress, write_metrics
 from pretraining.training.sampler import PairSampler
+from pretraining.training.start import initial_state, prepare_device
 from pretraining.training.state import TrainingState
-from pretraining.views import ViewPairBatch, ViewPairDataset
+from pretraining.training.step import Stepper
+from pretraining.training.synchronised import synchronise_batch_norms
+from pretraining.views import ViewPairBatch
 
 _CALIBRATION_BATCHES = 4
-
-
-class TrainingError(RuntimeError):
-    """A run that cannot go on; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +70,12 @@ def train(
     """Trains, writing state and pictures to the run folder after every epoch, and returns the last state.
 
     Raises:
-        TrainingError: If the loss is not finite any more.
+        TrainingError: If the loss is not finite any more, or a loading process has died.
+        DataError: If a scan cannot be read.
         CheckpointError: If a run cannot be continued.
         OSError: If the state cannot be written.
     """
-    run = _Run(config, pool, folder, runtime, log)
+    run = Run(config, pool, folder, runtime, log)
     if resume:
         run.state.restore(folder / "checkpoint_latest.pth")
         log(f"Continuing after epoch {run.state.epoch} of {config.epochs}")
@@ -89,18 +87,19 @@ def train(
     return run.state
 
 
-class _Run:
+class Run:
     """What the epochs of one run share."""
 
     def __init__(self, config: PretrainConfig, pool: Pool, folder: Path, runtime: Runtime, log: RunLog):
         self.config, self.folder, self.runtime, self.log = config, folder, runtime, log
         self.processes = runtime.processes
         self.device = self.processes.device(runtime.device)
+        prepare_device(self.device)
         self.precision = torch.bfloat16 if has_bfloat16(self.device) else None
         self.steps = steps_per_epoch(config, len(pool.training))
-        self.state = _initial_state(config, self.device, self.precision)
+        self.state = initial_state(config, self.device, self.precision)
         self.state.scans = [scan.name for scan in pool.training]
-        self.sampler = PairSampler(
+        sampler = PairSampler(
             len(pool.training),
             self.steps,
             config.batch_size,
@@ -109,17 +108,15 @@ class _Run:
             self.processes.rank,
             self.processes.count,
         )
-        self.loader = DataLoader(
-            ViewPairDataset(pool.training, config.views, config.seed),
-            batch_sampler=self.sampler,
-            collate_fn=ViewPairBatch.collate,
-            num_workers=runtime.workers,
-            persistent_workers=runtime.workers > 0,
-            pin_memory=self.device.type == "cuda",
-        )
+        self.loader = PairLoader(pool.training, config, sampler, runtime.workers, pin=self.device.type == "cuda")
         scans = pool.validation or pool.training
         self.validation = validation_batches(scans, config.views, config.seed) if self.processes.is_main else []
-        self.model: nn.Module = self.state.objective
+        self.step = self._stepper(self.state.objective)
+
+    def _stepper(self, model: nn.Module) -> Stepper:
+        config = self.config
+        steps, warmup = self.steps * config.epochs, self.steps * config.warmup_epochs
+        return Stepper(config, steps, warmup, self.state, model, self.processes.rank)
 
     def distribute(self) -> None:
         """Joins the processes' networks, which become those of the main process.
@@ -128,9 +125,13 @@ class _Run:
         """
         if self.processes.count == 1:
             return
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")  # of 1-channel weights
         on_gpu = self.device.type == "cuda"
-        module = nn.SyncBatchNorm.convert_sync_batchnorm(self.state.objective) if on_gpu else self.state.objective
-        self.model = DistributedDataParallel(module, device_ids=[self.processes.local_rank] if on_gpu else None)
+        synchronise = nn.SyncBatchNorm.convert_sync_batchnorm if on_gpu else synchronise_batch_norms
+        module = synchronise(self.state.objective)
+        self.step = self._stepper(
+            DistributedDataParallel(module, device_ids=[self.processes.local_rank] if on_gpu else None)
+        )
 
     def measure_baseline(self) -> None:
         """The correspondence of the untrained encoder, after its norms have seen a few batches."""
@@ -145,19 +146,25 @@ class _Run:
     def epoch(self) -> None:
         """One pass over the pool, then log, curves and state."""
         started = time.perf_counter()
-        self.sampler.epoch = self.state.epoch
+        with self.loader.epoch(self.state.epoch) as batches:
+            sums, waited = self._steps(batches)
+        seconds = time.perf_counter() - started
+        means = PGLOutput(*(self.processes.mean(sums) / self.steps))
+        record = self._record(seconds, waited, means)
+        self.state.epoch += 1
+        if self.processes.is_main:
+            self._report(record)
+        self.processes.barrier()
+
+    def _steps(self, batches: Iterator[ViewPairBatch]) -> tuple[torch.Tensor, float]:
+        """The steps of an epoch: the sum of their outputs, and the seconds waited for batches."""
         sums = torch.zeros(len(PGLOutput._fields), device=self.device)
         waited = 0.0
-        batches = iter(self.loader)
-        bar = tqdm(
-            range(self.steps),
-            desc=f"Epoch {self.state.epoch}",
-            unit="step",
-            leave=False,
-            disable=not self.processes.is_main,
-        )
+        name = f"Epoch {self.state.epoch}"
+        bar = tqdm(range(self.steps), desc=name, unit="step", leave=False, disable=not self.processes.is_main)
         for step in bar:
-            sums, waiting = self._step(self.state.epoch * self.steps + step, batches, sums)
+            output, waiting = self.step(self.state.epoch * self.steps + step, batches)
+            sums += output
             waited += waiting
             if step % 10 == 0 or step == self.steps - 1:
                 loss = float(sums[0]) / (step + 1)
@@ -167,33 +174,6 @@ class _Run:
                         "lower -lr"
                     )
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-        seconds = time.perf_counter() - started
-        means = PGLOutput(*(self.processes.mean(sums) / self.steps))
-        record = self._record(seconds, waited, means)
-        self.state.epoch += 1
-        if self.processes.is_main:
-            self._report(record)
-        self.processes.barrier()
-
-    def _step(self, step: int, batches: Iterator[ViewPairBatch], sums: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """One update of online and target path; adds its output to ``sums``."""
-        total = self.steps * self.config.epochs
-        warmup = self.steps * self.config.warmup_epochs
-        set_learning_rate(self.state.optimizer, learning_rate_at(step, total, warmup, self.config.peak_learning_rate))
-        generator = torch.Generator(self.device).manual_seed(self._step_seed(step))
-        waited = 0.0
-        for part in range(self.config.accumulate):
-            started = time.perf_counter()
-            batch = next(batches).to(self.device)
-            waited += time.perf_counter() - started
-            views = batch.render(self.config.views.size, generator)
-            with self._synchronised(last=part == self.config.accumulate - 1):
-                output = self.model(views, batch.geometries)
-                (output.loss / self.config.accumulate).backward()
-            sums = sums + torch.stack([value.detach().float() for value in output]) / self.config.accumulate
-        self.state.optimizer.step()
-        self.state.optimizer.zero_grad(set_to_none=True)
-        self.state.objective.update_target(target_decay(step, total, self.config.target_decay))
         return sums, waited
 
     def _record(self, seconds: float, waited: float, means: PGLOutput) -> dict[str, Any]:
@@ -235,23 +215,3 @@ class _Run:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not None)
-
-    def _synchronised(self, last: bool) -> Any:
-        """Gradients are exchanged only with the last part of a step."""
-        if isinstance(self.model, DistributedDataParallel) and not last:
-            return self.model.no_sync()
-        return nullcontext()
-
-    def _step_seed(self, step: int) -> int:
-        return int(np.random.SeedSequence((self.config.seed, step, self.processes.rank)).generate_state(1)[0])
-
-
-def _initial_state(config: PretrainConfig, device: torch.device, precision: torch.dtype | None) -> TrainingState:
-    torch.manual_seed(config.seed)
-    encoder = ResNet50Encoder(1, config.encoder_strides, config.norm)
-    objective = PGL(
-        encoder, config.views.size, config.hidden_channels, config.out_channels, config.interpolated_only, precision
-    ).to(device)
-    objective.train()
-    optimizer = make_optimizer(config.optimizer, objective, config.peak_learning_rate, config.weight_decay)
-    return TrainingState(objective, optimizer, config=config.to_dict())

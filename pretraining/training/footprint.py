@@ -1,0 +1,151 @@
+"""How much memory a training step takes on a CPU, and how much there is; nothing is computed for it."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from nnunetv2_pgl.precision import has_bfloat16
+from pretraining.config import PretrainConfig
+from pretraining.objectives import PGL
+from pretraining.training.start import make_objective
+from pretraining.views.rendering import largest_source_box
+
+# Counted is what torch asks for. Resident memory was up to 1.25 times that (buffers of the libraries, memory that the
+# allocator keeps), and this much more whatever the batch; docs/cluster.md has the figures.
+_OVERHEAD = 1.25
+_LIBRARIES = 300 * 2**20
+
+# Between these the peak is straight: with few small views it comes when all gradients are there.
+_PAIRS = (64, 128)
+
+_UNLIMITED = 2**60
+
+
+def bytes_of_step(config: PretrainConfig, workers: int, processes: int) -> tuple[float, float]:
+    """Resident bytes that training adds to a process on a CPU: whatever the batch, and for each pair of a part."""
+    precision = torch.bfloat16 if has_bfloat16(torch.device("cpu")) else None
+    with torch.device("meta"):
+        objective = make_objective(config, precision)
+    few, many = (_peak_bytes(objective, config.views.size, pairs) for pairs in _PAIRS)
+    per_pair = (many - few) / (_PAIRS[1] - _PAIRS[0])
+    weights = 4 * sum(p.numel() for p in objective.parameters())
+    trained = 4 * sum(p.numel() for p in objective.parameters() if p.requires_grad)
+    # Momentum, AdamW's second one, and the buckets in which processes exchange gradients.
+    copies = 1 + (config.optimizer == "adamw") + (processes > 1)
+    fixed = weights + copies * trained + _OVERHEAD * max(trained, few - _PAIRS[0] * per_pair) + _LIBRARIES
+    crop = 2 * torch.Size(largest_source_box(config.views.size, config.views.scale)).numel()
+    return fixed, _OVERHEAD * per_pair + 2 * crop * (1 + 2 * workers)  # each worker is two batches ahead
+
+
+def available_memory() -> int | None:
+    """Bytes that can still be taken, by the system and by the process's control groups; None where unknown."""
+    limits = [*_left_in_system(), *_left_in_control_groups()]
+    return max(0, min(limits)) if limits else None
+
+
+class _Networks(nn.Module):
+    """What of a step takes memory: both paths and the predictor. The aligner's small maps are left out.
+
+    It looks at values, which fake tensors have not.
+    """
+
+    def __init__(self, objective: PGL):
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, views: Tensor) -> Tensor:
+        """(2 B, 1, D, H, W) -> a scalar."""
+        pgl = self.objective
+        with torch.autocast("cpu", dtype=pgl.precision, enabled=pgl.precision is not None):
+            projection = pgl.projector(pgl.encoder(views)[-1])
+            with torch.no_grad():
+                pgl.target_projector(pgl.target_encoder(views)[-1])
+            prediction = pgl.predictor(projection.float())
+        return prediction.float().square().mean()
+
+
+class _Counter(TorchDispatchMode):
+    """Follows the bytes of all tensors that live at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen: weakref.WeakKeyDictionary[torch.UntypedStorage, None] = weakref.WeakKeyDictionary()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Calls the function and counts the storages it made."""
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage() not in self._seen:
+                storage = tensor.untyped_storage()
+                self._seen[storage] = None
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._freed, storage.nbytes())
+        return result
+
+    def _freed(self, size: int) -> None:
+        self.now -= size
+
+
+def _peak_bytes(objective: PGL, view_size: tuple[int, int, int], pairs: int) -> int:
+    """Bytes of a forward and backward pass, gradients included, weights not; with tensors that hold no values."""
+    networks = _Networks(objective)
+    with FakeTensorMode():
+        tensors = {name: torch.empty(p.shape, requires_grad=p.requires_grad) for name, p in _tensors(networks)}
+        with _Counter() as counter:
+            views = torch.empty(2 * pairs, 1, *view_size).contiguous(memory_format=torch.channels_last_3d)
+            torch.func.functional_call(networks, tensors, (views,)).backward()
+    return counter.peak
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def _left_in_system() -> Iterator[int]:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return
+    yield from (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+
+
+def _left_in_control_groups(root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
+    """Of the limits that containers and Slurm set, in both versions of control groups; caches count as free."""
+    names = (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    )
+    for folder in _own_groups(root):
+        for limit, used, cache in names:
+            try:
+                most, now = int((folder / limit).read_text()), int((folder / used).read_text())
+                stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            except (OSError, ValueError):  # not there, or "max"
+                continue
+            if most < _UNLIMITED:
+                yield most - now + int(stat.get(cache, 0))
+
+
+def _own_groups(root: Path) -> Iterator[Path]:
+    """Folders of the control groups that this process is in, and of those around them."""
+    try:
+        entries = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    except OSError:
+        return
+    for _, controllers, path in entries:
+        if controllers in ("", "memory"):
+            base = root / controllers
+            inner = base / path.lstrip("/")
+            yield from (folder for folder in (inner, *inner.parents) if folder.is_relative_to(base))

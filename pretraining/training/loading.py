@@ -1,0 +1,139 @@
+"""Batches of crops from loading processes, which note what they read: when one dies, the scan can be named."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from pretraining.config import PretrainConfig
+from pretraining.data import DataError, Volume
+from pretraining.training.errors import HOW_TO_GO_ON, STOPPED, ProcessLost, TrainingError
+from pretraining.training.sampler import PairSampler
+from pretraining.views import ViewPairBatch, ViewPairDataset
+
+Sample = dict[str, NDArray[Any]]
+
+_UNTIL_IT_SHOWS = 2.0  # seconds in which a process that no longer answers has died
+
+
+class _WatchedPairs(Dataset[Sample | DataError]):
+    """Pairs of views; each loading process notes its id, the scan and whether it is still at it.
+
+    Errors are returned, not raised: the data loader would turn them into the text of a traceback.
+    """
+
+    def __init__(self, scans: Sequence[Volume], config: PretrainConfig, workers: int):
+        self.scans = scans
+        self.pairs = ViewPairDataset(scans, config.views, config.seed)
+        self.notes = torch.zeros(max(workers, 1), 3, dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample | DataError:
+        worker = get_worker_info()
+        note = self.notes[worker.id if worker else 0]
+        note[0], note[1], note[2] = os.getpid(), key[1], 1
+        try:
+            return self.pairs[key]
+        except DataError as error:
+            return error
+        except (OSError, MemoryError) as error:
+            scan = self.scans[key[1]]
+            return DataError(f"{scan.path} cannot be read ({type(error).__name__}: {error})")
+        finally:
+            note[2] = 0
+
+
+def _collate(samples: Sequence[Sample | DataError]) -> ViewPairBatch | DataError:
+    pairs = []
+    for sample in samples:
+        if isinstance(sample, DataError):
+            return sample
+        pairs.append(sample)
+    return ViewPairBatch.collate(pairs)
+
+
+class PairLoader:
+    """Batches of a training run's epochs, in the order of the sampler.
+
+    Args:
+        scans: The pool to train on.
+        config: How views are drawn, and the seed.
+        sampler: Which scans, and the epoch.
+        workers: Loading processes; 0 reads in this process.
+        pin: Whether to load into pinned memory.
+    """
+
+    def __init__(self, scans: Sequence[Volume], config: PretrainConfig, sampler: PairSampler, workers: int, pin: bool):
+        self.scans, self.sampler = scans, sampler
+        self._dataset = _WatchedPairs(scans, config, workers)
+        self._workers: list[BaseProcess] = []
+        self._loader = DataLoader(
+            self._dataset,
+            batch_sampler=sampler,
+            collate_fn=_collate,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=pin,
+        )
+
+    @contextmanager
+    def epoch(self, number: int) -> Iterator[Iterator[ViewPairBatch]]:
+        """The batches of an epoch.
+
+        Raises:
+            DataError: If a scan cannot be read.
+            ProcessLost: If torchrun has ended one together with this process.
+            TrainingError: If a loading process has died, at whatever point of the epoch that is noticed.
+        """
+        self.sampler.epoch = number
+        try:
+            yield self._batches()
+        except (RuntimeError, OSError, EOFError) as error:  # torch's own, or what breaks when the other end is gone
+            dead = None if isinstance(error, TrainingError | ProcessLost) else self._dead_worker()
+            if dead is None:
+                raise
+            if dead.exitcode == -signal.SIGTERM and "TORCHELASTIC_RUN_ID" in os.environ:  # it ends all below it
+                raise ProcessLost(STOPPED) from error
+            raise TrainingError(self._obituary(dead)) from error
+
+    def _batches(self) -> Iterator[ViewPairBatch]:
+        batches = iter(self._loader)
+        self._workers = multiprocessing.active_children()
+        for batch in batches:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+
+    def _dead_worker(self) -> BaseProcess | None:
+        """The loading process that did not end well."""
+        pids = {pid for pid, _, _ in self._dataset.notes.tolist()}
+        workers = {worker.sentinel: worker for worker in self._workers if worker.pid in pids}
+        for _ in range(len(workers) + 1):
+            with suppress(RuntimeError):  # torch tells of each death once, from a signal handler, at any moment
+                connection.wait(list(workers), timeout=_UNTIL_IT_SHOWS)
+                return next((worker for worker in workers.values() if worker.exitcode), None)
+        return None
+
+    def _obituary(self, worker: BaseProcess) -> str:
+        """What a process that has died was doing."""
+        (note,) = (note for note in self._dataset.notes.tolist() if note[0] == worker.pid)
+        scan = self.scans[note[1]]
+        code = worker.exitcode or 0
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return (
+            f"a data loading process {how} {'while' if note[2] else 'after'} it read {scan.name} ({scan.path}). If "
+            "memory ran out, lower nnUNet_n_proc_DA; if this scan does it again, delete its file to redo it. "
+            f"{HOW_TO_GO_ON}"
+        )

@@ -1,0 +1,146 @@
+"""A batch that does not fit into memory ends the run with the largest one that does."""
+
+from __future__ import annotations
+
+import gc
+import re
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from nnunetv2_pgl.precision import has_bfloat16
+from pretraining.config import PretrainConfig
+from pretraining.training.distributed import Processes
+from pretraining.training.errors import TrainingError
+from pretraining.training.footprint import available_memory, bytes_of_step
+from pretraining.training.start import initial_state
+from pretraining.views import GeometryBatch, ViewGeometry
+from pretraining.views.rendering import largest_source_box
+
+_GIB = 2**30
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|unable to mmap|ALLOC_FAILED", re.IGNORECASE
+)
+
+
+def require_fitting_batch(config: PretrainConfig, device: str, processes: Processes, workers: int) -> None:
+    """Refuses a batch that the memory of this machine cannot hold, on a CPU, before any scan is read.
+
+    There the system would kill the process or, worse, another one. A GPU raises an error, after which `explained` tries
+    what fits: more exact than any count, since convolutions there take as much workspace as they find.
+
+    Raises:
+        TrainingError: Names the largest batch that fits.
+    """
+    available = available_memory()
+    if device != "cpu" or available is None:
+        return
+    fixed, per_pair = bytes_of_step(config, workers, processes.count)
+    part = _part(config, processes)
+    available //= processes.local_count
+    if fixed + part * per_pair > available:
+        each = f" in each of {processes.local_count} processes" if processes.local_count > 1 else ""
+        reason = (
+            f"a step needs about {(fixed + part * per_pair) / _GIB:.1f} GiB of memory{each}, of which "
+            f"{available / _GIB:.1f} are free"
+        )
+        raise _too_large(config, processes, int((available - fixed) // per_pair), reason)
+
+
+@contextmanager
+def explained(config: PretrainConfig, device: str, processes: Processes, workers: int) -> Iterator[None]:
+    """Turns an error for want of memory, raised by training, into one that names the largest batch that fits.
+
+    Raises:
+        TrainingError: Instead of that error.
+    """
+    try:
+        yield
+        return
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).splitlines()[0]
+        traceback.clear_frames(error.__traceback__)  # they hold the run and its tensors
+    gc.collect()
+    most = _part(config, processes) - 1
+    if device == "cuda":
+        fits = largest_that_runs(_step_of(config, processes.device(device), processes.count), most)
+    else:
+        fixed, per_pair = bytes_of_step(config, workers, processes.count)
+        left = (available_memory() or 0) // processes.local_count
+        fits = min(most, int((left - fixed) // per_pair))
+    raise _too_large(config, processes, fits, reason)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error was raised for want of memory, on whatever device."""
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def largest_that_runs(run: Callable[[int], None], most: int) -> int:
+    """Largest number up to ``most`` for which a function does not run out of memory, by bisection; 0 if none.
+
+    Other errors of the function are passed on.
+    """
+    fits, fails = 0, most + 1
+    while fails - fits > 1:
+        middle = (fits + fails) // 2
+        try:
+            run(middle)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            traceback.clear_frames(error.__traceback__)
+            fails = middle
+        else:
+            fits = middle
+    return fits
+
+
+def _step_of(config: PretrainConfig, device: torch.device, processes: int) -> Callable[[int], None]:
+    """A step of a number of pairs on networks of its own, which no other process has to join."""
+    precision = torch.bfloat16 if has_bfloat16(device) else None
+    state = initial_state(config, device, precision)
+    size = config.views.size
+    crop = largest_source_box(size, config.views.scale)
+    geometry = ViewGeometry((0.0, 0.0, 0.0), (float(size[0]), float(size[1]), float(size[2])), (False, False, False))
+    buckets = sum(p.numel() for p in state.objective.parameters() if p.requires_grad) if processes > 1 else 0
+
+    def run(pairs: int) -> None:
+        state.optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        crops = torch.empty(2 * pairs, 1, *crop, dtype=torch.int16, device=device)
+        exchanged = torch.empty(buckets, device=device)  # the gradients of all processes
+        views = torch.randn(2 * pairs, 1, *size, device=device).contiguous(memory_format=torch.channels_last_3d)
+        output = state.objective(views, GeometryBatch.from_geometries([geometry] * len(views), device))
+        output.loss.backward()
+        state.optimizer.step()
+        del crops, exchanged
+
+    return run
+
+
+def _part(config: PretrainConfig, processes: Processes) -> int:
+    """Pairs that a process computes at once."""
+    return config.batch_size // (config.accumulate * processes.count)
+
+
+def _too_large(config: PretrainConfig, processes: Processes, part: int, reason: str) -> TrainingError:
+    """The error for a part of which ``part`` pairs would fit."""
+    tried = f"-b {config.batch_size} does not fit: {reason}"
+    if part < 1:
+        return TrainingError(f"{tried}. Not even one pair at a time fits: use a smaller -patch")
+    whole = part * processes.count * config.accumulate
+    advice = f"The largest batch that fits is -b {whole}"
+    per_process = config.batch_size // processes.count
+    parts = [
+        n for n in range(config.accumulate + 1, per_process + 1) if per_process % n == 0 and per_process // n <= part
+    ]
+    if parts:
+        advice += f"; -b {config.batch_size} -accumulate {parts[0]} computes the same batch in parts that fit"
+    return TrainingError(f"{tried}. {advice}")

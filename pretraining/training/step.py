@@ -1,0 +1,77 @@
+"""One training step: pairs of views through both paths, the optimiser, the target path."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pretraining.config import PretrainConfig
+from pretraining.objectives import target_decay
+from pretraining.training.optimisation import learning_rate_at, set_learning_rate
+from pretraining.training.state import TrainingState
+from pretraining.views import ViewPairBatch
+
+
+class Stepper:
+    """Makes the steps of a run.
+
+    Args:
+        config: Settings of the run.
+        steps: Steps of the whole run, which the schedules span.
+        warmup: Steps of the learning rate's warm-up.
+        state: Networks and optimiser, changed by every step.
+        model: The objective, or what joins it with those of other processes.
+        rank: This process.
+    """
+
+    def __init__(
+        self, config: PretrainConfig, steps: int, warmup: int, state: TrainingState, model: nn.Module, rank: int
+    ):
+        self.config, self.steps, self.warmup = config, steps, warmup
+        self.state, self.model, self.rank = state, model, rank
+        self.device = next(model.parameters()).device
+
+    def __call__(self, number: int, batches: Iterator[ViewPairBatch]) -> tuple[Tensor, float]:
+        """Step ``number`` of the run.
+
+        Args:
+            number: From 0; schedules and random numbers follow from it.
+            batches: Gives one for each part of the step.
+
+        Returns:
+            The values of `PGLOutput`, on the device, which is not waited for; and the seconds waited for batches.
+        """
+        config, optimizer = self.config, self.state.optimizer
+        set_learning_rate(optimizer, learning_rate_at(number, self.steps, self.warmup, config.peak_learning_rate))
+        generator = torch.Generator(self.device).manual_seed(self._seed(number))
+        outputs = []
+        waited = 0.0
+        for part in range(config.accumulate):
+            started = time.perf_counter()
+            batch = next(batches).to(self.device)
+            waited += time.perf_counter() - started
+            views = batch.render(config.views.size, generator)
+            with self._synchronised(last=part == config.accumulate - 1):
+                output = self.model(views, batch.geometries)
+                (output.loss / config.accumulate).backward()
+            outputs.append(torch.stack([value.detach().float() for value in output]))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        self.state.objective.update_target(target_decay(number, self.steps, config.target_decay))
+        return torch.stack(outputs).mean(dim=0), waited
+
+    def _synchronised(self, last: bool) -> Any:
+        """Gradients are exchanged only with the last part of a step."""
+        if isinstance(self.model, DistributedDataParallel) and not last:
+            return self.model.no_sync()
+        return nullcontext()
+
+    def _seed(self, number: int) -> int:
+        return int(np.random.SeedSequence((self.config.seed, number, self.rank)).generate_state(1)[0])

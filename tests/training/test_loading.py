@@ -1,0 +1,90 @@
+"""A loading process that dies, or a scan that cannot be read, ends the epoch with the scan's name."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pretraining.config import PretrainConfig
+from pretraining.data import DataError
+from pretraining.training.errors import TrainingError
+from pretraining.training.loading import PairLoader
+from pretraining.training.sampler import PairSampler
+from pretraining.views import ViewSettings
+
+CONFIG = PretrainConfig(datasets=(), views=ViewSettings(size=(4, 6, 6)), batch_size=1)
+
+
+@dataclass
+class Scan:
+    name: str
+    does: str = ""
+    shape: tuple[int, ...] = (1, 8, 12, 12)
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    @property
+    def path(self) -> Path:
+        return Path("/store") / f"{self.name}.b2nd"
+
+    def read(self, channel: int, start: Any, stop: Any) -> np.ndarray:
+        if self.does == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.does == "leave":
+            os._exit(3)
+        if self.does == "damaged":
+            raise DataError(f"{self.path} cannot be read (damaged): delete it to redo the scan")
+        if self.does == "memory":
+            raise MemoryError("Unable to allocate 3 GiB")
+        if self.does == "bug":
+            raise KeyError("a mistake of ours")
+        return np.zeros([b - a for a, b in zip(start, stop, strict=True)], dtype=np.int16)
+
+
+def read_all(does: str, workers: int) -> int:
+    scans: Any = [Scan(f"case_{i}", does if i == 2 else "") for i in range(4)]
+    sampler = PairSampler(len(scans), 4, 1, 1, seed=0)
+    loader = PairLoader(scans, CONFIG, sampler, workers, pin=False)
+    with loader.epoch(0) as batches:
+        return sum(len(batch.starts) for batch in batches)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_readable_scans_give_all_batches(workers: int) -> None:
+    assert read_all("", workers) == 8
+
+
+def test_the_scan_of_a_killed_worker_is_named() -> None:
+    message = r"killed by SIGKILL while it read case_2 \(/store/case_2\.b2nd\)[^\n]*--c[^\n]*\Z"
+    with pytest.raises(TrainingError, match=message):
+        read_all("die", 1)
+
+
+def test_the_scan_of_a_worker_that_left_is_named() -> None:
+    with pytest.raises(TrainingError, match=r"ended with exit code 3 while it read case_2 \(/store/case_2\.b2nd\)"):
+        read_all("leave", 1)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_scan_is_one_line(workers: int) -> None:
+    with pytest.raises(DataError) as caught:
+        read_all("damaged", workers)
+    assert str(caught.value) == "/store/case_2.b2nd cannot be read (damaged): delete it to redo the scan"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_scan_too_large_to_read_is_named(workers: int) -> None:
+    with pytest.raises(DataError, match=r"case_2.*cannot be read \(MemoryError: Unable to allocate 3 GiB\)"):
+        read_all("memory", workers)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_our_own_mistakes_keep_their_traceback(workers: int) -> None:
+    with pytest.raises(KeyError, match="a mistake of ours"):
+        read_all("bug", workers)

@@ -1,0 +1,143 @@
+"""Whether a batch fits: counted against what autograd keeps, and refused with one that does fit."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.memory import bytes_saved
+from pretraining.config import PretrainConfig
+from pretraining.training import footprint, memory
+from pretraining.training.distributed import Processes
+from pretraining.training.errors import TrainingError
+from pretraining.training.start import make_objective
+from pretraining.views import ViewSettings
+
+GIB = 2**30
+CONFIG = PretrainConfig(datasets=(), views=ViewSettings(size=(8, 32, 32)), hidden_channels=64, batch_size=4096)
+ALONE = Processes()
+
+
+def refusal(config: PretrainConfig, processes: Processes = ALONE) -> str | None:
+    try:
+        memory.require_fitting_batch(config, "cpu", processes, workers=1)
+    except TrainingError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+def test_counted_are_the_saved_tensors_and_little_more(precision: torch.dtype | None) -> None:
+    objective = make_objective(CONFIG, precision)
+    saved = bytes_saved(objective, CONFIG.views.size, 6) - bytes_saved(objective, CONFIG.views.size, 2)
+    with torch.device("meta"):
+        described = make_objective(CONFIG, precision)
+    few, many = (footprint._peak_bytes(described, CONFIG.views.size, pairs) for pairs in (64, 68))
+    assert saved < many - few < 1.5 * saved
+
+
+def test_what_is_named_fits_and_one_more_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_memory", lambda: 3 * GIB)
+    line = refusal(CONFIG)
+    assert line is not None
+    assert "\n" not in line
+    named = re.search(
+        r"-b 4096 does not fit: .* of which 3\.0 are free\. The largest batch that fits is -b (\d+);", line
+    )
+    assert named, line
+    largest = int(named[1])
+    assert refusal(replace(CONFIG, batch_size=largest)) is None
+    assert refusal(replace(CONFIG, batch_size=largest + 1)) is not None
+    in_parts = re.search(r"-b 4096 -accumulate (\d+)", line)
+    assert in_parts
+    assert refusal(replace(CONFIG, accumulate=int(in_parts[1]))) is None
+
+
+def test_processes_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_memory", lambda: 6 * GIB)
+    line = refusal(CONFIG, Processes(0, 2, 0, 2))
+    assert line is not None
+    largest = int(re.search(r"fits is -b (\d+)", line)[1])  # type: ignore[index]
+    assert largest % 2 == 0
+    assert refusal(replace(CONFIG, batch_size=largest), Processes(0, 2, 0, 2)) is None
+    assert refusal(replace(CONFIG, batch_size=largest + 2), Processes(0, 2, 0, 2)) is not None
+
+
+def test_no_pair_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_memory", lambda: GIB // 2)
+    assert "Not even one pair" in str(refusal(CONFIG))
+
+
+@pytest.mark.parametrize("limit", [1, 5, 37, 100])
+def test_bisection_finds_the_largest_that_runs(limit: int) -> None:
+    def run(pairs: int) -> None:
+        if pairs > limit:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    assert memory.largest_that_runs(run, 100) == min(limit, 100)
+    with pytest.raises(RuntimeError, match="else"):
+        memory.largest_that_runs(lambda pairs: (_ for _ in ()).throw(RuntimeError("something else")), 3)
+
+
+def test_an_allocation_that_fails_while_training_names_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real error of torch's CPU allocator, for 2^60 bytes."""
+    monkeypatch.setattr(memory, "available_memory", lambda: 100 * GIB)
+    config = replace(CONFIG, batch_size=4)
+    message = r"-b 4 does not fit: .*The largest batch that fits is -b 3;"
+    with pytest.raises(TrainingError, match=message) as caught, memory.explained(config, "cpu", ALONE, 0):
+        torch.empty(2**60, dtype=torch.uint8)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_errors_pass() -> None:
+    with pytest.raises(RuntimeError, match="shapes"), memory.explained(CONFIG, "cpu", ALONE, 0):
+        torch.zeros(2, 3) @ torch.zeros(2, 3)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"memory.max": "3000", "memory.current": "1000", "memory.stat": "anon 1\ninactive_file 500"},
+        {
+            "memory.limit_in_bytes": "3000",
+            "memory.usage_in_bytes": "1000",
+            "memory.stat": "total_inactive_file 500\ninactive_file 7",
+        },
+    ],
+)
+def test_limits_of_control_groups(files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content + "\n")
+    monkeypatch.setattr(footprint, "_own_groups", lambda root: [tmp_path, tmp_path / "missing"])
+    assert list(footprint._left_in_control_groups()) == [2500]
+    monkeypatch.setattr(footprint, "_left_in_system", lambda: [2600])
+    assert footprint.available_memory() == 2500
+    (tmp_path / next(iter(files))).write_text("max\n")
+    assert list(footprint._left_in_control_groups()) == []
+
+
+def test_unknown_memory_refuses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(footprint, "_left_in_system", lambda: iter(()))
+    monkeypatch.setattr(footprint, "_left_in_control_groups", lambda: iter(()))
+    assert footprint.available_memory() is None
+    monkeypatch.setattr(memory, "available_memory", lambda: None)
+    assert refusal(CONFIG) is None
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_largest_batch_is_tried() -> None:
+    device: Any = torch.device("cuda", 0)
+    torch.cuda.set_per_process_memory_fraction(4 * GIB / torch.cuda.get_device_properties(device).total_memory)
+    try:
+        message = "The largest batch that fits is -b"
+        with pytest.raises(TrainingError, match=message) as caught, memory.explained(CONFIG, "cuda", ALONE, 0):
+            memory._step_of(CONFIG, device, 1)(4096)
+        largest = int(re.search(r"fits is -b (\d+)", str(caught.value))[1])  # type: ignore[index]
+        memory._step_of(CONFIG, device, 1)(largest)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)

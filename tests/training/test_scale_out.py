@@ -1,0 +1,261 @@
+"""Several processes on one machine: the same run as one process, and what becomes of it when one of them is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pretraining.demo.datasets import write_unlabelled_dataset
+
+pytestmark = pytest.mark.slow
+
+SMALL = (
+    *("-d", "501", "-patch", "6", "12", "16", "-strides", "4", "8", "8", "-np", "1", "-val_scans", "1"),
+    *("-warmup", "1", "-device", "cpu"),
+)
+SHORT = (*SMALL, "-b", "2", "-pairs", "4", "-optimizer", "adamw", "-lr", "1e-4")
+
+# A process of a run in float64. In float32 weights that differ by 1e-7 give losses that differ by 5e-3 after four steps
+# of these tiny views, in a single process too: nothing could be told from such curves.
+IN_FLOAT64 = """
+import torch
+from pretraining.training import loop
+loop.has_bfloat16 = lambda device: False
+initial_state, render = loop.initial_state, loop.ViewPairBatch.render
+def in_float64(*arguments):
+    torch.Tensor.float = torch.Tensor.double
+    state = initial_state(*arguments)
+    state.objective.double()
+    return state
+loop.initial_state = in_float64
+loop.ViewPairBatch.render = lambda *arguments: render(*arguments).double()
+from pretraining.cli import pretrain_entry
+pretrain_entry()
+"""
+
+# Batch norm over two processes against torch's own over the joined batch, in float64.
+NORM = """
+import os, sys
+import torch, torch.distributed as dist
+from torch import nn
+from pretraining.training.synchronised import synchronise_batch_norms
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+plain = nn.Sequential(nn.Conv3d(2, 5, 1), nn.BatchNorm3d(5)).double()
+nn.init.normal_(plain[1].weight)
+shared = nn.Sequential(nn.Conv3d(2, 5, 1), nn.BatchNorm3d(5)).double()
+shared.load_state_dict(plain.state_dict())
+shared = synchronise_batch_norms(shared)
+assert type(shared[1]) is not nn.BatchNorm3d
+for layout in (torch.contiguous_format, torch.channels_last_3d):
+    views = (3 + 5 * torch.randn(4, 2, 3, 4, 5, dtype=torch.float64)).to(memory_format=layout)
+    weights = torch.randn(4, 5, 3, 4, 5, dtype=torch.float64)
+    own = slice(2 * dist.get_rank(), 2 * dist.get_rank() + 2)
+    joined, part = views.clone().requires_grad_(), views[own].clone().requires_grad_()
+    for module in (plain, shared):
+        module.zero_grad()
+    expected, got = plain(joined), shared(part)
+    (expected * weights).sum().backward()
+    (got * weights[own]).sum().backward()
+    torch.testing.assert_close(got, expected[own])
+    torch.testing.assert_close(part.grad, joined.grad[own])
+    for mine, theirs in zip(shared.parameters(), plain.parameters(), strict=True):
+        dist.all_reduce(mine.grad)
+        torch.testing.assert_close(mine.grad, theirs.grad)
+    for mine, theirs in zip(shared.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+    torch.testing.assert_close(shared.eval()(part), plain.eval()(joined)[own])
+    plain.train(), shared.train()
+dist.destroy_process_group()
+"""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """nnU-Net's folders below a root."""
+
+    root: Path
+
+    def run_folder(self, name: str) -> Path:
+        return self.root / "nnUNet_results" / "PGL" / name
+
+    def start(self, *command: str, **variables: str) -> subprocess.Popen[str]:
+        folders = {name: str(self.root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+        environment = {**os.environ, **folders, "nnUNet_n_proc_DA": "0", "OMP_NUM_THREADS": "1", **variables}
+        executable = str(Path(sys.executable).parent / command[0])
+        return subprocess.Popen(
+            [executable, *command[1:]],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+            env=environment,
+            start_new_session=True,
+        )
+
+    def start_ranks(self, code: str, arguments: Sequence[str] = (), count: int = 2) -> list[subprocess.Popen[str]]:
+        port = str(free_port())
+        return [
+            self.start(
+                "python", "-c", code, *arguments,
+                RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
+            )
+            for rank in range(count)
+        ]  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def output_of(process: subprocess.Popen[str], exit_code: int) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == exit_code, output[-4000:]
+    return output
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def wait_for(file: Path, process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 200
+    while not file.exists():
+        assert process.poll() is None, process.communicate()[0][-4000:]
+        assert time.monotonic() < end, f"{file} was not written"
+        time.sleep(0.1)
+
+
+def children(process: subprocess.Popen[str], word: str) -> list[int]:
+    """Processes below another whose command holds a word, in the order of their start."""
+    listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(pid) for pid in listed if word in Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")]
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    root = tmp_path_factory.mktemp("machine")
+    write_unlabelled_dataset(root / "nnUNet_raw", 501, "Small", 4, 0, shape=(10, 20, 24), spacing=(28, 16, 16))
+    yield Machine(root)
+    for file in root.rglob("*.pth"):
+        file.unlink()  # gigabytes
+
+
+def test_batch_norm_is_that_of_the_joined_batch(machine: Machine) -> None:
+    for process in machine.start_ranks(NORM):
+        output_of(process, 0)
+
+
+def test_two_processes_are_one_with_the_joined_batch(machine: Machine) -> None:
+    """Twelve steps of LARS: loss curve and weights of both paths agree, to 1e-6 here.
+
+    Without noise: its values are drawn by each process.
+    """
+    settings = (
+        *SMALL, "-b", "4", "-pairs", "12", "-epochs", "4", "-noise_probability", "0", "-save_every", "4"
+    )  # fmt: skip
+    output_of(machine.start("python", "-c", IN_FLOAT64, *settings, "-o", "one"), 0)
+    for process in machine.start_ranks(IN_FLOAT64, (*settings, "-o", "two")):
+        output_of(process, 0)
+    one, two = (machine.run_folder(name) for name in ("one", "two"))
+    losses = [[record["loss"] for record in records(folder)] for folder in (one, two)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+    assert max(losses[0]) - min(losses[0]) > 0.05  # it trains, so equality is not that of standing still
+    states = [torch.load(folder / "checkpoint_latest.pth", weights_only=True)["objective"] for folder in (one, two)]
+    for key, value in states[0].items():
+        difference = (states[1][key].double() - value.double()).norm() / value.double().norm().clamp(min=1e-3)
+        assert difference < 1e-6, f"{key}: {difference:.2e}"
+
+
+def test_a_killed_process_ends_the_run_in_one_line(machine: Machine) -> None:
+    process = machine.start("pgl_pretrain", *SHORT, "-num_gpus", "2", "-epochs", "100", "-o", "killed")
+    wait_for(machine.run_folder("killed") / "checkpoint_latest.pth", process)
+    os.kill(children(process, "spawn_main")[1], signal.SIGKILL)
+    output = output_of(process, 1)
+    assert "Traceback" not in output
+    assert "leaked" not in output
+    last = output.splitlines()[-1]
+    assert last.startswith("pgl_pretrain: training process 1 of 2 ended with SIGKILL")
+    assert "--c" in last
+
+
+def test_what_one_process_finds_wrong_is_one_line(machine: Machine) -> None:
+    output = output_of(machine.start("pgl_pretrain", *SHORT, "-num_gpus", "2", "-b", "1000000", "-o", "large"), 1)
+    assert "Traceback" not in output
+    assert "The largest batch that fits is -b" in output.splitlines()[-1]
+
+
+def test_torchrun_goes_on_after_a_lost_process(machine: Machine) -> None:
+    """The same command, without --c; the second attempt continues after the checkpoint of the first."""
+    job = ("--nproc-per-node", "2", "--max-restarts", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0")
+    process = machine.start("torchrun", *job, "-m", "pretraining", *SHORT, "-epochs", "3", "-o", "restarted")
+    wait_for(machine.run_folder("restarted") / "checkpoint_latest.pth", process)
+    os.kill(children(process, "pretraining")[1], signal.SIGKILL)
+    output = output_of(process, 0)
+    assert "Restarted by torchrun" in output
+    assert "Continuing after epoch" in output
+    assert "Traceback" not in output
+    assert [record["epoch"] for record in records(machine.run_folder("restarted"))] == [0, 1, 2]
+    assert (machine.run_folder("restarted") / "checkpoint_final.pth").exists()
+    assert not (machine.run_folder("restarted") / "torchrun_id.txt").exists()
+
+
+def test_torchrun_without_restarts_says_what_to_do(machine: Machine) -> None:
+    job = ("--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0")
+    process = machine.start("torchrun", *job, "-m", "pretraining", *SHORT, "-epochs", "100", "-o", "ended")
+    wait_for(machine.run_folder("ended") / "checkpoint_latest.pth", process)
+    os.kill(children(process, "pretraining")[0], signal.SIGKILL)
+    output = output_of(process, 1)
+    (line,) = (
+        line for line in output.splitlines() if "pgl_pretrain: " in line and "--c" in line and "traceback" not in line
+    )
+    assert "another" in line
+    assert output.count("Traceback") == 1, "torchrun's own"
+
+
+def test_a_refused_run_is_refused_again(machine: Machine) -> None:
+    """torchrun tries again whatever the reason; the second attempt must not take over the run that is there."""
+    folder = machine.run_folder("taken")
+    folder.mkdir(parents=True)
+    (folder / "checkpoint_latest.pth").write_bytes(b"of another run")
+    job = ("--nproc-per-node", "2", "--max-restarts", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0")
+    output = output_of(machine.start("torchrun", *job, "-m", "pretraining", *SHORT, "-epochs", "1", "-o", "taken"), 1)
+    root_cause = output.split("Root Cause")[1]
+    assert "already holds a run: add --c" in root_cause
+    assert (folder / "checkpoint_latest.pth").read_bytes() == b"of another run"
+
+
+def test_two_agents_as_on_two_nodes(machine: Machine) -> None:
+    endpoint = f"localhost:{free_port()}"
+    job = ("--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "1", "--rdzv-backend", "c10d")
+    command = (
+        "torchrun",
+        *job,
+        "--rdzv-endpoint",
+        endpoint,
+        "-m",
+        "pretraining",
+        *SHORT,
+        "-epochs",
+        "1",
+        "-o",
+        "nodes",
+    )
+    agents = [machine.start(*command) for _ in range(2)]
+    outputs = [output_of(agent, 0) for agent in agents]
+    assert sum("device cpu, 2 process(es)" in output for output in outputs) == 1
+    assert [record["epoch"] for record in records(machine.run_folder("nodes"))] == [0]

@@ -24,7 +24,7 @@ from pretraining.training.loop import Pool, Run, Runtime
 from pretraining.training.progress import RunLog
 from pretraining.views import ViewPairBatch, ViewSettings
 
-_CPU_BATCH, _CUDA_BATCH = 8, 128
+_CPU_BATCH, _CUDA_BATCH = 16, 128
 
 
 def measure(settings: Settings) -> list[Figure]:

@@ -119,4 +119,6 @@ class StridedMaxPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, D, H, W) -> (B, C, ceil(D / stride), ...)."""
         x = pad_before_stride(x, 1, self.shifted, value=float("-inf"))
-        return F.max_pool3d(x, 3, self.stride, self.padding)
+        # A CPU's autocast would turn the largest maps of the network into float32; a maximum needs no precision.
+        with torch.autocast("cpu", enabled=False):
+            return F.max_pool3d(x, 3, self.stride, self.padding)

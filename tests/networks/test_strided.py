@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from nnunetv2_pgl.networks.strided import StridedConv, fold_stride
+from nnunetv2_pgl.networks.strided import StridedConv, StridedMaxPool, fold_stride
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,16 @@ def test_only_convolutions_of_few_channels_fold() -> None:
     assert StridedConv(2, 64, 7, (1, 2, 2), none).folds
     assert not StridedConv(1, 64, 7, (1, 1, 1), none).folds
     assert not StridedConv(64, 64, 3, (2, 2, 2), none).folds
+
+
+@pytest.mark.parametrize("shifted", [(False, False, False), (True, False, True)])
+def test_pooling_keeps_half_precision_and_takes_maxima(shifted: tuple[bool, bool, bool]) -> None:
+    x = torch.randn(2, 3, 5, 8, 7).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        pooled = StridedMaxPool((2, 2, 1), shifted)(x)
+    before = [1 - int(shift) for shift in shifted]
+    for cell in torch.cartesian_prod(*(torch.arange(n) for n in pooled.shape[2:])).tolist():
+        starts = [i * s - p for i, s, p in zip(cell, (2, 2, 1), before, strict=True)]
+        z, y, x_range = (slice(max(start, 0), start + 3) for start in starts)
+        largest = x[:, :, z, y, x_range].amax(dim=(2, 3, 4))
+        torch.testing.assert_close(pooled[:, :, cell[0], cell[1], cell[2]], largest, rtol=0, atol=0)

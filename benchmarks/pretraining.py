@@ -27,7 +27,9 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
-    parser.add_argument("--batch", type=int, metavar="PAIRS", help="pairs per step (default: 16 on a CPU, 128 on a GPU)")
+    parser.add_argument(
+        "--batch", type=int, metavar="PAIRS", help="pairs per step (default: 16 on a CPU, 128 on a GPU)"
+    )
     parser.add_argument("--folder", type=Path, help="where the scratch folder is made (default: the system's)")
     parser.add_argument("--quick", action="store_true", help="tiny inputs: shows that it works, measures nothing")
     arguments = parser.parse_args()

@@ -129,8 +129,10 @@ def process_group(kind: str) -> Iterator[Processes]:
     if "TORCHELASTIC_RUN_ID" in os.environ:  # `spawn` has its own message
         signal.signal(signal.SIGTERM, _told_to_end)
     try:
-        # The store begins anew when torchrun restarts; a second group with a longer timeout would hang then.
         store, rank, count = next(rendezvous("env://", timeout=_WAIT_FOR_ALL))
+        if here == count:  # the counts of several nodes' agents may differ
+            # torchrun keeps its store when it restarts, with the addresses of processes that are gone.
+            store = PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         backend = "nccl" if kind == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=_WAIT_FOR_ALL, store=store, rank=rank, world_size=count)
         yield Processes(rank, count, local_rank, here, PrefixStore("pgl_pretrain", store))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks import reference_pipeline
 from benchmarks.reference_pipeline import ReferencePipeline
-from benchmarks.report import Figure, Settings, paired_ratio
+from benchmarks.report import Figure, Settings, alternating, paired_ratio
 from benchmarks.scans import SCAN_SHAPE, make_scan, store_scan
 from pretraining.data import Volume
 from pretraining.views import ViewPairBatch, ViewPairDataset, ViewSettings, sample_view_pair, source_box
@@ -43,7 +43,7 @@ def measure(settings: Settings) -> list[Figure]:
         "lean reference": ReferencePipeline(settings.folder / "nnunet", views, lean=True),
     }
     with _one_thread():
-        seconds = _core_seconds(_functions(volumes, views, references, pairs), rounds)
+        seconds = alternating(_functions(volumes, views, references, pairs), rounds, warmup=3, clock=time.process_time)
     return _figures({name: [value / pairs for value in values] for name, values in seconds.items()})
 
 
@@ -94,18 +94,6 @@ def _boxes(volumes: list[Volume], views: ViewSettings) -> Iterator[tuple[Volume,
             drawn.append((volume, *source_box(geometry, volume.shape[1:])))
     while True:
         yield from drawn
-
-
-def _core_seconds(functions: dict[str, Callable[[], object]], rounds: int, warmup: int = 3) -> dict[str, list[float]]:
-    """As `benchmarks.report.alternating`, in CPU time of this process."""
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for round_number in range(warmup + rounds):
-        for name, function in functions.items():
-            started = time.process_time()
-            function()
-            if round_number >= warmup:
-                seconds[name].append(time.process_time() - started)
-    return seconds
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from benchmarks.nnunet_networks import BATCH, NETWORKS, Triple, make_batch, make_plans, make_trainer, nnunet_folders
-from benchmarks.report import Figure, Settings, alternating, paired_ratio
+from benchmarks.report import Figure, Settings, alternating, paired_ratio, synchronise
 
 Seconds = dict[str, list[float]]
 Calls = dict[str, Callable[[], object]]
@@ -90,7 +90,7 @@ def _iteration(trainer: nnUNetTrainer) -> Callable[[], object]:
 
     def run() -> None:
         trainer.train_step(batch)
-        _wait(trainer.device)
+        synchronise(trainer.device)
 
     return run
 
@@ -138,7 +138,7 @@ def _patches(trainers: dict[str, nnUNetTrainer]) -> Calls:
         def run() -> None:
             with torch.inference_mode(), torch.autocast(trainer.device.type, enabled=trainer.device.type == "cuda"):
                 network(patch)
-            _wait(trainer.device)
+            synchronise(trainer.device)
 
         return run
 
@@ -162,11 +162,6 @@ def _with_float32(trainers: dict[str, nnUNetTrainer], functions: Calls) -> Calls
 def _plain(trainer: nnUNetTrainer) -> Any:
     """The network without torch.compile's wrapper."""
     return getattr(trainer.network, "_orig_mod", trainer.network)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _peak_on_gpu(name: str, plans: dict[str, Any], device: torch.device) -> float:

@@ -65,15 +65,20 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def alternating(functions: dict[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
+def alternating(
+    functions: dict[str, Callable[[], object]],
+    rounds: int,
+    warmup: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Seconds of each call, the functions taking turns, so that a slow spell of the machine meets all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for round_number in range(warmup + rounds):
         for name, function in functions.items():
-            started = time.perf_counter()
+            started = clock()
             function()
             if round_number >= warmup:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(clock() - started)
     return seconds
 
 

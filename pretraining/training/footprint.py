@@ -19,9 +19,9 @@ from pretraining.objectives import PGL
 from pretraining.training.start import make_objective
 from pretraining.views.rendering import largest_source_box
 
-# Counted is what torch asks for. Resident memory was up to 1.25 times that (buffers of the libraries, memory that the
-# allocator keeps), and this much more whatever the batch; docs/cluster.md has the figures.
-_OVERHEAD = 1.25
+# Counted is what torch asks for. Resident memory was up to 1.6 times that (buffers of the libraries, memory that the
+# allocator is told to keep), and this much more whatever the batch; docs/cluster.md has the figures.
+_OVERHEAD = 1.6
 _LIBRARIES = 300 * 2**20
 
 # Between these the peak is straight: with few small views it comes when all gradients are there.

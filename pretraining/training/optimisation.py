@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import torch
 from torch import nn
 
-from pretraining.training.lars import LARS
-
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Weights with decay; biases and norms without.
 
-    `LARS` adapts only groups with a weight decay, so the second group is also left out of the layer-wise scaling, as in
-    BYOL.
+    `timm.optim.Lars` adapts only groups with a weight decay, so the second group is also left out of the layer-wise
+    scaling, as in BYOL.
     """
     trainable = [p for p in module.parameters() if p.requires_grad]
     return [
@@ -32,7 +31,7 @@ def make_optimizer(name: str, module: nn.Module, learning_rate: float, weight_de
     """
     groups = parameter_groups(module, weight_decay)
     if name == "lars":
-        return LARS(groups, learning_rate)
+        return _lars(groups, learning_rate)
     if name == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9)
     if name == "adamw":
@@ -52,3 +51,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
     """Sets the learning rate of every group."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
+
+
+def _lars(groups: list[dict[str, Any]], learning_rate: float) -> torch.optim.Optimizer:
+    """LARS of timm, imported only when used: that loads all of its models, slowly, and torch warns of one of them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        from timm.optim.lars import Lars
+    return Lars(groups, lr=learning_rate, momentum=0.9)

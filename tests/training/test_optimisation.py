@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 
 import pytest
 import torch
@@ -10,13 +9,6 @@ from torch import nn
 
 from pretraining.config import PretrainConfig
 from pretraining.training.optimisation import learning_rate_at, make_optimizer, parameter_groups
-
-
-def timm_lars(groups: list, **settings: float) -> torch.optim.Optimizer:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        from timm.optim.lars import Lars
-    return Lars(groups, **settings)
 
 
 def test_schedule_by_hand() -> None:
@@ -60,24 +52,6 @@ def test_lars_step_by_hand() -> None:
     ratio = 0.001 * weight.norm() / (gradient.norm() + 0.01 * weight.norm())
     torch.testing.assert_close(module.weight.detach(), weight - 0.2 * ratio * (gradient + 0.01 * weight))
     torch.testing.assert_close(module.bias.detach(), bias - 0.2 * torch.ones(2))
-
-
-def test_lars_takes_the_steps_of_timm() -> None:
-    torch.manual_seed(0)
-    ours = nn.Sequential(nn.Conv3d(1, 4, 3), nn.BatchNorm3d(4), nn.Conv3d(4, 2, 1), nn.Linear(3, 2))
-    nn.init.zeros_(ours[2].weight)  # a norm of zero is not scaled
-    theirs = copy.deepcopy(ours)
-    optimizer = make_optimizer("lars", ours, 0.2, 0.01)
-    reference = timm_lars(parameter_groups(theirs, 0.01), lr=0.2, momentum=0.9)
-    for step in range(5):
-        for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-            own.grad = torch.zeros_like(own) if step == 3 else torch.randn_like(own)
-            other.grad = own.grad.clone()
-        optimizer.step()
-        reference.step()
-        for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-            torch.testing.assert_close(own, other)
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]
 
 
 def test_lars_continues_from_its_state() -> None:

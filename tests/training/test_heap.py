@@ -11,10 +11,12 @@ import resource, sys, torch
 from pretraining.training.heap import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
-for _ in range(8):  # the first ones find their place in the heap
+faults = []
+for _ in range(8):  # some find a new place in the heap
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.zeros(64 << 20, dtype=torch.uint8)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(faults))
 """
 
 
@@ -25,4 +27,4 @@ def test_a_large_tensor_is_made_again_of_the_same_pages() -> None:
         for mode in ("default", "keep")
     }
     assert faults["keep"] < 100
-    assert faults["default"] > faults["keep"]
+    assert faults["default"] > 1000

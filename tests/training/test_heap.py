@@ -27,4 +27,4 @@ def test_a_large_tensor_is_made_again_of_the_same_pages() -> None:
         for mode in ("default", "keep")
     }
     assert faults["keep"] < 100
-    assert faults["default"] > 1000
+    assert faults["default"] > faults["keep"]

@@ -64,6 +64,22 @@ def _collate(samples: Sequence[Sample | DataError]) -> ViewPairBatch | DataError
     return ViewPairBatch.collate(pairs)
 
 
+@contextmanager
+def _untold_of_deaths() -> Iterator[None]:
+    """Without torch's handler, which raises RuntimeError anywhere, even between reading an exit code and noting it."""
+    if not hasattr(signal, "SIGCHLD"):
+        yield
+        return
+    handler: Any = None
+    while handler is None:
+        with suppress(RuntimeError):  # of a death before now: each is told once
+            handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
+
+
 class PairLoader:
     """Batches of a training run's epochs, in the order of the sampler.
 
@@ -120,11 +136,11 @@ class PairLoader:
         """The loading process that did not end well."""
         pids = {pid for pid, _, _ in self._dataset.notes.tolist()}
         workers = {worker.sentinel: worker for worker in self._workers if worker.pid in pids}
-        for _ in range(len(workers) + 1):
-            with suppress(RuntimeError):  # torch tells of each death once, from a signal handler, at any moment
-                connection.wait(list(workers), timeout=_UNTIL_IT_SHOWS)
-                return next((worker for worker in workers.values() if worker.exitcode), None)
-        return None
+        with _untold_of_deaths():
+            ended = connection.wait(list(workers), timeout=_UNTIL_IT_SHOWS)
+            for sentinel in workers.keys() & ended:
+                workers[sentinel].join(_UNTIL_IT_SHOWS)  # its files close before it has an exit code
+        return next((worker for worker in workers.values() if worker.exitcode), None)
 
     def _obituary(self, worker: BaseProcess) -> str:
         """What a process that has died was doing."""

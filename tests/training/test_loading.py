@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,10 @@ class Scan:
     def read(self, channel: int, start: Any, stop: Any) -> np.ndarray:
         if self.does == "die":
             os.kill(os.getpid(), signal.SIGKILL)
-        if self.does == "leave":
+        if self.does == "linger":
+            os.closerange(3, 1024)
+            time.sleep(0.5)
+        if self.does in ("leave", "linger"):
             os._exit(3)
         if self.does == "damaged":
             raise DataError(f"{self.path} cannot be read (damaged): delete it to redo the scan")
@@ -66,9 +70,11 @@ def test_the_scan_of_a_killed_worker_is_named() -> None:
         read_all("die", 1)
 
 
-def test_the_scan_of_a_worker_that_left_is_named() -> None:
+@pytest.mark.parametrize("does", ["leave", "linger"])
+def test_the_scan_of_a_worker_that_left_is_named(does: str) -> None:
+    """Also of one whose files close long before it has an exit code."""
     with pytest.raises(TrainingError, match=r"ended with exit code 3 while it read case_2 \(/store/case_2\.b2nd\)"):
-        read_all("leave", 1)
+        read_all(does, 1)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -42,12 +42,14 @@ class EncoderCheckpoint:
             ``epochs``, ``num_scans``, ``intensity``, ``spacing``, ``versions``, and more; plain Python values.
         nnssl_adaptation_plan: The same in the schema of the nnssl framework.
         citations: What to cite, in nnssl's form.
+        decoder_weights: ASPP and decoder of the segmenter as named there, where the method trained them; else empty.
     """
 
     encoder_weights: dict[str, Tensor]
     pgl: dict[str, Any]
     nnssl_adaptation_plan: dict[str, Any]
     citations: list[dict[str, Any]] = field(default_factory=lambda: list(CITATIONS))
+    decoder_weights: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -84,7 +86,8 @@ def save_checkpoint(checkpoint: EncoderCheckpoint, path: str | os.PathLike[str])
     Raises:
         OSError: See `atomic_save`.
     """
-    weights = {_PREFIX + key: value.detach().cpu() for key, value in checkpoint.encoder_weights.items()}
+    named = {_PREFIX + key: value for key, value in checkpoint.encoder_weights.items()} | checkpoint.decoder_weights
+    weights = {key: value.detach().cpu() for key, value in named.items()}
     content = {
         "network_weights": weights,
         "nnssl_adaptation_plan": checkpoint.nnssl_adaptation_plan,
@@ -149,9 +152,14 @@ def load_checkpoint(path: str | os.PathLike[str]) -> EncoderCheckpoint:
     if not isinstance(pgl.get("architecture"), dict):
         raise CheckpointError(f"{path}: does not say which architecture it is for")
     encoder = {key.removeprefix(_PREFIX): value for key, value in weights.items() if key.startswith(_PREFIX)}
+    decoder = {key: value for key, value in weights.items() if not key.startswith(_PREFIX)}
     plan, citations = content.get("nnssl_adaptation_plan"), content.get("citations")
     return EncoderCheckpoint(
-        encoder, pgl, plan if isinstance(plan, dict) else {}, citations if isinstance(citations, list) else []
+        encoder,
+        pgl,
+        plan if isinstance(plan, dict) else {},
+        citations if isinstance(citations, list) else [],
+        decoder,
     )
 
 

@@ -11,6 +11,7 @@ from nnunetv2_pgl.networks import PAPER_STRIDES
 from pretraining.views import IntensityRanges, ViewSettings
 
 Triple = tuple[int, int, int]
+Method = Literal["pgl", "byol", "models_genesis", "pgl_mae"]
 Spacing = Literal["median", "native"] | tuple[float, float, float]
 
 # Peak learning rate at the batch size it belongs to; other batch sizes scale it linearly. LARS is the paper's; SGD is
@@ -26,7 +27,9 @@ class PretrainConfig:
         datasets: Where the scans come from: nnU-Net dataset names, or folders.
         modality: "ct" or "mr" for folders and to overrule ``channel_names``; None to go by the data set.
         spacing: Spacing (z, y, x) in mm to resample to, "median" of the pool, or "native".
-        method: Pre-training method.
+        exclude: Names of scans to leave out, such as those of a test set.
+        method: "pgl", "byol" (global, no alignment), "models_genesis" (restoration of deformed views) or "pgl_mae" (PGL
+            with hidden blocks that are restored).
         architecture: Encoder.
         norm: Norm of the encoder, "batch" or "instance".
         strides: Total stride of the encoder per axis; None: the paper's, or less where a view would keep fewer than two
@@ -44,6 +47,8 @@ class PretrainConfig:
         hidden_channels: Channels inside projector and predictor.
         out_channels: Channels of the projection.
         interpolated_only: Let only aligned points between cell centres count in the loss.
+        mask_ratio: Share of hidden blocks in "pgl_mae".
+        restoration_weight: Weight of the restoration in "pgl_mae".
         validation_scans: Scans held out for the correspondence metric; None: 5 %, at most 16, none below 10 scans.
         seed: Seed of all randomness.
     """
@@ -51,7 +56,8 @@ class PretrainConfig:
     datasets: tuple[str, ...]
     modality: Literal["ct", "mr"] | None = None
     spacing: Spacing = "median"
-    method: Literal["pgl"] = "pgl"
+    exclude: tuple[str, ...] = ()
+    method: Method = "pgl"
     architecture: Literal["resnet50"] = "resnet50"
     norm: Literal["batch", "instance"] = "batch"
     strides: Triple | None = None
@@ -68,6 +74,8 @@ class PretrainConfig:
     hidden_channels: int = 4096
     out_channels: int = 256
     interpolated_only: bool = False
+    mask_ratio: float = 0.6
+    restoration_weight: float = 1.0
     validation_scans: int | None = None
     seed: int = 12345
 
@@ -99,6 +107,7 @@ class PretrainConfig:
             f"-b {self.batch_size}: not a multiple of -accumulate {self.accumulate}": self.batch_size % self.accumulate,
             f"-lr {self.learning_rate}: must be positive": self.peak_learning_rate <= 0,
             f"-wd {self.weight_decay}: must not be negative": self.weight_decay < 0,
+            f"-restoration_weight {self.restoration_weight}: must not be negative": self.restoration_weight < 0,
             f"-strides {self.encoder_strides}: powers of two between 1 and 16": any(
                 stride not in (1, 2, 4, 8, 16) for stride in self.encoder_strides
             ),

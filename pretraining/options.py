@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
-from pretraining.config import PretrainConfig
+from pretraining.config import Method, PretrainConfig
 from pretraining.data import resolve_source
 from pretraining.run_folder import RunError
 from pretraining.views import IntensityRanges, ViewSettings
@@ -56,6 +57,12 @@ def add_data_options(parser: OptionParser) -> None:
     )
     add("modality", choices=("ct", "mr"), help="for folders, and to overrule channel_names (default: a folder is ct)")
     add("spacing", nargs="+", metavar="MM", help="median (of the pool, default), native, or three values z y x in mm")
+    add(
+        "exclude",
+        type=Path,
+        metavar="FILE",
+        help="text file with names of scans to leave out, one a line, such as those of a test set",
+    )
     add("np", type=positive, default=8, metavar="N", help="preprocessing processes (default: 8)")
     add("seed", type=_natural, help="seed of all randomness (default: 12345)")
 
@@ -82,7 +89,12 @@ def add_training_options(parser: OptionParser) -> None:
     """Method, network and training."""
     group = parser.add_argument_group("network and training (defaults: the paper's)")
     add = adder(group)
-    add("m", choices=("pgl",), help="method (default: pgl)")
+    add(
+        "m",
+        choices=get_args(Method),
+        help="pgl; byol: global, no alignment; models_genesis: restores deformed views; pgl_mae: pgl, with hidden "
+        "blocks that are restored (default: pgl)",
+    )
     add("a", choices=("resnet50",), help="encoder (default: resnet50)")
     add("norm", choices=("batch", "instance"), help="norm of the encoder (default: batch)")
     add(
@@ -107,6 +119,8 @@ def add_training_options(parser: OptionParser) -> None:
     add("warmup", type=_natural, metavar="N", help="epochs of linear warm-up (default: 2)")
     add("target_decay", type=_probability, metavar="TAU", help="of the target path at the start; it rises to 1 (0.996)")
     add("interpolated_only", action="store_true", default=None, help="count only aligned points between cell centres")
+    add("mask_ratio", type=_probability, metavar="F", help="share of hidden blocks in pgl_mae (0.6)")
+    add("restoration_weight", type=float, metavar="W", help="weight of the restoration in pgl_mae (1)")
     add(
         "val_scans",
         type=_natural,
@@ -150,6 +164,8 @@ def with_options(arguments: argparse.Namespace, base: PretrainConfig) -> Pretrai
     }
     known = {field.name for field in fields(PretrainConfig)}
     changes: dict[str, Any] = {names.get(k, k): _tuple(v) for k, v in given.items() if names.get(k, k) in known}
+    if "exclude" in given:
+        changes["exclude"] = _names_in(given["exclude"])
     if "spacing" in given:
         changes["spacing"] = _spacing(given["spacing"])
     if "d" in given:
@@ -160,6 +176,17 @@ def with_options(arguments: argparse.Namespace, base: PretrainConfig) -> Pretrai
     ranges = {f.name: _tuple(given[f.name]) for f in fields(IntensityRanges) if f.name in given}
     intensity = replace(base.views.intensity, **ranges)
     return replace(base, **changes, views=replace(base.views, **views, intensity=intensity))
+
+
+def _names_in(file: Path) -> tuple[str, ...]:
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"-exclude {file}: cannot be read ({error})") from error
+    names = tuple(sorted({line for line in lines if line}))
+    if not names:
+        raise RunError(f"-exclude {file}: holds no names; give one name of a scan a line")
+    return names
 
 
 def _tuple(value: Any) -> Any:

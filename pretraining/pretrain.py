@@ -11,7 +11,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunetv2_pgl.checkpoint import CITATIONS, save_checkpoint
 from pretraining.config import PretrainConfig
-from pretraining.data import Scan, Skipped, Volume, find_scans, preprocess
+from pretraining.data import Scan, Skipped, Volume, find_scans, leave_out, preprocess
 from pretraining.preview import draw_pairs
 from pretraining.run_folder import RunFolder
 from pretraining.training import restart
@@ -87,9 +87,15 @@ def prepare_volumes(
     config: PretrainConfig, processes: int, progress: bool = True
 ) -> tuple[list[Volume], list[Skipped]]:
     """Finds the scans and preprocesses those that are not there yet."""
-    scans, skipped = find_scans(config.datasets, config.modality)
+    scans, skipped = _find(config)
     volumes, bad = _preprocess(config, scans, processes, progress)
     return volumes, [*skipped, *bad]
+
+
+def _find(config: PretrainConfig) -> tuple[list[Scan], list[Skipped]]:
+    """The scans of the sources, but for those to be left out."""
+    scans, skipped = find_scans(config.datasets, config.modality)
+    return leave_out(scans, skipped, config.exclude), skipped
 
 
 def _preprocess(
@@ -119,7 +125,7 @@ def _prepare(
     """Volumes on every process, prepared by the main one; an error there stops all."""
 
     def prepare() -> tuple[list[Volume], list[Skipped]]:
-        scans, skipped = find_scans(config.datasets, config.modality)
+        scans, skipped = _find(config)
         if nnUNet_preprocessed.is_set():  # else that is to be said first
             require_fitting_batch(config, options.device, processes, workers)  # now: preprocessing may take hours
         volumes, bad = _preprocess(config, scans, options.preprocessing_processes)
@@ -157,9 +163,8 @@ def _finish(
     """Writes the encoder checkpoint and says what was skipped and what to type next."""
     scans = [*pool.training, *pool.validation]
     is_ct = all(all(scan.is_ct) for scan in scans)
-    encoder = state.objective.encoder
     spacing = _median_spacing(scans)
-    checkpoint = make_checkpoint(encoder, config, spacing, is_ct, len(pool.training), state.history[-1])
+    checkpoint = make_checkpoint(state.objective, config, spacing, is_ct, len(pool.training), state.history[-1])
     save_checkpoint(checkpoint, folder.final)
     restart.release(folder.path)
     if skipped:

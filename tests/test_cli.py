@@ -76,6 +76,17 @@ def test_impossible_settings(
     assert message in pgl_pretrain("-d", "501", "-device", "cpu", *arguments)
 
 
+def test_exclude_names_the_file_and_the_unknown_scan(nnunet: Path, pgl_pretrain: Callable[..., str]) -> None:
+    write_unlabelled_dataset(nnunet / "nnUNet_raw", 501, "Small", 2, 0, shape=(4, 8, 8), spacing=(70, 40, 40))
+    names = nnunet / "test.txt"
+    arguments = ("-d", "501", "-device", "cpu", "-exclude", str(names))
+    assert f"-exclude {names}: cannot be read" in pgl_pretrain(*arguments)
+    names.write_text("\n")
+    assert "holds no names" in pgl_pretrain(*arguments)
+    names.write_text("Small_001\nSmall_777\n")
+    assert "no scan is named Small_777" in pgl_pretrain(*arguments, "-o", "b")
+
+
 def test_unknown_option(nnunet: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["pgl_pretrain", "-d", "501", "--epoch", "3"])  # no abbreviations either
     with pytest.raises(SystemExit) as stop:

@@ -102,12 +102,21 @@ class PGLSegmenter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, num_input_channels, D, H, W) -> logits (B, num_classes, D, H, W), float32."""
         with self._autocast(x):
-            *skips, deepest = self.encoder(x.contiguous(memory_format=torch.channels_last_3d))
-            y = self.aspp(deepest)
-            for module, skip in zip(self.decoder, reversed(skips), strict=True):
-                y = module(y, skip)
-            logits = self.head(y)
+            features = self.encoder(x.contiguous(memory_format=torch.channels_last_3d))
+            logits = self.decode(features)
         return upsample(logits.float(), x.shape[2:])
+
+    def decode(self, features: Sequence[Tensor]) -> Tensor:
+        """The encoder's maps, deepest last -> logits at the resolution of the first one."""
+        *skips, deepest = features
+        y = self.aspp(deepest)
+        for module, skip in zip(self.decoder, reversed(skips), strict=True):
+            y = module(y, skip)
+        return self.head(y)
+
+    def decoder_weights(self) -> dict[str, Tensor]:
+        """ASPP and decoder as named in the state dict: what fits whatever the classes and the encoder."""
+        return {key: value for key, value in self.state_dict().items() if key.startswith(("aspp.", "decoder."))}
 
     def _autocast(self, x: Tensor) -> AbstractContextManager[object]:
         if self.cpu_bfloat16 and x.device.type == "cpu":

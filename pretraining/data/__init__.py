@@ -1,6 +1,6 @@
 """Scans: find them, preprocess them, store them, read crops of them."""
 
-from pretraining.data.discovery import find_scans, resolve_source
+from pretraining.data.discovery import find_scans, leave_out, resolve_source
 from pretraining.data.preprocessing import preprocess
 from pretraining.data.reading import read_geometry, read_scan
 from pretraining.data.scan import BadScan, DataError, Scan, Skipped
@@ -13,6 +13,7 @@ __all__ = [
     "Skipped",
     "Volume",
     "find_scans",
+    "leave_out",
     "preprocess",
     "read_geometry",
     "read_scan",

@@ -67,6 +67,26 @@ def find_scans(sources: Sequence[str], modality: str | None = None) -> tuple[lis
     return [replace(scan, name=name) for scan, name in zip(scans, names, strict=True)], skipped
 
 
+def leave_out(scans: Sequence[Scan], skipped: Sequence[Skipped], names: Sequence[str]) -> list[Scan]:
+    """The scans but for those with the given names (`Scan.name` or `Scan.identifier`), in all sources.
+
+    Raises:
+        DataError: If a name is that of no scan, or no scan is left: a test set that is misspelt must not be trained on.
+    """
+    unwanted = set(names)
+    known = {name for scan in scans for name in (scan.name, scan.identifier)} | {item.name for item in skipped}
+    unknown = sorted(unwanted - known)
+    if unknown:
+        raise DataError(
+            f"-exclude: no scan is named {', '.join(unknown[:3])}{' ...' if len(unknown) > 3 else ''} "
+            f"({len(unknown)} of {len(unwanted)} names are unknown; one that is known: {scans[0].identifier})"
+        )
+    left = [scan for scan in scans if not unwanted & {scan.name, scan.identifier}]
+    if not left:
+        raise DataError("-exclude: leaves no scan")
+    return left
+
+
 def _scans_of(source: _Source, modality: str | None) -> tuple[list[Scan], list[Skipped]]:
     find = find_in_dataset if source.is_dataset else find_in_folder
     candidates, skipped = find(source.folder, modality)

@@ -1,13 +1,25 @@
-"""Objectives: heads, target network and the losses they serve."""
+"""Objectives: the methods with their heads, target networks and losses."""
 
+from pretraining.objectives.byol import BYOL, BYOLOutput
 from pretraining.objectives.heads import ConvHead
+from pretraining.objectives.models_genesis import ModelsGenesis, ModelsGenesisOutput
+from pretraining.objectives.objective import Objective
 from pretraining.objectives.pgl import PGL, PGLOutput, feature_spread, local_consistency_loss, within_view_share
+from pretraining.objectives.pgl_mae import PGLMAE, PGLMAEOutput, draw_block_mask
 from pretraining.objectives.target import make_target, target_decay, update_target
 
 __all__ = [
+    "BYOL",
     "PGL",
+    "PGLMAE",
+    "BYOLOutput",
     "ConvHead",
+    "ModelsGenesis",
+    "ModelsGenesisOutput",
+    "Objective",
+    "PGLMAEOutput",
     "PGLOutput",
+    "draw_block_mask",
     "feature_spread",
     "local_consistency_loss",
     "make_target",

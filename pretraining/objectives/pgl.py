@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor
 
 from nnunetv2_pgl.networks import ResNet50Encoder
 from pretraining.alignment import align
 from pretraining.objectives.heads import ConvHead
+from pretraining.objectives.objective import Objective
 from pretraining.objectives.target import make_target, update_target
 from pretraining.views import GeometryBatch
 
@@ -64,18 +65,18 @@ class PGLOutput(NamedTuple):
 
     Attributes:
         loss: The loss of both directions, added (eq. 9).
-        spread: See `feature_spread`, of the online projections.
+        feature_std: See `feature_spread`, of the online projections.
         within_views: See `within_view_share`, of the online projections.
         interpolated: Share of the aligned points that lie between cell centres in both views.
     """
 
     loss: Tensor
-    spread: Tensor
+    feature_std: Tensor
     within_views: Tensor
     interpolated: Tensor
 
 
-class PGL(nn.Module):
+class PGL(Objective):
     """Online and target path, prior-guided aligner and symmetrised local consistency loss.
 
     Args:
@@ -87,6 +88,8 @@ class PGL(nn.Module):
             few (see ``docs/method.md``), so all count by default.
         precision: Autocast type of the networks, None for float32. Alignment and loss are always float32.
     """
+
+    output: ClassVar[Any] = PGLOutput
 
     def __init__(
         self,
@@ -108,34 +111,45 @@ class PGL(nn.Module):
         self.precision = precision
         self.to(memory_format=torch.channels_last_3d)
 
-    def forward(self, views: Tensor, geometries: GeometryBatch) -> PGLOutput:
-        """Loss of a batch of pairs.
-
-        Args:
-            views: (2 B, C, D, H, W): the first views of all pairs, then the second ones.
-            geometries: Of the 2 B views.
-        """
+    def forward(self, views: Tensor, geometries: GeometryBatch, generator: torch.Generator | None = None) -> PGLOutput:
+        """See `Objective.forward`; draws nothing."""
         views = views.contiguous(memory_format=torch.channels_last_3d)
-        partners = _swapped(geometries)
-        with torch.autocast(views.device.type, dtype=self.precision, enabled=self.precision is not None):
+        with self.autocast(views.device):
             projection = self.projector(self.encoder(views)[-1])
-            with torch.no_grad():
-                target = self.target_projector(self.target_encoder(views)[-1])
+        return self.consistency(projection, self.project_target(views), geometries)
 
+    def project_target(self, views: Tensor) -> Tensor:
+        """Projections of the target path, (2 B, C, d, h, w)."""
+        views = views.contiguous(memory_format=torch.channels_last_3d)
+        with torch.no_grad(), self.autocast(views.device):
+            return self.target_projector(self.target_encoder(views)[-1])
+
+    def consistency(self, projection: Tensor, target: Tensor, geometries: GeometryBatch) -> PGLOutput:
+        """Aligns both paths' projections of all views, (2 B, C, d, h, w) each, and compares partners."""
+        partners = _swapped(geometries)
         aligned, own_inside = align(projection.float(), geometries, partners, self.grid)
         target, target_inside = align(target.float(), geometries, partners, self.grid)
-        with torch.autocast(views.device.type, dtype=self.precision, enabled=self.precision is not None):
+        with self.autocast(projection.device):
             prediction = self.predictor(aligned)
 
         # Each view's prediction meets the target of its partner at the same places.
         target, target_inside = _swap(target), _swap(target_inside)
         inside = own_inside & target_inside
         valid = inside if self.interpolated_only else torch.ones_like(inside)
-        half = len(views) // 2
+        half = len(projection) // 2
         first = local_consistency_loss(prediction[:half], target[:half], valid[:half])
         second = local_consistency_loss(prediction[half:], target[half:], valid[half:])
         online = projection.detach()
         return PGLOutput(first + second, feature_spread(online), within_view_share(online), inside.float().mean())
+
+    def rehearse(self, views: Tensor) -> Tensor:
+        """See `Objective.rehearse`; the aligner's small maps are left out."""
+        with self.autocast(views.device):
+            projection = self.projector(self.encoder(views)[-1])
+        self.project_target(views)
+        with self.autocast(views.device):
+            prediction = self.predictor(projection.float())
+        return prediction.float().square().mean()
 
     def update_target(self, decay: float) -> None:
         """One step of the target path towards the online path (eq. 10)."""

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint
-from nnunetv2_pgl.networks import ResNet50Encoder
 from pretraining.config import PretrainConfig
+from pretraining.objectives import Objective
 
 
 def make_checkpoint(
-    encoder: ResNet50Encoder,
+    objective: Objective,
     config: PretrainConfig,
     spacing: Sequence[float],
     is_ct: bool,
@@ -27,13 +27,15 @@ def make_checkpoint(
     """The online encoder with all that its users need to know.
 
     Args:
-        encoder: The online encoder ("we only keep the encoder in the online path", section 3.1).
+        objective: Its online encoder is kept ("we only keep the encoder in the online path", section 3.1), and its
+            decoder where it has one.
         config: Settings of the run.
         spacing: Spacing (z, y, x) in mm of the scans as trained on, the median where it varies.
         is_ct: Whether all scans were CT.
         num_scans: Scans trained on.
         last_record: The last epoch's record.
     """
+    encoder = objective.encoder
     z, y, x = (float(s) for s in spacing)
     datasets = [Path(name).name for name in config.datasets]  # a checkpoint that is shared tells no paths
     pgl = {
@@ -45,7 +47,7 @@ def make_checkpoint(
             "strides": list(encoder.strides),
             "in_channels": 1,
         },
-        "config": {**config.to_dict(), "datasets": datasets},
+        "config": {**config.to_dict(), "datasets": datasets, "exclude": len(config.exclude)},
         "datasets": datasets,
         "epochs": config.epochs,
         "num_scans": num_scans,
@@ -57,7 +59,7 @@ def make_checkpoint(
         "versions": _versions(),
     }
     weights = {key: value.detach().cpu().clone() for key, value in encoder.state_dict().items()}
-    return EncoderCheckpoint(weights, pgl, _adaptation_plan(pgl))
+    return EncoderCheckpoint(weights, pgl, _adaptation_plan(pgl), decoder_weights=objective.kept_decoder())
 
 
 def _intensity(is_ct: bool) -> dict[str, Any]:

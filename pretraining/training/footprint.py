@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from nnunetv2_pgl.precision import has_bfloat16
 from pretraining.config import PretrainConfig
-from pretraining.objectives import PGL
+from pretraining.objectives import Objective
 from pretraining.training.start import make_objective
 from pretraining.views.rendering import largest_source_box
 
@@ -52,25 +52,16 @@ def available_memory() -> int | None:
     return max(0, min(limits)) if limits else None
 
 
-class _Networks(nn.Module):
-    """What of a step takes memory: both paths and the predictor. The aligner's small maps are left out.
+class _Rehearsal(nn.Module):
+    """`Objective.rehearse` as a module's forward pass, which `functional_call` wants."""
 
-    It looks at values, which fake tensors have not.
-    """
-
-    def __init__(self, objective: PGL):
+    def __init__(self, objective: Objective):
         super().__init__()
         self.objective = objective
 
     def forward(self, views: Tensor) -> Tensor:
         """(2 B, 1, D, H, W) -> a scalar."""
-        pgl = self.objective
-        with torch.autocast("cpu", dtype=pgl.precision, enabled=pgl.precision is not None):
-            projection = pgl.projector(pgl.encoder(views)[-1])
-            with torch.no_grad():
-                pgl.target_projector(pgl.target_encoder(views)[-1])
-            prediction = pgl.predictor(projection.float())
-        return prediction.float().square().mean()
+        return self.objective.rehearse(views)
 
 
 class _Counter(TorchDispatchMode):
@@ -97,9 +88,9 @@ class _Counter(TorchDispatchMode):
         self.now -= size
 
 
-def _peak_bytes(objective: PGL, view_size: tuple[int, int, int], pairs: int) -> int:
+def _peak_bytes(objective: Objective, view_size: tuple[int, int, int], pairs: int) -> int:
     """Bytes of a forward and backward pass, gradients included, weights not; with tensors that hold no values."""
-    networks = _Networks(objective)
+    networks = _Rehearsal(objective)
     with FakeTensorMode():
         tensors = {name: torch.empty(p.shape, requires_grad=p.requires_grad) for name, p in _tensors(networks)}
         with _Counter() as counter:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from nnunetv2_pgl.precision import has_bfloat16
 from pretraining.config import PretrainConfig
 from pretraining.data import Volume
-from pretraining.objectives import PGLOutput, target_decay
+from pretraining.objectives import target_decay
 from pretraining.training.correspondence import measure_correspondence, validation_batches
 from pretraining.training.distributed import Processes
 from pretraining.training.errors import TrainingError
@@ -149,8 +149,8 @@ class Run:
         with self.loader.epoch(self.state.epoch) as batches:
             sums, waited = self._steps(batches)
         seconds = time.perf_counter() - started
-        means = PGLOutput(*(self.processes.mean(sums) / self.steps))
-        record = self._record(seconds, waited, means)
+        means = self.state.objective.output(*(self.processes.mean(sums) / self.steps).tolist())
+        record = self._record(seconds, waited, means._asdict())
         self.state.epoch += 1
         if self.processes.is_main:
             self._report(record)
@@ -158,7 +158,7 @@ class Run:
 
     def _steps(self, batches: Iterator[ViewPairBatch]) -> tuple[torch.Tensor, float]:
         """The steps of an epoch: the sum of their outputs, and the seconds waited for batches."""
-        sums = torch.zeros(len(PGLOutput._fields), device=self.device)
+        sums = torch.zeros(len(self.state.objective.output._fields), device=self.device)
         waited = 0.0
         name = f"Epoch {self.state.epoch}"
         bar = tqdm(range(self.steps), desc=name, unit="step", leave=False, disable=not self.processes.is_main)
@@ -176,18 +176,16 @@ class Run:
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         return sums, waited
 
-    def _record(self, seconds: float, waited: float, means: PGLOutput) -> dict[str, Any]:
+    def _record(self, seconds: float, waited: float, means: dict[str, float]) -> dict[str, Any]:
         config, epoch = self.config, self.state.epoch
         pairs = self.steps * config.batch_size
         last_step = (epoch + 1) * self.steps - 1
+        tau = target_decay(last_step, self.steps * config.epochs, config.target_decay)
         return {
             "epoch": epoch,
-            "loss": float(means.loss),
-            "feature_std": float(means.spread),
-            "within_views": float(means.within_views),
-            "interpolated": float(means.interpolated),
+            **means,
             "learning_rate": self.state.optimizer.param_groups[0]["lr"],
-            "tau": target_decay(last_step, self.steps * config.epochs, config.target_decay),
+            **({"tau": tau} if self.state.objective.has_target else {}),
             "seconds": seconds,
             "scans_per_second": pairs / seconds,
             "views_per_second": 2 * pairs / seconds,

@@ -42,21 +42,11 @@ def epoch_lines(record: dict[str, Any], seconds_left: float) -> list[str]:
     lines = [
         "",
         f"Epoch {record['epoch']}",
-        f"Current learning rate: {record['learning_rate']:.5f}, tau: {record['tau']:.5f}",
+        f"Current learning rate: {record['learning_rate']:.5f}"
+        + (f", tau: {record['tau']:.5f}" if "tau" in record else ""),
         f"train_loss {record['loss']:.4f}",
-        f"feature_std {record['feature_std']:.3f} (1: spread out, 0: collapsed), of which between the places of a view "
-        f"{record['within_views']:.0%}; aligned points between cell centres {record['interpolated']:.0%}",
+        *_health(record),
     ]
-    if record["feature_std"] < COLLAPSE_BELOW:
-        lines.append(
-            f"WARNING: the features have collapsed (feature_std below {COLLAPSE_BELOW}): all scans and places look "
-            "alike and the loss says nothing. Lower -lr, raise -b, or try another -optimizer."
-        )
-    elif record["within_views"] < COLLAPSE_BELOW:
-        lines.append(
-            f"WARNING: the features tell scans apart but not places (less than {COLLAPSE_BELOW:.0%} of their variance "
-            "lies within a view). Early in a run this passes; if it stays, raise -b or -lr, or try another -optimizer."
-        )
     if "correspondence" in record:
         lines.append(
             f"correspondence {record['correspondence']:.1%} right (chance {record['chance']:.1%}), the others "
@@ -68,6 +58,29 @@ def epoch_lines(record: dict[str, Any], seconds_left: float) -> list[str]:
         f"time left {timedelta(seconds=round(seconds_left))}"
     )
     return lines
+
+
+def _health(record: dict[str, Any]) -> list[str]:
+    """What a method measures of its features, and the warnings that follow."""
+    values = {
+        "restoration": "restoration of hidden voxels {:.4f}",
+        "deformed": "the deformed views' own error {:.4f}",
+        "feature_std": "feature_std {:.3f} (1: spread out, 0: collapsed)",
+        "within_views": "of which between the places of a view {:.0%}",
+        "interpolated": "aligned points between cell centres {:.0%}",
+    }
+    lines = [", ".join(text.format(record[key]) for key, text in values.items() if key in record)]
+    if record.get("feature_std", 1.0) < COLLAPSE_BELOW:
+        lines.append(
+            f"WARNING: the features have collapsed (feature_std below {COLLAPSE_BELOW}): all scans and places look "
+            "alike and the loss says nothing. Lower -lr, raise -b, or try another -optimizer."
+        )
+    elif record.get("within_views", 1.0) < COLLAPSE_BELOW:
+        lines.append(
+            f"WARNING: the features tell scans apart but not places (less than {COLLAPSE_BELOW:.0%} of their variance "
+            "lies within a view). Early in a run this passes; if it stays, raise -b or -lr, or try another -optimizer."
+        )
+    return [line for line in lines if line]
 
 
 def write_metrics(history: Sequence[dict[str, Any]], path: Path) -> None:
@@ -84,7 +97,7 @@ def plot_progress(history: Sequence[dict[str, Any]], baseline: dict[str, float] 
     loss, share, spread, rate, speed = figure.subplots(5, 1, sharex=True, height_ratios=(2, 2, 1, 1, 1))
     miss, decay = share.twinx(), rate.twinx()
 
-    _curve(loss, history, "loss", "training loss\n(both directions, 0 to 8)", "tab:blue")
+    _curve(loss, history, "loss", "training loss", "tab:blue")
     _curve(share, history, "correspondence", "held-out cells that\nfind their place", "tab:green")
     _curve(share, history, "chance", "chance", "tab:gray", linestyle=":")
     if baseline:

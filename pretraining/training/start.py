@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
-from nnunetv2_pgl.networks import ResNet50Encoder
-from pretraining.config import PretrainConfig
-from pretraining.objectives import PGL
+from nnunetv2_pgl.networks import PGLSegmenter, ResNet50Encoder
+from pretraining.config import Method, PretrainConfig
+from pretraining.objectives import BYOL, PGL, PGLMAE, ModelsGenesis, Objective
 from pretraining.training.heap import keep_freed_memory
 from pretraining.training.optimisation import make_optimizer
 from pretraining.training.state import TrainingState
@@ -20,14 +22,43 @@ def prepare_device(device: torch.device) -> None:
         keep_freed_memory()
 
 
-def make_objective(config: PretrainConfig, precision: torch.dtype | None) -> PGL:
+def make_objective(config: PretrainConfig, precision: torch.dtype | None) -> Objective:
     """The networks with their random weights, on torch's default device."""
     torch.manual_seed(config.seed)
-    encoder = ResNet50Encoder(1, config.encoder_strides, config.norm)
-    views = config.views.size
-    objective = PGL(encoder, views, config.hidden_channels, config.out_channels, config.interpolated_only, precision)
-    objective.train()
-    return objective
+    objective = _OBJECTIVES[config.method](config, precision)
+    return objective.train()
+
+
+def _pgl(config: PretrainConfig, precision: torch.dtype | None) -> Objective:
+    sizes = (config.hidden_channels, config.out_channels)
+    return PGL(_encoder(config), config.views.size, *sizes, config.interpolated_only, precision)
+
+
+def _pgl_mae(config: PretrainConfig, precision: torch.dtype | None) -> Objective:
+    sizes = (config.hidden_channels, config.out_channels)
+    weights = (config.mask_ratio, config.restoration_weight)
+    segmenter = PGLSegmenter(1, 1, config.encoder_strides, config.norm)
+    return PGLMAE(segmenter, config.views.size, *weights, *sizes, config.interpolated_only, precision)
+
+
+def _byol(config: PretrainConfig, precision: torch.dtype | None) -> Objective:
+    return BYOL(_encoder(config), config.hidden_channels, config.out_channels, precision)
+
+
+def _models_genesis(config: PretrainConfig, precision: torch.dtype | None) -> Objective:
+    return ModelsGenesis(config.encoder_strides, config.norm, precision=precision)
+
+
+_OBJECTIVES: dict[Method, Callable[[PretrainConfig, torch.dtype | None], Objective]] = {
+    "pgl": _pgl,
+    "pgl_mae": _pgl_mae,
+    "byol": _byol,
+    "models_genesis": _models_genesis,
+}
+
+
+def _encoder(config: PretrainConfig) -> ResNet50Encoder:
+    return ResNet50Encoder(1, config.encoder_strides, config.norm)
 
 
 def initial_state(config: PretrainConfig, device: torch.device, precision: torch.dtype | None) -> TrainingState:

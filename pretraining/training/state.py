@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from nnunetv2_pgl.checkpoint import CheckpointError, atomic_save, load_plain
-from pretraining.objectives import PGL
+from pretraining.objectives import Objective
 
 _FORMAT_VERSION = 1
 
@@ -19,7 +19,7 @@ class TrainingState:
     """A run between two epochs.
 
     Attributes:
-        objective: Networks of both paths.
+        objective: Networks of the method.
         optimizer: With its momenta.
         epoch: Epochs done.
         history: One record per epoch.
@@ -28,7 +28,7 @@ class TrainingState:
         scans: Names of the scans trained on, which decide what each draw means.
     """
 
-    objective: PGL
+    objective: Objective
     optimizer: torch.optim.Optimizer
     epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)

@@ -46,9 +46,10 @@ class Stepper:
             batches: Gives one for each part of the step.
 
         Returns:
-            The values of `PGLOutput`, on the device, which is not waited for; and the seconds waited for batches.
+            The values of the method's `Objective.output`, on the device, which is not waited for; and the seconds
+            waited for batches.
         """
-        config, optimizer = self.config, self.state.optimizer
+        config, optimizer, objective = self.config, self.state.optimizer, self.state.objective
         set_learning_rate(optimizer, learning_rate_at(number, self.steps, self.warmup, config.peak_learning_rate))
         generator = torch.Generator(self.device).manual_seed(self._seed(number))
         outputs = []
@@ -57,14 +58,14 @@ class Stepper:
             started = time.perf_counter()
             batch = next(batches).to(self.device)
             waited += time.perf_counter() - started
-            views = batch.render(config.views.size, generator)
+            views = batch.render(config.views.size, generator, objective.changes_intensity)
             with self._synchronised(last=part == config.accumulate - 1):
-                output = self.model(views, batch.geometries)
+                output = self.model(views, batch.geometries, generator)
                 (output.loss / config.accumulate).backward()
             outputs.append(torch.stack([value.detach().float() for value in output]))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        self.state.objective.update_target(target_decay(number, self.steps, config.target_decay))
+        objective.update_target(target_decay(number, self.steps, config.target_decay))
         return torch.stack(outputs).mean(dim=0), waited
 
     def _synchronised(self, last: bool) -> Any:

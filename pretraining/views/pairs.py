@@ -163,13 +163,15 @@ class ViewPairBatch:
         """Geometry of all 2 B views."""
         return GeometryBatch(self.starts, self.sizes, self.flips)
 
-    def render(self, view_size: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
-        """All 2 B views, z-scored, with their intensity changes, (2 B, 1, *view_size), float32."""
+    def render(
+        self, view_size: Sequence[int], generator: torch.Generator | None = None, changes_intensity: bool = True
+    ) -> Tensor:
+        """All 2 B views, z-scored, with or without their intensity changes, (2 B, 1, *view_size), float32."""
         mean, std = (values.view(-1, 1, 1, 1, 1) for values in (self.mean, self.std))
         with torch.autocast(self.crops.device.type, enabled=False):
             views = render_crops(self.crops, self.origins, self.extents, self.geometries, view_size)
             views.sub_(mean).div_(std)  # after rendering, which is linear, there are fewer voxels
-            return apply_intensity_(views, self.intensity, generator)
+            return apply_intensity_(views, self.intensity, generator) if changes_intensity else views
 
 
 def _padded(crops: Sequence[NDArray[Any]], size: tuple[int, int, int]) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pretraining.data import DataError, find_scans
+from pretraining.data import DataError, find_scans, leave_out
 
 Write = Callable[..., Path]
 
@@ -141,6 +141,25 @@ def test_unusable_sources_are_refused_in_one_line(raw: Path, tmp_path: Path, sou
     with pytest.raises(DataError, match=message) as error:
         find_scans([source.format(tmp=tmp_path) for source in sources])
     assert "\n" not in str(error.value)
+
+
+def test_a_test_set_is_left_out_by_the_names_of_its_cases(raw: Path) -> None:
+    for dataset in ("Dataset501_A", "Dataset502_B"):
+        files = [f"imagesTr/case_{n}_0000.nii.gz" for n in range(3)]
+        make_dataset(raw / dataset, files, {"0": "CT"})
+    scans, skipped = find_scans(["501", "502"])
+    left = leave_out(scans, skipped, ["case_1", "Dataset502_B_case_0"])
+    assert [(scan.source, scan.identifier) for scan in left] == [
+        ("Dataset501_A", "case_0"),
+        ("Dataset501_A", "case_2"),
+        ("Dataset502_B", "case_2"),
+    ]
+    with pytest.raises(
+        DataError, match=r"no scan is named case_7 \(1 of 2 names are unknown; one that is known: case_0"
+    ):
+        leave_out(scans, skipped, ["case_1", "case_7"])
+    with pytest.raises(DataError, match="leaves no scan"):
+        leave_out(scans, skipped, ["case_0", "case_1", "case_2"])
 
 
 def test_unset_raw_folder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

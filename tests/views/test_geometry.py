@@ -69,6 +69,16 @@ def test_same_generator_same_pair() -> None:
     assert draw[0] == draw[1]
 
 
+def test_whole_overlap_at_one_scale_is_the_same_box() -> None:
+    """The paper's ablation without cropping: -scale 1 1 -min_overlap 1."""
+    rng = np.random.default_rng(0)
+    for shape in ((20, 120, 133), (16, 96, 96), (9, 50, 200), (37, 101, 97)):
+        for _ in range(20):
+            one, two = sample_view_pair(shape, (16, 96, 96), rng, scale=(1.0, 1.0), min_overlap=1.0)
+            assert one.size == two.size
+            np.testing.assert_allclose(one.start, two.start, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,0 +1,99 @@
+"""Models Genesis, the paper's generative comparison: restoring deformed views (Zhou et al. 2019 and 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from nnunetv2_pgl.networks import NormName, PGLSegmenter, ResNet50Encoder
+from pretraining.objectives.deformation import Deformation, deform, draw_deformation
+from pretraining.objectives.objective import Objective
+from pretraining.views import GeometryBatch
+
+_PUBLISHED = Deformation()
+
+
+class ModelsGenesisOutput(NamedTuple):
+    """Loss of a batch and what to hold it against, both scalars.
+
+    Attributes:
+        loss: Mean squared error of the restored views, in units of the z-scored scans.
+        deformed: That of the deformed views themselves: the loss of a network that changes nothing.
+    """
+
+    loss: Tensor
+    deformed: Tensor
+
+
+class ModelsGenesis(Objective):
+    """The segmenter as restoring network: from deformed views to the views as they were.
+
+    The two views of a pair are just two sub-volumes. Their flips and scales are in the view to restore as well. The
+    loss is the published one, the mean squared error over all voxels. Ours: no sigmoid at the output, since z-scored
+    scans have no fixed range.
+
+    Args:
+        strides: Total stride per axis (z, y, x) of the encoder.
+        norm: "batch" (the paper) or "instance".
+        centred: See `ResNet50Encoder`.
+        precision: Autocast type of the network, None for float32. Deformation and loss are always float32.
+        deformation: Probabilities and sizes of what is done to the views.
+    """
+
+    output = ModelsGenesisOutput
+    has_target = False
+    changes_intensity = False  # the views to restore are the scans' own intensities
+
+    def __init__(
+        self,
+        strides: Sequence[int],
+        norm: NormName = "batch",
+        centred: bool = True,
+        precision: torch.dtype | None = None,
+        deformation: Deformation = _PUBLISHED,
+    ):
+        super().__init__()
+        self.segmenter = PGLSegmenter(1, 1, strides, norm, centred)
+        self.precision = precision
+        self.deformation = deformation
+
+    @property
+    def encoder(self) -> ResNet50Encoder:  # type: ignore[override]
+        """The segmenter's. Not a second module, which would be saved twice."""
+        return self.segmenter.encoder
+
+    def forward(
+        self, views: Tensor, geometries: GeometryBatch, generator: torch.Generator | None = None
+    ) -> ModelsGenesisOutput:
+        """See `Objective.forward`; places do not matter, the generator deforms."""
+        deformed = self.deform(views, generator)
+        with self.autocast(views.device):
+            restored = self.segmenter(deformed)
+        return ModelsGenesisOutput(F.mse_loss(restored.float(), views), F.mse_loss(deformed, views))
+
+    @torch.no_grad()
+    def deform(self, views: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Each view deformed on its own, (2 B, 1, D, H, W), a new tensor.
+
+        What happens to a view is drawn on the host, from a seed that the generator gives: sizes and numbers of blocks
+        decide what is computed, so that a GPU is waited for once a batch.
+        """
+        seed = torch.randint(2**62, (1,), generator=generator, device=views.device)
+        rng = np.random.default_rng(int(seed))
+        draws = [draw_deformation(views.shape[2:], self.deformation, rng) for _ in views]
+        return torch.stack([deform(view, draw, generator) for view, draw in zip(views, draws, strict=True)])
+
+    def rehearse(self, views: Tensor) -> Tensor:
+        """See `Objective.rehearse`."""
+        with self.autocast(views.device):
+            restored: Tensor = self.segmenter(views)
+        return restored.square().mean()
+
+    def kept_decoder(self) -> dict[str, Tensor]:
+        """See `Objective.kept_decoder`: ASPP and decoder, under the names they have in the segmenter."""
+        return self.segmenter.decoder_weights()

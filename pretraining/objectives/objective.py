@@ -1,0 +1,55 @@
+"""What the training loop asks of a pre-training method."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from nnunetv2_pgl.networks import ResNet50Encoder
+from pretraining.views import GeometryBatch
+
+
+class Objective(nn.Module):
+    """Networks of a method and the loss of a batch of pairs.
+
+    Attributes:
+        output: Named tuple of scalars that `forward` returns, the loss first.
+        has_target: Whether there is a target path, which follows the online path.
+        changes_intensity: Whether the views shall have the intensity changes of section 3.2.
+        encoder: The encoder that is kept.
+        precision: Autocast type of the networks, None for float32.
+    """
+
+    output: ClassVar[Any]
+    has_target: ClassVar[bool] = True
+    changes_intensity: ClassVar[bool] = True
+    encoder: ResNet50Encoder
+    precision: torch.dtype | None
+
+    @abstractmethod
+    def forward(self, views: Tensor, geometries: GeometryBatch, generator: torch.Generator | None = None) -> Any:
+        """Loss of a batch of pairs.
+
+        Args:
+            views: (2 B, C, D, H, W): the first views of all pairs, then the second ones.
+            geometries: Of the 2 B views.
+            generator: Source of the randomness that a method adds, on the device of ``views``.
+        """
+
+    @abstractmethod
+    def rehearse(self, views: Tensor) -> Tensor:
+        """A pass through all networks without what looks at values: takes the memory of `forward`, gives a scalar."""
+
+    def update_target(self, decay: float) -> None:
+        """What follows an optimiser step; nothing where a method has no target path."""
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The precision of the networks as a context."""
+        return torch.autocast(device.type, dtype=self.precision, enabled=self.precision is not None)
+
+    def kept_decoder(self) -> dict[str, Tensor]:
+        """Weights of the segmenter besides the encoder, where a method has trained them; no segmentation head."""
+        return {}

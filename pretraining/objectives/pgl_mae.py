@@ -1,0 +1,117 @@
+"""Local consistency together with masked reconstruction: one step beyond the paper (docs/beyond_the_paper.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nnunetv2_pgl.networks import PGLSegmenter
+from nnunetv2_pgl.networks.segmenter import upsample
+from pretraining.objectives.pgl import PGL
+from pretraining.views import GeometryBatch
+
+
+def draw_block_mask(
+    views: int, size: Sequence[int], block: Sequence[int], ratio: float, generator: torch.Generator | None = None
+) -> Tensor:
+    """Blocks to hide, drawn without replacement: the same number in every view.
+
+    Args:
+        views: Number of views.
+        size: Size of the views in voxels (z, y, x).
+        block: Size of a block; those at the ends are cut off by the view.
+        ratio: Share of the blocks to hide, from 0 to 1; rounded, but at least one block stays.
+        generator: Source of all randomness.
+
+    Returns:
+        (views, 1, *size) bool on the generator's device, True where hidden.
+    """
+    device = generator.device if generator is not None else torch.device("cpu")
+    grid = [-(-n // b) for n, b in zip(size, block, strict=True)]
+    blocks = grid[0] * grid[1] * grid[2]
+    hidden = min(round(ratio * blocks), blocks - 1)
+    ranks = torch.rand(views, blocks, generator=generator, device=device).argsort(dim=1).argsort(dim=1)
+    mask = (ranks < hidden).view(views, 1, *grid)
+    for axis, (n, b) in enumerate(zip(size, block, strict=True), start=2):
+        mask = mask.repeat_interleave(b, dim=axis).narrow(axis, 0, n)
+    return mask
+
+
+class PGLMAEOutput(NamedTuple):
+    """`PGLOutput`'s values and the restoration's mean squared error over hidden voxels, all scalars.
+
+    ``loss`` is the local consistency loss plus the weighted restoration.
+    """
+
+    loss: Tensor
+    feature_std: Tensor
+    within_views: Tensor
+    interpolated: Tensor
+    restoration: Tensor
+
+
+class PGLMAE(PGL):
+    """PGL whose online path sees views with hidden blocks, and also restores them.
+
+    The target path sees the whole views, so the features of hidden places must follow from their surroundings, and the
+    segmenter's ASPP and decoder restore the voxels (He et al. 2022; blocks and mean squared error over hidden voxels).
+    Hidden voxels are set to 0, the mean of a z-scored scan.
+
+    Args:
+        segmenter: Its encoder is the online encoder; one input channel, one output.
+        view_size: Size of the views (z, y, x).
+        mask_ratio: Share of hidden blocks.
+        restoration_weight: Weight of the restoration in the loss.
+        hidden_channels, out_channels, interpolated_only, precision: See `PGL`.
+    """
+
+    output = PGLMAEOutput
+
+    def __init__(
+        self,
+        segmenter: PGLSegmenter,
+        view_size: Sequence[int],
+        mask_ratio: float,
+        restoration_weight: float,
+        hidden_channels: int = 4096,
+        out_channels: int = 256,
+        interpolated_only: bool = False,
+        precision: torch.dtype | None = None,
+    ):
+        super().__init__(segmenter.encoder, view_size, hidden_channels, out_channels, interpolated_only, precision)
+        self.segmenter = segmenter
+        self.mask_ratio, self.restoration_weight = mask_ratio, restoration_weight
+
+    def forward(  # type: ignore[override]  # more values than PGL's
+        self, views: Tensor, geometries: GeometryBatch, generator: torch.Generator | None = None
+    ) -> PGLMAEOutput:
+        """See `Objective.forward`; draws the hidden blocks, whose size is a cell of the deepest map."""
+        mask = draw_block_mask(len(views), views.shape[2:], self.encoder.strides, self.mask_ratio, generator)
+        mask = mask.to(views.device)
+        projection, restored = self._online(views.masked_fill(mask, 0.0))
+        local = self.consistency(projection, self.project_target(views), geometries)
+        restoration = ((restored - views).square() * mask).sum() / mask.sum().clamp(min=1)
+        return PGLMAEOutput(local.loss + self.restoration_weight * restoration, *local[1:], restoration)
+
+    def rehearse(self, views: Tensor) -> Tensor:
+        """See `Objective.rehearse`."""
+        projection, restored = self._online(views)
+        self.project_target(views)
+        with self.autocast(views.device):
+            prediction = self.predictor(projection.float())
+        return prediction.float().square().mean() + (restored - views).square().mean()
+
+    def kept_decoder(self) -> dict[str, Tensor]:
+        """ASPP and decoder, which a fine-tuning may start from."""
+        return self.segmenter.decoder_weights()
+
+    def _online(self, views: Tensor) -> tuple[Tensor, Tensor]:
+        """Projections and restored views, float32, at the views' size."""
+        views = views.contiguous(memory_format=torch.channels_last_3d)
+        with self.autocast(views.device):
+            features = self.encoder(views)
+            projection, restored = self.projector(features[-1]), self.segmenter.decode(features)
+        return projection, upsample(restored.float(), views.shape[2:])

@@ -1,0 +1,318 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+from torch import Tensor
+
+from pretraining.objectives.deformation import Boxes, Deformation, ViewDeformation, deform, draw_deformation
+
+SIZE = (12, 32, 40)
+PUBLISHED_SIZE = (64, 64, 32)
+NOTHING = Deformation(curve_probability=0, shuffle_probability=0, paint_probability=0)
+
+
+def only(**probabilities: float) -> Deformation:
+    return replace(NOTHING, **probabilities)  # type: ignore[arg-type]
+
+
+def draws_of(settings: Deformation, size: tuple[int, int, int], count: int) -> list[ViewDeformation]:
+    rng = np.random.default_rng(0)
+    return [draw_deformation(size, settings, rng) for _ in range(count)]
+
+
+def random_view(size: tuple[int, int, int] = SIZE, seed: int = 0) -> Tensor:
+    return torch.randn(1, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def within(count: int, draws: int, probability: float) -> bool:
+    low, high = stats.binom.interval(1 - 1e-4, draws, probability)
+    return bool(low <= count <= high)
+
+
+# What happens how often
+
+
+def test_each_deformation_is_as_frequent_as_published() -> None:
+    count = 4000
+    draws = draws_of(Deformation(), (4, 6, 6), count)
+    assert within(sum(d.curve is not None for d in draws), count, 0.9)
+    assert within(sum(d.blocks is not None for d in draws), count, 0.5)
+    assert within(sum(d.inside is not None for d in draws), count, 0.9 * 0.2)
+    assert within(sum(d.outside is not None for d in draws), count, 0.9 * 0.8)
+    assert not any(d.inside is not None and d.outside is not None for d in draws)
+    curves = [d.curve for d in draws if d.curve is not None]
+    assert within(sum(curve[0, 1] == 1 for curve in curves), len(curves), 0.5)
+    three = [d for d in draws if d.curve is not None and d.blocks is not None and d.outside is not None]
+    assert within(len(three), count, 0.9 * 0.5 * 0.9 * 0.8)  # independent of one another
+
+
+def test_nothing_drawn_changes_nothing() -> None:
+    view = random_view()
+    for draw in draws_of(NOTHING, SIZE, 20):
+        assert draw == ViewDeformation()
+        deformed = deform(view, draw, seeded())
+        assert torch.equal(deformed, view)
+        assert deformed.data_ptr() != view.data_ptr()
+
+
+def test_same_seed_same_view() -> None:
+    view = random_view()
+    everything = Deformation(1.0, shuffle_probability=1.0, paint_probability=1.0)
+    first, again = (draws_of(everything, SIZE, 1)[0] for _ in range(2))
+    assert torch.equal(deform(view, first, seeded()), deform(view, again, seeded()))
+    assert not torch.equal(deform(view, first, seeded()), deform(view, first, seeded(1)))
+
+
+@pytest.mark.parametrize("size", [(4, 6, 6), (1, 1, 1), (2, 3, 5), (7, 14, 21), (16, 24, 24)])
+def test_views_of_any_size_stay_in_their_range(size: tuple[int, int, int]) -> None:
+    view = random_view(size)
+    for number, draw in enumerate(draws_of(Deformation(), size, 100)):
+        deformed = deform(view, draw, seeded(number))
+        assert deformed.shape == view.shape
+        assert deformed.dtype == view.dtype
+        assert view.min() <= deformed.min()
+        assert deformed.max() <= view.max()
+
+
+def test_a_constant_view_stays_so() -> None:
+    view = torch.full((1, 4, 6, 6), -1.5)
+    for draw in draws_of(Deformation(), (4, 6, 6), 30):
+        assert torch.equal(deform(view, draw), view)
+
+
+# Intensities
+
+
+def bezier(u: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The cubic of these control points as a map of the first coordinate to the second."""
+    t = np.linspace(0, 1, 400001)
+    (x0, x1, x2, x3), (y0, y1, y2, y3) = points.T
+    weights = ((1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3)
+    x = weights[0] * x0 + weights[1] * x1 + weights[2] * x2 + weights[3] * x3
+    y = weights[0] * y0 + weights[1] * y1 + weights[2] * y2 + weights[3] * y3
+    return np.interp(u, x, y)
+
+
+def test_curve_is_the_bezier_curve_on_the_range_of_the_view() -> None:
+    view = torch.rand(1, *SIZE, generator=seeded()) * 7 - 3.5
+    low, high = view.double().min().item(), view.double().max().item()
+    u = (view.double().numpy() - low) / (high - low)
+    for draw in draws_of(only(curve_probability=1), SIZE, 40):
+        assert draw.curve is not None
+        expected = low + (high - low) * bezier(u, draw.curve)
+        np.testing.assert_allclose(deform(view, draw).numpy(), expected, atol=1e-3 * (high - low))
+
+
+def test_curve_is_monotonic_and_keeps_the_range() -> None:
+    view = random_view()
+    order = view.flatten().argsort()
+    directions = set()
+    for draw in draws_of(only(curve_probability=1), SIZE, 100):
+        mapped = deform(view, draw).flatten()[order]
+        steps = mapped.diff()
+        falls = bool(mapped[0] > mapped[-1])
+        directions.add(falls)
+        assert bool((steps <= 0).all() if falls else (steps >= 0).all())
+        torch.testing.assert_close(mapped.aminmax(), view.aminmax())
+    assert directions == {True, False}
+
+
+def test_control_points_are_uniform() -> None:
+    curves = [draw.curve for draw in draws_of(only(curve_probability=1), (1, 1, 1), 2000)]
+    inner = np.stack([curve[1:3] for curve in curves if curve is not None]).reshape(len(curves), 4)
+    for column in inner.T:
+        assert stats.kstest(column, "uniform").pvalue > 1e-3
+
+
+# Shuffling
+
+
+def test_one_block_keeps_its_values_and_all_else_its_places() -> None:
+    view = torch.arange(math.prod(SIZE), dtype=torch.float32).reshape(1, *SIZE)
+    block = (slice(2, 5), slice(7, 11), slice(30, 39))
+    shuffled = deform(view, ViewDeformation(blocks=Boxes(np.array([[2, 7, 30]]), np.array([[3, 4, 9]]))), seeded())
+    inside, before = shuffled[0][block].flatten(), view[0][block].flatten()
+    assert torch.equal(inside.sort().values, before)
+    assert int((inside != before).sum()) > 90  # of 108: on average one stays in its place
+    outside = torch.ones(SIZE, dtype=torch.bool)
+    outside[block] = False
+    assert torch.equal(shuffled[0][outside], view[0][outside])
+
+
+def test_all_orders_of_a_block_are_equally_likely() -> None:
+    tiles = 60
+    corners = np.array([(0, 2 * y, 2 * x) for y in range(tiles) for x in range(tiles)])
+    view = torch.arange(4.0).reshape(1, 1, 2, 2).repeat(1, 1, tiles, tiles)
+    blocks = Boxes(corners, np.tile((1, 2, 2), (len(corners), 1)))
+    shuffled = deform(view, ViewDeformation(blocks=blocks), seeded())[0, 0]
+    orders = shuffled.reshape(tiles, 2, tiles, 2).permute(0, 2, 1, 3).reshape(-1, 4).long()
+    assert torch.equal(orders.sort(dim=1).values, torch.arange(4).expand(len(corners), 4))
+    counts = np.unique(orders.numpy(), axis=0, return_counts=True)[1]
+    assert len(counts) == math.factorial(4)
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_where_blocks_overlap_the_last_counts_and_shuffles_the_view_as_it_was() -> None:
+    view = torch.arange(100.0).reshape(1, 1, 10, 10)
+    blocks = Boxes(np.array([[0, 0, 0], [0, 3, 3]]), np.array([[1, 6, 6], [1, 6, 6]]))
+    shuffled = deform(view, ViewDeformation(blocks=blocks), seeded())[0, 0]
+    first, last = view[0, 0, :6, :6], view[0, 0, 3:9, 3:9]
+    assert torch.equal(shuffled[3:9, 3:9].flatten().sort().values, last.flatten())
+    rest = torch.cat((shuffled[:3, :6].flatten(), shuffled[3:6, :3].flatten()))
+    assert set(rest.tolist()) <= set(first.flatten().tolist())
+    assert len(set(rest.tolist())) == len(rest)
+
+
+@pytest.mark.parametrize(
+    ("size", "longest"), [(PUBLISHED_SIZE, (6, 6, 3)), ((16, 96, 96), (2, 9, 9)), ((4, 6, 6), (2, 2, 2))]
+)
+def test_values_come_from_within_the_longest_edge(size: tuple[int, int, int], longest: tuple[int, int, int]) -> None:
+    view = torch.arange(math.prod(size), dtype=torch.float32).reshape(1, *size)
+    draw = draws_of(only(shuffle_probability=1), size, 1)[0]
+    assert draw.blocks is not None
+    source = np.stack(np.unravel_index(deform(view, draw, seeded())[0].numpy().astype(int), size))
+    distance = np.abs(source - np.indices(size)).reshape(3, -1)
+    assert np.all(distance.max(axis=1) == np.array(longest) - 1)
+    assert np.all(draw.blocks.starts >= 0)
+    assert np.all(draw.blocks.starts + draw.blocks.sizes <= size)
+    moved = np.any(distance > 0, axis=0).reshape(size)
+    assert not np.any(moved & ~draw.blocks.covered(size))
+
+
+def plain_shuffle(view: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """The published procedure block by block: 10,000 blocks in 64 x 64 x 32 voxels, edges up to 6, 6 and 3."""
+    result = view.copy()
+    for _ in range(10_000):
+        edges = [int(rng.integers(1, n // 10 + 1)) for n in view.shape]
+        starts = [int(rng.integers(0, n - edge + 1)) for n, edge in zip(view.shape, edges, strict=True)]
+        block = tuple(slice(start, start + edge) for start, edge in zip(starts, edges, strict=True))
+        result[block] = rng.permutation(view[block].ravel()).reshape(edges)
+    return result
+
+
+def test_as_many_voxels_move_as_far_as_in_the_published_procedure() -> None:
+    size = PUBLISHED_SIZE
+    index = np.arange(math.prod(size), dtype=np.float64).reshape(size)
+    draw = draws_of(only(shuffle_probability=1), size, 1)[0]
+    assert draw.blocks is not None
+    assert len(draw.blocks.sizes) == 10_000
+    ours = deform(torch.from_numpy(index)[None], draw, seeded())[0].numpy()
+    plain = plain_shuffle(index, np.random.default_rng(1))
+    shares = []
+    for shuffled in (ours, plain):
+        source = np.stack(np.unravel_index(shuffled.astype(int), size))
+        distance = np.abs(source - np.indices(size)).reshape(3, -1)
+        shares.append([np.mean(distance[axis] == far) for axis in range(3) for far in range(6)])
+        shares[-1].append(np.mean(np.any(distance > 0, axis=0)))
+    np.testing.assert_allclose(shares[0], shares[1], atol=0.01)
+    assert 0.7 < shares[1][-1] < 0.9
+
+
+def test_small_views_are_shuffled_as_much() -> None:
+    for size in ((16, 24, 24), (16, 96, 96)):
+        view = random_view(size)
+        changed = [deform(view, draw) != view for draw in draws_of(only(shuffle_probability=1), size, 5)]
+        assert 0.5 < torch.stack(changed).float().mean() < 0.9
+
+
+def test_channels_are_shuffled_alike() -> None:
+    view = random_view().repeat(2, 1, 1, 1) * torch.tensor([1.0, -3.0]).view(2, 1, 1, 1)
+    draw = draws_of(only(shuffle_probability=1), SIZE, 1)[0]
+    shuffled = deform(view, draw, seeded())
+    assert torch.equal(shuffled[1], -3 * shuffled[0])
+    assert not torch.equal(shuffled, view)
+
+
+# Painting
+
+
+def test_inner_windows_are_painted_and_nothing_else() -> None:
+    view = random_view()
+    inner = torch.zeros(SIZE, dtype=torch.bool)
+    inner[3:-3, 3:-3, 3:-3] = True
+    shares = []
+    for number, draw in enumerate(draws_of(only(paint_probability=1, inpaint_probability=1), SIZE, 60)):
+        assert draw.inside is not None
+        changed = (deform(view, draw, seeded(number)) != view)[0]
+        assert not (changed & ~inner).any()
+        assert np.array_equal(changed.numpy(), draw.inside.covered(SIZE))
+        shares.append(float(changed.float().mean()) if len(draw.inside.sizes) else math.nan)
+    # One window has at least 1/6 of each axis (rounded down), five have at most 1/3.
+    assert np.nanmin(shares) >= 2 * 5 * 6 / math.prod(SIZE)
+    assert np.nanmax(shares) <= 5 / 27
+    assert np.isnan(shares).any()  # sometimes there is no window at all
+
+
+def test_outer_windows_keep_and_nothing_else() -> None:
+    view = random_view()
+    for number, draw in enumerate(draws_of(only(paint_probability=1, inpaint_probability=0), SIZE, 60)):
+        assert draw.outside is not None
+        kept = (deform(view, draw, seeded(number)) == view)[0]
+        assert np.array_equal(kept.numpy(), draw.outside.covered(SIZE))
+        assert (3 / 7) ** 3 <= float(kept.float().mean()) <= 5 * (7 / 12 * 19 / 32 * 23 / 40)
+        faces = kept.clone()
+        faces[2:-2, 3:-3, 3:-3] = False  # 12 voxels less a window of 7 leave 2 in front
+        assert not faces.any()
+
+
+def test_noise_is_uniform_over_the_range_of_the_view() -> None:
+    view = random_view()
+    draw = draws_of(only(paint_probability=1, inpaint_probability=0), SIZE, 1)[0]
+    deformed = deform(view, draw, seeded())
+    noise = deformed[deformed != view].double().numpy()
+    low, high = view.min().item(), view.max().item()
+    assert stats.kstest(noise, "uniform", args=(low, high - low)).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("inside", "smallest", "largest"), [(True, (10, 10, 5), (21, 21, 10)), (False, (28, 28, 14), (37, 37, 19))]
+)
+def test_windows_of_the_published_size_are_the_published_windows(
+    inside: bool, smallest: tuple[int, int, int], largest: tuple[int, int, int]
+) -> None:
+    """64 // 6 .. 64 // 3 voxels are painted; 64 - 4 * 64 // 7 .. 64 - 3 * 64 // 7 are kept; three at least are left."""
+    count = 1500
+    draws = draws_of(only(paint_probability=1, inpaint_probability=float(inside)), PUBLISHED_SIZE, count)
+    windows = [window for d in draws if (window := d.inside if inside else d.outside) is not None]
+    sizes = np.concatenate([w.sizes for w in windows])
+    starts = np.concatenate([w.starts for w in windows])
+    assert np.array_equal(sizes.min(axis=0), smallest)
+    assert np.array_equal(sizes.max(axis=0), largest)
+    assert np.array_equal(starts.min(axis=0), (3, 3, 3))
+    assert np.array_equal((starts + sizes).max(axis=0), np.array(PUBLISHED_SIZE) - 3)
+    numbers = [len(w.sizes) for w in windows]
+    certain = 0 if inside else 1
+    assert min(numbers) == certain
+    assert within(numbers.count(certain), count, 0.05)
+    assert within(numbers.count(5), count, 0.95 ** (5 - certain))
+
+
+# Order
+
+
+def test_shuffled_first_then_mapped_then_painted() -> None:
+    """The curve meets the shuffled values, on the range the view had before, and the noise comes last."""
+    view = random_view()
+    low, high = view.double().min().item(), view.double().max().item()
+    settings = Deformation(1.0, shuffle_probability=1.0, paint_probability=1.0)
+    for draw in draws_of(settings, SIZE, 5):
+        shuffled = deform(view, ViewDeformation(blocks=draw.blocks), seeded())[0].double().numpy()
+        assert draw.curve is not None
+        mapped = low + (high - low) * bezier((shuffled - low) / (high - low), draw.curve)
+        deformed = deform(view, draw, seeded())[0].numpy()
+        windows = draw.inside if draw.outside is None else draw.outside
+        assert windows is not None
+        painted = windows.covered(SIZE) == (draw.inside is not None)
+        close = np.abs(deformed - mapped) < 1e-3 * (high - low)
+        assert close[~painted].all()
+        assert close[painted].mean() < 0.02

@@ -1,0 +1,133 @@
+"""Writes the cases of a download as an nnU-Net raw dataset."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.paths import nnUNet_raw
+from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
+from tqdm import tqdm
+
+from nnunetv2_pgl.dataset_conversion.collection import Case, Collection, ConversionError
+from nnunetv2_pgl.dataset_conversion.images import place
+
+FILE_ENDING = ".nii.gz"
+RECORD = "conversion.json"
+
+
+def write_dataset(collection: Collection, dataset_id: int, *, link: bool = False, processes: int = 1) -> Path:
+    """Write the dataset to a temporary folder and rename that when it is complete.
+
+    A conversion that was interrupted goes on where it stopped if it is started again with the same settings.
+
+    Args:
+        collection: What to write.
+        dataset_id: Id of the dataset.
+        link: Link to files that need no change instead of copying them.
+        processes: How many files to write at a time.
+
+    Returns:
+        The dataset's folder: imagesTr, imagesTs, labelsTr, labelsTs, dataset.json, splits_final.json (which nnU-Net
+        copies to nnUNet_preprocessed when it plans) and conversion.json.
+
+    Raises:
+        ConversionError: If nnUNet_raw is not set, the id is taken, or a file is damaged.
+        OSError: If something cannot be written.
+    """
+    final = _new_folder(collection, dataset_id)
+    record = _record(collection, link)
+    temporary = final.with_name(f".{final.name}.partial")
+    if not _is_same_conversion(temporary / RECORD, record):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        _write_json(temporary / RECORD, record)
+    _write_files(collection, temporary, link, processes)
+    _write_json(temporary / "dataset.json", _dataset_json(collection))
+    if collection.folds:
+        _write_json(temporary / "splits_final.json", list(collection.folds))
+    os.replace(temporary, final)
+    return final
+
+
+def _new_folder(collection: Collection, dataset_id: int) -> Path:
+    if not nnUNet_raw.is_set():
+        raise ConversionError("nnUNet_raw is not set: export nnUNet_raw=/path/to/nnUNet_raw, where datasets are kept")
+    taken = [str(name) for name in find_candidate_datasets(dataset_id)]
+    if taken:
+        raise ConversionError(
+            f"dataset id {dataset_id} is taken by {', '.join(taken)} (in nnUNet_raw, nnUNet_preprocessed or "
+            "nnUNet_results): nothing is overwritten; choose another id with -id"
+        )
+    return Path(os.path.abspath(str(nnUNet_raw)), f"Dataset{dataset_id:03d}_{collection.name}")
+
+
+def _write_files(collection: Collection, folder: Path, link: bool, processes: int) -> None:
+    tasks = [task for task in _tasks(collection, folder, link) if not task[0].exists()]
+    for target, _ in tasks:
+        target.parent.mkdir(exist_ok=True)
+    with ThreadPoolExecutor(processes) as pool:  # SimpleITK and zlib work without the interpreter's lock
+        done = pool.map(lambda task: task[1](), tasks)
+        for _ in tqdm(done, total=len(tasks), desc=collection.name, unit="file", disable=None):
+            pass
+
+
+def _tasks(collection: Collection, folder: Path, link: bool) -> Iterator[tuple[Path, partial[None]]]:
+    """Every file of the dataset and what makes it."""
+    for part, cases in (("Tr", collection.training), ("Ts", collection.test)):
+        for case in cases:
+            image = folder / f"images{part}" / f"{case.name}_0000{FILE_ENDING}"
+            yield image, _task(case, case.image, image, collection.rewrite_image, link)
+            if case.label is not None:
+                label = folder / f"labels{part}" / f"{case.name}{FILE_ENDING}"
+                yield label, _task(case, case.label, label, collection.rewrite_label, link)
+
+
+def _task(case: Case, source: Path, target: Path, rewrite: Any, link: bool) -> partial[None]:
+    return partial(place, source, target, link) if rewrite is None else partial(rewrite, case, source, target)
+
+
+def _dataset_json(collection: Collection) -> dict[str, Any]:
+    labels = {} if collection.labels is None else {"labels": collection.labels}
+    return {
+        "name": collection.name,
+        "channel_names": {"0": "CT"},
+        **labels,
+        "numTraining": len(collection.training),
+        "file_ending": FILE_ENDING,
+        "licence": collection.licence.name,
+        "reference": collection.licence.reference,
+        "converted_by": "nnunetv2-pgl, pgl_convert",
+    }
+
+
+def _record(collection: Collection, link: bool) -> dict[str, Any]:
+    """What was converted and how; the same record means the same files."""
+    return {
+        "format_version": 1,
+        "name": collection.name,
+        "source": os.path.abspath(collection.source),
+        "linked": link,
+        "expected": collection.expected,
+        "split": collection.split,
+        "training": [case.name for case in collection.training],
+        "test": [case.name for case in collection.test],
+        "missing": list(collection.missing),
+    }
+
+
+def _is_same_conversion(path: Path, record: dict[str, Any]) -> bool:
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8")) == record)
+    except (OSError, ValueError):
+        return False
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

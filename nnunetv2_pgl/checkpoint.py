@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnunetv2_pgl.networks import PGLSegmenter
+
 FORMAT_VERSION = 1
 _PREFIX = "encoder."
 CITATIONS = [
@@ -210,6 +212,30 @@ def load_encoder(encoder: torch.nn.Module, weights: Mapping[str, Tensor], name: 
     encoder.load_state_dict(adapted)
     changed = tuple(key for key in own if weights[key].shape != own[key].shape)
     return LoadReport(tuple(key for key in own if key not in changed), changed)
+
+
+def load_decoder(segmenter: PGLSegmenter, checkpoint: EncoderCheckpoint, name: str) -> int:
+    """Copies ASPP and decoder from a checkpoint that has them; every key must fit. The head stays as it is.
+
+    Returns:
+        The number of tensors.
+
+    Raises:
+        CheckpointError: If the checkpoint has no decoder, or another one; the segmenter is then unchanged.
+    """
+    own, weights = segmenter.decoder_weights(), checkpoint.decoder_weights
+    if not weights:
+        raise CheckpointError(
+            f"{name}: holds no decoder, since {checkpoint.pgl.get('method')} trains none; start from its encoder alone"
+        )
+    wrong = sorted(own.keys() ^ weights.keys()) or [key for key in own if own[key].shape != weights[key].shape]
+    if wrong:
+        raise CheckpointError(
+            f"{name}: its decoder does not fit this segmenter ({_some(wrong)}); pre-train with the encoder strides of "
+            "the plan (-strides), or start from the encoder alone"
+        )
+    segmenter.load_state_dict(weights, strict=False)
+    return len(weights)
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from nnunetv2_pgl.checkpoint import (
     EncoderCheckpoint,
     atomic_save,
     load_checkpoint,
+    load_decoder,
     load_encoder,
     save_checkpoint,
 )
-from nnunetv2_pgl.networks import ResNet50Encoder
+from nnunetv2_pgl.networks import PGLSegmenter, ResNet50Encoder
 
 
 def make_checkpoint(encoder: torch.nn.Module, **pgl: Any) -> EncoderCheckpoint:
@@ -159,3 +161,33 @@ def test_an_interrupt_while_saving_leaves_nothing_behind(tmp_path: Path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         atomic_save({"x": 1}, tmp_path / "checkpoint.pth")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_decoder_that_was_trained_is_kept_apart_and_loaded_on_request(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint_final.pth"
+    trained = PGLSegmenter(1, 1, (8, 8, 8))
+    checkpoint = make_checkpoint(trained.encoder)
+    save_checkpoint(replace(checkpoint, decoder_weights=trained.decoder_weights()), path)
+    loaded = load_checkpoint(path)
+    assert loaded.encoder_weights.keys() == trained.encoder.state_dict().keys()
+    segmenter = PGLSegmenter(1, 3, (8, 8, 8))
+    before = {key: value.clone() for key, value in segmenter.state_dict().items()}
+    count = load_decoder(segmenter, loaded, str(path))
+    arrived = [key for key, value in segmenter.state_dict().items() if not torch.equal(value, before[key])]
+    assert arrived
+    assert all(key.startswith(("aspp.", "decoder.")) for key in arrived)  # neither encoder nor head
+    state = trained.state_dict()
+    assert count == len(loaded.decoder_weights) == sum(key.startswith(("aspp.", "decoder.")) for key in state)
+    assert all(torch.equal(segmenter.state_dict()[key], state[key]) for key in loaded.decoder_weights)
+
+
+def test_a_decoder_that_is_missing_or_does_not_fit_is_named(saved: Path, tmp_path: Path) -> None:
+    segmenter = PGLSegmenter(1, 2, (8, 8, 8))
+    with pytest.raises(CheckpointError, match="holds no decoder, since pgl trains none"):
+        load_decoder(segmenter, load_checkpoint(saved), str(saved))
+    other = PGLSegmenter(1, 1, (8, 16, 16))  # its transposed convolutions have other kernels
+    before = {key: value.clone() for key, value in segmenter.state_dict().items()}
+    checkpoint = replace(make_checkpoint(other.encoder), decoder_weights=other.decoder_weights())
+    with pytest.raises(CheckpointError, match=r"does not fit this segmenter \(decoder\..*-strides"):
+        load_decoder(segmenter, checkpoint, "some.pth")
+    assert all(torch.equal(value, before[key]) for key, value in segmenter.state_dict().items())

@@ -9,15 +9,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from nnunetv2_pgl.checkpoint import CheckpointError, EncoderCheckpoint, load_checkpoint, load_encoder, sha256_of
+from nnunetv2_pgl.checkpoint import (
+    CheckpointError,
+    EncoderCheckpoint,
+    load_checkpoint,
+    load_decoder,
+    load_encoder,
+    sha256_of,
+)
 from nnunetv2_pgl.networks import PAPER_STRIDES, PGLSegmenter
 from nnunetv2_pgl.precision import has_bfloat16
+from nnunetv2_pgl.trainers.planned_run import PlannedRun, PlannedRunError
 from nnunetv2_pgl.trainers.schedule import WarmupPolyLRScheduler
-from nnunetv2_pgl.trainers.source import find_encoder_checkpoint
+from nnunetv2_pgl.trainers.source import decoder_is_wanted, find_encoder_checkpoint
 
 PLANS_KEY = "pgl_network"
 _DEFAULT_NETWORK = {"architecture": "resnet50", "norm": "batch", "centred": True}
@@ -30,7 +39,7 @@ class nnUNetTrainerPGL(nnUNetTrainer):
     Loss, optimiser, augmentation and length are nnU-Net's; the learning rate warms up linearly during the first 5 % of
     the epochs. There is no deep supervision. Which checkpoint is used is said in the log and recorded in the fold's
     ``pgl_checkpoint.json``; without one the training does not start. Continuing (``--c``), validation and prediction do
-    not need it.
+    not need it. Plans with the key ``pgl_run`` set cases, seed and start of a training (see `PlannedRun`).
     """
 
     starts_from_checkpoint = True
@@ -47,6 +56,10 @@ class nnUNetTrainerPGL(nnUNetTrainer):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.enable_deep_supervision = False
         self._restoring = False
+        try:
+            self._planned_run = PlannedRun.of(plans, fold)
+        except PlannedRunError as error:
+            raise self._stop(error) from error
 
     @property
     def warmup_epochs(self) -> int:
@@ -84,8 +97,12 @@ class nnUNetTrainerPGL(nnUNetTrainer):
 
     def initialize(self) -> None:
         """Builds the network and, unless a training is being restored, copies the pre-trained encoder into it."""
+        run = self._planned_run
+        if run is not None:
+            run.seed_all(epoch=0, rank=self.local_rank)
+            self.print_to_log_file(run)
         try:
-            if self._restoring or not self.starts_from_checkpoint:
+            if self._restoring or not self.starts_from_checkpoint or (run is not None and run.is_random):
                 self._keep_network(self._network_in_model_folder())
                 super().initialize()
                 return
@@ -95,8 +112,20 @@ class nnUNetTrainerPGL(nnUNetTrainer):
             super().initialize()
             self._start_from(checkpoint, path, named_by)
         except CheckpointError as error:
-            self.print_to_log_file(f"ERROR: {error}", also_print_to_console=False)
-            raise SystemExit(f"{type(self).__name__}: {error}") from error
+            raise self._stop(error) from error
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """The cases of ``pgl_run``, else nnU-Net's split."""
+        run = self._planned_run
+        if run is None:
+            return super().do_split()
+        self.dataset_class: Any = infer_dataset_class(self.preprocessed_dataset_folder)
+        available = set(self.dataset_class.get_identifiers(self.preprocessed_dataset_folder))
+        try:
+            run.require_preprocessed(available, str(self.preprocessed_dataset_folder))
+        except PlannedRunError as error:
+            raise self._stop(error) from error
+        return list(run.training_cases), list(run.validation_cases)
 
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
         """nnU-Net's, without loading the encoder first (the argument's name differs between nnU-Net's releases)."""
@@ -105,11 +134,20 @@ class nnUNetTrainerPGL(nnUNetTrainer):
             super().load_checkpoint(filename_or_checkpoint)
         finally:
             self._restoring = False
+        if self._planned_run is not None:  # else the epochs to come would draw what the first ones drew
+            self._planned_run.seed_all(self.current_epoch, self.local_rank)
+
+    def _stop(self, error: Exception) -> SystemExit:
+        """What to raise to end with one line, which is also in the log."""
+        self.print_to_log_file(f"ERROR: {error}", also_print_to_console=False)
+        return SystemExit(f"{type(self).__name__}: {error}")
 
     def _start_from(self, checkpoint: EncoderCheckpoint, path: Path, named_by: str) -> None:
         """Copies the encoder's weights and records where they come from."""
         segmenter = unwrapped(self.network)
-        report = load_encoder(segmenter.encoder, checkpoint.encoder_weights, str(path))
+        report = str(load_encoder(segmenter.encoder, checkpoint.encoder_weights, str(path)))
+        if decoder_is_wanted(self.plans_manager.plans):
+            report += f", and {load_decoder(segmenter, checkpoint, str(path))} of the decoder"
         digest = sha256_of(path)
         pgl = checkpoint.pgl
         self.print_to_log_file(
@@ -138,7 +176,8 @@ class nnUNetTrainerPGL(nnUNetTrainer):
         self.plans_manager.plans[PLANS_KEY] = network
 
     def _network_in_model_folder(self) -> dict[str, Any]:
-        return self._stored_network() or dict(_DEFAULT_NETWORK)
+        planned = self.plans_manager.plans.get(PLANS_KEY) if self._planned_run is not None else None
+        return self._stored_network() or planned or dict(_DEFAULT_NETWORK)
 
     def _stored_network(self) -> dict[str, Any] | None:
         """The network of the folds that are already there, if any."""

@@ -12,6 +12,7 @@ from nnunetv2.paths import nnUNet_results
 from nnunetv2_pgl.checkpoint import CheckpointError
 
 VARIABLE = "PGL_CHECKPOINT"
+DECODER_VARIABLE = "PGL_TRANSFER_DECODER"
 
 
 def find_encoder_checkpoint(plans: Mapping[str, Any]) -> tuple[Path, str]:
@@ -38,6 +39,20 @@ def find_encoder_checkpoint(plans: Mapping[str, Any]) -> tuple[Path, str]:
         f"no encoder checkpoint was named, and in $nnUNet_results/PGL {found}. Type export {VARIABLE}={example} "
         "(pgl_pretrain writes it), or train the control from random weights with -tr nnUNetTrainerPGLScratch"
     )
+
+
+def decoder_is_wanted(plans: Mapping[str, Any]) -> bool:
+    """Whether the checkpoint's decoder shall be used as well.
+
+    The plans' ``pretrain_info.transfer_decoder`` asks for it, or the environment variable ``PGL_TRANSFER_DECODER``.
+
+    Raises:
+        CheckpointError: If ``PGL_TRANSFER_DECODER`` is neither 0 nor 1.
+    """
+    in_variable = os.environ.get(DECODER_VARIABLE, "0")
+    if in_variable not in ("0", "1"):
+        raise CheckpointError(f"{DECODER_VARIABLE}={in_variable}: must be 1 (use the decoder too) or 0")
+    return bool((plans.get("pretrain_info") or {}).get("transfer_decoder")) or in_variable == "1"
 
 
 def _existing(path: str, named_by: str) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from pretraining.demo.commands import CommandError, CommandRunner
+from pretraining.commands import CommandError, CommandRunner
 from pretraining.demo.datasets import FILE_ENDING, write_labelled_dataset, write_unlabelled_dataset
 from pretraining.demo.folder import (
     CONFIGURATION,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from pretraining.demo.commands import CommandError, CommandRunner, find_command
+from pretraining.commands import CommandError, CommandRunner, find_command
 from pretraining.demo.folder import DemoFolder, DemoFolderError
 from pretraining.demo.phantoms import LABELS, make_phantom
 from pretraining.demo.pictures import PredictedCase, Volume, draw_phantom, draw_predictions

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nnunetv2_pgl.checkpoint import CheckpointError
-from nnunetv2_pgl.trainers.source import find_encoder_checkpoint
+from nnunetv2_pgl.trainers.source import decoder_is_wanted, find_encoder_checkpoint
 
 
 @pytest.fixture
@@ -50,3 +50,14 @@ def test_a_named_checkpoint_that_is_missing_is_never_passed_over(
         find_encoder_checkpoint({})
     with pytest.raises(CheckpointError, match=r"lost\.pth: no such checkpoint.*in the plans"):
         find_encoder_checkpoint({"pretrain_info": {"checkpoint_path": "lost.pth"}})
+
+
+def test_the_decoder_is_used_on_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PGL_TRANSFER_DECODER", raising=False)
+    assert not decoder_is_wanted({"pretrain_info": {"checkpoint_path": "a.pth"}})
+    assert decoder_is_wanted({"pretrain_info": {"transfer_decoder": True}})
+    monkeypatch.setenv("PGL_TRANSFER_DECODER", "1")
+    assert decoder_is_wanted({})
+    monkeypatch.setenv("PGL_TRANSFER_DECODER", "yes")
+    with pytest.raises(CheckpointError, match="PGL_TRANSFER_DECODER=yes: must be 1"):
+        decoder_is_wanted({})

@@ -39,14 +39,15 @@ class CommandRunner:
         """Prepare.
 
         Args:
-            log_folder: Gets one file NN_command.txt for each command; created.
+            log_folder: Gets one file NN_command.txt for each command, numbered after those that are there; created.
             environment: All variables of the commands; added to, never to this process's own.
         """
         log_folder.mkdir(parents=True, exist_ok=True)
         self._log_folder = log_folder
         # Without it, a command would hold its output back until it ends, as it writes into a pipe.
         self._environment = {**environment, "PYTHONUNBUFFERED": "1"}
-        self._number = 0
+        numbers = [file.name.split("_", 1)[0] for file in log_folder.glob("*_*.txt")]
+        self._number = max((int(number) for number in numbers if number.isdigit()), default=0)
 
     def set_variable(self, name: str, value: str) -> None:
         """Set an environment variable for the commands to come."""

@@ -1,0 +1,69 @@
+"""How initialisations, classes and fractions look throughout a report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, told apart by the colour-blind; markers and dashes tell curves apart in black and white too.
+_FIXED = {"random": "#6e6e6e", "models_genesis": "#e69f00", "byol": "#0072b2", "pgl": "#d55e00", "pgl_mae": "#009e73"}
+_FURTHER = ("#cc79a7", "#56b4e9", "#8b6d00", "#000000", "#7f3c8d", "#a5c400")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+CLASS_COLOURS = (
+    *("#ffd400", "#00d5ff", "#ff5fc4", "#7dff5f", "#ff8a3c", "#b79cff", "#5f8bff", "#ffffff"),
+    *("#ff4040", "#00ffb3", "#d9a066", "#e600ff", "#c0ff00", "#9aa5b1", "#0090ff", "#b30059"),
+)
+
+
+@dataclass(frozen=True)
+class Look:
+    """Colour and marker of an initialisation."""
+
+    colour: str
+    marker: str
+
+
+def looks(inits: Sequence[str]) -> dict[str, Look]:
+    """The same look for the same initialisation in all figures; those with a known name have it in all reports."""
+    further = [init for init in inits if init not in _FIXED]
+    colours = _FIXED | {init: _FURTHER[i % len(_FURTHER)] for i, init in enumerate(further)}
+    return {init: Look(colours[init], _MARKERS[i % len(_MARKERS)]) for i, init in enumerate(inits)}
+
+
+def class_colours(classes: Sequence[str]) -> dict[str, str]:
+    """Bright colours, to be seen on a scan."""
+    return {name: CLASS_COLOURS[i % len(CLASS_COLOURS)] for i, name in enumerate(classes)}
+
+
+def percent(fraction: float) -> str:
+    """A fraction in words."""
+    return f"{100 * fraction:g} %"
+
+
+def scans(numbers: Sequence[int]) -> str:
+    """Numbers of labelled scans in words: one, or a range where the folds differ."""
+    if not numbers:
+        return "no scans"
+    span = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+    return f"{span} scan{'' if span == '1' else 's'}"
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of its own, drawn by Agg: no window, no state shared with anyone else's figures. Sizes in inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a PNG, under a temporary name first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    figure.savefig(temporary, format="png", dpi=130)
+    os.replace(temporary, path)
+    return path

@@ -1,0 +1,131 @@
+"""The command ``pgl_compare``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import torch
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
+
+from nnunetv2_pgl.checkpoint import CheckpointError
+from pretraining.commands import CommandError
+from pretraining.comparison.arguments import STEPS, parse, settings_given
+from pretraining.comparison.comparison import Comparison
+from pretraining.comparison.errors import ComparisonError
+from pretraining.comparison.execution import Failures, collect_results, pretrain_all, train_all
+from pretraining.comparison.folder import ComparisonFolder
+from pretraining.comparison.preparation import is_prepared, prepare
+from pretraining.comparison.runs import share
+from pretraining.comparison.settings import ComparisonSettings
+from pretraining.comparison.trainer import find_trainer
+from pretraining.data import DataError
+from pretraining.run_folder import RunError
+
+
+def compare_entry() -> None:
+    """Entry point of ``pgl_compare``."""
+    arguments = parse(sys.argv[1:])
+    try:
+        failures = _compare(arguments)
+    except (ComparisonError, CommandError, CheckpointError, DataError, RunError, OSError) as error:
+        sys.exit(f"pgl_compare: {error}")
+    if failures:
+        print(f"\n{len(failures)} failed:")
+        for name, reason in failures.items():
+            print(f"  {name}: {reason}")
+        sys.exit(1)
+
+
+def _compare(arguments: argparse.Namespace) -> Failures:
+    comparison = _comparison(arguments)
+    if arguments.dry_run:
+        from pretraining.comparison.overview import print_overview
+
+        print_overview(comparison)
+        return {}
+    if arguments.slurm:
+        from pretraining.comparison.slurm import write_submit_script
+
+        print(f"Wrote {write_submit_script(comparison)}: edit its #SBATCH lines, then start it with bash")
+        return {}
+    steps = STEPS if arguments.only is None else (arguments.only,)
+    if {"pretrain", "train"} & set(steps):
+        _require_device(arguments.device)
+    if "prepare" not in steps and not is_prepared(comparison):
+        raise ComparisonError(
+            f"{comparison.folder.path} is not prepared for these settings: run it with --only prepare first"
+        )
+    part = None if arguments.part is None else (arguments.part[0], arguments.part[1])
+    failures: Failures = {}
+    for step in steps:
+        if (
+            step == "report"
+            and failures
+            and not any(comparison.folder.metrics(run.name).is_file() for run in comparison.runs)
+        ):
+            print("\nNo run is done: there is nothing to report yet.")
+            continue
+        failures |= _run_step(comparison, step, part)
+    return failures
+
+
+def _run_step(comparison: Comparison, step: str, part: tuple[int, int] | None) -> Failures:
+    if step == "prepare":
+        prepare(comparison)
+    elif step == "pretrain":
+        to_run = [init for init in comparison.inits if init.options]
+        return pretrain_all(comparison, share(to_run, part))
+    elif step == "train":
+        return train_all(comparison, share(comparison.runs, part))
+    else:
+        from pretraining.comparison.telling import report
+
+        results = collect_results(comparison)
+        if not results:
+            raise ComparisonError(f"no run of {comparison.folder.name} is done: there is nothing to report yet")
+        print()
+        for path in report(comparison, results):
+            print(path)
+    return {}
+
+
+def _comparison(arguments: argparse.Namespace) -> Comparison:
+    """The comparison that the command line means, its settings checked."""
+    for variable in (nnUNet_raw, nnUNet_preprocessed, nnUNet_results):
+        if not variable.is_set():
+            name = variable.env_var_name
+            raise ComparisonError(f"{name} is not set: export {name}=/path/to/{name}")
+    _require_part(arguments)
+    given = settings_given(arguments)
+    name = arguments.o or given.get("dataset")
+    if name is None:
+        raise ComparisonError("-d is missing: give a labelled data set, or with -o the name of a comparison")
+    folder = ComparisonFolder.named(name)
+    if folder.settings.is_file():
+        settings = ComparisonSettings.load(folder.settings).extended(given, folder.settings)
+    elif "dataset" not in given:
+        raise ComparisonError(f"-d is missing: there is no comparison {folder.path} to go on with")
+    else:
+        settings = ComparisonSettings(**{"pretrain_on": (given["dataset"],), **given})
+    if settings.test_fraction is not None and settings.test_cases is not None:
+        raise ComparisonError("--test_fraction and --test_cases: give one of them")
+    find_trainer(settings.trainer)
+    comparison = Comparison(folder, settings, arguments.device, arguments.np)
+    comparison.inits, comparison.splits  # noqa: B018 - checks them
+    return comparison
+
+
+def _require_part(arguments: argparse.Namespace) -> None:
+    if arguments.part is None:
+        return
+    index, count = arguments.part
+    if arguments.only not in ("pretrain", "train"):
+        raise ComparisonError("--part is a share of one step: add --only pretrain or --only train")
+    if index >= count:
+        raise ComparisonError(f"--part {index} {count}: I runs from 0 to N - 1")
+
+
+def _require_device(device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ComparisonError("no CUDA device was found: add -device cpu (or mps)")

@@ -1,0 +1,46 @@
+"""The end of a report: what its numbers mean."""
+
+from __future__ import annotations
+
+from pretraining.comparison.document import Block, Heading, Items
+from pretraining.comparison.results import ResultSet
+from pretraining.comparison.statistics import DRAWS
+from pretraining.comparison.story import Story
+
+
+def definitions(story: Story, results: ResultSet) -> list[Block]:
+    """Measures, means, intervals and tests in words."""
+    lines = [
+        "Dice and IoU: of the voxels of truth and prediction, per class and case.",
+        "Surface: voxels of a mask with a face neighbour outside it (outside the image is outside the mask). Distances "
+        "are in mm, between voxel centres, from each surface voxel to the nearest one of the other surface.",
+        "HD (Hausdorff distance): the largest of these distances, in both directions. HD95: the larger of the two "
+        "directions' 95th percentiles.",
+        f"Surface Dice at {story.tolerance_mm:g} mm: share, over the voxels of both surfaces, of those whose distance "
+        f"is at most {story.tolerance_mm:g} mm.",
+        "Missed: truth not empty, prediction empty. Dice, IoU and surface Dice are 0, HD and HD95 the diagonal of the "
+        "image. Missed structures are in all means.",
+        "Empty truth: all measures are undefined and left out of means, whatever the prediction is. nnU-Net's own "
+        "evaluation gives Dice 0 where the prediction is not empty.",
+        "Average: mean over the classes that a case has, then over cases and runs. A run is a fold and a seed.",
+        f"95 % confidence interval: percentiles of {DRAWS} bootstrap means. Runs and test cases are drawn with "
+        "replacement, independently of each other.",
+        *_caveats(results),
+        "Difference to random: on the runs and cases that both have, so it can differ from the difference of the means "
+        "where runs are missing.",
+        "Tests: Wilcoxon's signed-rank test over cases; differences of 0 are left out. No significant difference does "
+        "not mean that there is none. The test sees the variation of the cases; that of the seeds is averaged.",
+    ]
+    return [Heading("Definitions"), Items(tuple(lines))]
+
+
+def _caveats(results: ResultSet) -> list[str]:
+    """What the intervals cannot tell with the runs there are."""
+    fewest = min((len({row.run for row in rows}) for rows in results.cells.values()), default=0)
+    if fewest == 1:
+        return ["Where there is one run only, the interval is over cases: how much training varies, it does not tell."]
+    if 1 < fewest < 5:
+        return [
+            f"With as few as {fewest} runs, an interval tells little of how much training varies, and is rather narrow."
+        ]
+    return []

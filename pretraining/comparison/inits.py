@@ -1,0 +1,166 @@
+"""What a training may start from: random weights, a pre-training to be run, or a checkpoint that exists."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from nnunetv2_pgl.checkpoint import CheckpointError, load_checkpoint
+from nnunetv2_pgl.trainers.planned_run import RANDOM
+from pretraining.comparison.errors import ComparisonError
+from pretraining.comparison.folder import ComparisonFolder, require_name
+from pretraining.comparison.settings import ComparisonSettings
+from pretraining.config import PretrainConfig
+from pretraining.options import (
+    OptionParser,
+    add_data_options,
+    add_run_options,
+    add_training_options,
+    add_view_options,
+    with_options,
+)
+from pretraining.run_folder import RunError, RunFolder
+
+# Options of pgl_pretrain. The ablations are the paper's (table 8): views without flips, without crops of other size and
+# place, and without both, so that they differ in intensity alone.
+BUILT_IN = {
+    "pgl": "-m pgl",
+    "byol": "-m byol",
+    "models_genesis": "-m models_genesis",
+    "pgl_mae": "-m pgl_mae",
+    "pgl_no_flips": "-m pgl -flip_probability 0",
+    "pgl_no_crops": "-m pgl -scale 1 1 -min_overlap 1",
+    "pgl_intensity_only": "-m pgl -flip_probability 0 -scale 1 1 -min_overlap 1",
+}
+_RESERVED = ("d", "o", "exclude", "c")  # set by the comparison
+
+
+@dataclass(frozen=True)
+class Initialisation:
+    """One start.
+
+    Attributes:
+        name: As in ``--init``.
+        options: Of the pre-training; empty if there is none to run.
+        given: The checkpoint of ``--checkpoint``, if any.
+        network: What its checkpoint is, or will be, for: architecture, norm, centred; None for random.
+    """
+
+    name: str
+    options: tuple[str, ...] = ()
+    given: Path | None = None
+    network: dict[str, Any] | None = None
+
+    @property
+    def is_random(self) -> bool:
+        """Whether it needs no checkpoint."""
+        return self.name == RANDOM
+
+    def run_folder(self, folder: ComparisonFolder) -> RunFolder:
+        """The folder of its pre-training."""
+        return RunFolder.named(f"{folder.name}_{self.name}")
+
+    def checkpoint(self, folder: ComparisonFolder) -> Path | None:
+        """The checkpoint to start from, whether or not it is there yet; None for random."""
+        if self.is_random:
+            return None
+        return self.given or self.run_folder(folder).final
+
+
+def initialisations(settings: ComparisonSettings) -> list[Initialisation]:
+    """All starts of a comparison, checked as far as they can be before anything runs.
+
+    Raises:
+        ComparisonError: A name is unknown, an option of a pre-training is wrong, or a checkpoint cannot be used.
+    """
+    known = {**BUILT_IN, **settings.definitions}
+    for option, names in (("--define", settings.definitions), ("--checkpoint", settings.checkpoints)):
+        for name in names:
+            if name not in settings.inits:
+                raise ComparisonError(f"{option} {name}: add {name} to --init ({' '.join(settings.inits)})")
+    for name in settings.definitions:
+        if name in BUILT_IN or name == RANDOM:
+            raise ComparisonError(f"--define {name}: this name is taken; choose another")
+    return [_initialisation(name, known, settings) for name in settings.inits]
+
+
+def random_network(inits: Sequence[Initialisation]) -> dict[str, Any]:
+    """The network of the random start: that of the first of the others, so that only the weights differ."""
+    networks = [init.network for init in inits if init.network is not None]
+    return networks[0] if networks else _network_of(PretrainConfig(datasets=()))
+
+
+def doubt_about(init: Initialisation, dataset: str, test: Sequence[str]) -> str | None:
+    """What is to be said if a given checkpoint was, or may have been, pre-trained on test cases; else None.
+
+    A checkpoint has the number of scans left out, the config.json beside it their names. Copies of the data under other
+    names cannot be known.
+    """
+    if init.given is None:
+        return None
+    pgl = load_checkpoint(init.given).pgl
+    if dataset not in (pgl.get("datasets") or ()):
+        return None
+    where = f"{init.name}: {init.given} was pre-trained on {dataset}"
+    settings = init.given.with_name("config.json")
+    if settings.is_file():
+        names = PretrainConfig.load(settings).exclude
+        # Scans whose names another source shares have that of the data set in front.
+        unseen = all(case in names or f"{dataset}_{case}" in names for case in test)
+        return None if unseen else f"{where}, test cases too"
+    left_out = (pgl.get("config") or {}).get("exclude") or 0
+    return f"{where}, test cases too" if left_out < len(test) else f"{where}, perhaps on test cases: it lists no names"
+
+
+def _initialisation(name: str, known: dict[str, str], settings: ComparisonSettings) -> Initialisation:
+    require_name(name, "--init")
+    if name == RANDOM:
+        return Initialisation(name)
+    if name in settings.checkpoints:
+        path = Path(settings.checkpoints[name])
+        try:
+            architecture = load_checkpoint(path).architecture
+        except CheckpointError as error:
+            raise ComparisonError(f"--checkpoint {name}={path}: {error}") from error
+        keys = {"architecture": "name", "norm": "norm", "centred": "centred"}
+        return Initialisation(name, given=path, network={key: architecture[value] for key, value in keys.items()})
+    if name not in known:
+        raise ComparisonError(
+            f"--init {name}: unknown; known are random, {', '.join(BUILT_IN)}, and what --define and --checkpoint name"
+        )
+    common = shlex.split(settings.pretrain_options)
+    _config(common, f"--pretrain_options {settings.pretrain_options!r}", ("m", *_RESERVED))
+    options = (*shlex.split(known[name]), *common)
+    what = f"--define {name}" if name in settings.definitions else f"--init {name}"
+    return Initialisation(name, options, network=_network_of(_config(options, what, _RESERVED)))
+
+
+def _network_of(config: PretrainConfig) -> dict[str, Any]:
+    return {"architecture": config.architecture, "norm": config.norm, "centred": True}
+
+
+class _OptionsOfPretraining(OptionParser):
+    """Raises where argparse would print the usage of another command and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ComparisonError(message)
+
+
+def _config(options: Sequence[str], what: str, reserved: Sequence[str]) -> PretrainConfig:
+    """The settings of a pre-training, to refuse wrong options now and not after hours."""
+    parser = _OptionsOfPretraining(prog="pgl_pretrain", add_help=False)
+    for add_options in (add_data_options, add_view_options, add_training_options, add_run_options):
+        add_options(parser)
+    try:
+        arguments = parser.parse_args(list(options))
+        for name in reserved:
+            if getattr(arguments, name):
+                raise ComparisonError(f"-{name} is set by the comparison; leave it out")
+        config = with_options(arguments, PretrainConfig(datasets=()))
+        config.check()
+    except (ComparisonError, RunError, ValueError) as error:
+        raise ComparisonError(f"{what}: {error}") from error
+    return config

@@ -1,0 +1,150 @@
+"""Overlap and surface distances of a predicted segmentation and the truth.
+
+Dice and IoU count voxels. A surface is the voxels of a mask with a face neighbour outside it; what lies outside the
+image is outside the mask. Distances are between voxel centres, in mm. Each surface voxel has a distance to the other
+mask's surface; of these
+
+- HD (Hausdorff distance) is the largest, of both directions,
+- HD95 is the larger of the two directions' 95th percentiles,
+- surface Dice is the share, over the voxels of both surfaces, of those within the tolerance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+from scipy.ndimage import binary_erosion
+from scipy.spatial import KDTree
+
+from pretraining.comparison.errors import ComparisonError
+
+_SPACING_TOLERANCE = 1e-3
+# NIfTI stores spacings as float32, so a distance of one voxel may come out a few 1e-8 above its nominal length.
+_ROUNDING = 1e-6
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class CaseMetrics:
+    """Measures of a class of a case; the fields are those of `CaseResult`."""
+
+    class_name: str
+    dice: float
+    iou: float
+    hd: float
+    hd95: float
+    surface_dice: float
+    missed: bool
+    truth_voxels: int
+    predicted_voxels: int
+
+
+def measure_case(
+    truth: Path, prediction: Path, classes: Mapping[str, int | tuple[int, ...]], tolerance_mm: float
+) -> list[CaseMetrics]:
+    """Measure a prediction.
+
+    Where the truth lacks a class, all measures are nan, whatever the prediction has. Where the truth has it and the
+    prediction does not, it is missed: Dice, IoU and surface Dice are 0, both distances the diagonal of the image.
+
+    Args:
+        truth: Label map of any format that SimpleITK reads; its spacing counts.
+        prediction: Label map of the same grid.
+        classes: Label of each class; several labels make a region.
+        tolerance_mm: Tolerance of the surface Dice, included.
+
+    Returns:
+        One entry per class, in the order of ``classes``.
+
+    Raises:
+        ComparisonError: (a ValueError) A file cannot be read, or the grids differ in size or, by more than a
+            thousandth, in spacing.
+    """
+    true_image, predicted_image = _read(truth), _read(prediction)
+    _require_same_grid(true_image, predicted_image, truth, prediction)
+    spacing = np.array(true_image.GetSpacing()[::-1])
+    true_labels, predicted_labels = map(sitk.GetArrayViewFromImage, (true_image, predicted_image))
+    measured = []
+    for name, label in classes.items():
+        masks = np.isin(true_labels, label), np.isin(predicted_labels, label)
+        measured.append(_measure(name, *masks, spacing, tolerance_mm))
+    return measured
+
+
+def _read(path: Path) -> Any:
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        problem = "cannot be read" if path.is_file() else "does not exist"
+        raise ComparisonError(f"{path}: {problem}") from error
+    if image.GetNumberOfComponentsPerPixel() != 1:
+        raise ComparisonError(f"{path}: has {image.GetNumberOfComponentsPerPixel()} values per voxel, not one label")
+    return image
+
+
+def _require_same_grid(true_image: Any, predicted_image: Any, truth: Path, prediction: Path) -> None:
+    sizes = true_image.GetSize(), predicted_image.GetSize()
+    if sizes[0] != sizes[1]:
+        raise ComparisonError(
+            f"{truth} has {sizes[0]} voxels (x, y, z), {prediction} {sizes[1]}; they must have the same grid"
+        )
+    spacings = true_image.GetSpacing(), predicted_image.GetSpacing()
+    if not np.allclose(*spacings, rtol=_SPACING_TOLERANCE, atol=0):
+        raise ComparisonError(
+            f"{truth} has spacing {spacings[0]} mm, {prediction} {spacings[1]}; they must have the same grid"
+        )
+
+
+def _measure(name: str, truth: Mask, prediction: Mask, spacing: NDArray[Any], tolerance: float) -> CaseMetrics:
+    n_true, n_predicted = int(np.count_nonzero(truth)), int(np.count_nonzero(prediction))
+    if not n_true:
+        return CaseMetrics(name, *5 * (math.nan,), False, 0, n_predicted)
+    if not n_predicted:
+        diagonal = float(np.linalg.norm(spacing * truth.shape))
+        return CaseMetrics(name, 0.0, 0.0, diagonal, diagonal, 0.0, True, n_true, 0)
+    common = int(np.count_nonzero(truth & prediction))
+    there, back = _surface_distances(truth, prediction, spacing)
+    hd95 = max(np.percentile(there, 95), np.percentile(back, 95))
+    both = np.concatenate([there, back])
+    return CaseMetrics(
+        name,
+        dice=2 * common / (n_true + n_predicted),
+        iou=common / (n_true + n_predicted - common),
+        hd=float(both.max()),
+        hd95=float(hd95),
+        surface_dice=float(np.mean(both <= tolerance * (1 + _ROUNDING))),
+        missed=False,
+        truth_voxels=n_true,
+        predicted_voxels=n_predicted,
+    )
+
+
+def _surface_distances(truth: Mask, prediction: Mask, spacing: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Distances of the surface voxels of each mask to the other's surface, in mm."""
+    box = _bounding_box(truth | prediction)
+    points = [_surface_points(mask[box]) * spacing for mask in (truth, prediction)]
+    # Voxels lie on a grid: splitting at the median would not pay.
+    trees = [KDTree(p, balanced_tree=False, compact_nodes=False) for p in points]
+    return trees[1].query(points[0])[0], trees[0].query(points[1])[0]
+
+
+def _surface_points(mask: Mask) -> NDArray[Any]:
+    """Indices of the surface voxels, (n, axes)."""
+    return np.argwhere(mask & ~binary_erosion(mask, border_value=0))
+
+
+def _bounding_box(mask: Mask) -> tuple[slice, ...]:
+    box = []
+    for axis in range(mask.ndim):
+        others = tuple(a for a in range(mask.ndim) if a != axis)
+        indices = np.flatnonzero(mask.any(axis=others))
+        box.append(slice(int(indices[0]), int(indices[-1]) + 1))
+    return tuple(box)

@@ -1,0 +1,137 @@
+"""The step before the trainings: planning, splits, test images, names to exclude, plans that need no checkpoint."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+from pretraining.comparison.comparison import Comparison
+from pretraining.comparison.errors import ComparisonError
+from pretraining.comparison.folder import read_json, write_atomically, write_json
+from pretraining.comparison.plan_files import base_plans, plans_of_run, write_plans
+from pretraining.comparison.settings import ComparisonSettings
+from pretraining.data import find_scans
+
+DEFAULT_PLANS = "nnUNetPlans"
+
+
+def prepare(comparison: Comparison) -> None:
+    """Makes all that a comparison needs before its first pre-training and training; quick where it is there.
+
+    Raises:
+        ComparisonError: The data set cannot be compared on.
+        CommandError: A command of nnU-Net has failed.
+    """
+    folder, settings, splits = comparison.folder, comparison.settings, comparison.splits
+    for warning in comparison.warnings:
+        print(f"WARNING: {warning}", flush=True)
+    settings.save(folder.settings)
+    content = splits.to_dict()
+    write_json(folder.splits, content)
+    write_atomically(folder.test_cases, _lines(splits.test))
+    write_atomically(folder.excluded, _lines(names_to_exclude(comparison)))
+    _link_test_images(comparison)
+    _plan_and_preprocess(comparison)
+    for run in comparison.runs:
+        if all(init.is_random or init.given for init in comparison.inits if init.name == run.init):
+            write_plans(settings, plans_of_run(folder, settings, splits, comparison.inits, run))
+
+
+def _lines(names: Iterable[str]) -> str:
+    return "".join(f"{name}\n" for name in names)
+
+
+def is_prepared(comparison: Comparison) -> bool:
+    """Whether `prepare` has been here, with the settings of now."""
+    folder = comparison.folder
+    if not folder.settings.is_file() or ComparisonSettings.load(folder.settings) != comparison.settings:
+        return False
+    return folder.splits.is_file() and folder.excluded.is_file() and base_plans(comparison.settings).is_file()
+
+
+def names_to_exclude(comparison: Comparison) -> list[str]:
+    """The scans among those to pre-train on that are test cases.
+
+    They are known by their files, however the data set is named, and by the name of the case. A scan of another source
+    that has the name of a test case by chance is excluded too: that costs one scan, and a copy of the test set in
+    another folder could not be told from it.
+    """
+    test = set(comparison.splits.test)
+    files = {image.resolve() for case in test for image in comparison.dataset.case(case).images}
+    scans, _ = find_scans(comparison.settings.pretrain_on)
+    return sorted(
+        scan.name
+        for scan in scans
+        if scan.identifier in test or not files.isdisjoint(Path(file).resolve() for file in scan.files)
+    )
+
+
+def _link_test_images(comparison: Comparison) -> None:
+    """Links, or copies where links cannot be made, named as nnU-Net names images."""
+    folder, dataset = comparison.folder.test_images, comparison.dataset
+    folder.mkdir(parents=True, exist_ok=True)
+    for case in comparison.splits.test:
+        for channel, image in enumerate(dataset.case(case).images):
+            link = folder / f"{case}_{channel:04d}{dataset.file_ending}"
+            if link.exists():
+                continue
+            link.unlink(missing_ok=True)  # it may point to where the data were
+            try:
+                link.symlink_to(image.resolve())
+            except OSError:
+                temporary = link.with_name(f".{link.name}.tmp")
+                shutil.copyfile(image, temporary)
+                os.replace(temporary, link)
+
+
+def _plan_and_preprocess(comparison: Comparison) -> None:
+    """Runs what is missing of nnU-Net's planning and preprocessing.
+
+    The fingerprint, and so the plans, also see the images of imagesTr that are held out as test cases: spacing and
+    intensity statistics, the same for all initialisations.
+    """
+    settings, runner = comparison.settings, comparison.runner("prepare")
+    if os.environ.get("nnUNet_n_proc_DA") == "0":  # noqa: SIM112 - nnU-Net's name
+        runner.set_variable("nnUNet_n_proc_DA", "1")  # nnU-Net's planner gives torch as many threads: 0 would fail
+    options = ["-c", settings.configuration, "-np", str(comparison.processes)]
+    if not base_plans(settings).is_file():
+        if settings.plans != DEFAULT_PLANS:
+            raise ComparisonError(f"-p {settings.plans}: {base_plans(settings)} is missing; plan it with nnU-Net first")
+        command = ["nnUNetv2_plan_and_preprocess", "-d", settings.dataset_id, *options]
+        runner.run([*command, "-npfp", str(comparison.processes), "--verify_dataset_integrity"])
+    elif missing_cases(comparison):
+        runner.run(["nnUNetv2_preprocess", "-d", settings.dataset_id, "-plans_name", settings.plans, *options])
+    missing = missing_cases(comparison)
+    if missing:
+        raise ComparisonError(f"case {missing[0]} is not preprocessed ({len(missing)} are not); see the log of nnU-Net")
+
+
+def missing_cases(comparison: Comparison) -> list[str]:
+    """Cases to train or validate on that nnU-Net has not preprocessed for the configuration.
+
+    Raises:
+        ComparisonError: The plans do not have the configuration.
+    """
+    settings = comparison.settings
+    configurations = read_json(base_plans(settings)).get("configurations", {})
+    if settings.configuration not in configurations:
+        known = ", ".join(configurations)
+        raise ComparisonError(f"-c {settings.configuration}: {base_plans(settings)} has the configurations {known}")
+    folds = comparison.splits.folds
+    wanted = {case for fold in folds for case in (*fold.orders[0], *fold.validation)}
+    data = Path(nnUNet_preprocessed) / settings.dataset / _data_identifier(configurations, settings.configuration)
+    if not data.is_dir() or not any(data.iterdir()):
+        return sorted(wanted)
+    return sorted(wanted - set(infer_dataset_class(str(data)).get_identifiers(str(data))))
+
+
+def _data_identifier(configurations: dict[str, dict[str, str]], name: str) -> str:
+    """The folder of the preprocessed data; inherited, as the cascade's configuration does."""
+    while "data_identifier" not in configurations[name]:
+        name = configurations[name]["inherits_from"]
+    return configurations[name]["data_identifier"]

@@ -1,0 +1,130 @@
+"""Hands the results to the report, with what it tells about how they were made."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from pretraining.comparison.comparison import Comparison
+from pretraining.comparison.execution import prediction_command, pretraining_command, seconds_of, training_command
+from pretraining.comparison.report import write_report
+from pretraining.comparison.results import CaseResult
+from pretraining.comparison.runs import TrainingRun, model_folder
+from pretraining.comparison.settings import ComparisonSettings
+from pretraining.comparison.story import BASELINE, RunRecord, Story
+from pretraining.comparison.trainer import find_trainer
+
+_REFERENCE = "pgl"
+
+
+def report(comparison: Comparison, results: Sequence[CaseResult]) -> list[Path]:
+    """Writes the report; returns its files."""
+    return write_report(results, _story(comparison), comparison.folder.path)
+
+
+def compare_command(comparison: Comparison) -> list[str]:
+    """The command that makes this comparison anew, with every setting that is not a default."""
+    settings = comparison.settings
+    default = ComparisonSettings(settings.dataset, (settings.dataset,))
+    command = ["pgl_compare", "-d", settings.dataset_id]
+    if comparison.folder.name != settings.dataset:
+        command += ["-o", comparison.folder.name]
+    options = {"pretrain_on": "--pretrain_on", "inits": "--init", "fractions": "--fractions", "folds": "--folds"}
+    options |= {"seeds": "--seeds", "trainer": "-tr", "configuration": "-c", "plans": "-p", "tolerance": "--tolerance"}
+    options |= {"checkpoints": "--checkpoint", "definitions": "--define", "pretrain_options": "--pretrain_options"}
+    options |= {"predict_options": "--predict_options", "test_fraction": "--test_fraction"}
+    options |= {"max_validation": "--max_validation"}
+    for name, option in options.items():
+        value = getattr(settings, name)
+        if value != getattr(default, name):
+            command += [option, *_words(value)]
+    if settings.test_cases is not None:
+        command += ["--test_cases", str(comparison.folder.test_cases)]
+    return [*command, "-device", comparison.device]
+
+
+def _words(value: object) -> list[str]:
+    if isinstance(value, dict):
+        return [f"{key}={text}" for key, text in value.items()]
+    if isinstance(value, tuple):
+        return [f"{item:g}" if isinstance(item, float) else str(item) for item in value]
+    return [f"{value:g}" if isinstance(value, float) else str(value)]
+
+
+def _story(comparison: Comparison) -> Story:
+    settings, splits, dataset = comparison.settings, comparison.splits, comparison.dataset
+    done = [run for run in comparison.runs if comparison.folder.metrics(run.name).is_file()]
+    baseline = [name for name in settings.inits if name == BASELINE]
+    others = [name for name in settings.inits if name != BASELINE]
+    return Story(
+        title=f"{comparison.folder.name}: {', '.join([*baseline, *others])}",
+        facts=_facts(comparison),
+        commands=_commands(comparison),
+        inits=(*baseline, *others),
+        reference=_REFERENCE if _REFERENCE in others or not others else others[-1],
+        tolerance_mm=settings.tolerance,
+        runs=tuple(_record(comparison, run) for run in done),
+        missing=tuple(run.name for run in comparison.runs if run not in done),
+        images={case: dataset.case(case).images[0] for case in splits.test},
+        truths={case: dataset.case(case).label for case in splits.test},
+        classes=dataset.classes,
+    )
+
+
+def _record(comparison: Comparison, run: TrainingRun) -> RunRecord:
+    logs = sorted(model_folder(comparison.folder, comparison.settings, run).glob("training_log_*.txt"))
+    return RunRecord(
+        run.init,
+        run.fraction,
+        run.fold,
+        run.seed,
+        comparison.folder.predictions(run.name),
+        comparison.dataset.file_ending,
+        logs[-1] if logs else None,
+        seconds_of(comparison, run),
+    )
+
+
+def _facts(comparison: Comparison) -> tuple[tuple[str, str], ...]:
+    settings, splits = comparison.settings, comparison.splits
+    folds = [splits.folds[fold] for fold in settings.folds]
+    sizes = [f"{len(fold.orders[0])} / {len(fold.validation)}" for fold in folds]
+    excluded = comparison.folder.excluded.read_text(encoding="utf-8").split()
+    summary = (find_trainer(settings.trainer).__doc__ or "").strip().splitlines()
+    return (
+        ("Data set", settings.dataset),
+        ("Pre-training on", f"{', '.join(settings.pretrain_on)}, without the test cases ({len(excluded)} left out)"),
+        ("Test cases", f"{len(splits.test)}: {splits.test_from}"),
+        ("Folds", f"{', '.join(map(str, settings.folds))} of {splits.folds_from}"),
+        ("Training / validation cases", "; ".join(sizes)),
+        ("Fractions", f"{_listed(settings.fractions)}; the cases of a smaller one are among those of a larger one"),
+        ("Repetitions", f"seeds 0 to {settings.seeds - 1}: order of the cases, weights, batches"),
+        ("Trainer", f"{settings.trainer}: {summary[0] if summary else ''}"),
+        ("Plans", f"{settings.plans}, {settings.configuration}; the same for all initialisations"),
+        (
+            "Prediction",
+            f"nnU-Net, options {settings.predict_options}" if settings.predict_options else "nnU-Net, its defaults",
+        ),
+        ("Device", comparison.device),
+        *(("Beware", warning) for warning in comparison.warnings),
+        (
+            "Versions",
+            f"nnunetv2-pgl {version('nnunetv2-pgl')}, nnunetv2 {version('nnunetv2')}, torch {torch.__version__}",
+        ),
+    )
+
+
+def _listed(fractions: Sequence[float]) -> str:
+    return ", ".join(f"{100 * fraction:g} %" for fraction in fractions)
+
+
+def _commands(comparison: Comparison) -> tuple[str, ...]:
+    """The command of the comparison, and those that it runs: the pre-trainings and, for example, the first training."""
+    inner = [pretraining_command(comparison, init) for init in comparison.inits if init.options]
+    first = comparison.runs[0]
+    inner += [training_command(comparison, first), prediction_command(comparison, first)]
+    return tuple(shlex.join(command) for command in [compare_command(comparison), *inner])

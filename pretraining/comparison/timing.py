@@ -1,0 +1,111 @@
+"""A short timing of the training steps of a comparison."""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.paths import nnUNet_preprocessed
+
+from nnunetv2_pgl.trainers import nnUNetTrainerPGL
+from nnunetv2_pgl.trainers.pgl import PLANS_KEY
+from nnunetv2_pgl.trainers.planned_run import RANDOM, RUN_KEY
+from pretraining.comparison.comparison import Comparison
+from pretraining.comparison.folder import read_json
+from pretraining.comparison.inits import random_network
+from pretraining.comparison.plan_files import base_plans
+from pretraining.comparison.trainer import find_trainer, variable
+
+_STEPS = 3
+
+
+@dataclass(frozen=True)
+class StepTiming:
+    """What a training consists of, and what its parts take.
+
+    Attributes:
+        epochs: Of the trainer.
+        iterations: Per epoch.
+        validation_iterations: Per epoch.
+        step: Seconds of a training step.
+        validation_step: Seconds of a validation step.
+    """
+
+    epochs: int
+    iterations: int
+    validation_iterations: int
+    step: float
+    validation_step: float
+
+    @property
+    def seconds(self) -> float:
+        """Of a training's steps; loading, saving, validation of whole scans and prediction come on top."""
+        return self.epochs * (self.iterations * self.step + self.validation_iterations * self.validation_step)
+
+
+def time_steps(comparison: Comparison) -> StepTiming:
+    """Times some steps of the trainer on random voxels, with the plans' patch and batch, on the device.
+
+    nnU-Net's trainers write into their results folder from the start; here that is a temporary one.
+
+    Raises:
+        RuntimeError: The device is too small, or missing (PyTorch without CUDA: AssertionError).
+    """
+    if comparison.device == "cpu":
+        torch.set_num_threads(multiprocessing.cpu_count())  # as nnUNetv2_train does
+    with tempfile.TemporaryDirectory() as folder, variable("nnUNet_results", folder), redirect_stdout(StringIO()):
+        trainer = _trainer(comparison)
+        trainer.initialize()
+        trainer.network.train()
+        batch = _random_batch(trainer)
+        step = _seconds(lambda: trainer.train_step(batch))
+        trainer.network.eval()
+        with torch.no_grad():
+            validation_step = _seconds(lambda: trainer.validation_step(batch))
+    lengths = trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch
+    return StepTiming(*lengths, step, validation_step)
+
+
+def _trainer(comparison: Comparison) -> nnUNetTrainerPGL:
+    """The trainer of the random start."""
+    settings = comparison.settings
+    plans = read_json(base_plans(settings))
+    plans[PLANS_KEY] = random_network(comparison.inits)
+    cases = {"training_cases": ["none"], "validation_cases": ["none"]}  # no data are read
+    plans[RUN_KEY] = {"initialisation": RANDOM, "seed": 0, "folds": {"0": cases}}
+    dataset_json = read_json(Path(nnUNet_preprocessed) / settings.dataset / "dataset.json")
+    trainer = find_trainer(settings.trainer)
+    return trainer(
+        {**plans, "continue_training": False}, settings.configuration, 0, dataset_json, torch.device(comparison.device)
+    )
+
+
+def _random_batch(trainer: nnUNetTrainerPGL) -> dict[str, Any]:
+    """Noise, and labels or regions of the shape that nnU-Net's transforms hand over."""
+    patch, size = trainer.configuration_manager.patch_size, trainer.batch_size
+    labels = trainer.label_manager
+    if labels.has_regions:
+        target = torch.randint(0, 2, (size, len(labels.foreground_regions), *patch))
+    else:
+        target = torch.randint(0, len(labels.foreground_labels) + 1, (size, 1, *patch))
+    return {"data": torch.randn(size, trainer.num_input_channels, *patch), "target": target}
+
+
+def _seconds(step: Callable[[], object]) -> float:
+    """Median of some steps after a first one; a step ends with its loss on the host, so a GPU is waited for."""
+    step()
+    taken = []
+    for _ in range(_STEPS):
+        begin = time.perf_counter()
+        step()
+        taken.append(time.perf_counter() - begin)
+    return statistics.median(taken)

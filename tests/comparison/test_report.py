@@ -1,0 +1,328 @@
+import base64
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import SimpleITK as sitk
+from matplotlib.image import imread
+
+from pretraining.comparison.appearance import looks
+from pretraining.comparison.case_slice import read_slice
+from pretraining.comparison.metrics import measure_case
+from pretraining.comparison.report import write_report
+from pretraining.comparison.results import CaseResult
+from pretraining.comparison.statistics import PairedTest
+from pretraining.comparison.story import RunRecord, Story
+from pretraining.comparison.tables import verdict
+from pretraining.comparison.training_logs import read_training
+
+CLASSES: dict[str, Any] = {"head": 1, "whole": (1, 2)}
+INITS = ("random", "byol", "pgl")
+SPACING = (1.2, 1.1, 2.0)  # x, y, z
+LOG = """
+2026-01-01 00:00:00.000001: Epoch 0
+2026-01-01 00:00:00.000001: Current learning rate: 0.01
+2026-01-01 00:00:01.000001: train_loss 0.5
+2026-01-01 00:00:01.000001: val_loss 20.5
+2026-01-01 00:00:01.000001: Pseudo dice [np.float32(0.25), np.float32(nan)]
+2026-01-01 00:00:01.000001: Epoch time: 1.0 s
+2026-01-01 00:00:01.000001: Epoch 1
+2026-01-01 00:00:02.000001: train_loss -0.25
+2026-01-01 00:00:02.000001: val_loss -1e-05
+2026-01-01 00:00:02.000001: Pseudo dice [0.5, 0.7]
+"""
+
+
+def write_image(voxels: np.ndarray, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = sitk.GetImageFromArray(voxels)
+    image.SetSpacing(SPACING)
+    sitk.WriteImage(image, str(path))
+    return path
+
+
+def labels(shift: int) -> np.ndarray:
+    voxels = np.zeros((8, 20, 16), np.uint8)
+    voxels[2:6, 4 + shift : 12 + shift, 3:9] = 1
+    voxels[2:6, 12 + shift : 16 + shift, 3:9] = 2
+    return voxels
+
+
+def run_of(root: Path, init: str, fraction: float, seed: int, cases: Sequence[str]) -> RunRecord:
+    """Predictions that are worse, by the shift of a box, for random and for some cases."""
+    folder = root / f"{init}_{fraction}_{seed}"
+    for number, case in enumerate(cases):
+        shift = 1 + (number % 3 == seed) + (number == 5)
+        write_image(labels({"random": shift + 1, "byol": shift, "pgl": shift - 1}[init]), folder / f"{case}.nii.gz")
+    log = folder / "training_log_2026.txt"
+    log.write_text(LOG)
+    return RunRecord(init, fraction, 0, seed, folder, ".nii.gz", log, 60.0 + seed)
+
+
+def measured(run: RunRecord, story: Story) -> list[CaseResult]:
+    where = (run.init, run.fraction, round(40 * run.fraction), run.fold, run.seed)
+    return [
+        CaseResult(*where, case, **asdict(metrics))
+        for case, truth in story.truths.items()
+        for metrics in measure_case(truth, run.prediction(case), story.classes, story.tolerance_mm)
+    ]
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[CaseResult], Story]:
+    root = tmp_path_factory.mktemp("comparison")
+    cases = [f"case_{i}" for i in range(11)]
+    noise = np.random.default_rng(0).normal(size=(8, 20, 16)).astype(np.float32)
+    images = {case: write_image(noise + labels(0), root / "images" / f"{case}.nii.gz") for case in cases}
+    truths = {case: write_image(labels(0), root / "truths" / f"{case}.nii.gz") for case in cases}
+    write_image(np.where(labels(0) == 1, 0, labels(0)), truths["case_2"])  # without a head
+    runs = [run_of(root, init, f, seed, cases) for init in INITS for f in (0.2, 1.0) for seed in range(2)]
+    write_image(0 * labels(0), runs[0].prediction("case_4"))  # random at 20 %, seed 0 misses both classes
+    story = Story(
+        title="A <b>bold</b> | title",
+        facts=(("Data set", "Dataset001_A|B"), ("Trainer", "a * b <c>")),
+        commands=("pgl_compare -d 1 > log",),
+        inits=INITS,
+        reference="pgl",
+        tolerance_mm=1.5,
+        runs=tuple(runs),
+        missing=("pgl_50pct_fold0_seed7",),
+        images=images,
+        truths=truths,
+        classes=CLASSES,
+    )
+    return [row for run in runs for row in measured(run, story)], story
+
+
+@pytest.fixture(scope="module")
+def report(comparison: tuple[list[CaseResult], Story], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return write_report(*comparison, tmp_path_factory.mktemp("report"))
+
+
+class Page(HTMLParser):
+    """Collects what a page shows and refers to, and checks that its tags are closed."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, dict[str, str | None]]] = []
+        self.tables: list[list[list[str]]] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes.append((tag, dict(attrs)))
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if {"td", "th"} & set(self.open):
+            self.tables[-1][-1][-1] += f"**{data}**" if "strong" in self.open else data
+
+
+def markdown_tables(text: str) -> list[list[list[str]]]:
+    parts = re.findall(r"(?:^\|.*\|\n?)+", text, flags=re.MULTILINE)
+    rows = [[re.split(r"(?<!\\)\|", line)[1:-1] for line in part.splitlines()] for part in parts]
+    return [[[cell.strip() for cell in row] for i, row in enumerate(table) if i != 1] for table in rows]
+
+
+def test_the_files_are_there(report: list[Path]) -> None:
+    assert [path.name for path in report[:2]] == ["report.md", "report.html"]
+    assert {path.name for path in report[2:]} == {"label_fractions.png", "classes.png", "training.png", "cases.png"}
+    for path in report[2:]:
+        assert imread(path)[..., :3].std() > 0.01
+    left = {path for path in report[0].parent.rglob("*") if path.is_file()}
+    assert left == set(report)  # nothing temporary
+
+
+def test_the_page_needs_nothing_else(report: list[Path]) -> None:
+    page = Page(report[1].read_text(encoding="utf-8"))
+    assert not {"script", "link", "b"} & {tag for tag, _ in page.attributes}
+    sources = [values["src"] for _, values in page.attributes if "src" in values]
+    prefix = "data:image/png;base64,"
+    assert all(source and source.startswith(prefix) for source in sources)
+    embedded = {base64.b64decode(source.removeprefix(prefix)) for source in sources if source}
+    assert embedded == {path.read_bytes() for path in report[2:]}
+    assert not any(re.match(r"https?:", str(value)) for _, values in page.attributes for value in values.values())
+
+
+def test_markdown_links_its_pictures_and_has_the_same_tables(report: list[Path]) -> None:
+    text = report[0].read_text(encoding="utf-8")
+    links = re.findall(r"!\[[^]]*\]\(([^)]*)\)", text)
+    assert {report[0].parent / link for link in links} == set(report[2:])
+    plain = [[[re.sub(r"\\(.)", r"\1", cell) for cell in row] for row in table] for table in markdown_tables(text)]
+    assert plain == Page(report[1].read_text(encoding="utf-8")).tables
+    assert all(len(row) == len(table[0]) for table in plain for row in table)
+
+
+def test_means_are_those_of_pandas(report: list[Path], comparison: tuple[list[CaseResult], Story]) -> None:
+    table = pd.DataFrame([asdict(row) for row in comparison[0]])
+    tables = markdown_tables(report[0].read_text(encoding="utf-8"))
+    averages = [t for t in tables if t[0][0] == "init" and "runs" in t[0]]
+    of_classes = [t for t in tables if t[0][0] == "init" and "runs" not in t[0]]
+    for number, fraction in enumerate((0.2, 1.0)):
+        for init, row, class_row in zip(INITS, averages[number][1:], of_classes[number][1:], strict=True):
+            part = table[(table["init"] == init) & (table["fraction"] == fraction)]
+            of_cases = part.groupby(["seed", "case"])[["dice", "hd", "surface_dice"]].mean()
+            found = dict(zip(averages[number][0], (cell.strip("*").split(" [")[0] for cell in row), strict=True))
+            assert found["init"] == init
+            assert found["Dice, %"] == f"{100 * of_cases['dice'].mean():.2f}"
+            assert found["HD, mm"] == f"{of_cases['hd'].mean():.2f}"
+            assert found["surface Dice at 1.5 mm, %"] == f"{100 * of_cases['surface_dice'].mean():.2f}"
+            found = dict(zip(of_classes[number][0], (cell.strip("*") for cell in class_row), strict=True))
+            assert found["IoU head"] == f"{100 * part[part['class_name'] == 'head']['iou'].mean():.2f}"
+
+
+def test_the_best_is_bold_and_the_missed_are_counted(report: list[Path]) -> None:
+    text = report[0].read_text(encoding="utf-8")
+    first = next(t for t in markdown_tables(text) if "runs" in t[0] and t[0][0] == "init")
+    dice, missed = first[0].index("Dice, %"), first[0].index("missed")
+    for column in (dice, first[0].index("HD, mm")):
+        assert [row[column].startswith("**") for row in first[1:]] == [False, False, True]
+    assert [row[missed] for row in first[1:]] == ["2 of 42", "0 of 42", "0 of 42"]
+    counts = next(t for t in markdown_tables(text) if "spurious" in t[0])
+    assert counts[1] == ["20 %", "random", "2 of 42", "2 of 44", "2 of 2"]
+
+
+def test_tests_are_in_words(report: list[Path]) -> None:
+    tests = next(t for t in markdown_tables(report[0].read_text(encoding="utf-8")) if t[0][-1] == "pgl is")
+    assert [row[:2] for row in tests[1:]] == [[f, i] for f in ("20 % (8 scans)", "100 % (40 scans)") for i in INITS[:2]]
+    assert all(row[2].startswith("+") and row[5:7] == ["11", "2"] and row[7] == "better" for row in tests[1:])
+
+
+@pytest.mark.parametrize(
+    ("difference", "ranks", "p", "words"),
+    [
+        (0.1, 5.0, 0.049, "better"),
+        (-0.1, -5.0, 0.001, "worse"),
+        (0.1, 5.0, 0.05, "no significant difference"),
+        (0.1, -5.0, 0.01, "significantly different, but ranks and mean disagree on the direction"),
+    ],
+)
+def test_verdicts(difference: float, ranks: float, p: float, words: str) -> None:
+    assert verdict(PairedTest("byol", 0.2, difference, ranks, p / 2, p, 9, 3)) == words
+
+
+def test_the_worst_and_the_median_case_are_drawn(report: list[Path]) -> None:
+    # pgl finds a head that case_2 has not, shifts case_5 in both runs, case_8 in none, the others in one. So the order
+    # is 2, 5, then by name 0, 1, 10, 3 (the sixth of eleven), 4, 6, 7, 9, and 8.
+    text = report[0].read_text(encoding="utf-8")
+    assert "Median test case (case_3) and worst test case (case_2) of pgl at 20 % of the labels" in text
+    assert "predictions (fold 0, seed 0)" in text
+
+
+def test_what_is_missing_is_named(comparison: tuple[list[CaseResult], Story], tmp_path: Path) -> None:
+    results, story = comparison
+    kept = [r for r in results if r.init != "byol" and (r.init, r.seed, r.case) != ("pgl", 1, "case_3")]
+    kept = [r for r in kept if (r.init, r.fraction, r.seed) != ("random", 1.0, 0)]
+    runs = [replace(run, training_log=None, seconds=None) for run in story.runs]
+    files = write_report(kept, replace(story, runs=tuple(runs), images={}), tmp_path)
+    text = files[0].read_text(encoding="utf-8")
+    for line in (
+        "not done yet (1): pgl_50pct_fold0_seed7",
+        "- byol: no results",
+        "pgl, 20 %, fold 0, seed 1: no results of case_3",
+        "random, 100 %, fold 0, seed 0: no results of all test cases",
+        "no training curves: no run has a log",
+        "No case is drawn: image or truth of case_",
+    ):
+        assert line in text
+    assert "## Times" not in text
+    assert {path.name for path in files[2:]} == {"label_fractions.png", "classes.png"}
+
+
+def test_the_least_there_can_be(comparison: tuple[list[CaseResult], Story], tmp_path: Path) -> None:
+    results, story = comparison
+    row = next(row for row in results if row.init == "random")
+    small = replace(
+        story, inits=("random",), runs=story.runs[:1], classes={"head": 1}, facts=(), commands=(), missing=()
+    )
+    assert row.dice > 0
+    text = write_report([row], small, tmp_path)[0].read_text(encoding="utf-8")
+    assert f"| random | 1 | {100 * row.dice:.2f} |" in text
+    assert "No test of pgl against another initialisation is possible yet" in text
+    assert "nan" not in text
+
+
+def test_no_results_at_all(comparison: tuple[list[CaseResult], Story], tmp_path: Path) -> None:
+    files = write_report([], replace(comparison[1], runs=()), tmp_path)
+    assert [path.name for path in files] == ["report.md", "report.html"]
+    assert "- pgl: no results" in files[0].read_text(encoding="utf-8")
+
+
+def test_many_classes_have_a_table_per_measure(comparison: tuple[list[CaseResult], Story], tmp_path: Path) -> None:
+    results, story = comparison
+    names = [f"organ_{i}" for i in range(5)]
+    rows = [
+        replace(r, class_name=name) for r in results if r.class_name == "head" and r.fraction == 1 for name in names
+    ]
+    few = replace(story, runs=(), classes={name: 1 for name in names})
+    tables = markdown_tables(write_report(rows, few, tmp_path)[0].read_text(encoding="utf-8"))
+    of_classes = [t for t in tables if t[0][0] == "init" and "runs" not in t[0]]
+    assert [t[0][1] for t in of_classes] == ["Dice organ_0", "IoU organ_0", "HD organ_0", "HD95 average"]
+    assert [len(t[0]) for t in of_classes] == [7, 7, 7, 4]
+
+
+@pytest.mark.parametrize("change", [{"init": "unheard"}, {"class_name": "tail"}])
+def test_names_that_the_story_does_not_know(
+    comparison: tuple[list[CaseResult], Story], tmp_path: Path, change: dict[str, Any]
+) -> None:
+    results, story = comparison
+    with pytest.raises(ValueError, match=f"{next(iter(change.values()))} is in the results but not in the comparison"):
+        write_report([*results, replace(results[0], **change)], story, tmp_path)
+    with pytest.raises(ValueError, match="two rows of random"):
+        write_report([*results, results[0]], story, tmp_path)
+
+
+def test_logs_are_read_with_earlier_sittings(tmp_path: Path) -> None:
+    (tmp_path / "training_log_2026_1.txt").write_text(LOG)
+    later = tmp_path / "training_log_2026_2.txt"
+    later.write_text("x: Epoch 1\nx: train_loss 0.125\nx: val_loss inf\nx: Pseudo dice [0.5, 0.7]\nx: Epoch 2\n")
+    first = read_training(tmp_path / "training_log_2026_1.txt")
+    assert sorted(first) == [0, 1]
+    assert (first[0].train_loss, first[0].val_loss, first[0].dice) == (0.5, 20.5, 0.25)
+    assert first[1].train_loss == 0.125  # done again by the later sitting
+    assert first[1].dice == pytest.approx(0.6)
+    assert read_training(later) == first
+    with pytest.raises(ValueError, match=r"none\.txt: cannot be read"):
+        read_training(tmp_path / "none.txt")
+
+
+def test_a_slice_is_the_one_with_most_truth_and_lies_as_a_patient(tmp_path: Path) -> None:
+    truth = np.zeros((5, 40, 40), np.uint8)
+    truth[3, 5:9, 4:8], truth[1, 20, 20] = 1, 1
+    truth[3, 5, 4] = 0  # the corner at the left and at the back
+    image = sitk.GetImageFromArray(truth)
+    image.SetSpacing((1.0, 2.0, 3.0))
+    image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))  # stored from left to right, from back to front
+    sitk.WriteImage(image, str(tmp_path / "truth.nii.gz"))
+    path = tmp_path / "truth.nii.gz"
+    plane = read_slice(path, path, {"pgl": path, "byol": tmp_path / "none.nii.gz"}, {"it": 1})
+    assert plane.truth.sum() == 15
+    assert plane.predictions["byol"] is None
+    assert np.array_equal(plane.image, plane.truth)
+    assert plane.aspect == 2
+    # The margin is 40 % of the 8 mm in y: 2 voxels of 2 mm, 3 of 1 mm. Left is on the right, the back below.
+    assert plane.truth.shape == (4 + 2 * 2, 4 + 2 * 3)
+    assert np.argwhere(plane.truth[2:-2, 3:-3] == 0).tolist() == [[3, 3]]
+
+
+def test_an_init_keeps_its_colour() -> None:
+    assert looks(("random", "pgl"))["pgl"].colour == looks(("pgl", "mine", "byol"))["pgl"].colour
+    many = looks(("random", "models_genesis", "byol", "pgl", "pgl_mae", "a", "b"))
+    assert len({look.colour for look in many.values()}) == len({look.marker for look in many.values()}) == 7

@@ -21,6 +21,10 @@ class OptionParser(argparse.ArgumentParser):
         formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(allow_abbrev=False, formatter_class=formatter, **keywords)
 
+    def _get_option_tuples(self, option_string: str) -> list[Any]:
+        """Options that a text may be short for: none. argparse's ``allow_abbrev`` is only for those with two dashes."""
+        return []
+
 
 def positive(text: str) -> int:
     """A whole number of at least 1, for argparse."""

@@ -87,12 +87,15 @@ def test_exclude_names_the_file_and_the_unknown_scan(nnunet: Path, pgl_pretrain:
     assert "no scan is named Small_777" in pgl_pretrain(*arguments, "-o", "b")
 
 
-def test_unknown_option(nnunet: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["pgl_pretrain", "-d", "501", "--epoch", "3"])  # no abbreviations either
+@pytest.mark.parametrize("option", ["--epoch", "-epoch"])  # no abbreviations either
+def test_unknown_option(
+    nnunet: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["pgl_pretrain", "-d", "501", option, "3"])
     with pytest.raises(SystemExit) as stop:
         cli.pretrain_entry()
     assert stop.value.code == 2
-    assert "--epoch" in capsys.readouterr().err
+    assert option in capsys.readouterr().err
 
 
 def test_one_dash_or_two() -> None:

@@ -31,6 +31,7 @@ class LabelledDataset:
         name: DatasetXXX_Name.
         file_ending: Of images and segmentations.
         classes: Label of each foreground class, or the labels of each region.
+        ignore_label: Label of voxels that count for nothing, if there is one.
         training: Cases of imagesTr by name.
         test: Those of imagesTs, if every one of them has a label; else none.
     """
@@ -38,6 +39,7 @@ class LabelledDataset:
     name: str
     file_ending: str
     classes: Mapping[str, int | tuple[int, ...]]
+    ignore_label: int | None
     training: Mapping[str, Case]
     test: Mapping[str, Case]
 
@@ -65,7 +67,9 @@ class LabelledDataset:
         twice = sorted(test.keys() & training.keys())
         if twice:
             raise ComparisonError(f"{folder}: {twice[0]} is in imagesTr and in imagesTs; rename one of them")
-        return cls(name, ending, _classes(content["labels"]), training, test)
+        ignore = content["labels"].get("ignore")
+        ignore_label = None if ignore is None else int(ignore)
+        return cls(name, ending, _classes(content["labels"]), ignore_label, training, test)
 
     def case(self, name: str) -> Case:
         """A case of either folder."""

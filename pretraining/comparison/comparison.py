@@ -14,7 +14,7 @@ from pretraining.commands import CommandRunner
 from pretraining.comparison.cases import LabelledDataset
 from pretraining.comparison.errors import ComparisonError
 from pretraining.comparison.folder import ComparisonFolder
-from pretraining.comparison.inits import Initialisation, initialisations, doubt_about, random_network
+from pretraining.comparison.inits import Initialisation, doubt_about, initialisations, random_network
 from pretraining.comparison.runs import TrainingRun, training_runs
 from pretraining.comparison.settings import ComparisonSettings
 from pretraining.comparison.splits import Splits, make_splits

@@ -150,7 +150,8 @@ def _measure(comparison: Comparison, run: TrainingRun) -> None:
         prediction = folder.predictions(run.name) / f"{case}{dataset.file_ending}"
         if not prediction.is_file():
             raise ComparisonError(f"{prediction} is missing: nnUNetv2_predict did not write it")
-        measured = measure_case(dataset.case(case).label, prediction, dataset.classes, settings.tolerance)
+        truth = dataset.case(case).label
+        measured = measure_case(truth, prediction, dataset.classes, settings.tolerance, dataset.ignore_label)
         results += [
             CaseResult(run.init, run.fraction, training, run.fold, run.seed, case, **asdict(metrics))
             for metrics in measured

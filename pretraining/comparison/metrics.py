@@ -48,7 +48,11 @@ class CaseMetrics:
 
 
 def measure_case(
-    truth: Path, prediction: Path, classes: Mapping[str, int | tuple[int, ...]], tolerance_mm: float
+    truth: Path,
+    prediction: Path,
+    classes: Mapping[str, int | tuple[int, ...]],
+    tolerance_mm: float,
+    ignore_label: int | None = None,
 ) -> list[CaseMetrics]:
     """Measure a prediction.
 
@@ -60,6 +64,7 @@ def measure_case(
         prediction: Label map of the same grid.
         classes: Label of each class; several labels make a region.
         tolerance_mm: Tolerance of the surface Dice, included.
+        ignore_label: Where the truth has this label, neither truth nor prediction counts.
 
     Returns:
         One entry per class, in the order of ``classes``.
@@ -72,9 +77,10 @@ def measure_case(
     _require_same_grid(true_image, predicted_image, truth, prediction)
     spacing = np.array(true_image.GetSpacing()[::-1])
     true_labels, predicted_labels = map(sitk.GetArrayViewFromImage, (true_image, predicted_image))
+    counts = np.True_ if ignore_label is None else true_labels != ignore_label
     measured = []
     for name, label in classes.items():
-        masks = np.isin(true_labels, label), np.isin(predicted_labels, label)
+        masks = np.isin(true_labels, label) & counts, np.isin(predicted_labels, label) & counts
         measured.append(_measure(name, *masks, spacing, tolerance_mm))
     return measured
 

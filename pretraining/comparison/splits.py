@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from pretraining.comparison.cases import LabelledDataset
@@ -132,8 +132,10 @@ def _test_set(
 
 def _folds(dataset: LabelledDataset, rest: list[str]) -> tuple[list[tuple[list[str], list[str]]], str]:
     """Training and validation cases of each fold, test cases perhaps among them, and where that comes from."""
-    file = Path(nnUNet_preprocessed) / dataset.name / "splits_final.json"
-    if not file.is_file():
+    # nnU-Net copies the file from the raw folder when it plans, which may be still to do.
+    folders = [Path(folder) / dataset.name for folder in (nnUNet_preprocessed, nnUNet_raw)]
+    file = next((f for f in (folder / "splits_final.json" for folder in folders) if f.is_file()), None)
+    if file is None:
         if len(rest) < 5:
             raise ComparisonError(
                 f"{dataset.name} has {len(rest)} cases beside the test set; five folds need at least 5"

@@ -99,6 +99,15 @@ def test_stored_folds_are_used_less_the_test_cases_and_left_as_they_are(make_raw
         splits_of(test_cases=("tr_01",))
 
 
+def test_stored_folds_count_before_nnunet_has_planned(make_raw: MakeRaw) -> None:
+    """nnU-Net's planner copies the file from the raw folder, where `pgl_convert` writes it."""
+    folder = make_raw(10, n_test=2)
+    cases = [f"tr_{index:02d}" for index in range(10)]
+    (folder / "splits_final.json").write_text(json.dumps([{"train": cases[:7], "val": cases[7:]}]))
+    [fold] = splits_of().folds
+    assert (sorted(fold.orders[0]), list(fold.validation)) == (cases[:7], cases[7:])
+
+
 def test_a_small_fraction_is_part_of_a_larger_one(make_raw: MakeRaw) -> None:
     make_raw(40)
     splits = splits_of().with_seeds(3)
@@ -160,7 +169,9 @@ def test_few_validation_cases(make_raw: MakeRaw) -> None:
 
 def test_labels_regions_and_the_ignore_label(make_raw: MakeRaw) -> None:
     make_raw(5, labels={"background": 0, "whole": [1, 2], "core": 2, "ignore": 3})
-    assert LabelledDataset.load(NAME).classes == {"whole": (1, 2), "core": 2}
+    dataset = LabelledDataset.load(NAME)
+    assert dataset.classes == {"whole": (1, 2), "core": 2}
+    assert dataset.ignore_label == 3
 
 
 def test_files_listed_in_dataset_json(make_raw: MakeRaw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

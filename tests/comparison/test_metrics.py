@@ -138,13 +138,14 @@ def test_simpleitk_agrees_on_convex_shapes(seed: int) -> None:
     assert measure(truth, prediction)[0].hd == pytest.approx(reference.GetHausdorffDistance(), rel=1e-5)
 
 
-def test_nnunets_evaluation_has_the_same_dice(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ignore", [None, 2])
+def test_nnunets_evaluation_has_the_same_dice(tmp_path: Path, ignore: int | None) -> None:
     rng = np.random.default_rng(0)
     truth, prediction = rng.integers(0, 4, (2, 6, 7, 8))
     files = [write(a, tmp_path / f"{i}.nii.gz") for i, a in enumerate((truth, prediction))]
     classes = {"one": 1, "three": 3, "whole": (1, 2, 3)}
-    theirs = compute_metrics(*map(str, files), SimpleITKIO(), list(classes.values()))["metrics"]
-    found = measure_case(files[0], files[1], classes, 1.0)
+    theirs = compute_metrics(*map(str, files), SimpleITKIO(), list(classes.values()), ignore)["metrics"]
+    found = measure_case(files[0], files[1], classes, 1.0, ignore)
     assert [metrics.class_name for metrics in found] == list(classes)
     for metrics in found:
         expected = theirs[classes[metrics.class_name]]

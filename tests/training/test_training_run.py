@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
@@ -20,7 +18,6 @@ from pretraining.config import PretrainConfig
 from pretraining.demo.datasets import write_unlabelled_dataset
 from pretraining.pretrain import RunOptions, pretrain
 from pretraining.run_folder import RunFolder
-from pretraining.training.distributed import spawn
 from pretraining.training.loop import TrainingError
 from pretraining.views import ViewSettings
 
@@ -204,13 +201,3 @@ def test_infinite_loss_stops_the_run(folders: Path) -> None:
     with pytest.raises(TrainingError, match="not finite in epoch"):
         pretrain(replace(CONFIG, learning_rate=1e30, optimizer="sgd", warmup_epochs=0), options("diverged"))
     assert not RunFolder.named("diverged").final.exists()
-
-
-@pytest.mark.slow
-def test_two_processes_train_one_encoder(folders: Path) -> None:
-    """Gloo on the CPU: both see half of each batch, and the weights written are those of an averaged gradient."""
-    spawn(pretrain, (CONFIG, options("two")), 2)
-    history = records(RunFolder.named("two"))
-    assert [record["epoch"] for record in history] == [0, 1]
-    assert all(np.isfinite(record["loss"]) for record in history)
-    assert "WORLD_SIZE" not in os.environ

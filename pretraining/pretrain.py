@@ -9,7 +9,8 @@ import numpy as np
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
-from nnunetv2_pgl.checkpoint import CITATIONS, save_checkpoint
+from nnunetv2_pgl.checkpoint import save_checkpoint
+from pretraining.citations import citations_of
 from pretraining.config import PretrainConfig
 from pretraining.data import Scan, Skipped, Volume, find_scans, leave_out, preprocess
 from pretraining.preview import draw_pairs
@@ -141,8 +142,8 @@ def _announce(config: PretrainConfig, options: RunOptions, pool: Pool, processes
     spacing = _median_spacing([*pool.training, *pool.validation])
     held_out = f"{len(pool.validation)} held out" if pool.validation else "none held out, the metric uses the same"
     log(
-        "Please cite the following paper when using PGL:",
-        CITATIONS[0]["apa_citations"][0],
+        "Please cite the following when using this encoder:",
+        *(text for entry in citations_of(config.method) for text in entry["apa_citations"]),
         "",
         f"{len(pool.training)} scans to train on, {held_out}; spacing {_numbers(spacing)} mm (z, y, x)",
         f"views of {_numbers(config.views.size)} voxels, encoder strides {_numbers(config.encoder_strides)}",

@@ -14,11 +14,10 @@ from nnunetv2_pgl.checkpoint import (
     EncoderCheckpoint,
     atomic_save,
     load_checkpoint,
-    load_decoder,
-    load_encoder,
     save_checkpoint,
 )
 from nnunetv2_pgl.networks import PGLSegmenter, ResNet50Encoder
+from nnunetv2_pgl.transfer import load_decoder, load_encoder
 
 
 def make_checkpoint(encoder: torch.nn.Module, **pgl: Any) -> EncoderCheckpoint:

@@ -14,19 +14,13 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from nnunetv2_pgl.checkpoint import (
-    CheckpointError,
-    EncoderCheckpoint,
-    load_checkpoint,
-    load_decoder,
-    load_encoder,
-    sha256_of,
-)
+from nnunetv2_pgl.checkpoint import CheckpointError, EncoderCheckpoint, load_checkpoint, sha256_of
 from nnunetv2_pgl.networks import PAPER_STRIDES, PGLSegmenter
 from nnunetv2_pgl.precision import has_bfloat16
 from nnunetv2_pgl.trainers.planned_run import PlannedRun, PlannedRunError
 from nnunetv2_pgl.trainers.schedule import WarmupPolyLRScheduler
 from nnunetv2_pgl.trainers.source import decoder_is_wanted, find_encoder_checkpoint
+from nnunetv2_pgl.transfer import load_decoder, load_encoder
 
 PLANS_KEY = "pgl_network"
 _DEFAULT_NETWORK = {"architecture": "resnet50", "norm": "batch", "centred": True}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint
+from pretraining.citations import citations_of
 from pretraining.config import PretrainConfig
 from pretraining.objectives import Objective
 
@@ -59,7 +60,8 @@ def make_checkpoint(
         "versions": _versions(),
     }
     weights = {key: value.detach().cpu().clone() for key, value in encoder.state_dict().items()}
-    return EncoderCheckpoint(weights, pgl, _adaptation_plan(pgl), decoder_weights=objective.kept_decoder())
+    citations = citations_of(config.method)
+    return EncoderCheckpoint(weights, pgl, _adaptation_plan(pgl), citations, objective.kept_decoder())
 
 
 def _intensity(is_ct: bool) -> dict[str, Any]:

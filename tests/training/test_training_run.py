@@ -14,6 +14,8 @@ import torch
 from matplotlib.image import imread
 
 from nnunetv2_pgl.checkpoint import CheckpointError, load_checkpoint
+from nnunetv2_pgl.networks import ResNet50Encoder
+from nnunetv2_pgl.transfer import load_encoder
 from pretraining.config import PretrainConfig
 from pretraining.demo.datasets import write_unlabelled_dataset
 from pretraining.pretrain import RunOptions, pretrain
@@ -195,6 +197,29 @@ def test_a_truncated_state_is_named(straight: RunFolder, folders: Path) -> None:
     broken.latest.write_bytes(content[: len(content) // 2])
     with pytest.raises(CheckpointError, match=r"checkpoint_latest\.pth: truncated"):
         pretrain(CONFIG, options("broken", resume=True))
+
+
+@pytest.mark.parametrize(
+    ("method", "measured", "cited"),
+    [
+        ("byol", {"loss", "feature_std"}, "Grill"),
+        ("models_genesis", {"loss", "deformed"}, "Zhou"),
+        ("pgl_mae", {"loss", "feature_std", "within_views", "interpolated", "restoration"}, "He, K."),
+    ],
+)
+def test_other_methods_run_in_the_same_loop(folders: Path, method: Any, measured: set[str], cited: str) -> None:
+    """An encoder for the trainer, and a decoder where one was trained."""
+    pretrain(replace(CONFIG, method=method, pairs_per_epoch=2, epochs=1), options(method))
+    folder = RunFolder.named(method)
+    (record,) = records(folder)
+    common = {"epoch", "learning_rate", "seconds", "scans_per_second", "views_per_second", "waiting", "correspondence"}
+    assert record.keys() - common - {"miss_distance", "chance", "tau"} == measured
+    assert ("tau" in record) == (method != "models_genesis")
+    checkpoint = load_checkpoint(folder.final)
+    assert checkpoint.pgl["method"] == method
+    assert any(cited in text for entry in checkpoint.citations for text in entry["apa_citations"])
+    load_encoder(ResNet50Encoder(), checkpoint.encoder_weights, str(folder.final))
+    assert bool(checkpoint.decoder_weights) == (method != "byol")
 
 
 def test_infinite_loss_stops_the_run(folders: Path) -> None:

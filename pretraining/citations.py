@@ -1,0 +1,40 @@
+"""What to cite for each method, in nnssl's form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nnunetv2_pgl.checkpoint import CITATIONS
+from pretraining.config import Method
+
+
+def _entry(name: str, *texts: str) -> dict[str, Any]:
+    return {"type": "Pretraining", "name": name, "apa_citations": list(texts)}
+
+
+_BYOL = _entry(
+    "BYOL",
+    "Grill, J.-B., Strub, F., Altche, F., Tallec, C., Richemond, P. H., ... Valko, M. (2020). Bootstrap your own "
+    "latent: A new approach to self-supervised learning. Advances in Neural Information Processing Systems, 33.",
+)
+_MODELS_GENESIS = _entry(
+    "Models Genesis",
+    "Zhou, Z., Sodha, V., Pang, J., Gotway, M. B., & Liang, J. (2021). Models Genesis. Medical Image Analysis, 67, "
+    "101840.",
+)
+_MAE = _entry(
+    "MAE",
+    "He, K., Chen, X., Xie, S., Li, Y., Dollar, P., & Girshick, R. (2022). Masked autoencoders are scalable vision "
+    "learners. Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition.",
+)
+_OF_METHOD: dict[Method, list[dict[str, Any]]] = {
+    "pgl": CITATIONS,
+    "byol": [_BYOL, *CITATIONS],
+    "models_genesis": [_MODELS_GENESIS, *CITATIONS],
+    "pgl_mae": [*CITATIONS, _MAE],
+}
+
+
+def citations_of(method: Method) -> list[dict[str, Any]]:
+    """The method's paper, and PGL's, whose encoder, views and comparison all methods share here."""
+    return [dict(entry) for entry in _OF_METHOD[method]]

@@ -72,6 +72,7 @@ def describe(checkpoint: EncoderCheckpoint) -> list[str]:
         "method": pgl.get("method"),
         "encoder": ", ".join(f"{key} {value}" for key, value in checkpoint.architecture.items()),
         "parameters": f"{parameters:,} in {len(checkpoint.encoder_weights)} tensors",
+        "decoder": f"{len(checkpoint.decoder_weights)} tensors" if checkpoint.decoder_weights else "none",
         "data": ", ".join(map(str, pgl.get("datasets", []))),
         "scans": pgl.get("num_scans"),
         "epochs": pgl.get("epochs"),
@@ -91,5 +92,5 @@ def describe(checkpoint: EncoderCheckpoint) -> list[str]:
 def _metrics(metrics: Any) -> str:
     if not isinstance(metrics, dict):
         return "unknown"
-    wanted = ("loss", "feature_std", "correspondence", "chance", "miss_distance")
+    wanted = ("loss", "feature_std", "correspondence", "chance", "miss_distance", "deformed", "restoration")
     return ", ".join(f"{key} {metrics[key]:.4g}" for key in wanted if key in metrics)

@@ -74,3 +74,21 @@ def test_lars_continues_from_its_state() -> None:
 def test_unknown_optimizer() -> None:
     with pytest.raises(ValueError, match="lars, sgd or adamw"):
         make_optimizer("lamb", nn.Linear(1, 1), 0.1, 0.0)
+
+
+def test_adamw_is_torch_s_own_in_one_pass() -> None:
+    """Three steps beside torch's plain AdamW."""
+    torch.manual_seed(0)
+    ours, plain = (torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.BatchNorm1d(7)) for _ in range(2))
+    plain.load_state_dict(ours.state_dict())
+    first = make_optimizer("adamw", ours, 1e-2, 0.1)
+    second = torch.optim.AdamW(parameter_groups(plain, 0.1), lr=1e-2, fused=False, foreach=False)
+    assert first.param_groups[0]["fused"]
+    for _ in range(3):
+        x = torch.randn(6, 5)
+        for module, optimizer in ((ours, first), (plain, second)):
+            optimizer.zero_grad()
+            module(x).square().mean().backward()
+            optimizer.step()
+    for mine, theirs in zip(ours.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-7)

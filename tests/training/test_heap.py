@@ -1,30 +1,50 @@
 from __future__ import annotations
 
+import ctypes
+import json
 import platform
 import subprocess
 import sys
 
 import pytest
 
+SIZE = 64 << 20
+
+# glibc's own account: bytes mapped one by one for large blocks, and bytes of the heap, freed ones included.
 _PROBE = """
-import resource, sys, torch
+import ctypes, json, sys, torch
 from pretraining.training.heap import keep_freed_memory
+
+class Account(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in
+        "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
+
+mallinfo2 = ctypes.CDLL(None).mallinfo2
+mallinfo2.restype = Account
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
-faults = []
-for _ in range(8):  # some find a new place in the heap
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.zeros(64 << 20, dtype=torch.uint8)
-    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(min(faults))
+before = mallinfo2()
+tensor = torch.zeros(int(sys.argv[2]), dtype=torch.uint8)
+alive = mallinfo2()
+del tensor
+after = mallinfo2()
+kept = after.arena + after.hblkhd - before.arena - before.hblkhd
+print(json.dumps({"mapped": alive.hblkhd - before.hblkhd, "kept": kept}))
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="tells glibc's allocator")
-def test_a_large_tensor_is_made_again_of_the_same_pages() -> None:
-    faults = {
-        mode: int(subprocess.run([sys.executable, "-c", _PROBE, mode], capture_output=True, check=True).stdout)
-        for mode in ("default", "keep")
-    }
-    assert faults["keep"] < 100
-    assert faults["default"] > faults["keep"]
+def account(mode: str) -> dict[str, int]:
+    result = subprocess.run([sys.executable, "-c", _PROBE, mode, str(SIZE)], capture_output=True, text=True, check=True)
+    return json.loads(result.stdout)
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc" or not hasattr(ctypes.CDLL(None), "mallinfo2"),
+    reason="asks glibc's allocator for its account (2.33 or newer)",
+)
+def test_a_freed_tensor_s_memory_stays() -> None:
+    default, keep = account("default"), account("keep")
+    assert default["mapped"] >= SIZE  # mapped for itself,
+    assert default["kept"] < SIZE // 8  # and handed back
+    assert keep["mapped"] == 0
+    assert keep["kept"] >= SIZE

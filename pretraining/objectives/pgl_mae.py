@@ -1,4 +1,4 @@
-"""Local consistency together with masked reconstruction: one step beyond the paper (docs/beyond_the_paper.md)."""
+"""Local consistency together with masked reconstruction: one step beyond the paper (docs/method.md)."""
 
 from __future__ import annotations
 

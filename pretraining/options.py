@@ -34,7 +34,8 @@ def positive(text: str) -> int:
     return value
 
 
-def _natural(text: str) -> int:
+def natural(text: str) -> int:
+    """A whole number of at least 0, for argparse."""
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"must not be negative, got {value}")
@@ -68,7 +69,7 @@ def add_data_options(parser: OptionParser) -> None:
         help="text file with names of scans to leave out, one a line, such as those of a test set",
     )
     add("np", type=positive, default=8, metavar="N", help="preprocessing processes (default: 8)")
-    add("seed", type=_natural, help="seed of all randomness (default: 12345)")
+    add("seed", type=natural, help="seed of all randomness (default: 12345)")
 
 
 def add_view_options(parser: OptionParser) -> None:
@@ -120,14 +121,14 @@ def add_training_options(parser: OptionParser) -> None:
         help="peak learning rate (default: 0.2 per 128 pairs for lars, 0.3 per 256 for sgd, 0.001 per 128 for adamw)",
     )
     add("wd", type=float, help="weight decay, not on biases and norms (default: 1.5e-6)")
-    add("warmup", type=_natural, metavar="N", help="epochs of linear warm-up (default: 2)")
+    add("warmup", type=natural, metavar="N", help="epochs of linear warm-up (default: 2)")
     add("target_decay", type=_probability, metavar="TAU", help="of the target path at the start; it rises to 1 (0.996)")
     add("interpolated_only", action="store_true", default=None, help="count only aligned points between cell centres")
     add("mask_ratio", type=_probability, metavar="F", help="share of hidden blocks in pgl_mae (0.6)")
     add("restoration_weight", type=float, metavar="W", help="weight of the restoration in pgl_mae (1)")
     add(
         "val_scans",
-        type=_natural,
+        type=natural,
         metavar="N",
         help="scans held out for the correspondence metric (default: 5 %%, at most 16, none below 10 scans)",
     )
@@ -169,7 +170,7 @@ def with_options(arguments: argparse.Namespace, base: PretrainConfig) -> Pretrai
     known = {field.name for field in fields(PretrainConfig)}
     changes: dict[str, Any] = {names.get(k, k): _tuple(v) for k, v in given.items() if names.get(k, k) in known}
     if "exclude" in given:
-        changes["exclude"] = _names_in(given["exclude"])
+        changes["exclude"] = names_in(given["exclude"], "-exclude")
     if "spacing" in given:
         changes["spacing"] = _spacing(given["spacing"])
     if "d" in given:
@@ -182,14 +183,19 @@ def with_options(arguments: argparse.Namespace, base: PretrainConfig) -> Pretrai
     return replace(base, **changes, views=replace(base.views, **views, intensity=intensity))
 
 
-def _names_in(file: Path) -> tuple[str, ...]:
+def names_in(file: Path, option: str) -> tuple[str, ...]:
+    """Names in a text file, one a line, each once and sorted.
+
+    Raises:
+        RunError: The file cannot be read or holds none; names the option.
+    """
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"-exclude {file}: cannot be read ({error})") from error
+        raise RunError(f"{option} {file}: cannot be read ({error})") from error
     names = tuple(sorted({line for line in lines if line}))
     if not names:
-        raise RunError(f"-exclude {file}: holds no names; give one name of a scan a line")
+        raise RunError(f"{option} {file}: holds no names; give one a line")
     return names
 
 

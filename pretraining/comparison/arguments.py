@@ -12,7 +12,7 @@ from pretraining.comparison.errors import ComparisonError
 from pretraining.comparison.folder import require_name
 from pretraining.comparison.inits import BUILT_IN
 from pretraining.data import resolve_source
-from pretraining.options import OptionParser, adder, positive
+from pretraining.options import OptionParser, adder, names_in, natural, positive
 
 STEPS = ("prepare", "pretrain", "train", "report")
 _EPILOG = f"""initialisations: random, {", ".join(BUILT_IN)}, and what --define and --checkpoint name
@@ -52,7 +52,7 @@ def settings_given(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.pretrain_on is not None:
         given["pretrain_on"] = tuple(resolve_source(source)[1] for source in arguments.pretrain_on)
     if arguments.test_cases is not None:
-        given["test_cases"] = _names_in(arguments.test_cases)
+        given["test_cases"] = names_in(arguments.test_cases, "--test_cases")
     if arguments.checkpoint is not None:
         pairs = _pairs(arguments.checkpoint, "--checkpoint", "PATH")
         given["checkpoints"] = {name: str(Path(path).expanduser().resolve()) for name, path in pairs.items()}
@@ -80,7 +80,7 @@ def _add_comparison_options(add: Any) -> None:
     add("d", metavar="ID", help="labelled nnU-Net data set, id or name; needed unless -o names a comparison")
     add("init", nargs="+", metavar="NAME", help="initialisations (default: random models_genesis byol pgl)")
     add("fractions", nargs="+", type=_share, metavar="F", help="of a fold's training cases (default: 0.2 0.5 1)")
-    add("folds", nargs="+", type=_natural, metavar="FOLD", help="of the cross-validation (default: 0)")
+    add("folds", nargs="+", type=natural, metavar="FOLD", help="of the cross-validation (default: 0)")
     add(
         "seeds",
         type=positive,
@@ -125,7 +125,7 @@ def _add_run_options(add: Any) -> None:
     add(
         "part",
         nargs=2,
-        type=_natural,
+        type=natural,
         metavar=("I", "N"),
         help="with --only: the I-th of N shares of the step, from 0",
     )
@@ -164,17 +164,6 @@ def _pairs(texts: Sequence[str], option: str, value: str) -> Mapping[str, str]:
     return pairs
 
 
-def _names_in(file: Path) -> tuple[str, ...]:
-    try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ComparisonError(f"--test_cases {file}: cannot be read ({error})") from error
-    names = tuple(sorted({line for line in lines if line}))
-    if not names:
-        raise ComparisonError(f"--test_cases {file}: names no case; give one a line")
-    return names
-
-
 def _tuple(value: Any) -> Any:
     return tuple(dict.fromkeys(value)) if isinstance(value, list) else value
 
@@ -190,11 +179,4 @@ def _distance(text: str) -> float:
     value = float(text)
     if not (value >= 0 and math.isfinite(value)):
         raise argparse.ArgumentTypeError(f"must be a distance in mm, got {text}")
-    return value
-
-
-def _natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must not be negative, got {text}")
     return value

@@ -12,3 +12,5 @@ nnUNetTrainerPGLScratch_short = with_length(nnUNetTrainerPGLScratch, "short", **
 
 # The demo's schedule (AdamW, 10 epochs of 30 iterations) with two patches per batch: minutes on one core.
 nnUNetTrainerPGL_demo_two = with_length(nnUNetTrainerPGL_demo, "two", batch_size=2)
+# Half of its length, for comparisons of many runs.
+nnUNetTrainerPGL_demo_half = with_length(nnUNetTrainerPGL_demo, "half", num_epochs=5, batch_size=2)

@@ -26,6 +26,8 @@ def definitions(story: Story, results: ResultSet) -> list[Block]:
         f"95 % confidence interval: percentiles of {DRAWS} bootstrap means. Runs and test cases are drawn with "
         "replacement, independently of each other.",
         *_caveats(results),
+        "Each initialisation is one pre-training, used by all runs: how much another pre-training with the same options "
+        "would differ is in no interval and no test.",
         "Difference to random: on the runs and cases that both have, so it can differ from the difference of the means "
         "where runs are missing.",
         "Tests: Wilcoxon's signed-rank test over cases; differences of 0 are left out. No significant difference does "
@@ -38,7 +40,9 @@ def _caveats(results: ResultSet) -> list[str]:
     """What the intervals cannot tell with the runs there are."""
     fewest = min((len({row.run for row in rows}) for rows in results.cells.values()), default=0)
     if fewest == 1:
-        return ["Where there is one run only, the interval is over cases: how much training varies, it does not tell."]
+        return [
+            "Where there is one run only, interval and test are over cases: how much training varies, they do not tell."
+        ]
     if 1 < fewest < 5:
         return [
             f"With as few as {fewest} runs, an interval tells little of how much training varies, and is rather narrow."

@@ -1,0 +1,201 @@
+"""nnU-Net's own networks: PlainConvUNet and ResidualEncoderUNet, built as its plans say, and their encoders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from torch import Tensor, nn
+
+from nnunetv2_pgl.networks.feature_grid import FeatureGrid
+from nnunetv2_pgl.networks.strided import Triple
+
+PlannedName = Literal["plain", "resenc_m", "resenc_l", "resenc_xl"]
+
+_MODULE = "dynamic_network_architectures.architectures.unet"
+_PLAIN, _RESIDUAL = f"{_MODULE}.PlainConvUNet", f"{_MODULE}.ResidualEncoderUNet"
+# nnU-Net's default and residual planners (experiment_planning.experiment_planners, version 2.8.1): M, L and XL differ
+# in the memory that they plan for, thus in patch and batch, not in blocks or widths.
+_WIDTH, _MOST_WIDTH, _LEAST_CELLS = 32, 320, 4
+_RESIDUAL_BLOCKS = (1, 3, 4, *(6,) * 10)
+
+
+class PlanError(ValueError):
+    """A plan whose network cannot be used; the message says why and what would work."""
+
+
+@dataclass(frozen=True)
+class PlannedNetwork:
+    """What nnU-Net's plans say of a network; `build` gives the network that nnU-Net gives.
+
+    Attributes:
+        class_name: Full name of its class.
+        kwargs: Its arguments, plain values.
+        requires_import: Those of them that are names of classes.
+    """
+
+    class_name: str
+    kwargs: Mapping[str, Any]
+    requires_import: tuple[str, ...]
+
+    @classmethod
+    def of_plans(cls, plans: Mapping[str, Any], configuration: str, name: str) -> PlannedNetwork:
+        """The network of a 3D configuration.
+
+        Args:
+            plans: Content of a plans file, in today's form.
+            configuration: Such as 3d_fullres.
+            name: The file's, for messages.
+
+        Raises:
+            PlanError: There is no such configuration, it is not 3D, or has another network than nnU-Net's U-Nets.
+        """
+        configurations = plans.get("configurations") or {}
+        if configuration not in configurations:
+            raise PlanError(f"{name}: has no configuration {configuration}, only {', '.join(configurations)}")
+        inherited, found = configuration, None
+        while inherited and found is None:  # configurations may inherit from others
+            found = configurations[inherited].get("architecture")
+            inherited = configurations[inherited].get("inherits_from")
+        if found is None:
+            raise PlanError(f"{name}: tells no architecture; plan the data set anew with nnUNetv2_plan_experiment")
+        return cls.of_dict(
+            {"class_name": found["network_class_name"], "kwargs": found["arch_kwargs"]}
+            | {"requires_import": found["_kw_requires_import"]},
+            f"{name}, {configuration}",
+        )
+
+    @classmethod
+    def of_dict(cls, values: Mapping[str, Any], name: str) -> PlannedNetwork:
+        """The inverse of `to_dict`.
+
+        Raises:
+            PlanError: It is not a 3D PlainConvUNet or ResidualEncoderUNet; the message starts with ``name``.
+        """
+        class_name = str(values["class_name"])
+        if class_name not in (_PLAIN, _RESIDUAL):
+            raise PlanError(
+                f"{name}: the network {class_name.rsplit('.', 1)[-1]} is not known here; PlainConvUNet and "
+                "ResidualEncoderUNet are"
+            )
+        kwargs = dict(values["kwargs"])
+        if not str(kwargs.get("conv_op")).endswith("Conv3d"):
+            raise PlanError(f"{name}: a network of 2D convolutions; use a 3D configuration such as 3d_fullres")
+        return cls(class_name, kwargs, tuple(values["requires_import"]))
+
+    @classmethod
+    def preset(cls, name: PlannedName, patch_size: Sequence[int], spacing: Sequence[float]) -> PlannedNetwork:
+        """The network that nnU-Net plans for patches of this size and spacing (its topology, widths and blocks)."""
+        _, strides, kernels, _, _ = get_pool_and_conv_props(list(spacing), list(patch_size), _LEAST_CELLS, 999999)
+        stages = len(strides)
+        kwargs: dict[str, Any] = {
+            "n_stages": stages,
+            "features_per_stage": [min(_MOST_WIDTH, _WIDTH * 2**stage) for stage in range(stages)],
+            "conv_op": "torch.nn.modules.conv.Conv3d",
+            "kernel_sizes": [list(kernel) for kernel in kernels],
+            "strides": [list(stride) for stride in strides],
+        }
+        if name == "plain":
+            kwargs |= {"n_conv_per_stage": [2] * stages, "n_conv_per_stage_decoder": [2] * (stages - 1)}
+        else:
+            kwargs |= {"n_blocks_per_stage": list(_RESIDUAL_BLOCKS[:stages])}
+            kwargs |= {"n_conv_per_stage_decoder": [1] * (stages - 1)}
+        kwargs |= {
+            "conv_bias": True,
+            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+            "dropout_op": None,
+            "dropout_op_kwargs": None,
+            "nonlin": "torch.nn.LeakyReLU",
+            "nonlin_kwargs": {"inplace": True},
+        }
+        return cls(_PLAIN if name == "plain" else _RESIDUAL, kwargs, ("conv_op", "norm_op", "dropout_op", "nonlin"))
+
+    @property
+    def is_residual(self) -> bool:
+        """Whether it is a ResidualEncoderUNet."""
+        return self.class_name == _RESIDUAL
+
+    @property
+    def strides(self) -> tuple[Triple, ...]:
+        """Total stride per axis of each stage."""
+        total = np.cumprod(np.array([np.broadcast_to(stride, 3) for stride in self.kwargs["strides"]]), axis=0)
+        return tuple((int(z), int(y), int(x)) for z, y, x in total)
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of each stage."""
+        return tuple(int(width) for width in self.kwargs["features_per_stage"])
+
+    def build(self, in_channels: int, classes: int, deep_supervision: bool = False) -> nn.Module:
+        """The network with nnU-Net's initialisation."""
+        network: nn.Module = get_network_from_plans(
+            self.class_name,
+            dict(self.kwargs),
+            self.requires_import,
+            in_channels,
+            classes,
+            allow_init=True,
+            deep_supervision=deep_supervision,
+        )
+        return network
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        kwargs = json.loads(json.dumps(dict(self.kwargs)))
+        return {"class_name": self.class_name, "kwargs": kwargs, "requires_import": list(self.requires_import)}
+
+
+class PlannedEncoder(nn.Module):
+    """The encoder of one of nnU-Net's networks; keys of its state are those under ``encoder.`` there.
+
+    Args:
+        network: What the plans say.
+        in_channels: Number of image channels.
+
+    Attributes:
+        strides: Total stride per axis of the deepest map.
+        skip_strides: Total stride per axis of each map.
+        skip_channels: Channels of each map.
+        norm_name: "instance", unless the plan says otherwise.
+    """
+
+    centred = False
+
+    def __init__(self, network: PlannedNetwork, in_channels: int = 1):
+        super().__init__()
+        encoder: Any = network.build(in_channels, 1).encoder
+        self.network, self.in_channels = network, in_channels
+        self.stem: nn.Module | None = getattr(encoder, "stem", None)
+        self.stages: nn.Sequential = encoder.stages
+        self.skip_strides, self.skip_channels = network.strides, network.channels
+        self.strides: Triple = self.skip_strides[-1]
+        self.norm_name = "instance" if "InstanceNorm" in str(network.kwargs.get("norm_op")) else "batch"
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(B, in_channels, D, H, W) -> a map of each stage, deepest last; sizes are divided by `skip_strides`."""
+        maps = []
+        x = x if self.stem is None else self.stem(x)
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+    def feature_grid(self, view_size: Sequence[int], level: int = -1) -> FeatureGrid:
+        """Where the cells of a map sit in a view of ``view_size`` voxels (z, y, x).
+
+        A chain of nnU-Net's strided convolutions centres cell ``i`` on voxel ``stride * i``, at ``offset = 0.5``. The
+        residual encoder's shortcuts average two cells instead, which alone would give ``stride / 2``: where a cell
+        sits depends on how much the branches contribute. Nothing of them at first (their last norm starts at 0), more
+        with training; the middle of the two is assumed, at most a quarter of a cell off (docs/method.md).
+        """
+        strides = self.skip_strides[level]
+        share = 0.5 if self.network.is_residual else 0.0
+        z, y, x = (0.5 + share * (stride - 1) / 2 for stride in strides)
+        d, h, w = (int(size) for size in view_size)
+        return FeatureGrid((d, h, w), strides, (z, y, x))

@@ -1,12 +1,22 @@
 """The networks of the paper (encoder, ASPP and segmenter) and nnU-Net's own."""
 
 from nnunetv2_pgl.networks.feature_grid import FeatureGrid
-from nnunetv2_pgl.networks.planned import PlanError, PlannedEncoder, PlannedName, PlannedNetwork
+from nnunetv2_pgl.networks.planned import (
+    PlanError,
+    PlannedEncoder,
+    PlannedName,
+    PlannedNetwork,
+    PlannedSegmenter,
+)
 from nnunetv2_pgl.networks.resnet3d import PAPER_STRIDES, NormName, ResNet50Encoder
 from nnunetv2_pgl.networks.segmenter import PGLSegmenter
 
+Encoder = ResNet50Encoder | PlannedEncoder
+Segmenter = PGLSegmenter | PlannedSegmenter
+
 __all__ = [
     "PAPER_STRIDES",
+    "Encoder",
     "FeatureGrid",
     "NormName",
     "PGLSegmenter",
@@ -14,5 +24,7 @@ __all__ = [
     "PlannedEncoder",
     "PlannedName",
     "PlannedNetwork",
+    "PlannedSegmenter",
     "ResNet50Encoder",
+    "Segmenter",
 ]

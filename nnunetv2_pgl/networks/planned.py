@@ -177,14 +177,18 @@ class PlannedEncoder(nn.Module):
         self.strides: Triple = self.skip_strides[-1]
         self.norm_name = "instance" if "InstanceNorm" in str(network.kwargs.get("norm_op")) else "batch"
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """(B, in_channels, D, H, W) -> a map of each stage, deepest last; sizes are divided by `skip_strides`."""
+    def forward(self, x: Tensor, deepest: int = -1) -> list[Tensor]:
+        """(B, in_channels, D, H, W) -> a map of each stage up to ``deepest``, sizes divided by `skip_strides`."""
         maps = []
         x = x if self.stem is None else self.stem(x)
-        for stage in self.stages:
+        for stage in self.stages[: deepest % len(self.stages) + 1]:
             x = stage(x)
             maps.append(x)
         return maps
+
+    def beyond(self, level: int) -> list[nn.Module]:
+        """The stages that the map of a level does not depend on."""
+        return list(self.stages[level % len(self.stages) + 1 :])
 
     def feature_grid(self, view_size: Sequence[int], level: int = -1) -> FeatureGrid:
         """Where the cells of a map sit in a view of ``view_size`` voxels (z, y, x).
@@ -199,3 +203,33 @@ class PlannedEncoder(nn.Module):
         z, y, x = (0.5 + share * (stride - 1) / 2 for stride in strides)
         d, h, w = (int(size) for size in view_size)
         return FeatureGrid((d, h, w), strides, (z, y, x))
+
+
+class PlannedSegmenter(nn.Module):
+    """One of nnU-Net's networks without deep supervision, in the parts that pre-training by restoration needs.
+
+    Args:
+        network: What the plans say.
+        num_input_channels: Number of image channels.
+        num_classes: Number of output channels.
+    """
+
+    def __init__(self, network: PlannedNetwork, num_input_channels: int, num_classes: int):
+        super().__init__()
+        self.encoder = PlannedEncoder(network, num_input_channels)
+        decoder: Any = network.build(num_input_channels, num_classes).decoder
+        del decoder.encoder  # nnU-Net's decoder keeps the encoder that it was built for
+        self.decoder = decoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, num_input_channels, D, H, W) -> (B, num_classes, D, H, W), float32; sizes divisible by the strides."""
+        return self.decode(self.encoder(x)).float()
+
+    def decode(self, features: Sequence[Tensor]) -> Tensor:
+        """The encoder's maps, deepest last -> (B, num_classes, D, H, W)."""
+        output: Tensor = self.decoder(list(features))
+        return output
+
+    def decoder_weights(self) -> dict[str, Tensor]:
+        """None: the trainer starts nnU-Net's networks from the encoder alone."""
+        return {}

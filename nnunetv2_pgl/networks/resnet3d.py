@@ -158,30 +158,46 @@ class ResNet50Encoder(nn.Module):
         self.skip_strides = (stem, at_stage1, _times(at_stage1, layer_strides["stage2"]), self.strides)
         self.apply(initialise_kaiming_uniform)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor, deepest: int = -1) -> list[Tensor]:
         """Feature maps, deepest last.
 
         Args:
             x: Images, (B, in_channels, D, H, W).
+            deepest: The last map to compute.
 
         Returns:
-            Stem (64 channels), stage 1 (256), stage 2 (512) and stage 4 (2048); sizes are those of the input divided by
-            `skip_strides`, rounded up.
+            Stem (64 channels), stage 1 (256), stage 2 (512) and stage 4 (2048), up to ``deepest``; sizes are those of
+            the input divided by `skip_strides`, rounded up.
         """
-        stem = F.relu(self.norm(self.conv(x)), inplace=True)
-        stage1 = self.stage1(self.pool(stem))
-        stage2 = self.stage2(stage1)
-        return [stem, stage1, stage2, self.stage4(self.stage3(stage2))]
+        maps = [F.relu(self.norm(self.conv(x)), inplace=True)]
+        for modules in self._steps()[: deepest % 4]:
+            y = maps[-1]
+            for module in modules:
+                y = module(y)
+            maps.append(y)
+        return maps
 
-    def feature_grid(self, view_size: Sequence[int]) -> FeatureGrid:
-        """Where the cells of the deepest map sit in a view of ``view_size`` voxels (z, y, x).
+    def beyond(self, level: int) -> list[nn.Module]:
+        """The stages that the map of a level does not depend on."""
+        return [module for modules in self._steps()[level % 4 :] for module in modules]
+
+    def _steps(self) -> tuple[tuple[nn.Module, ...], ...]:
+        """What leads from each map to the next."""
+        return ((self.pool, self.stage1), (self.stage2,), (self.stage3, self.stage4))
+
+    def feature_grid(self, view_size: Sequence[int], level: int = -1) -> FeatureGrid:
+        """Where the cells of a map sit in a view of ``view_size`` voxels (z, y, x).
 
         Symmetric padding centres each strided layer's cell ``i`` on its input cell ``2 i``, so cell ``i`` sits on voxel
-        ``stride * i``; the centred variant adds half a stride.
+        ``stride * i``; the centred variant adds half a stride, in an axis's last strided layer.
         """
-        offset = [0.5 + (s / 2 if self.centred and s > 1 else 0.0) for s in self.strides]
-        size = (int(view_size[0]), int(view_size[1]), int(view_size[2]))
-        return FeatureGrid(size, self.strides, (offset[0], offset[1], offset[2]))
+        strides = self.skip_strides[level]
+        z, y, x = (
+            0.5 + (stride / 2 if self.centred and stride == total > 1 else 0.0)
+            for stride, total in zip(strides, self.strides, strict=True)
+        )
+        d, h, w = (int(size) for size in view_size)
+        return FeatureGrid((d, h, w), strides, (z, y, x))
 
 
 def _times(a: Triple, b: Triple) -> Triple:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nnunetv2_pgl.networks import ResNet50Encoder
+from nnunetv2_pgl.networks import Encoder
 from pretraining.objectives.heads import ConvHead
 from pretraining.objectives.objective import Objective
 from pretraining.objectives.pgl import feature_spread, local_consistency_loss
@@ -45,7 +45,7 @@ class BYOL(Objective):
 
     def __init__(
         self,
-        encoder: ResNet50Encoder,
+        encoder: Encoder,
         hidden_channels: int = 4096,
         out_channels: int = 256,
         precision: torch.dtype | None = None,

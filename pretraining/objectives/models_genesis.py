@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from nnunetv2_pgl.networks import NormName, PGLSegmenter, ResNet50Encoder
+from nnunetv2_pgl.networks import Encoder, Segmenter
 from pretraining.objectives.deformation import Deformation, deform, draw_deformation
 from pretraining.objectives.objective import Objective
 from pretraining.views import GeometryBatch
@@ -38,9 +37,7 @@ class ModelsGenesis(Objective):
     scans have no fixed range.
 
     Args:
-        strides: Total stride per axis (z, y, x) of the encoder.
-        norm: "batch" (the paper) or "instance".
-        centred: See `ResNet50Encoder`.
+        segmenter: The restoring network; as many output as input channels. Its encoder is kept.
         precision: Autocast type of the network, None for float32. Deformation and loss are always float32.
         deformation: Probabilities and sizes of what is done to the views.
     """
@@ -51,19 +48,17 @@ class ModelsGenesis(Objective):
 
     def __init__(
         self,
-        strides: Sequence[int],
-        norm: NormName = "batch",
-        centred: bool = True,
+        segmenter: Segmenter,
         precision: torch.dtype | None = None,
         deformation: Deformation = _PUBLISHED,
     ):
         super().__init__()
-        self.segmenter = PGLSegmenter(1, 1, strides, norm, centred)
+        self.segmenter = segmenter
         self.precision = precision
         self.deformation = deformation
 
     @property
-    def encoder(self) -> ResNet50Encoder:  # type: ignore[override]
+    def encoder(self) -> Encoder:  # type: ignore[override]
         """The segmenter's. Not a second module, which would be saved twice."""
         return self.segmenter.encoder
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from nnunetv2_pgl.networks import ResNet50Encoder
+from nnunetv2_pgl.networks import Encoder
 from pretraining.views import GeometryBatch
 
 
@@ -26,7 +26,7 @@ class Objective(nn.Module):
     output: ClassVar[Any]
     has_target: ClassVar[bool] = True
     changes_intensity: ClassVar[bool] = True
-    encoder: ResNet50Encoder
+    encoder: Encoder
     precision: torch.dtype | None
 
     @abstractmethod

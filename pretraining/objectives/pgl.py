@@ -8,9 +8,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+from torch import Tensor, nn
 
-from nnunetv2_pgl.networks import ResNet50Encoder
+from nnunetv2_pgl.networks import Encoder
 from pretraining.alignment import align
 from pretraining.objectives.heads import ConvHead
 from pretraining.objectives.objective import Objective
@@ -64,10 +64,10 @@ class PGLOutput(NamedTuple):
     """Loss of a batch and what tells whether training is healthy, all scalars.
 
     Attributes:
-        loss: The loss of both directions, added (eq. 9).
-        feature_std: See `feature_spread`, of the online projections.
-        within_views: See `within_view_share`, of the online projections.
-        interpolated: Share of the aligned points that lie between cell centres in both views.
+        loss: The loss of both directions, added (eq. 9), mean over the levels.
+        feature_std: See `feature_spread`, of the online projections of the deepest level.
+        within_views: See `within_view_share`, of the same.
+        interpolated: Share of its aligned points that lie between cell centres in both views.
     """
 
     loss: Tensor
@@ -84,29 +84,37 @@ class PGL(Objective):
         view_size: Size of the views (z, y, x).
         hidden_channels: Channels inside projector and predictor.
         out_channels: Channels of the projection.
+        levels: Maps of the encoder that are aligned, -1 is its deepest; each has its own projector and predictor.
         interpolated_only: Let only points between cell centres count in the loss. With few cells per view that leaves
             few (see ``docs/method.md``), so all count by default.
         precision: Autocast type of the networks, None for float32. Alignment and loss are always float32.
     """
 
     output: ClassVar[Any] = PGLOutput
+    needs_all_stages: ClassVar[bool] = False
 
     def __init__(
         self,
-        encoder: ResNet50Encoder,
+        encoder: Encoder,
         view_size: Sequence[int],
         hidden_channels: int = 4096,
         out_channels: int = 256,
+        levels: Sequence[int] = (-1,),
         interpolated_only: bool = False,
         precision: torch.dtype | None = None,
     ):
         super().__init__()
         self.encoder = encoder
-        self.projector = ConvHead(encoder.skip_channels[-1], hidden_channels, out_channels)
-        self.predictor = ConvHead(out_channels, hidden_channels, out_channels)
+        self.levels = sorted({level % len(encoder.skip_channels) for level in levels})
+        if not self.needs_all_stages:
+            for stage in encoder.beyond(self.levels[-1]):
+                stage.requires_grad_(False)  # they keep their random weights
+        channels = [encoder.skip_channels[level] for level in self.levels]
+        self.projectors = nn.ModuleList(ConvHead(n, hidden_channels, out_channels) for n in channels)
+        self.predictors = nn.ModuleList(ConvHead(out_channels, hidden_channels, out_channels) for _ in channels)
         self.target_encoder = make_target(self.encoder)
-        self.target_projector = make_target(self.projector)
-        self.grid = encoder.feature_grid(view_size)
+        self.target_projectors = make_target(self.projectors)
+        self.grids = [encoder.feature_grid(view_size, level) for level in self.levels]
         self.interpolated_only = interpolated_only
         self.precision = precision
         self.to(memory_format=torch.channels_last_3d)
@@ -115,22 +123,40 @@ class PGL(Objective):
         """See `Objective.forward`; draws nothing."""
         views = views.contiguous(memory_format=torch.channels_last_3d)
         with self.autocast(views.device):
-            projection = self.projector(self.encoder(views)[-1])
-        return self.consistency(projection, self.project_target(views), geometries)
+            projections = self.project(self.encoder(views, self.levels[-1]))
+        return self.consistency(projections, self.project_target(views), geometries)
 
-    def project_target(self, views: Tensor) -> Tensor:
-        """Projections of the target path, (2 B, C, d, h, w)."""
+    def project(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Projections of the online path, (2 B, C, d, h, w) for each level, from the encoder's maps."""
+        return [projector(maps[level]) for level, projector in zip(self.levels, self.projectors, strict=True)]
+
+    def project_target(self, views: Tensor) -> list[Tensor]:
+        """Projections of the target path, (2 B, C, d, h, w) for each level."""
         views = views.contiguous(memory_format=torch.channels_last_3d)
         with torch.no_grad(), self.autocast(views.device):
-            return self.target_projector(self.target_encoder(views)[-1])
+            maps = self.target_encoder(views, self.levels[-1])
+            return [
+                projector(maps[level]) for level, projector in zip(self.levels, self.target_projectors, strict=True)
+            ]
 
-    def consistency(self, projection: Tensor, target: Tensor, geometries: GeometryBatch) -> PGLOutput:
-        """Aligns both paths' projections of all views, (2 B, C, d, h, w) each, and compares partners."""
+    def consistency(
+        self, projections: Sequence[Tensor], targets: Sequence[Tensor], geometries: GeometryBatch
+    ) -> PGLOutput:
+        """Aligns both paths' projections of all views, (2 B, C, d, h, w) for each level, and compares partners."""
+        outputs = [
+            self._consistency_of_level(number, projection, target, geometries)
+            for number, (projection, target) in enumerate(zip(projections, targets, strict=True))
+        ]
+        return outputs[-1]._replace(loss=torch.stack([output.loss for output in outputs]).mean())
+
+    def _consistency_of_level(
+        self, number: int, projection: Tensor, target: Tensor, geometries: GeometryBatch
+    ) -> PGLOutput:
         partners = _swapped(geometries)
-        aligned, own_inside = align(projection.float(), geometries, partners, self.grid)
-        target, target_inside = align(target.float(), geometries, partners, self.grid)
+        aligned, own_inside = align(projection.float(), geometries, partners, self.grids[number])
+        target, target_inside = align(target.float(), geometries, partners, self.grids[number])
         with self.autocast(projection.device):
-            prediction = self.predictor(aligned)
+            prediction = self.predictors[number](aligned)
 
         # Each view's prediction meets the target of its partner at the same places.
         target, target_inside = _swap(target), _swap(target_inside)
@@ -145,16 +171,23 @@ class PGL(Objective):
     def rehearse(self, views: Tensor) -> Tensor:
         """See `Objective.rehearse`; the aligner's small maps are left out."""
         with self.autocast(views.device):
-            projection = self.projector(self.encoder(views)[-1])
+            projections = self.project(self.encoder(views, self.levels[-1]))
         self.project_target(views)
-        with self.autocast(views.device):
-            prediction = self.predictor(projection.float())
-        return prediction.float().square().mean()
+        return self.rehearse_predictors(projections)
+
+    def rehearse_predictors(self, projections: Sequence[Tensor]) -> Tensor:
+        """The predictors' part of `rehearse`."""
+        with self.autocast(projections[0].device):
+            predictions = [
+                predictor(projection.float())
+                for predictor, projection in zip(self.predictors, projections, strict=True)
+            ]
+        return torch.stack([prediction.float().square().mean() for prediction in predictions]).mean()
 
     def update_target(self, decay: float) -> None:
         """One step of the target path towards the online path (eq. 10)."""
         update_target(self.target_encoder, self.encoder, decay)
-        update_target(self.target_projector, self.projector, decay)
+        update_target(self.target_projectors, self.projectors, decay)
 
 
 def _swap(x: Tensor) -> Tensor:

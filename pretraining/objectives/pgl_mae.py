@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nnunetv2_pgl.networks import PGLSegmenter
+from nnunetv2_pgl.networks import Segmenter
 from nnunetv2_pgl.networks.segmenter import upsample
 from pretraining.objectives.pgl import PGL
 from pretraining.views import GeometryBatch
@@ -61,27 +61,30 @@ class PGLMAE(PGL):
     Hidden voxels are set to 0, the mean of a z-scored scan.
 
     Args:
-        segmenter: Its encoder is the online encoder; one input channel, one output.
+        segmenter: Its encoder is the online encoder; as many output as input channels.
         view_size: Size of the views (z, y, x).
         mask_ratio: Share of hidden blocks.
         restoration_weight: Weight of the restoration in the loss.
-        hidden_channels, out_channels, interpolated_only, precision: See `PGL`.
+        hidden_channels, out_channels, levels, interpolated_only, precision: See `PGL`.
     """
 
     output = PGLMAEOutput
+    needs_all_stages = True  # the decoder does
 
     def __init__(
         self,
-        segmenter: PGLSegmenter,
+        segmenter: Segmenter,
         view_size: Sequence[int],
         mask_ratio: float,
         restoration_weight: float,
         hidden_channels: int = 4096,
         out_channels: int = 256,
+        levels: Sequence[int] = (-1,),
         interpolated_only: bool = False,
         precision: torch.dtype | None = None,
     ):
-        super().__init__(segmenter.encoder, view_size, hidden_channels, out_channels, interpolated_only, precision)
+        heads = (hidden_channels, out_channels, levels)
+        super().__init__(segmenter.encoder, view_size, *heads, interpolated_only, precision)
         self.segmenter = segmenter
         self.mask_ratio, self.restoration_weight = mask_ratio, restoration_weight
 
@@ -91,27 +94,25 @@ class PGLMAE(PGL):
         """See `Objective.forward`; draws the hidden blocks, whose size is a cell of the deepest map."""
         mask = draw_block_mask(len(views), views.shape[2:], self.encoder.strides, self.mask_ratio, generator)
         mask = mask.to(views.device)
-        projection, restored = self._online(views.masked_fill(mask, 0.0))
-        local = self.consistency(projection, self.project_target(views), geometries)
-        restoration = ((restored - views).square() * mask).sum() / mask.sum().clamp(min=1)
+        projections, restored = self._online(views.masked_fill(mask, 0.0))
+        local = self.consistency(projections, self.project_target(views), geometries)
+        restoration = ((restored - views).square() * mask).sum() / (mask.sum() * views.shape[1]).clamp(min=1)
         return PGLMAEOutput(local.loss + self.restoration_weight * restoration, *local[1:], restoration)
 
     def rehearse(self, views: Tensor) -> Tensor:
         """See `Objective.rehearse`."""
-        projection, restored = self._online(views)
+        projections, restored = self._online(views)
         self.project_target(views)
-        with self.autocast(views.device):
-            prediction = self.predictor(projection.float())
-        return prediction.float().square().mean() + (restored - views).square().mean()
+        return self.rehearse_predictors(projections) + (restored - views).square().mean()
 
     def kept_decoder(self) -> dict[str, Tensor]:
         """ASPP and decoder, which a fine-tuning may start from."""
         return self.segmenter.decoder_weights()
 
-    def _online(self, views: Tensor) -> tuple[Tensor, Tensor]:
+    def _online(self, views: Tensor) -> tuple[list[Tensor], Tensor]:
         """Projections and restored views, float32, at the views' size."""
         views = views.contiguous(memory_format=torch.channels_last_3d)
         with self.autocast(views.device):
             features = self.encoder(views)
-            projection, restored = self.projector(features[-1]), self.segmenter.decode(features)
-        return projection, upsample(restored.float(), views.shape[2:])
+            projections, restored = self.project(features), self.segmenter.decode(features)
+        return projections, upsample(restored.float(), views.shape[2:])

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import TypeVar
 
 import torch
 from torch import nn
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 def target_decay(step: int, steps: int, base: float = 0.996) -> float:
@@ -14,7 +17,7 @@ def target_decay(step: int, steps: int, base: float = 0.996) -> float:
     return 1.0 - (1.0 - base) * (math.cos(math.pi * min(step, steps) / max(steps, 1)) + 1.0) / 2.0
 
 
-def make_target(online: nn.Module) -> nn.Module:
+def make_target(online: _Module) -> _Module:
     """A copy without gradients, equal to the online module at the start."""
     return copy.deepcopy(online).requires_grad_(False)
 

@@ -22,7 +22,7 @@ def narrow_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make_genesis(precision: torch.dtype | None = None, deformation: Deformation | None = None) -> ModelsGenesis:
     torch.manual_seed(0)
-    return ModelsGenesis((2, 8, 8), precision=precision, deformation=deformation or Deformation())
+    return ModelsGenesis(PGLSegmenter(1, 1, (2, 8, 8)), precision=precision, deformation=deformation or Deformation())
 
 
 def draw_geometries(seed: int) -> GeometryBatch:

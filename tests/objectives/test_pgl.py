@@ -120,9 +120,11 @@ def test_loss_of_a_batch_is_both_directions_added(batch: tuple[Tensor, GeometryB
                 for i in (first, second)
             )
             for (own, g), (other, h) in (((first, one), (second, two)), ((second, two), (first, one))):
-                z, _ = align(pgl.projector(pgl.encoder(views[own : own + 1])[-1]), g, h, pgl.grid)
-                t, _ = align(pgl.target_projector(pgl.target_encoder(views[other : other + 1])[-1]), h, g, pgl.grid)
-                cosine = nn.functional.cosine_similarity(pgl.predictor(z), t, dim=1)
+                z, _ = align(pgl.projectors[0](pgl.encoder(views[own : own + 1])[-1]), g, h, pgl.grids[0])
+                t, _ = align(
+                    pgl.target_projectors[0](pgl.target_encoder(views[other : other + 1])[-1]), h, g, pgl.grids[0]
+                )
+                cosine = nn.functional.cosine_similarity(pgl.predictors[0](z), t, dim=1)
                 expected += float((2 - 2 * cosine).mean()) / 3
     assert float(output.loss) == pytest.approx(expected, rel=1e-4)
 
@@ -130,9 +132,9 @@ def test_loss_of_a_batch_is_both_directions_added(batch: tuple[Tensor, GeometryB
 def test_gradients_reach_the_online_path_only(batch: tuple[Tensor, GeometryBatch]) -> None:
     pgl = make_pgl()
     pgl(*batch).loss.backward()
-    for part in (pgl.encoder, pgl.projector, pgl.predictor):
+    for part in (pgl.encoder, pgl.projectors, pgl.predictors):
         assert all(p.grad is not None for p in part.parameters())
-    for part in (pgl.target_encoder, pgl.target_projector):
+    for part in (pgl.target_encoder, pgl.target_projectors):
         assert all(p.grad is None for p in part.parameters())
 
 

@@ -68,8 +68,8 @@ def test_loss_is_pgl_of_the_hidden_views_plus_the_error_of_the_hidden_voxels() -
     holes = torch.where(mask, 0.0, views)
     restored = upsample(mae.segmenter.decode(mae.encoder(holes)).float(), VIEW)
     error = F.mse_loss(restored[mask], views[mask])
-    target = mae.target_projector(mae.target_encoder(views)[-1])
-    local = mae.consistency(mae.projector(mae.encoder(holes)[-1]), target, places)
+    target = mae.project_target(views)
+    local = mae.consistency(mae.project(mae.encoder(holes)), target, places)
     torch.testing.assert_close(output.restoration, error)
     torch.testing.assert_close(output.loss, local.loss + 0.5 * error)
 

@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnunetv2_pgl.foreign import is_legacy_file, what_it_is
+from nnunetv2_pgl.nnssl import NnsslError, read_nnssl
+
 FORMAT_VERSION = 1
 _PREFIX = "encoder."
 CITATIONS = [
@@ -37,8 +40,9 @@ class EncoderCheckpoint:
 
     Attributes:
         encoder_weights: State dict of the encoder, keys without prefix.
-        pgl: How it was made: ``method``, ``architecture`` (name, norm, centred, strides, in_channels), ``config``,
-            ``epochs``, ``num_scans``, ``intensity``, ``spacing``, ``versions``, and more; plain Python values.
+        pgl: How it was made: ``method``, ``architecture`` (name, norm, centred, strides, in_channels, and for nnU-Net's
+            encoders their ``network``), ``config``, ``epochs``, ``num_scans``, ``intensity``, ``spacing``,
+            ``versions``, and more; plain Python values. Of a checkpoint made by nnssl, what its plan tells.
         nnssl_adaptation_plan: The same in the schema of the nnssl framework.
         citations: What to cite, in nnssl's form.
         decoder_weights: ASPP and decoder of the segmenter as named there, where the method trained them; else empty.
@@ -52,7 +56,7 @@ class EncoderCheckpoint:
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """Name, norm, centred, strides and in_channels of the encoder."""
+        """Name, norm, centred, strides and in_channels of the encoder; ``network`` of one of nnU-Net's."""
         return dict(self.pgl["architecture"])
 
 
@@ -105,7 +109,7 @@ def load_plain(path: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint; give the checkpoint_final.pth of a pgl_pretrain run")
-    if not zipfile.is_zipfile(path):
+    if not zipfile.is_zipfile(path) and not is_legacy_file(path):
         raise CheckpointError(f"{path}: truncated, or not a PyTorch checkpoint; copy it again from where it was made")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -125,7 +129,7 @@ def load_plain(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> EncoderCheckpoint:
-    """Reads an encoder checkpoint with ``weights_only=True``.
+    """Reads an encoder checkpoint of ``pgl_pretrain`` or of nnssl, with ``weights_only=True``.
 
     Raises:
         CheckpointError: A ValueError that names the file and the reason.
@@ -136,30 +140,50 @@ def load_checkpoint(path: str | os.PathLike[str]) -> EncoderCheckpoint:
         raise CheckpointError(
             f"{path}: the state of a run that can be continued with --c, not an encoder; use its checkpoint_final.pth"
         )
-    if not isinstance(pgl, dict) or not isinstance(content.get("network_weights"), dict):
-        found = ", ".join(sorted(map(str, content))[:6])
-        raise CheckpointError(f"{path}: not written by pgl_pretrain (it holds: {found}); use a checkpoint_final.pth")
+    weights = content.get("network_weights")
+    from_nnssl = pgl is None and isinstance(content.get("nnssl_adaptation_plan"), dict)
+    if not (isinstance(pgl, dict) or from_nnssl) or not isinstance(weights, dict):
+        raise CheckpointError(f"{path}: {_what_else(content)}")
+    if not weights or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()):
+        raise CheckpointError(f"{path}: network_weights is not a table of named tensors")
+    return _of_nnssl(content, path) if from_nnssl else _of_pgl(content, path)
+
+
+def _of_pgl(content: dict[str, Any], path: str | os.PathLike[str]) -> EncoderCheckpoint:
+    weights, pgl = content["network_weights"], content["pgl"]
     version = pgl.get("format_version")
     if version != FORMAT_VERSION:
         raise CheckpointError(
             f"{path}: format version {version}, this nnunetv2-pgl reads {FORMAT_VERSION}; install the version it was "
             "written with or a newer one"
         )
-    weights = content["network_weights"]
-    if not weights or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()):
-        raise CheckpointError(f"{path}: network_weights is not a table of named tensors")
     if not isinstance(pgl.get("architecture"), dict):
         raise CheckpointError(f"{path}: does not say which architecture it is for")
     encoder = {key.removeprefix(_PREFIX): value for key, value in weights.items() if key.startswith(_PREFIX)}
     decoder = {key: value for key, value in weights.items() if not key.startswith(_PREFIX)}
-    plan, citations = content.get("nnssl_adaptation_plan"), content.get("citations")
-    return EncoderCheckpoint(
-        encoder,
-        pgl,
-        plan if isinstance(plan, dict) else {},
-        citations if isinstance(citations, list) else [],
-        decoder,
-    )
+    plan = content.get("nnssl_adaptation_plan")
+    return EncoderCheckpoint(encoder, pgl, plan if isinstance(plan, dict) else {}, _citations(content), decoder)
+
+
+def _of_nnssl(content: dict[str, Any], path: str | os.PathLike[str]) -> EncoderCheckpoint:
+    try:
+        made = read_nnssl(content)
+    except NnsslError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return EncoderCheckpoint(made.weights, made.pgl, content["nnssl_adaptation_plan"], _citations(content))
+
+
+def _citations(content: dict[str, Any]) -> list[dict[str, Any]]:
+    citations = content.get("citations")
+    return [entry for entry in citations if isinstance(entry, dict)] if isinstance(citations, list) else []
+
+
+def _what_else(content: dict[str, Any]) -> str:
+    """What a file is that holds no encoder."""
+    if what := what_it_is(content):
+        return what
+    found = ", ".join(sorted(map(str, content))[:6])
+    return f"not written by pgl_pretrain (it holds: {found}); use a checkpoint_final.pth"
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

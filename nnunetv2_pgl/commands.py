@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from nnunetv2_pgl.adaptation import canonical
 from nnunetv2_pgl.checkpoint import CheckpointError, EncoderCheckpoint, load_checkpoint, sha256_of
 from nnunetv2_pgl.extension_folder import check, export_line, extension_folder, link, unlink
 
@@ -51,7 +52,7 @@ def info_entry() -> None:
     """Entry point of ``pgl_info``."""
     parser = argparse.ArgumentParser(prog="pgl_info", description="Says what an encoder checkpoint is.")
     parser.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint_final.pth of a pgl_pretrain run"
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint_final.pth of a pgl_pretrain run or of nnssl"
     )
     arguments = parser.parse_args()
     try:
@@ -64,29 +65,46 @@ def info_entry() -> None:
 
 def describe(checkpoint: EncoderCheckpoint) -> list[str]:
     """A checkpoint in words, one line per fact."""
-    pgl = checkpoint.pgl
-    parameters = sum(
-        v.numel() for k, v in checkpoint.encoder_weights.items() if v.is_floating_point() and "running" not in k
-    )
+    pgl, weights = checkpoint.pgl, {canonical(key): value for key, value in checkpoint.encoder_weights.items()}
+    parameters = sum(v.numel() for k, v in weights.items() if v.is_floating_point() and "running" not in k)
+    architecture = checkpoint.architecture
+    network = architecture.pop("network", None)
     facts: dict[str, Any] = {
         "method": pgl.get("method"),
-        "encoder": ", ".join(f"{key} {value}" for key, value in checkpoint.architecture.items()),
-        "parameters": f"{parameters:,} in {len(checkpoint.encoder_weights)} tensors",
+        "encoder": ", ".join(f"{key} {value}" for key, value in architecture.items()),
+        "network": _network(network) if network else "the paper's",
+        "parameters": f"{parameters:,} in {len(weights)} tensors",
         "decoder": f"{len(checkpoint.decoder_weights)} tensors" if checkpoint.decoder_weights else "none",
-        "data": ", ".join(map(str, pgl.get("datasets", []))),
+        "data": ", ".join(map(str, pgl.get("datasets", []))) or None,
         "scans": pgl.get("num_scans"),
         "epochs": pgl.get("epochs"),
-        "views": f"{pgl.get('view_size')} voxels (z, y, x)",
-        "spacing": f"{pgl.get('spacing')} mm (z, y, x)",
+        "views": f"{pgl['view_size']} voxels (z, y, x)" if pgl.get("view_size") else None,
+        "spacing": f"{pgl['spacing']} mm (z, y, x)" if pgl.get("spacing") else None,
         "intensities": pgl.get("intensity"),
         "last epoch": _metrics(pgl.get("metrics")),
         "made": pgl.get("created"),
-        "with": ", ".join(f"{name} {version}" for name, version in (pgl.get("versions") or {}).items()),
+        "with": ", ".join(f"{name} {version}" for name, version in (pgl.get("versions") or {}).items()) or None,
     }
-    lines = [f"{name:<13} {value}" for name, value in facts.items()]
+    lines = [f"{name:<13} {'unknown' if value is None else value}" for name, value in facts.items()]
     for citation in checkpoint.citations:
         lines += [f"{'cite':<13} {reference}" for reference in citation.get("apa_citations", [])]
     return lines
+
+
+def _network(network: dict[str, Any]) -> str:
+    """One of nnU-Net's networks: class, and what its stages are."""
+    kwargs = network["kwargs"]
+    described = [str(network["class_name"]).rsplit(".", 1)[-1], f"{kwargs.get('n_stages')} stages"]
+    for key, name in (
+        ("features_per_stage", "channels"),
+        ("n_blocks_per_stage", "blocks"),
+        ("n_conv_per_stage", "convolutions"),
+        ("kernel_sizes", "kernels"),
+        ("strides", "strides"),
+    ):
+        if key in kwargs:
+            described.append(f"{name} {kwargs[key]}")
+    return ", ".join(described)
 
 
 def _metrics(metrics: Any) -> str:

@@ -1,75 +1,129 @@
-"""Weights of an encoder checkpoint into networks: every key fits, or nothing is copied."""
+"""Weights of an encoder checkpoint into networks: what fits or can be made to, with a report of every key."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from nnunetv2_pgl.adaptation import (
+    CHANNEL_RULE,
+    KERNEL_RULE,
+    adapt,
+    blocks_per_stage,
+    canonical,
+    stage_of,
+    unaliased,
+)
 from nnunetv2_pgl.checkpoint import CheckpointError, EncoderCheckpoint
-from nnunetv2_pgl.networks import PGLSegmenter
+from nnunetv2_pgl.networks import PGLSegmenter, ResNet50Encoder
+
+LEAST_SHARE = 0.9
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """Which keys of an encoder came from a checkpoint: unchanged (``loaded``) or ``adapted`` to more channels."""
+    """What became of each tensor of an encoder and of each tensor of a checkpoint.
+
+    A parameter for which nnU-Net's networks have two names (``all_modules``) counts once, under the first of them.
+
+    Attributes:
+        loaded: Copied unchanged.
+        adapted: Copied in another shape.
+        missing: In the encoder, not loaded.
+        left_over: In the checkpoint, of no use here.
+        reasons: For each key of the last three: how it was adapted, or why it was not loaded.
+        rules: For each adapted key: which of `CHANNEL_RULE` and `KERNEL_RULE` were needed.
+        share: Loaded or adapted part of the encoder's parameters, by number of elements, 0 .. 1.
+    """
 
     loaded: tuple[str, ...]
     adapted: tuple[str, ...]
+    missing: tuple[str, ...]
+    left_over: tuple[str, ...]
+    reasons: Mapping[str, str]
+    rules: Mapping[str, tuple[str, ...]]
+    share: float
 
     def __str__(self) -> str:
-        adapted = f"; adapted to the number of input channels: {', '.join(self.adapted)}" if self.adapted else ""
-        total = len(self.loaded) + len(self.adapted)
-        return f"{total} of {total} encoder tensors loaded{adapted}"
+        arrived = len(self.loaded) + len(self.adapted)
+        parts = [
+            f"{arrived} of {arrived + len(self.missing)} encoder tensors loaded, {percent(self.share)} of its "
+            "parameters"
+        ]
+        for rule in (CHANNEL_RULE, KERNEL_RULE):
+            if keys := [key for key in self.adapted if rule in self.rules[key]]:
+                parts.append(f"adapted to the {rule}: {_some(keys)}")
+        if self.missing:
+            parts.append(f"{len(self.missing)} not loaded: {_some(self.missing)}")
+        if self.left_over:
+            parts.append(f"{len(self.left_over)} of the checkpoint left over: {_some(self.left_over)}")
+        return "; ".join(parts)
+
+    def lines(self) -> list[str]:
+        """One line for each key that was not simply copied."""
+        groups = (("adapted", self.adapted), ("not loaded", self.missing), ("left over", self.left_over))
+        return [f"{what}: {key}: {self.reasons[key]}" for what, keys in groups for key in keys]
 
 
-def load_encoder(encoder: torch.nn.Module, weights: Mapping[str, Tensor], name: str) -> LoadReport:
-    """Copies a checkpoint's weights into an encoder; every key must fit.
+def load_encoder(
+    encoder: torch.nn.Module, weights: Mapping[str, Tensor], name: str, allow_partial: bool = False
+) -> LoadReport:
+    """Copies a checkpoint's weights into an encoder.
 
-    A stem for one channel is repeated over the encoder's input channels and divided by their number, so that an image
-    repeated over all channels gives the same features.
+    A weight of another size is adapted where `adaptation.adapt` has a sound rule. Of nnU-Net's encoders, stages that
+    only the checkpoint has are left out, and those that only the plan has stay random. A stage with more or fewer
+    blocks than in the checkpoint is not loaded at all: its blocks have no counterpart that does the same. The paper's
+    ResNet-50 has one topology, so there every key must fit.
 
     Args:
         encoder: The encoder to fill.
         weights: `EncoderCheckpoint.encoder_weights`.
         name: The checkpoint's path, for messages.
+        allow_partial: Whether less than 90 % of the parameters may be loaded.
 
     Raises:
-        CheckpointError: If a key is missing, left over, or of another shape; the encoder is then unchanged.
+        CheckpointError: Too much is missing, or the input channels differ and neither number is 1; the encoder is then
+            unchanged.
     """
-    own = encoder.state_dict()
-    missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    if missing or unexpected:
+    own, given = unaliased(encoder.state_dict()), _unaliased(weights, name)
+    _require_channels(own, given, name)
+    fitting, report = _fit(encoder, own, given)
+    if isinstance(encoder, ResNet50Encoder):
+        _require_all(own, given, report, name)
+    elif not report.loaded and not report.adapted:
         raise CheckpointError(
-            f"{name}: does not fit this encoder: {len(missing)} keys are missing ({_some(missing)}), {len(unexpected)} "
-            f"are left over ({_some(unexpected)}); check with pgl_info which architecture and norm it is for"
+            f"{name}: nothing in it fits this encoder ({_some(report.missing)} and so on are missing, "
+            f"{_some(report.left_over)} are left over); check with pgl_info which architecture it is for"
         )
-    adapted = {key: _adapt_channels(value, own[key].shape) for key, value in weights.items()}
-    wrong = [
-        f"{key} {tuple(adapted[key].shape)} instead of {tuple(own[key].shape)}"
-        for key in own
-        if adapted[key].shape != own[key].shape
-    ]
-    if wrong:
+    elif report.share < LEAST_SHARE and not allow_partial:
+        because = list(dict.fromkeys(_why(key, report.reasons[key]) for key in report.missing))
         raise CheckpointError(
-            f"{name}: an encoder of another size: {_some(wrong)}; check with pgl_info which architecture it is for"
+            f"{name}: only {percent(report.share)} of the encoder's parameters can be loaded, at least "
+            f"{percent(LEAST_SHARE)} are asked for ({_some(because)}); plan for the checkpoint's network, or, to start "
+            "all the same, export PGL_ALLOW_PARTIAL=1 (in the plans: pretrain_info.allow_partial)"
         )
-    encoder.load_state_dict(adapted)
-    changed = tuple(key for key in own if weights[key].shape != own[key].shape)
-    return LoadReport(tuple(key for key in own if key not in changed), changed)
+    encoder.load_state_dict(fitting, strict=False)
+    return report
 
 
-def load_decoder(segmenter: PGLSegmenter, checkpoint: EncoderCheckpoint, name: str) -> int:
+def load_decoder(segmenter: torch.nn.Module, checkpoint: EncoderCheckpoint, name: str) -> int:
     """Copies ASPP and decoder from a checkpoint that has them; every key must fit. The head stays as it is.
 
     Returns:
         The number of tensors.
 
     Raises:
-        CheckpointError: If the checkpoint has no decoder, or another one; the segmenter is then unchanged.
+        CheckpointError: If the checkpoint has no decoder, or another one, or the network is one of nnU-Net's, which
+            start from the encoder alone; it is then unchanged.
     """
+    if not isinstance(segmenter, PGLSegmenter):
+        raise CheckpointError(
+            f"{name}: only the decoder of the paper's segmenter can be transferred, nnU-Net's networks start from the "
+            "encoder alone: leave out PGL_TRANSFER_DECODER (in the plans: pretrain_info.transfer_decoder)"
+        )
     own, weights = segmenter.decoder_weights(), checkpoint.decoder_weights
     if not weights:
         raise CheckpointError(
@@ -85,11 +139,105 @@ def load_decoder(segmenter: PGLSegmenter, checkpoint: EncoderCheckpoint, name: s
     return len(weights)
 
 
-def _adapt_channels(weight: Tensor, shape: torch.Size) -> Tensor:
-    """Repeats a convolution's weight for one input channel over the channels of ``shape``."""
-    needs_it = weight.ndim == 5 and len(shape) == 5 and weight.shape[1] == 1 and shape[1] > 1
-    return weight.repeat(1, shape[1], 1, 1, 1) / shape[1] if needs_it else weight
+def percent(share: float) -> str:
+    """A share in words, never rounded up to all: 99.97 % of something is not 100 %."""
+    return "100 %" if share == 1 else f"{min(100 * share, 99.9):.1f} %"
 
 
-def _some(items: list[str], most: int = 3) -> str:
+def _unaliased(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    try:
+        return unaliased(weights)
+    except ValueError as error:
+        raise CheckpointError(f"{name}: damaged: {error}; copy it again from where it was made") from error
+
+
+def _fit(
+    encoder: torch.nn.Module, own: Mapping[str, Tensor], given: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """The weights to load, and what becomes of each key."""
+    stages = _misfit_stages(own, given)
+    first = _first_convolution(own)
+    fitting: dict[str, Tensor] = {}
+    missing, reasons, rules = [], {}, {}
+    for key, value in own.items():
+        weight, reason = given.get(key), stages.get(stage_of(key))
+        if reason is None and weight is not None:
+            if weight.shape == value.shape:
+                fitting[key] = weight
+                continue
+            if adapted := adapt(weight, value.shape, key == first):
+                fitting[key], reasons[key], rules[key] = adapted.weight, adapted.how, adapted.rules
+                continue
+            reason = f"{tuple(weight.shape)} in the checkpoint, {tuple(value.shape)} in the network"
+        missing.append(key)
+        reasons[key] = reason or "not in the checkpoint"
+    left_over = tuple(key for key in given if key not in own)
+    reasons |= {key: stages.get(stage_of(key)) or "not in the network" for key in left_over}
+    loaded = tuple(key for key in fitting if key not in rules)
+    share = _share(encoder, fitting)
+    return fitting, LoadReport(loaded, tuple(rules), tuple(missing), left_over, reasons, rules, share)
+
+
+def _misfit_stages(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[int | None, str]:
+    """Why the weights of a stage cannot be used, for those of nnU-Net's stages where that is so."""
+    here, there = blocks_per_stage(own), blocks_per_stage(given)
+    reasons: dict[int | None, str] = {}
+    for stage in here.keys() | there.keys():
+        if here.get(stage) == there.get(stage):
+            continue
+        if stage not in there:
+            reasons[stage] = f"the checkpoint has {len(there)} stages, the network {len(here)}: stays random"
+        elif stage not in here:
+            reasons[stage] = f"the checkpoint has {len(there)} stages, the network {len(here)}: left out"
+        else:
+            reasons[stage] = f"stage {stage} has {there[stage]} blocks in the checkpoint, {here[stage]} in the network"
+    return reasons
+
+
+def _share(encoder: torch.nn.Module, fitting: Mapping[str, Tensor]) -> float:
+    """Part of the parameters that is loaded; shared ones count once, buffers do not."""
+    sizes = {canonical(key): parameter.numel() for key, parameter in encoder.named_parameters()}
+    return sum(size for key, size in sizes.items() if key in fitting) / sum(sizes.values())
+
+
+def _first_convolution(own: Mapping[str, Tensor]) -> str:
+    """The convolution that sees the image: encoders register it first."""
+    return next(key for key, value in own.items() if value.ndim == 5)
+
+
+def _require_channels(own: Mapping[str, Tensor], given: Mapping[str, Tensor], name: str) -> None:
+    first = _first_convolution(own)
+    if first not in given or given[first].ndim != 5:
+        return
+    there, here = given[first].shape[1], own[first].shape[1]
+    if there != here and 1 not in (there, here):
+        raise CheckpointError(
+            f"{name}: an encoder for {there} input channels, this data set needs {here}: one channel can be repeated, "
+            f"and several be summed to one, nothing else; pre-train on scans of {here} channels, or one channel at a "
+            "time"
+        )
+
+
+def _require_all(own: Mapping[str, Tensor], given: Mapping[str, Tensor], report: LoadReport, name: str) -> None:
+    """What the paper's encoder needs: no key is missing, left over, or of another size."""
+    missing = sorted(own.keys() - given.keys())
+    if missing or report.left_over:
+        raise CheckpointError(
+            f"{name}: does not fit this encoder: {len(missing)} keys are missing ({_some(missing)}), "
+            f"{len(report.left_over)} are left over ({_some(sorted(report.left_over))}); check with pgl_info which "
+            "architecture and norm it is for"
+        )
+    if report.missing:
+        wrong = [f"{key} {report.reasons[key]}" for key in report.missing]
+        raise CheckpointError(
+            f"{name}: an encoder of another size: {_some(wrong)}; check with pgl_info which architecture it is for"
+        )
+
+
+def _why(key: str, reason: str) -> str:
+    """A reason that names what it is about: a stage, which many keys share, or the key."""
+    return reason if "stage" in reason else f"{key}: {reason}"
+
+
+def _some(items: Sequence[str], most: int = 3) -> str:
     return ", ".join(items[:most]) + (", ..." if len(items) > most else "") if items else "none"

@@ -7,7 +7,6 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -20,6 +19,7 @@ from pretraining.data import DataError, resolve_source
 from pretraining.options import (
     OptionParser,
     add_data_options,
+    add_plan_options,
     add_run_options,
     add_training_options,
     add_view_options,
@@ -37,6 +37,7 @@ _EPILOG = """examples:
   pgl_pretrain -d 501                                  one GPU, the paper's settings
   pgl_pretrain -d 501 502 /data/scans -o pool          two nnU-Net data sets and a folder, pooled
   pgl_pretrain -d 501 -b 32 -num_gpus 4                four GPUs, 8 pairs each
+  pgl_pretrain -d 501 -plans_from 17 -p nnUNetResEncUNetLPlans    the encoder, patches and voxels of an nnU-Net plan
   pgl_pretrain -d 501 --c                              continue where it stopped
   torchrun --nproc_per_node=4 -m pretraining -d 501    the same four processes by torchrun, also over several nodes
 
@@ -48,9 +49,13 @@ nnUNet_n_proc_DA workers. Options may be written with one dash or two.
 _UNTIL_TORCHRUN_LOOKS = 5.0  # seconds; it looks ten times a second
 
 
-def _default_name(sources: Sequence[str], arguments: argparse.Namespace) -> str:
-    names = "_".join(resolve_source(source)[0] for source in sources)
-    return f"{arguments.m or 'pgl'}_{arguments.a or 'resnet50'}_{names}".replace(" ", "_")
+def _default_name(config: PretrainConfig) -> str:
+    names = "_".join(resolve_source(source)[0] for source in config.datasets)
+    return f"{config.method}_{config.architecture}_{names}".replace(" ", "_")
+
+
+def _settings(arguments: argparse.Namespace) -> PretrainConfig:
+    return with_options(arguments, PretrainConfig(datasets=()))
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -58,15 +63,15 @@ def _run(arguments: argparse.Namespace) -> None:
         raise RunError("-d is missing: give data set ids, names or folders of scans")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise RunError("no CUDA device was found: add -device cpu (or mps)")
-    name = arguments.o or _default_name(arguments.d, arguments)
-    folder = RunFolder.named(name)
     if arguments.c:
+        folder = RunFolder.named(arguments.o or _default_name(_settings(arguments)))
         config = folder.settings_to_continue()
         require_same(with_options(arguments, config), config, folder)
     else:
-        config = with_options(arguments, PretrainConfig(datasets=()))
+        config = _settings(arguments)
+        folder = RunFolder.named(arguments.o or _default_name(config))
     config.check()
-    options = RunOptions(name, arguments.c, arguments.device, arguments.np, arguments.save_every)
+    options = RunOptions(folder.path.name, arguments.c, arguments.device, arguments.np, arguments.save_every)
     if arguments.num_gpus > 1:
         if arguments.device == "cuda" and arguments.num_gpus > torch.cuda.device_count():
             raise RunError(f"-num_gpus {arguments.num_gpus}, but this machine has {torch.cuda.device_count()}")
@@ -103,7 +108,7 @@ def pretrain_entry() -> None:
         description="Pre-trains an encoder with PGL on images alone and writes a checkpoint for nnUNetTrainerPGL.",
         epilog=_EPILOG,
     )
-    for add_options in (add_data_options, add_view_options, add_training_options, add_run_options):
+    for add_options in (add_data_options, add_plan_options, add_view_options, add_training_options, add_run_options):
         add_options(parser)
     try:
         _run(parser.parse_args())

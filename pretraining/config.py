@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from nnunetv2_pgl.networks import PAPER_STRIDES
+from nnunetv2_pgl.networks import PAPER_STRIDES, PlannedName, PlannedNetwork, resnet_skip_strides
 from pretraining.views import IntensityRanges, ViewSettings
+from pretraining.views.pairs import Channels
 
 Triple = tuple[int, int, int]
 Method = Literal["pgl", "byol", "models_genesis", "pgl_mae"]
+Architecture = Literal["resnet50"] | PlannedName
 Spacing = Literal["median", "native"] | tuple[float, float, float]
+
+_LARGEST_CELL = 16  # voxels
 
 # Peak learning rate at the batch size it belongs to; other batch sizes scale it linearly. LARS is the paper's; SGD is
 # what the same group used later (DeSD, batch 192); AdamW is our choice.
@@ -28,12 +33,19 @@ class PretrainConfig:
         modality: "ct" or "mr" for folders and to overrule ``channel_names``; None to go by the data set.
         spacing: Spacing (z, y, x) in mm to resample to, "median" of the pool, or "native".
         exclude: Names of scans to leave out, such as those of a test set.
+        weights: Share of the draws for each of ``datasets``, in any unit; None: every scan is equally likely.
+        preprocessing: `PlannedPreprocessing` as plain values, which decides the spacing as well; None: our own.
+        in_channels: With joint channels, image channels of the scans; known once these are found.
         method: "pgl", "byol" (global, no alignment), "models_genesis" (restoration of deformed views) or "pgl_mae" (PGL
             with hidden blocks that are restored).
-        architecture: Encoder.
-        norm: Norm of the encoder, "batch" or "instance".
-        strides: Total stride of the encoder per axis; None: the paper's, or less where a view would keep fewer than two
-            cells.
+        architecture: Encoder: the paper's, or one of nnU-Net's networks.
+        network: `PlannedNetwork` as plain values; None: what nnU-Net plans for views of this size.
+        plans: Data set, plans and configuration that ``preprocessing``, ``network`` and the views' size come from.
+        norm: Norm of the ResNet-50, "batch" or "instance".
+        strides: Total stride of the ResNet-50 per axis; None: the paper's, or less where a view would keep fewer than
+            two cells.
+        align_stages: Maps of the encoder that PGL aligns, 0 is the finest; None: the deepest one whose cells are at
+            most 16 voxels.
         views: How views are drawn.
         epochs: Number of epochs; an epoch draws one pair per scan.
         pairs_per_epoch: Pairs per epoch; None: the number of training scans, at least one batch.
@@ -57,10 +69,16 @@ class PretrainConfig:
     modality: Literal["ct", "mr"] | None = None
     spacing: Spacing = "median"
     exclude: tuple[str, ...] = ()
+    weights: tuple[float, ...] | None = None
+    preprocessing: dict[str, Any] | None = None
+    in_channels: int | None = None
     method: Method = "pgl"
-    architecture: Literal["resnet50"] = "resnet50"
+    architecture: Architecture = "resnet50"
+    network: dict[str, Any] | None = None
+    plans: str | None = None
     norm: Literal["batch", "instance"] = "batch"
     strides: Triple | None = None
+    align_stages: tuple[int, ...] | None = None
     views: ViewSettings = field(default_factory=ViewSettings)
     epochs: int = 500
     pairs_per_epoch: int | None = None
@@ -88,12 +106,48 @@ class PretrainConfig:
         return rate * self.batch_size / batch
 
     @property
+    def channels(self) -> Channels:
+        """Whether a view shows "each" channel alone or all "joint"."""
+        return self.views.channels
+
+    @property
+    def encoder_channels(self) -> int:
+        """Image channels that the encoder takes; one while the scans are not known."""
+        return self.in_channels or 1
+
+    @property
     def encoder_strides(self) -> Triple:
-        """The strides given, or the paper's, halved on an axis until a view keeps two cells."""
+        """Those of nnU-Net's network, those given, or the paper's, halved on an axis until a view keeps two cells."""
+        if self.planned_network is not None:
+            return self.planned_network.strides[-1]
         if self.strides is not None:
             return self.strides
         z, y, x = (_fitting_stride(n, s) for n, s in zip(self.views.size, PAPER_STRIDES, strict=True))
         return (z, y, x)
+
+    @property
+    def planned_network(self) -> PlannedNetwork | None:
+        """nnU-Net's network, as planned or as it would plan it; None for the ResNet-50."""
+        if self.architecture == "resnet50":
+            return None
+        if self.network is not None:
+            return PlannedNetwork.of_dict(self.network, self.plans or "network")
+        spacing = self.spacing if isinstance(self.spacing, tuple) else (1.0, 1.0, 1.0)
+        return PlannedNetwork.preset(self.architecture, self.views.size, spacing)
+
+    @property
+    def map_strides(self) -> tuple[Triple, ...]:
+        """Stride per axis of each map of the encoder, finest first."""
+        network = self.planned_network
+        return network.strides if network is not None else resnet_skip_strides(self.encoder_strides)
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Maps that are aligned; the last one is also what the correspondence is measured on."""
+        if self.align_stages is not None:
+            return tuple(sorted(set(self.align_stages)))
+        fine = [level for level, strides in enumerate(self.map_strides) if max(strides) <= _LARGEST_CELL]
+        return (fine[-1],)
 
     def check(self) -> None:
         """Refuses settings that no run can have.
@@ -112,6 +166,14 @@ class PretrainConfig:
                 stride not in (1, 2, 4, 8, 16) for stride in self.encoder_strides
             ),
         }
+        problems |= self._problems_of_network()
+        if self.weights is not None:
+            given = "-weights " + " ".join(f"{weight:g}" for weight in self.weights)
+            sources = len(self.datasets)
+            problems[f"{given}: give {sources}, one for each of -d"] = len(self.weights) != sources
+            problems[f"{given}: give numbers that are not negative, at least one of them positive"] = not (
+                all(0 <= weight < float("inf") for weight in self.weights) and any(self.weights)
+            )
         for name, value in vars(self.views.intensity).items():
             if isinstance(value, tuple):
                 problems[f"-{name} {value[0]:g} {value[1]:g}: give two values >= 0 in rising order"] = not (
@@ -120,6 +182,26 @@ class PretrainConfig:
         for problem, is_wrong in problems.items():
             if is_wrong:
                 raise ValueError(problem)
+
+    def _problems_of_network(self) -> dict[str, bool]:
+        """What is wrong with encoder and levels, as text and whether it is so."""
+        problems: dict[str, bool] = {}
+        if self.align_stages is not None:
+            given, maps = " ".join(map(str, self.align_stages)), len(self.map_strides)
+            problems[f"-align_stages {given}: this encoder has the maps 0 to {maps - 1}"] = not all(
+                0 <= level < maps for level in self.align_stages
+            )
+            problems[f"-align_stages {given}: only pgl and pgl_mae align"] = self.method not in ("pgl", "pgl_mae")
+        if self.planned_network is None:
+            return problems
+        own = f"-a {self.architecture}"
+        problems[f"-strides: {own} has those of its plan; leave it out"] = self.strides is not None
+        problems[f"-norm: {own} has that of its plan; leave it out"] = self.norm != "batch"
+        deepest = self.encoder_strides
+        problems[f"-patch {_spaced(self.views.size)}: {own} needs multiples of {_spaced(deepest)}"] = any(
+            size % stride for size, stride in zip(self.views.size, deepest, strict=True)
+        )
+        return problems
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as written to ``config.json``."""
@@ -157,7 +239,12 @@ class PretrainConfig:
     def differences(self, other: PretrainConfig) -> list[tuple[str, Any, Any]]:
         """Settings that differ: name, own value, other value."""
         own, others = _flat(self.to_dict()), _flat(other.to_dict())
-        return [(key, own[key], others[key]) for key in own if own[key] != others[key]]
+        keys = [*own, *(key for key in others if key not in own)]  # a group of settings may be None in one of them
+        return [(key, own.get(key), others.get(key)) for key in keys if own.get(key) != others.get(key)]
+
+
+def _spaced(values: Sequence[int]) -> str:
+    return " ".join(map(str, values))
 
 
 def _fitting_stride(size: int, stride: int) -> int:

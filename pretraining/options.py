@@ -8,10 +8,13 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from nnunetv2_pgl.networks import PlannedName
 from pretraining.config import Method, PretrainConfig
 from pretraining.data import resolve_source
+from pretraining.plans_from import DEFAULT_CONFIGURATION, DEFAULT_PLANS, settings_of_plan
 from pretraining.run_folder import RunError
 from pretraining.views import IntensityRanges, ViewSettings
+from pretraining.views.pairs import Channels
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -68,6 +71,13 @@ def add_data_options(parser: OptionParser) -> None:
         metavar="FILE",
         help="text file with names of scans to leave out, one a line, such as those of a test set",
     )
+    add(
+        "weights",
+        nargs="+",
+        type=float,
+        metavar="W",
+        help="share of the draws for each of -d, in any unit (default: every scan is equally likely)",
+    )
     add("np", type=positive, default=8, metavar="N", help="preprocessing processes (default: 8)")
     add("seed", type=natural, help="seed of all randomness (default: 12345)")
 
@@ -79,6 +89,11 @@ def add_view_options(parser: OptionParser) -> None:
     add("patch", nargs=3, type=positive, metavar=("Z", "Y", "X"), help="size of a view in voxels (default: 16 96 96)")
     add("scale", nargs=2, type=float, metavar=("LOW", "HIGH"), help="size of a crop relative to the view (1.1 1.4)")
     add("flip_probability", type=_probability, metavar="P", help="per view and axis (0.5)")
+    add(
+        "channels",
+        choices=get_args(Channels),
+        help="each: a view shows one channel of its scan, the encoder takes one; joint: all channels together (each)",
+    )
     add("min_overlap", type=_probability, metavar="F", help="smallest overlap of the two crops, by volume (0.1)")
     ranges = IntensityRanges()
     for field in fields(IntensityRanges):
@@ -100,14 +115,26 @@ def add_training_options(parser: OptionParser) -> None:
         help="pgl; byol: global, no alignment; models_genesis: restores deformed views; pgl_mae: pgl, with hidden "
         "blocks that are restored (default: pgl)",
     )
-    add("a", choices=("resnet50",), help="encoder (default: resnet50)")
-    add("norm", choices=("batch", "instance"), help="norm of the encoder (default: batch)")
+    add(
+        "a",
+        choices=("resnet50", *get_args(PlannedName)),
+        help="encoder: the paper's ResNet-50, or that of nnU-Net's networks (default: resnet50, or the plan's)",
+    )
+    add(
+        "align_stages",
+        nargs="+",
+        type=natural,
+        metavar="N",
+        help="maps of the encoder that are aligned, 0 is the finest (default: the deepest with cells of at most 16 "
+        "voxels)",
+    )
+    add("norm", choices=("batch", "instance"), help="norm of the ResNet-50 (default: batch)")
     add(
         "strides",
         nargs=3,
         type=int,
         metavar=("Z", "Y", "X"),
-        help="total stride of the encoder, powers of two "
+        help="total stride of the ResNet-50, powers of two "
         "(default: 8 16 16, less where a view would keep fewer than two cells); weights do not depend on it",
     )
     add("epochs", type=positive, metavar="N", help="an epoch draws one pair of views per scan (default: 500)")
@@ -134,6 +161,19 @@ def add_training_options(parser: OptionParser) -> None:
     )
 
 
+def add_plan_options(parser: OptionParser) -> None:
+    """The plan to follow."""
+    group = parser.add_argument_group("nnU-Net's plan to follow (patch size, spacing, normalisation, network)")
+    add = adder(group)
+    add(
+        "plans_from",
+        metavar="ID",
+        help="data set, planned by nnU-Net, that will be fine-tuned on; needs no labels here",
+    )
+    add("p", metavar="PLANS", help=f"name of its plans (default: {DEFAULT_PLANS})")
+    add("configuration", metavar="NAME", help=f"of the plans (default: {DEFAULT_CONFIGURATION})")
+
+
 def add_run_options(parser: OptionParser) -> None:
     """Name, device and processes of the run."""
     group = parser.add_argument_group("run")
@@ -157,6 +197,7 @@ def adder(group: Any) -> Any:
 def with_options(arguments: argparse.Namespace, base: PretrainConfig) -> PretrainConfig:
     """The settings with every option that was given."""
     given = {key: value for key, value in vars(arguments).items() if value is not None}
+    given = {**_from_plan(given), **given}  # what is asked for comes before what the plan has
     names = {
         "m": "method",
         "a": "architecture",
@@ -181,6 +222,21 @@ def with_options(arguments: argparse.Namespace, base: PretrainConfig) -> Pretrai
     ranges = {f.name: _tuple(given[f.name]) for f in fields(IntensityRanges) if f.name in given}
     intensity = replace(base.views.intensity, **ranges)
     return replace(base, **changes, views=replace(base.views, **views, intensity=intensity))
+
+
+def _from_plan(given: dict[str, Any]) -> dict[str, Any]:
+    """What -plans_from stands for."""
+    if "plans_from" not in given:
+        alone = next((name for name in ("p", "configuration") if name in given), None)
+        if alone is not None:
+            raise RunError(
+                f"-{alone} is for -plans_from, which is missing: give the id of the data set that is planned"
+            )
+        return {}
+    if "spacing" in given:
+        raise RunError("-spacing: the plan of -plans_from decides it; leave one of them out")
+    plans, configuration = given.get("p", DEFAULT_PLANS), given.get("configuration", DEFAULT_CONFIGURATION)
+    return settings_of_plan(given["plans_from"], plans, configuration, given.get("a"))
 
 
 def names_in(file: Path, option: str) -> tuple[str, ...]:

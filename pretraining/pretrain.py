@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from nnunetv2.paths import nnUNet_preprocessed
@@ -12,7 +12,20 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2_pgl.checkpoint import save_checkpoint
 from pretraining.citations import citations_of
 from pretraining.config import PretrainConfig
-from pretraining.data import Scan, Skipped, Volume, find_scans, leave_out, preprocess
+from pretraining.data import (
+    PlannedPreprocessing,
+    Scan,
+    Skipped,
+    Volume,
+    find_scans,
+    leave_out,
+    preprocess,
+    resolve_store,
+    with_joint_channels,
+)
+from pretraining.data.scan import in_few_lines
+from pretraining.manifest import Manifest
+from pretraining.plans_from import DEFAULT_PLANS
 from pretraining.preview import draw_pairs
 from pretraining.run_folder import RunFolder
 from pretraining.training import restart
@@ -58,9 +71,12 @@ def pretrain(config: PretrainConfig, options: RunOptions) -> None:
         log = RunLog(folder.path if processes.is_main else None)
         if resume and not options.resume:
             log("", "Restarted by torchrun")
-        volumes, skipped = _prepare(config, options, processes, workers, log)
-        pool = split_pool(volumes, config)
+        volumes, sources, skipped = _prepare(config, options, processes, workers, log)
+        config = _with_channels(config, volumes[0].shape[0])
+        pool = split_pool(volumes, config, sources)
         if processes.is_main:
+            manifest = Manifest.of_pool(config, pool)
+            manifest.write(folder.manifest)
             _announce(config, options, pool, processes, log)
             if not resume:
                 draw_pairs(volumes, config.views, config.seed, folder.path / "views.png")
@@ -69,19 +85,20 @@ def pretrain(config: PretrainConfig, options: RunOptions) -> None:
         with explained(config, options.device, processes, workers):
             state = train(config, pool, folder.path, runtime, log, from_state)
         if processes.is_main:
-            _finish(config, folder, state, pool, skipped, log)
+            _finish(config, folder, state, pool, skipped, manifest, log)
 
 
-def split_pool(volumes: Sequence[Volume], config: PretrainConfig) -> Pool:
-    """Holds scans out for the correspondence metric, by the seed."""
+def split_pool(volumes: Sequence[Volume], config: PretrainConfig, sources: Sequence[int] = ()) -> Pool:
+    """Holds scans out for the correspondence metric, by the seed; ``sources`` are those of the volumes, if known."""
     count = config.validation_scans
     if count is None:
         count = 0 if len(volumes) < 10 else min(16, max(1, round(0.05 * len(volumes))))
     count = min(count, len(volumes) - 1)
     order = np.random.default_rng((config.seed, 2)).permutation(len(volumes))
-    held_out = set(order[:count].tolist())
-    training = [volume for i, volume in enumerate(volumes) if i not in held_out]
-    return Pool(training, [volumes[i] for i in sorted(held_out)])
+    held_out = sorted(order[:count].tolist())
+    trained = sorted(order[count:].tolist())
+    of = [[sources[i] for i in part] for part in (trained, held_out)] if sources else [(), ()]
+    return Pool([volumes[i] for i in trained], [volumes[i] for i in held_out], *of)
 
 
 def prepare_volumes(
@@ -94,9 +111,23 @@ def prepare_volumes(
 
 
 def _find(config: PretrainConfig) -> tuple[list[Scan], list[Skipped]]:
-    """The scans of the sources, but for those to be left out."""
+    """The scans of the sources, but for those to be left out and those whose channels do not fit."""
     scans, skipped = find_scans(config.datasets, config.modality)
-    return leave_out(scans, skipped, config.exclude), skipped
+    scans = leave_out(scans, skipped, config.exclude)
+    if config.channels == "joint":
+        planned = _planned(config)
+        scans, others = with_joint_channels(scans, planned.channels if planned else None)
+        skipped = [*skipped, *others]
+    return scans, skipped
+
+
+def _planned(config: PretrainConfig) -> PlannedPreprocessing | None:
+    return None if config.preprocessing is None else PlannedPreprocessing.from_dict(config.preprocessing)
+
+
+def _with_channels(config: PretrainConfig, channels: int) -> PretrainConfig:
+    """The settings once the scans are known."""
+    return replace(config, in_channels=channels if config.channels == "joint" else None)
 
 
 def _preprocess(
@@ -108,6 +139,7 @@ def _preprocess(
         crop_size=largest_source_box(config.views.size, config.views.scale),
         processes=processes,
         progress=progress,
+        planned=_planned(config),
     )
 
 
@@ -122,20 +154,23 @@ def _open(folder: RunFolder, config: PretrainConfig, options: RunOptions) -> boo
 
 def _prepare(
     config: PretrainConfig, options: RunOptions, processes: Processes, workers: int, log: RunLog
-) -> tuple[list[Volume], list[Skipped]]:
-    """Volumes on every process, prepared by the main one; an error there stops all."""
+) -> tuple[list[Volume], list[int], list[Skipped]]:
+    """Volumes and the number of the source of each, on every process; the main one prepares, an error stops all."""
 
-    def prepare() -> tuple[list[Volume], list[Skipped]]:
+    def prepare() -> tuple[list[Volume], list[int], list[Skipped]]:
         scans, skipped = _find(config)
-        if nnUNet_preprocessed.is_set():  # else that is to be said first
-            require_fitting_batch(config, options.device, processes, workers)  # now: preprocessing may take hours
+        if nnUNet_preprocessed.is_set():  # else that is to be said first; now: preprocessing may take hours
+            resolved = _with_channels(config, len(scans[0].channels))
+            require_fitting_batch(resolved, options.device, processes, workers)
         volumes, bad = _preprocess(config, scans, options.preprocessing_processes)
-        return volumes, [*skipped, *bad]
+        stores = [resolve_store(source) for source in config.datasets]
+        source_of = {scan.name: stores.index(scan.store) for scan in scans}
+        return volumes, [source_of[volume.name] for volume in volumes], [*skipped, *bad]
 
     log("", "Preparing the scans of " + ", ".join(config.datasets))
-    volumes, skipped = processes.from_main(prepare)
-    log(*(f"WARNING: {item}" for item in skipped))
-    return volumes, skipped
+    volumes, sources, skipped = processes.from_main(prepare)
+    log(*(f"WARNING: {line}" for line in in_few_lines(skipped)))
+    return volumes, sources, skipped
 
 
 def _announce(config: PretrainConfig, options: RunOptions, pool: Pool, processes: Processes, log: RunLog) -> None:
@@ -159,27 +194,53 @@ def _finish(
     state: TrainingState,
     pool: Pool,
     skipped: Sequence[Skipped],
+    manifest: Manifest,
     log: RunLog,
 ) -> None:
     """Writes the encoder checkpoint and says what was skipped and what to type next."""
     scans = [*pool.training, *pool.validation]
     is_ct = all(all(scan.is_ct) for scan in scans)
     spacing = _median_spacing(scans)
-    checkpoint = make_checkpoint(state.objective, config, spacing, is_ct, len(pool.training), state.history[-1])
+    checkpoint = make_checkpoint(
+        state.objective, config, spacing, is_ct, len(pool.training), state.history[-1], manifest.summary()
+    )
     save_checkpoint(checkpoint, folder.final)
     restart.release(folder.path)
     if skipped:
-        log("", f"{len(skipped)} scan{'s' if len(skipped) > 1 else ''} skipped:", *(f"  {item}" for item in skipped))
+        log(
+            "",
+            f"{len(skipped)} scan{'s' if len(skipped) > 1 else ''} skipped:",
+            *(f"  {line}" for line in in_few_lines(skipped)),
+        )
     log(
         "",
         f"Encoder: {folder.final}",
         f"Pictures: {folder.path / 'views.png'}, {folder.path / 'progress.png'}",
-        "Next, for a data set with labels (DATASET is its id):",
-        "  nnUNetv2_plan_and_preprocess -d DATASET -c 3d_fullres",
+        *_next_commands(config, folder),
+    )
+
+
+def _next_commands(config: PretrainConfig, folder: RunFolder) -> list[str]:
+    """How to fine-tune: with the plans that were followed, or those of the encoder's network."""
+    if config.plans is not None:
+        name, plans, configuration = config.plans.split("/")
+        dataset, first_line = str(int(name.removeprefix("Dataset").split("_")[0])), f"Next, for {name}:"
+        prepare = f"nnUNetv2_preprocess -d {dataset} -plans_name {plans} -c {configuration}"
+    else:
+        dataset, configuration = "DATASET", "3d_fullres"
+        first_line = "Next, for a data set with labels (DATASET is its id):"
+        size = config.architecture.removeprefix("resenc_").upper() if config.architecture.startswith("resenc_") else ""
+        plans = f"nnUNetResEncUNet{size}Plans" if size else DEFAULT_PLANS
+        planner = f" -pl nnUNetPlannerResEnc{size}" if size else ""
+        prepare = f"nnUNetv2_plan_and_preprocess -d {dataset} -c {configuration}{planner}"
+    option = "" if plans == DEFAULT_PLANS else f" -p {plans}"
+    return [
+        first_line,
+        f"  {prepare}",
         '  export nnUNet_extTrainer="$(pgl_extension)"',
         f'  export PGL_CHECKPOINT="{folder.final}"',
-        "  nnUNetv2_train DATASET 3d_fullres 0 -tr nnUNetTrainerPGL",
-    )
+        f"  nnUNetv2_train {dataset} {configuration} 0 -tr nnUNetTrainerPGL{option}",
+    ]
 
 
 def _median_spacing(volumes: Sequence[Volume]) -> tuple[float, float, float]:

@@ -41,6 +41,11 @@ class RunFolder:
         return self.path / "config.json"
 
     @property
+    def manifest(self) -> Path:
+        """Which scans the run is trained on."""
+        return self.path / "manifest.json"
+
+    @property
     def latest(self) -> Path:
         """Everything needed to go on."""
         return self.path / "checkpoint_latest.pth"

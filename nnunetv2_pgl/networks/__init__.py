@@ -8,7 +8,7 @@ from nnunetv2_pgl.networks.planned import (
     PlannedNetwork,
     PlannedSegmenter,
 )
-from nnunetv2_pgl.networks.resnet3d import PAPER_STRIDES, NormName, ResNet50Encoder
+from nnunetv2_pgl.networks.resnet3d import PAPER_STRIDES, NormName, ResNet50Encoder, resnet_skip_strides
 from nnunetv2_pgl.networks.segmenter import PGLSegmenter
 
 Encoder = ResNet50Encoder | PlannedEncoder
@@ -27,4 +27,5 @@ __all__ = [
     "PlannedSegmenter",
     "ResNet50Encoder",
     "Segmenter",
+    "resnet_skip_strides",
 ]

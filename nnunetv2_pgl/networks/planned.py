@@ -219,6 +219,8 @@ class PlannedSegmenter(nn.Module):
         self.encoder = PlannedEncoder(network, num_input_channels)
         decoder: Any = network.build(num_input_channels, num_classes).decoder
         del decoder.encoder  # nnU-Net's decoder keeps the encoder that it was built for
+        for head in decoder.seg_layers[:-1]:  # of deep supervision, which there is none of
+            head.requires_grad_(False)
         self.decoder = decoder
 
     def forward(self, x: Tensor) -> Tensor:

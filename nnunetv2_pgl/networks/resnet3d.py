@@ -153,9 +153,7 @@ class ResNet50Encoder(nn.Module):
             stages.append(nn.Sequential(first, *rest))
         self.stage1, self.stage2, self.stage3, self.stage4 = stages
 
-        stem, pool = layer_strides["stem"], layer_strides["pool"]
-        at_stage1 = _times(stem, pool)
-        self.skip_strides = (stem, at_stage1, _times(at_stage1, layer_strides["stage2"]), self.strides)
+        self.skip_strides = resnet_skip_strides(self.strides)
         self.apply(initialise_kaiming_uniform)
 
     def forward(self, x: Tensor, deepest: int = -1) -> list[Tensor]:
@@ -198,6 +196,13 @@ class ResNet50Encoder(nn.Module):
         )
         d, h, w = (int(size) for size in view_size)
         return FeatureGrid((d, h, w), strides, (z, y, x))
+
+
+def resnet_skip_strides(strides: Triple) -> tuple[Triple, Triple, Triple, Triple]:
+    """Stride per axis of each map that `ResNet50Encoder` returns."""
+    layer_strides = _strides_per_layer(strides)
+    at_stage1 = _times(layer_strides["stem"], layer_strides["pool"])
+    return layer_strides["stem"], at_stage1, _times(at_stage1, layer_strides["stage2"]), strides
 
 
 def _times(a: Triple, b: Triple) -> Triple:

@@ -12,7 +12,10 @@ EPOCHS = (1, 5, 10, 20, 50, 100, 250, 500)
 
 
 def with_length(base: type[nnUNetTrainerPGL], suffix: str, **attributes: int) -> type[nnUNetTrainerPGL]:
-    """A trainer that differs from ``base`` in attributes set after construction, such as ``num_epochs``."""
+    """A trainer that differs from ``base`` in attributes set after construction, such as ``num_epochs``.
+
+    ``batch_size`` is that of the plan, which nnU-Net reads later than its other attributes.
+    """
 
     class Trainer(base):  # type: ignore[misc, valid-type]
         def __init__(
@@ -25,7 +28,10 @@ def with_length(base: type[nnUNetTrainerPGL], suffix: str, **attributes: int) ->
         ):
             super().__init__(plans, configuration, fold, dataset_json, device)
             for name, value in attributes.items():
-                setattr(self, name, value)
+                if name == "batch_size":
+                    self.configuration_manager.configuration[name] = value
+                else:
+                    setattr(self, name, value)
 
     Trainer.__name__ = Trainer.__qualname__ = f"{base.__name__}_{suffix}"
     described = ", ".join(f"{name} = {value}" for name, value in attributes.items())

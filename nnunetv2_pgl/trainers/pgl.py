@@ -1,37 +1,45 @@
-"""``nnUNetTrainerPGL``: nnU-Net's training of the paper's segmenter, started from a PGL encoder, and its control."""
+"""``nnUNetTrainerPGL``: nnU-Net's training started from a PGL encoder, and its control."""
 
 from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from nnunetv2_pgl.checkpoint import CheckpointError, EncoderCheckpoint, load_checkpoint, sha256_of
-from nnunetv2_pgl.networks import PAPER_STRIDES, PGLSegmenter
-from nnunetv2_pgl.precision import has_bfloat16
+from nnunetv2_pgl.checkpoint import CheckpointError, load_checkpoint
+from nnunetv2_pgl.networks import PGLSegmenter
+from nnunetv2_pgl.trainers.network import (
+    PLANS_KEY,
+    ModelNetwork,
+    NetworkError,
+    build_network,
+    network_strides,
+    unwrapped,
+)
 from nnunetv2_pgl.trainers.planned_run import PlannedRun, PlannedRunError
 from nnunetv2_pgl.trainers.schedule import WarmupPolyLRScheduler
-from nnunetv2_pgl.trainers.source import decoder_is_wanted, find_encoder_checkpoint
-from nnunetv2_pgl.transfer import load_decoder, load_encoder
+from nnunetv2_pgl.trainers.source import find_encoder_checkpoint
+from nnunetv2_pgl.trainers.start import Start
 
-PLANS_KEY = "pgl_network"
-_DEFAULT_NETWORK = {"architecture": "resnet50", "norm": "batch", "centred": True}
+__all__ = ["PLANS_KEY", "network_strides", "nnUNetTrainerPGL", "nnUNetTrainerPGLScratch"]
+
 _WARMUP_FRACTION = 0.05
 
 
 class nnUNetTrainerPGL(nnUNetTrainer):
-    """Fine-tunes ResNet-50 + ASPP + light decoder from the encoder that ``pgl_pretrain`` wrote.
+    """Fine-tunes from the encoder that ``pgl_pretrain`` or nnssl wrote, in the network that the encoder belongs to.
 
-    Loss, optimiser, augmentation and length are nnU-Net's; the learning rate warms up linearly during the first 5 % of
-    the epochs. There is no deep supervision. Which checkpoint is used is said in the log and recorded in the fold's
+    A ResNet-50 gets the paper's ASPP and light decoder, without deep supervision. An encoder of nnU-Net's own networks
+    goes into the plan's network, deep supervision and all. Loss, optimiser, augmentation and length are nnU-Net's; the
+    learning rate warms up linearly during the first 5 % of the epochs.
+
+    Which checkpoint is used, and what did not fit, is said in the log and recorded in the fold's
     ``pgl_checkpoint.json``; without one the training does not start. Continuing (``--c``), validation and prediction do
     not need it. Plans with the key ``pgl_run`` set cases, seed and start of a training (see `PlannedRun`).
     """
@@ -48,7 +56,6 @@ class nnUNetTrainerPGL(nnUNetTrainer):
     ):
         _require_3d(plans, configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.enable_deep_supervision = False
         self._restoring = False
         try:
             self._planned_run = PlannedRun.of(plans, fold)
@@ -68,19 +75,18 @@ class nnUNetTrainerPGL(nnUNetTrainer):
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """The paper's segmenter with random weights; also called for prediction, where no checkpoint is at hand."""
-        network = {**_DEFAULT_NETWORK, **plans_manager.plans.get(PLANS_KEY, {})}
-        return PGLSegmenter(
-            num_input_channels,
-            num_output_channels,
-            strides=network_strides(configuration_manager),
-            norm=network["norm"],
-            centred=network["centred"],
-            cpu_bfloat16=has_bfloat16(torch.device("cpu")),
-        )
+        """The model's network with random weights; also called for prediction, where no checkpoint is at hand."""
+        try:
+            return build_network(
+                plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+            )
+        except NetworkError as error:
+            raise SystemExit(f"{PLANS_KEY} in the plans {plans_manager.plans_name}: {error}") from error
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
-        """There is none to switch."""
+        """nnU-Net's, where the network has it."""
+        if not isinstance(unwrapped(self.network), PGLSegmenter):
+            super().set_deep_supervision_enabled(enabled and self.enable_deep_supervision)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, WarmupPolyLRScheduler]:
         """nnU-Net's SGD with a linear warm-up before its polynomial decay."""
@@ -97,15 +103,15 @@ class nnUNetTrainerPGL(nnUNetTrainer):
             self.print_to_log_file(run)
         try:
             if self._restoring or not self.starts_from_checkpoint or (run is not None and run.is_random):
-                self._keep_network(self._network_in_model_folder())
+                self._use_network(self._network_without_checkpoint(), "the random start")
                 super().initialize()
                 return
             path, named_by = find_encoder_checkpoint(self.plans_manager.plans)
-            checkpoint = load_checkpoint(path)
-            self._keep_network({key: checkpoint.architecture[source] for key, source in _NETWORK_KEYS.items()})
+            start = Start(load_checkpoint(path), path, named_by)
+            self._use_network(ModelNetwork.of(start.checkpoint.architecture), f"the encoder {path}")
             super().initialize()
-            self._start_from(checkpoint, path, named_by)
-        except CheckpointError as error:
+            self._start_from(start)
+        except (CheckpointError, NetworkError) as error:
             raise self._stop(error) from error
 
     def do_split(self) -> tuple[list[str], list[str]]:
@@ -136,70 +142,60 @@ class nnUNetTrainerPGL(nnUNetTrainer):
         self.print_to_log_file(f"ERROR: {error}", also_print_to_console=False)
         return SystemExit(f"{type(self).__name__}: {error}")
 
-    def _start_from(self, checkpoint: EncoderCheckpoint, path: Path, named_by: str) -> None:
+    def _start_from(self, start: Start) -> None:
         """Copies the encoder's weights and records where they come from."""
-        segmenter = unwrapped(self.network)
-        report = str(load_encoder(segmenter.encoder, checkpoint.encoder_weights, str(path)))
-        if decoder_is_wanted(self.plans_manager.plans):
-            report += f", and {load_decoder(segmenter, checkpoint, str(path))} of the decoder"
-        digest = sha256_of(path)
-        pgl = checkpoint.pgl
-        self.print_to_log_file(
-            f"Starting from the encoder {path} (named by {named_by}, sha256 {digest[:16]}...): {pgl.get('method')}, "
-            f"{pgl.get('epochs')} epochs on {pgl.get('num_scans')} scans, spacing {pgl.get('spacing')} mm; {report}"
-        )
-        spacing = self.configuration_manager.spacing
-        self.print_to_log_file(
-            f"This configuration has spacing {[round(float(s), 4) for s in spacing]} mm and encoder strides "
-            f"{list(segmenter.encoder.strides)}"
-        )
+        network = unwrapped(self.network)
+        report, summary = start.load(network, self.plans_manager.plans)
+        for line in start.lines(summary, network, self.plans_manager, self.configuration_manager):
+            self.print_to_log_file(line)
+        for line in report.lines():
+            self.print_to_log_file(line, also_print_to_console=False)
         if self.local_rank == 0:
-            record = {"path": str(path), "sha256": digest, "named_by": named_by} | {
-                key: pgl.get(key) for key in ("method", "architecture", "epochs", "num_scans", "spacing", "datasets")
-            }
-            Path(self.output_folder, "pgl_checkpoint.json").write_text(json.dumps(record, indent=4) + "\n")
+            start.record(report, self.output_folder)
 
-    def _keep_network(self, network: dict[str, Any]) -> None:
-        """Puts what defines the network into the plans, which nnU-Net stores in the model folder for prediction."""
+    def _use_network(self, network: ModelNetwork, name: str) -> None:
+        """Puts what defines the network into the plans, which nnU-Net stores in the model folder for prediction.
+
+        Args:
+            network: The one to train.
+            name: What it is for, for messages.
+        """
+        network.require_plan(self.plans_manager, self.configuration_manager, name)
         stored = self._stored_network()
-        if stored is not None and stored != network:
-            raise CheckpointError(
-                f"{self.output_folder_base} holds folds of the network {stored}, this encoder is {network}: all folds "
-                "of a model need the same; give the plans another name for it"
+        if stored is not None and stored.to_dict() != network.to_dict():
+            raise NetworkError(
+                f"{self.output_folder_base} holds folds of the network {stored.to_dict()}, {name} is for "
+                f"{network.to_dict()}: all folds of a model need the same; give the plans another name for it"
             )
-        self.plans_manager.plans[PLANS_KEY] = network
+        self.plans_manager.plans[PLANS_KEY] = network.to_dict()
+        if not network.is_planned:
+            self.enable_deep_supervision = False
 
-    def _network_in_model_folder(self) -> dict[str, Any]:
-        planned = self.plans_manager.plans.get(PLANS_KEY) if self._planned_run is not None else None
-        return self._stored_network() or planned or dict(_DEFAULT_NETWORK)
+    def _network_without_checkpoint(self) -> ModelNetwork:
+        """That of the plans, else of the folds that are there, else the paper's; to go on, that of the folds."""
+        stored, planned = self._stored_network(), self.plans_manager.plans.get(PLANS_KEY)
+        if stored is not None and (self._restoring or planned is None):
+            return stored
+        return ModelNetwork.of(planned or {})
 
-    def _stored_network(self) -> dict[str, Any] | None:
+    def _stored_network(self) -> ModelNetwork | None:
         """The network of the folds that are already there, if any."""
         plans_file = os.path.join(self.output_folder_base, "plans.json")
         if not os.path.isfile(plans_file):
             return None
         with open(plans_file) as file:
             stored = json.load(file).get(PLANS_KEY)
-        return stored if isinstance(stored, dict) else None
-
-
-_NETWORK_KEYS = {"architecture": "name", "norm": "norm", "centred": "centred"}
+        return ModelNetwork.of(stored) if isinstance(stored, dict) else None
 
 
 class nnUNetTrainerPGLScratch(nnUNetTrainerPGL):
-    """The control: everything as in `nnUNetTrainerPGL`, but all weights are random (Kaiming uniform)."""
+    """The control: everything as in `nnUNetTrainerPGL`, but all weights are random.
+
+    It trains the paper's network (Kaiming uniform), or what ``pgl_network`` in the plans names:
+    {"architecture": "plan"} is the plan's own, as nnU-Net initialises it.
+    """
 
     starts_from_checkpoint = False
-
-
-def network_strides(configuration_manager: ConfigurationManager) -> tuple[int, int, int]:
-    """Total stride per axis: the paper's (8, 16, 16), or what the plan itself pools to where that is less.
-
-    Small or isotropic patches so keep the resolution nnU-Net planned for them; the weights do not depend on it.
-    """
-    pooled = np.prod(np.array(configuration_manager.pool_op_kernel_sizes), axis=0)
-    z, y, x = (min(paper, 1 << (int(plan).bit_length() - 1)) for paper, plan in zip(PAPER_STRIDES, pooled, strict=True))
-    return (z, y, x)
 
 
 def _fused(optimizer: torch.optim.Optimizer, network: nn.Module) -> torch.optim.Optimizer:
@@ -209,14 +205,6 @@ def _fused(optimizer: torch.optim.Optimizer, network: nn.Module) -> torch.optim.
     with uninitialised momenta.
     """
     return type(optimizer)(network.parameters(), **{**optimizer.defaults, "fused": True})
-
-
-def unwrapped(network: nn.Module) -> PGLSegmenter:
-    """The segmenter inside DDP's and torch.compile's wrappers."""
-    module = getattr(network, "module", network)
-    segmenter = getattr(module, "_orig_mod", module)
-    assert isinstance(segmenter, PGLSegmenter)
-    return segmenter
 
 
 def _require_3d(plans: dict[str, Any], configuration: str) -> None:

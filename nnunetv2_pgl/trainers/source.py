@@ -13,6 +13,7 @@ from nnunetv2_pgl.checkpoint import CheckpointError
 
 VARIABLE = "PGL_CHECKPOINT"
 DECODER_VARIABLE = "PGL_TRANSFER_DECODER"
+PARTIAL_VARIABLE = "PGL_ALLOW_PARTIAL"
 
 
 def find_encoder_checkpoint(plans: Mapping[str, Any]) -> tuple[Path, str]:
@@ -49,10 +50,25 @@ def decoder_is_wanted(plans: Mapping[str, Any]) -> bool:
     Raises:
         CheckpointError: If ``PGL_TRANSFER_DECODER`` is neither 0 nor 1.
     """
-    in_variable = os.environ.get(DECODER_VARIABLE, "0")
+    return _is_asked_for(plans, "transfer_decoder", DECODER_VARIABLE, "use the decoder too")
+
+
+def partial_is_allowed(plans: Mapping[str, Any]) -> bool:
+    """Whether to start even if less than 90 % of the encoder's parameters can be loaded.
+
+    The plans' ``pretrain_info.allow_partial`` allows it, or the environment variable ``PGL_ALLOW_PARTIAL``.
+
+    Raises:
+        CheckpointError: If ``PGL_ALLOW_PARTIAL`` is neither 0 nor 1.
+    """
+    return _is_asked_for(plans, "allow_partial", PARTIAL_VARIABLE, "start from what fits, however little")
+
+
+def _is_asked_for(plans: Mapping[str, Any], key: str, variable: str, meaning: str) -> bool:
+    in_variable = os.environ.get(variable, "0")
     if in_variable not in ("0", "1"):
-        raise CheckpointError(f"{DECODER_VARIABLE}={in_variable}: must be 1 (use the decoder too) or 0")
-    return bool((plans.get("pretrain_info") or {}).get("transfer_decoder")) or in_variable == "1"
+        raise CheckpointError(f"{variable}={in_variable}: must be 1 ({meaning}) or 0")
+    return bool((plans.get("pretrain_info") or {}).get(key)) or in_variable == "1"
 
 
 def _existing(path: str, named_by: str) -> Path:

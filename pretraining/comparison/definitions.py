@@ -26,8 +26,8 @@ def definitions(story: Story, results: ResultSet) -> list[Block]:
         f"95 % confidence interval: percentiles of {DRAWS} bootstrap means. Runs and test cases are drawn with "
         "replacement, independently of each other.",
         *_caveats(results),
-        "Each initialisation is one pre-training, used by all runs: how much another pre-training with the same options "
-        "would differ is in no interval and no test.",
+        "Each initialisation is one pre-training, used by all runs: how much another one with the same options would "
+        "differ is in no interval and no test.",
         "Difference to random: on the runs and cases that both have, so it can differ from the difference of the means "
         "where runs are missing.",
         "Tests: Wilcoxon's signed-rank test over cases; differences of 0 are left out. No significant difference does "

@@ -17,6 +17,7 @@ from pretraining.config import PretrainConfig
 from pretraining.options import (
     OptionParser,
     add_data_options,
+    add_plan_options,
     add_run_options,
     add_training_options,
     add_view_options,
@@ -152,7 +153,7 @@ class _OptionsOfPretraining(OptionParser):
 def _config(options: Sequence[str], what: str, reserved: Sequence[str]) -> PretrainConfig:
     """The settings of a pre-training, to refuse wrong options now and not after hours."""
     parser = _OptionsOfPretraining(prog="pgl_pretrain", add_help=False)
-    for add_options in (add_data_options, add_view_options, add_training_options, add_run_options):
+    for add_options in (add_data_options, add_plan_options, add_view_options, add_training_options, add_run_options):
         add_options(parser)
     try:
         arguments = parser.parse_args(list(options))

@@ -90,13 +90,16 @@ def _trainer(comparison: Comparison) -> nnUNetTrainerPGL:
 
 
 def _random_batch(trainer: nnUNetTrainerPGL) -> dict[str, Any]:
-    """Noise, and labels or regions of the shape that nnU-Net's transforms hand over."""
+    """Noise, and labels or regions of the shape that nnU-Net's transforms hand over: one for each output."""
     patch, size = trainer.configuration_manager.patch_size, trainer.batch_size
     labels = trainer.label_manager
-    if labels.has_regions:
-        target = torch.randint(0, 2, (size, len(labels.foreground_regions), *patch))
-    else:
-        target = torch.randint(0, len(labels.foreground_labels) + 1, (size, 1, *patch))
+    channels, values = (
+        (len(labels.foreground_regions), 2) if labels.has_regions else (1, len(labels.foreground_labels) + 1)
+    )
+    scales = trainer._get_deep_supervision_scales() or [[1.0] * len(patch)]
+    sizes = [[round(n * scale) for n, scale in zip(patch, scales_of_axes, strict=True)] for scales_of_axes in scales]
+    targets = [torch.randint(0, values, (size, channels, *shape)) for shape in sizes]
+    target = targets if trainer.enable_deep_supervision else targets[0]
     return {"data": torch.randn(size, trainer.num_input_channels, *patch), "target": target}
 
 

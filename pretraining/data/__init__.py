@@ -1,6 +1,8 @@
 """Scans: find them, preprocess them, store them, read crops of them."""
 
-from pretraining.data.discovery import find_scans, leave_out, resolve_source
+from pretraining.data.channels import with_joint_channels
+from pretraining.data.discovery import find_scans, leave_out, resolve_source, resolve_store
+from pretraining.data.planned import PlannedPreprocessing
 from pretraining.data.preprocessing import preprocess
 from pretraining.data.reading import read_geometry, read_scan
 from pretraining.data.scan import BadScan, DataError, Scan, Skipped
@@ -9,6 +11,7 @@ from pretraining.data.store import Volume
 __all__ = [
     "BadScan",
     "DataError",
+    "PlannedPreprocessing",
     "Scan",
     "Skipped",
     "Volume",
@@ -18,4 +21,6 @@ __all__ = [
     "read_geometry",
     "read_scan",
     "resolve_source",
+    "resolve_store",
+    "with_joint_channels",
 ]

@@ -154,3 +154,12 @@ def resolve_source(source: str) -> tuple[str, str]:
     """
     located = _locate(source)
     return located.name, located.name if located.is_dataset else str(located.folder)
+
+
+def resolve_store(source: str) -> str:
+    """`Scan.store` of a source's scans, which no other source has.
+
+    Raises:
+        DataError: If it does not exist.
+    """
+    return _locate(source).store

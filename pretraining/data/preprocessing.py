@@ -9,13 +9,15 @@ from typing import Any
 from nnunetv2.paths import nnUNet_preprocessed
 from tqdm import tqdm
 
+from pretraining.data.files import are_hashed, file_entries, hashed, same_files
+from pretraining.data.planned import CT_SCHEME, PlannedPreprocessing, prepare_as_planned
 from pretraining.data.preparation import HU_RANGE, prepare
 from pretraining.data.reading import read_scan
 from pretraining.data.scan import BadScan, DataError, Scan, Skipped
 from pretraining.data.spacing import Spacing, none_left, spacing_name, target_spacing
 from pretraining.data.store import Volume, read_record
 from pretraining.data.workers import run_tasks
-from pretraining.data.writing import remove_leftovers, write_volume
+from pretraining.data.writing import remove_leftovers, write_record, write_volume
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,7 @@ class _Task:
     path: Path
     spacing: Spacing | None
     crop_size: tuple[int, int, int]
+    planned: PlannedPreprocessing | None
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ def preprocess(
     crop_size: tuple[int, int, int],
     processes: int,
     progress: bool = True,
+    planned: PlannedPreprocessing | None = None,
 ) -> tuple[list[Volume], list[Skipped]]:
     """Preprocess scans that are not there yet, with the same settings and from the same files.
 
@@ -54,6 +58,7 @@ def preprocess(
         crop_size: (z, y, x) of the crops that will be read; only the layout on disk depends on it.
         processes: Number of worker processes. One works in the calling process.
         progress: Show a progress bar.
+        planned: Store what nnU-Net's preprocessor makes of the scans under this plan; ``spacing`` is then the plan's.
 
     Returns:
         The volumes in the order of the scans, named as these, and the scans left out with the reason.
@@ -63,19 +68,27 @@ def preprocess(
     """
     root = _output_root(output_root)
     skipped: list[Skipped] = []
-    target = target_spacing(scans, spacing, skipped)
+    if planned is not None:
+        _warn_of_schemes(scans, planned)
+    target = target_spacing(scans, spacing if planned is None else planned.spacing, skipped)
+    folder_name = f"PGL_{spacing_name(target)}" if planned is None else planned.folder_name
     usable = _without(scans, skipped)
-    tasks = [_Task(scan, _volume_path(root, scan, target), target, crop_size) for scan in usable]
+    tasks = [
+        _Task(scan, root / scan.store / folder_name / f"{scan.identifier}.b2nd", target, crop_size, planned)
+        for scan in usable
+    ]
     for folder in {task.path.parent for task in tasks}:
         remove_leftovers(folder)
     results: dict[str, Volume] = {}
-    todo = []
+    todo, unhashed = [], []
     for task in tasks:
-        volume = _up_to_date(task)
-        if volume is None:
+        record = _record_if_up_to_date(task)
+        if record is None:
             todo.append(task)
         else:
-            results[task.scan.name] = volume
+            results[task.scan.name] = Volume.from_record(task.path, record).renamed(task.scan.name)
+            unhashed += [] if are_hashed(record["files"]) else [task]
+    _hash_files_of(unhashed, processes, progress)
     with tqdm(total=len(todo), desc="preprocessing", disable=not (progress and todo)) as bar:
         for task, outcome in run_tasks(_preprocess_scan, todo, processes):
             bar.update()
@@ -93,8 +106,19 @@ def _output_root(output_root: Path | None) -> Path:
     return Path(nnUNet_preprocessed)
 
 
-def _volume_path(root: Path, scan: Scan, spacing: Spacing | None) -> Path:
-    return root / scan.store / f"PGL_{spacing_name(spacing)}" / f"{scan.identifier}.b2nd"
+def _warn_of_schemes(scans: Sequence[Scan], planned: PlannedPreprocessing) -> None:
+    """Say once for each source where a plan treats as CT what is none."""
+    schemes = planned.normalization_schemes
+    told = set()
+    for scan in scans:
+        each = schemes * len(scan.is_ct) if len(schemes) == 1 else schemes
+        for scheme, channel, is_ct in zip(each, scan.channels, scan.is_ct, strict=False):
+            if scheme == CT_SCHEME and not is_ct and (scan.store, channel) not in told:
+                told.add((scan.store, channel))
+                logger.warning(
+                    "%s: %s clips channel %s as CT, which it is not declared to be",
+                    *(scan.source, planned.plans_name, channel),
+                )
 
 
 def _without(scans: Sequence[Scan], skipped: Sequence[Skipped]) -> list[Scan]:
@@ -104,6 +128,9 @@ def _without(scans: Sequence[Scan], skipped: Sequence[Skipped]) -> list[Scan]:
 
 def _settings(task: _Task) -> dict[str, Any]:
     """What decides the stored values; a record with other settings is out of date."""
+    if task.planned is not None:
+        declared = {"is_ct": list(task.scan.is_ct), "channels": list(task.scan.channels)}
+        return {"planned": task.planned.to_dict(), **declared}
     return {
         "spacing": None if task.spacing is None else list(task.spacing),
         "is_ct": list(task.scan.is_ct),
@@ -113,43 +140,49 @@ def _settings(task: _Task) -> dict[str, Any]:
     }
 
 
-def _file_stats(scan: Scan) -> list[dict[str, Any]]:
-    stats = [(Path(file), Path(file).stat()) for file in scan.files]
-    return [{"path": str(path), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns} for path, stat in stats]
-
-
-def _up_to_date(task: _Task) -> Volume | None:
-    """The volume on disk, if it was made with these settings from these very files.
-
-    Files are the same if name, size and time of change are; moving a whole dataset does not count as a change.
-    """
+def _record_if_up_to_date(task: _Task) -> dict[str, Any] | None:
+    """The record on disk, if its volume was made with these settings from these very files."""
     try:
         record = read_record(task.path)
-        same_files = _identities(record["files"]) == _identities(_file_stats(task.scan))
         whole = task.path.stat().st_size == record["file_size"]
-        if not (whole and same_files and record["settings"] == _settings(task)):
-            return None
-        return Volume.from_record(task.path, record).renamed(task.scan.name)
+        current = same_files(record["files"], file_entries(task.scan)) and record["settings"] == _settings(task)
+        Volume.from_record(task.path, record)
+        return record if whole and current else None
     except (DataError, OSError, KeyError, TypeError):
         return None
 
 
-def _identities(files: Sequence[dict[str, Any]]) -> list[tuple[str, int, int]]:
-    return [(Path(file["path"]).name, file["size"], file["mtime_ns"]) for file in files]
+def _hash_files_of(tasks: Sequence[_Task], processes: int, progress: bool) -> None:
+    """Hash the files of volumes that an earlier version has stored, once."""
+    failed = []
+    with tqdm(total=len(tasks), desc="hashing files", disable=not (progress and tasks)) as bar:
+        for _, outcome in run_tasks(_hash_files, tasks, processes if len(tasks) > 1 else 1):
+            bar.update()
+            failed += [outcome] if isinstance(outcome, Exception) else []
+    if failed:
+        logger.warning("%d scans stay without the hash of their files, the first because: %s", len(failed), failed[0])
+
+
+def _hash_files(task: _Task) -> None:
+    record = read_record(task.path)
+    write_record(task.path, {**record, "files": hashed(file_entries(task.scan))})
 
 
 def _preprocess_scan(task: _Task) -> _Result:
     """Read, prepare and write one scan; runs in a worker."""
     scan = task.scan
-    files = _file_stats(scan)  # before reading: a file that changes meanwhile is redone next time
+    files = file_entries(scan)  # before reading: a file that changes meanwhile is redone next time
     array, spacing, _ = read_scan(scan)
     shape = list(array.shape)
-    prepared = prepare(array, spacing, scan.is_ct, task.spacing)
+    if task.planned is None:
+        prepared = prepare(array, spacing, scan.is_ct, task.spacing)
+    else:
+        prepared = prepare_as_planned(array, spacing, task.planned)
     del array
     record = {
         "name": scan.name,
         "source": scan.source,
-        "files": files,
+        "files": hashed(files),
         "channels": list(scan.channels),
         "is_ct": list(scan.is_ct),
         "original": {"shape": shape, "spacing": list(spacing)},

@@ -1,5 +1,6 @@
 """What a scan is before it is read, and the two ways in which data can be wrong."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 DICOM = "dicom"
@@ -52,3 +53,17 @@ class Skipped:
     def __str__(self) -> str:
         """One line for the user."""
         return f"{self.source}: {self.name} skipped: {self.reason}"
+
+
+def in_few_lines(skipped: Iterable[Skipped], most: int = 3) -> list[str]:
+    """Lines for the user; more than ``most`` scans of one source with the same reason share one."""
+    groups: dict[tuple[str, str], list[Skipped]] = {}
+    for item in skipped:
+        groups.setdefault((item.source, item.reason), []).append(item)
+    lines = []
+    for (source, reason), items in groups.items():
+        if len(items) > most:
+            lines.append(f"{source}: {items[0].name} and {len(items) - 1} more skipped: {reason}")
+        else:
+            lines += [str(item) for item in items]
+    return lines

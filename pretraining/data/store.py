@@ -30,10 +30,10 @@ class Volume:
         source: Dataset or folder it comes from.
         shape: (channel, z, y, x).
         spacing: (z, y, x) in mm.
-        mean: Per channel, of the stored values.
-        std: Per channel, of the stored values.
-        is_ct: Per channel, whether the stored values are Hounsfield units.
-        dtype: Of the stored values, ``int16`` or ``float16``.
+        mean: Per channel, of the stored values; 0 where a plan has normalised them.
+        std: Per channel, of the stored values; 1 where a plan has normalised them.
+        is_ct: Per channel, whether it is CT.
+        dtype: Of the stored values, ``int16``, ``float16`` or ``float32``.
     """
 
     path: Path

@@ -62,11 +62,31 @@ def write_volume(path: Path, data: np.ndarray, record: Mapping[str, Any], crop_s
                 cparams=_COMPRESSION,
             )
         record["file_size"] = path.stat().st_size
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    write_record(path, record)
+    return Volume.from_record(path, record)
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write the record of a volume, at once.
+
+    Args:
+        path: The ``.b2nd`` file that it belongs to.
+        record: Its whole content.
+
+    Raises:
+        DataError: If the disk is full or not writable.
+    """
+    try:
         with _replacing(path.with_suffix(".json")) as temporary:
             Path(temporary).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
-        raise DataError(f"{path} cannot be written ({error.strerror or error}): check space and rights") from error
-    return Volume.from_record(path, record)
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path} cannot be written ({error.strerror or error}): check space and rights")
 
 
 def storage_layout(shape: Sequence[int], crop_size: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:

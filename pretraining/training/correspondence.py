@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from nnunetv2_pgl.networks import ResNet50Encoder
-from pretraining.alignment import align
+from nnunetv2_pgl.networks import Encoder
+from pretraining.alignment import FeatureGrid, align
 from pretraining.views import GeometryBatch, ViewPairBatch, ViewPairDataset, ViewSettings
 from pretraining.views.pairs import StoredScan
 
@@ -55,13 +55,17 @@ def validation_batches(
 
 @torch.no_grad()
 def measure_correspondence(
-    encoder: ResNet50Encoder,
+    encoder: Encoder,
     batches: Sequence[ViewPairBatch],
     view_size: Sequence[int],
     device: torch.device,
     precision: torch.dtype | None = None,
+    level: int = -1,
 ) -> Correspondence:
-    """Looks up every aligned cell of the first views among those of the second, with the encoder in eval mode."""
+    """Looks up every aligned cell of the first views among those of the second, with the encoder in eval mode.
+
+    The cells are those of one of the encoder's maps, by default the deepest.
+    """
     was_training = encoder.training
     encoder.eval()
     generator = torch.Generator(device).manual_seed(0)
@@ -70,8 +74,8 @@ def measure_correspondence(
         batch = batch.to(device)
         views = batch.render(view_size, generator).contiguous(memory_format=torch.channels_last_3d)
         with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
-            features = encoder(views)[-1]
-        pairs.append(_aligned_pair(features.float(), batch.geometries, encoder, view_size))
+            features = encoder(views, level)[-1]
+        pairs.append(_aligned_pair(features.float(), batch.geometries, encoder.feature_grid(view_size, level)))
     encoder.train(was_training)
     first, second, steps = (torch.cat(parts).cpu() for parts in zip(*pairs, strict=True))
     # Features after a ReLU share a large common part, which would make every cosine close to one.
@@ -81,11 +85,8 @@ def measure_correspondence(
     return Correspondence(float(hit.float().mean()), distance, 1.0 / first[0, 0].numel(), len(hit))
 
 
-def _aligned_pair(
-    features: Tensor, geometries: GeometryBatch, encoder: ResNet50Encoder, view_size: Sequence[int]
-) -> tuple[Tensor, Tensor, Tensor]:
+def _aligned_pair(features: Tensor, geometries: GeometryBatch, grid: FeatureGrid) -> tuple[Tensor, Tensor, Tensor]:
     """Aligned maps of first and second views, (B, C, ...) each, and source voxels between aligned cells, (B, 3)."""
-    grid = encoder.feature_grid(view_size)
     one, two = (
         GeometryBatch(*(t.chunk(2)[half] for t in (geometries.starts, geometries.sizes, geometries.flips)))
         for half in (0, 1)

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint
+from nnunetv2_pgl.networks import Encoder, PlannedEncoder
+from nnunetv2_pgl.nnssl_plan import adaptation_plan
 from pretraining.citations import citations_of
 from pretraining.config import PretrainConfig
 from pretraining.objectives import Objective
@@ -24,6 +27,7 @@ def make_checkpoint(
     is_ct: bool,
     num_scans: int,
     last_record: dict[str, Any],
+    manifest: dict[str, Any] | None = None,
 ) -> EncoderCheckpoint:
     """The online encoder with all that its users need to know.
 
@@ -35,36 +39,80 @@ def make_checkpoint(
         is_ct: Whether all scans were CT.
         num_scans: Scans trained on.
         last_record: The last epoch's record.
+        manifest: Hash of the manifest and number of scans per source, as in `Manifest.summary`.
     """
     encoder = objective.encoder
     z, y, x = (float(s) for s in spacing)
     datasets = [Path(name).name for name in config.datasets]  # a checkpoint that is shared tells no paths
     pgl = {
         "method": config.method,
-        "architecture": {
-            "name": config.architecture,
-            "norm": encoder.norm_name,
-            "centred": encoder.centred,
-            "strides": list(encoder.strides),
-            "in_channels": 1,
-        },
+        "architecture": _architecture(config.architecture, encoder),
         "config": {**config.to_dict(), "datasets": datasets, "exclude": len(config.exclude)},
+        "untrained_stages": _untrained(encoder),
         "datasets": datasets,
         "epochs": config.epochs,
         "num_scans": num_scans,
-        "intensity": _intensity(is_ct),
+        "manifest": manifest,
+        "intensity": _intensity(is_ct, config.preprocessing),
         "spacing": [z, y, x],
         "view_size": list(config.views.size),
         "metrics": {key: float(np.float64(value)) for key, value in last_record.items()},
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": _versions(),
     }
-    weights = {key: value.detach().cpu().clone() for key, value in encoder.state_dict().items()}
     citations = citations_of(config.method)
-    return EncoderCheckpoint(weights, pgl, _adaptation_plan(pgl), citations, objective.kept_decoder())
+    plan = _adaptation_plan(pgl, encoder)
+    return EncoderCheckpoint(_weights(encoder), pgl, plan, citations, objective.kept_decoder())
 
 
-def _intensity(is_ct: bool) -> dict[str, Any]:
+def _untrained(encoder: Encoder) -> list[str]:
+    """Stages that the loss does not reach, as in the keys; see `PGL`'s levels."""
+    keys = [key.split(".") for key, parameter in encoder.named_parameters() if not parameter.requires_grad]
+    return sorted({".".join(key[:2]) if key[0] == "stages" else key[0] for key in keys})
+
+
+def _architecture(name: str, encoder: Encoder) -> dict[str, Any]:
+    architecture = {
+        "name": name,
+        "norm": encoder.norm_name,
+        "centred": encoder.centred,
+        "strides": list(encoder.strides),
+    }
+    if isinstance(encoder, PlannedEncoder):
+        return {**architecture, "in_channels": encoder.in_channels, "network": encoder.network.to_dict()}
+    return {**architecture, "in_channels": encoder.conv.in_channels}
+
+
+def _weights(encoder: Encoder) -> dict[str, Tensor]:
+    """Its state on the CPU. nnU-Net's networks hold each tensor under two names; both shall stay one in the file."""
+    copies: dict[int, Tensor] = {}
+    weights = {}
+    for key, value in encoder.state_dict(keep_vars=True).items():
+        if id(value) not in copies:
+            copies[id(value)] = value.detach().to("cpu", copy=True)
+        weights[key] = copies[id(value)]
+    return weights
+
+
+def _intensity(is_ct: bool, planned: dict[str, Any] | None) -> dict[str, Any]:
+    """What was done to the intensities; with a plan, its schemes and what they use, by channel."""
+    if planned is not None:
+        schemes, properties = planned["normalization_schemes"], planned["foreground_intensity_properties_per_channel"]
+        clips = [
+            [properties[str(number)][key] for key in ("percentile_00_5", "percentile_99_5")]
+            if scheme == "CTNormalization"
+            else None
+            for number, scheme in enumerate(schemes)
+        ]
+        return {
+            "modality": "ct" if is_ct else "other",
+            "clip": clips[0] if len(clips) == 1 else None,
+            "normalisation": ", ".join(schemes),
+            "plans": {key: planned[key] for key in ("dataset_name", "plans_name", "configuration")},
+            "normalization_schemes": schemes,
+            "use_mask_for_norm": planned["use_mask_for_norm"],
+            "foreground_intensity_properties_per_channel": properties,
+        }
     if is_ct:
         return {"modality": "ct", "clip": [-1024.0, 325.0], "normalisation": "z-score per scan"}
     return {"modality": "other", "clip": None, "normalisation": "z-score per scan and channel"}
@@ -75,9 +123,12 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
 
 
-def _adaptation_plan(pgl: dict[str, Any]) -> dict[str, Any]:
+def _adaptation_plan(pgl: dict[str, Any], encoder: Encoder) -> dict[str, Any]:
     """The same in nnssl's schema; its tools know no ResNet-50, so they will name the architecture and stop."""
     architecture = pgl["architecture"]
+    if isinstance(encoder, PlannedEncoder):
+        spacing = None if pgl["config"]["spacing"] == "native" else pgl["spacing"]
+        return adaptation_plan(encoder.network, encoder.in_channels, pgl["view_size"], spacing)
     return {
         "architecture_plans": {
             "arch_class_name": "PGLResNet50",

@@ -35,14 +35,15 @@ def bytes_of_step(config: PretrainConfig, workers: int, processes: int) -> tuple
     precision = torch.bfloat16 if has_bfloat16(torch.device("cpu")) else None
     with torch.device("meta"):
         objective = make_objective(config, precision)
-    few, many = (_peak_bytes(objective, config.views.size, pairs) for pairs in _PAIRS)
+    size = (config.encoder_channels, *config.views.size)
+    few, many = (_peak_bytes(objective, size, pairs) for pairs in _PAIRS)
     per_pair = (many - few) / (_PAIRS[1] - _PAIRS[0])
     weights = 4 * sum(p.numel() for p in objective.parameters())
     trained = 4 * sum(p.numel() for p in objective.parameters() if p.requires_grad)
     # Momentum, AdamW's second one, and the buckets in which processes exchange gradients.
     copies = 1 + (config.optimizer == "adamw") + (processes > 1)
     fixed = weights + copies * trained + _OVERHEAD * max(trained, few - _PAIRS[0] * per_pair) + _LIBRARIES
-    crop = 2 * torch.Size(largest_source_box(config.views.size, config.views.scale)).numel()
+    crop = 2 * config.encoder_channels * torch.Size(largest_source_box(config.views.size, config.views.scale)).numel()
     return fixed, _OVERHEAD * per_pair + 2 * crop * (1 + 2 * workers)  # each worker is two batches ahead
 
 
@@ -60,7 +61,7 @@ class _Rehearsal(nn.Module):
         self.objective = objective
 
     def forward(self, views: Tensor) -> Tensor:
-        """(2 B, 1, D, H, W) -> a scalar."""
+        """(2 B, C, D, H, W) -> a scalar."""
         return self.objective.rehearse(views)
 
 
@@ -88,13 +89,13 @@ class _Counter(TorchDispatchMode):
         self.now -= size
 
 
-def _peak_bytes(objective: Objective, view_size: tuple[int, int, int], pairs: int) -> int:
+def _peak_bytes(objective: Objective, view_size: tuple[int, int, int, int], pairs: int) -> int:
     """Bytes of a forward and backward pass, gradients included, weights not; with tensors that hold no values."""
     networks = _Rehearsal(objective)
     with FakeTensorMode():
         tensors = {name: torch.empty(p.shape, requires_grad=p.requires_grad) for name, p in _tensors(networks)}
         with _Counter() as counter:
-            views = torch.empty(2 * pairs, 1, *view_size).contiguous(memory_format=torch.channels_last_3d)
+            views = torch.empty(2 * pairs, *view_size).contiguous(memory_format=torch.channels_last_3d)
             torch.func.functional_call(networks, tensors, (views,)).backward()
     return counter.peak
 

@@ -19,12 +19,13 @@ from nnunetv2_pgl.precision import has_bfloat16
 from pretraining.config import PretrainConfig
 from pretraining.data import Volume
 from pretraining.objectives import target_decay
-from pretraining.training.correspondence import measure_correspondence, validation_batches
+from pretraining.training.correspondence import Correspondence, measure_correspondence, validation_batches
 from pretraining.training.distributed import Processes
 from pretraining.training.errors import TrainingError
 from pretraining.training.loading import PairLoader
 from pretraining.training.progress import RunLog, epoch_lines, plot_progress, write_metrics
 from pretraining.training.sampler import PairSampler
+from pretraining.training.shares import SharedOrder
 from pretraining.training.start import initial_state, prepare_device
 from pretraining.training.state import TrainingState
 from pretraining.training.step import Stepper
@@ -36,10 +37,17 @@ _CALIBRATION_BATCHES = 4
 
 @dataclass(frozen=True)
 class Pool:
-    """Scans to train on and scans held out for the correspondence metric."""
+    """Scans to train on and scans held out for the correspondence metric.
+
+    Attributes:
+        sources: Which of the settings' ``datasets`` each training scan is from; needed where these have weights.
+        validation_sources: The same of the scans held out.
+    """
 
     training: Sequence[Volume]
     validation: Sequence[Volume]
+    sources: Sequence[int] = ()
+    validation_sources: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,7 @@ class Run:
             config.seed,
             self.processes.rank,
             self.processes.count,
+            SharedOrder(pool.sources, config.weights, config.seed) if config.weights else None,
         )
         self.loader = PairLoader(pool.training, config, sampler, runtime.workers, pin=self.device.type == "cuda")
         scans = pool.validation or pool.training
@@ -139,7 +148,7 @@ class Run:
         with torch.no_grad(), self._autocast():
             for batch in self.validation[:_CALIBRATION_BATCHES]:
                 encoder(batch.to(self.device).render(self.config.views.size))
-        measured = measure_correspondence(encoder, self.validation, self.config.views.size, self.device, self.precision)
+        measured = self._correspondence()
         self.state.baseline = {"correspondence": measured.share, "miss_distance": measured.distance}
         self.log(f"Before training: {measured}")
 
@@ -194,9 +203,7 @@ class Run:
 
     def _report(self, record: dict[str, Any]) -> None:
         """Measures the correspondence, logs the epoch, draws the curves and saves the state."""
-        measured = measure_correspondence(
-            self.state.objective.encoder, self.validation, self.config.views.size, self.device, self.precision
-        )
+        measured = self._correspondence()
         record |= {
             "correspondence": measured.share,
             "miss_distance": measured.distance,
@@ -210,6 +217,10 @@ class Run:
         plot_progress(self.state.history, self.state.baseline, self.folder / "progress.png")
         if self.state.epoch % self.runtime.save_every == 0 or left == 0:
             self.state.save(self.folder / "checkpoint_latest.pth")
+
+    def _correspondence(self) -> Correspondence:
+        encoder, size, level = self.state.objective.encoder, self.config.views.size, self.config.levels[-1]
+        return measure_correspondence(encoder, self.validation, size, self.device, self.precision, level)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not None)

@@ -106,7 +106,7 @@ def _step_of(config: PretrainConfig, device: torch.device, processes: int) -> Ca
     """A step of a number of pairs on networks of its own, which no other process has to join."""
     precision = torch.bfloat16 if has_bfloat16(device) else None
     state = initial_state(config, device, precision)
-    size = config.views.size
+    size, channels = config.views.size, config.encoder_channels
     crop = largest_source_box(size, config.views.scale)
     geometry = ViewGeometry((0.0, 0.0, 0.0), (float(size[0]), float(size[1]), float(size[2])), (False, False, False))
     buckets = sum(p.numel() for p in state.objective.parameters() if p.requires_grad) if processes > 1 else 0
@@ -114,9 +114,9 @@ def _step_of(config: PretrainConfig, device: torch.device, processes: int) -> Ca
     def run(pairs: int) -> None:
         state.optimizer.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
-        crops = torch.empty(2 * pairs, 1, *crop, dtype=torch.int16, device=device)
+        crops = torch.empty(2 * pairs, channels, *crop, dtype=torch.int16, device=device)
         exchanged = torch.empty(buckets, device=device)  # the gradients of all processes
-        views = torch.randn(2 * pairs, 1, *size, device=device).contiguous(memory_format=torch.channels_last_3d)
+        views = torch.randn(2 * pairs, channels, *size, device=device).contiguous(memory_format=torch.channels_last_3d)
         output = state.objective(views, GeometryBatch.from_geometries([geometry] * len(views), device))
         output.loss.backward()
         state.optimizer.step()

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
+from pretraining.training.shares import SharedOrder
+
 
 class PairSampler(Sampler[list[tuple[int, int]]]):
     """An endless shuffled stream of scans, cut into epochs, steps, processes and parts of a step.
@@ -24,13 +26,22 @@ class PairSampler(Sampler[list[tuple[int, int]]]):
         rank: This process.
         processes: Number of processes.
         seed: Seed of the run.
+        shares: Which scan a draw takes where sources have weights; None: all scans equally often, as above.
 
     Raises:
         ValueError: If a step's pairs cannot be divided evenly.
     """
 
     def __init__(
-        self, scans: int, steps: int, batch_size: int, accumulate: int, seed: int, rank: int = 0, processes: int = 1
+        self,
+        scans: int,
+        steps: int,
+        batch_size: int,
+        accumulate: int,
+        seed: int,
+        rank: int = 0,
+        processes: int = 1,
+        shares: SharedOrder | None = None,
     ):
         if batch_size % (processes * accumulate):
             raise ValueError(
@@ -38,7 +49,7 @@ class PairSampler(Sampler[list[tuple[int, int]]]):
                 "accumulated parts; choose -b as a multiple of both"
             )
         self.scans, self.steps, self.batch_size, self.accumulate = scans, steps, batch_size, accumulate
-        self.seed, self.rank, self.processes = seed, rank, processes
+        self.seed, self.rank, self.processes, self.shares = seed, rank, processes, shares
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -54,6 +65,8 @@ class PairSampler(Sampler[list[tuple[int, int]]]):
                 yield [(draw, self._scan(draw)) for draw in range(start, start + part)]
 
     def _scan(self, draw: int) -> int:
+        if self.shares is not None:
+            return self.shares.scan(draw)
         pass_number, place = divmod(draw, self.scans)
         return int(self._order(pass_number)[place])
 

@@ -6,7 +6,14 @@ from collections.abc import Callable
 
 import torch
 
-from nnunetv2_pgl.networks import PGLSegmenter, ResNet50Encoder
+from nnunetv2_pgl.networks import (
+    Encoder,
+    PGLSegmenter,
+    PlannedEncoder,
+    PlannedSegmenter,
+    ResNet50Encoder,
+    Segmenter,
+)
 from pretraining.config import Method, PretrainConfig
 from pretraining.objectives import BYOL, PGL, PGLMAE, ModelsGenesis, Objective
 from pretraining.training.heap import keep_freed_memory
@@ -31,14 +38,21 @@ def make_objective(config: PretrainConfig, precision: torch.dtype | None) -> Obj
 
 def _pgl(config: PretrainConfig, precision: torch.dtype | None) -> Objective:
     sizes = (config.hidden_channels, config.out_channels)
-    return PGL(_encoder(config), config.views.size, *sizes, config.interpolated_only, precision)
+    return PGL(_encoder(config), config.views.size, *sizes, config.levels, config.interpolated_only, precision)
 
 
 def _pgl_mae(config: PretrainConfig, precision: torch.dtype | None) -> Objective:
-    sizes = (config.hidden_channels, config.out_channels)
-    weights = (config.mask_ratio, config.restoration_weight)
-    segmenter = PGLSegmenter(1, 1, config.encoder_strides, config.norm)
-    return PGLMAE(segmenter, config.views.size, *weights, *sizes, config.interpolated_only, precision)
+    return PGLMAE(
+        _segmenter(config),
+        config.views.size,
+        config.mask_ratio,
+        config.restoration_weight,
+        config.hidden_channels,
+        config.out_channels,
+        config.levels,
+        config.interpolated_only,
+        precision,
+    )
 
 
 def _byol(config: PretrainConfig, precision: torch.dtype | None) -> Objective:
@@ -46,7 +60,7 @@ def _byol(config: PretrainConfig, precision: torch.dtype | None) -> Objective:
 
 
 def _models_genesis(config: PretrainConfig, precision: torch.dtype | None) -> Objective:
-    return ModelsGenesis(config.encoder_strides, config.norm, precision=precision)
+    return ModelsGenesis(_segmenter(config), precision=precision)
 
 
 _OBJECTIVES: dict[Method, Callable[[PretrainConfig, torch.dtype | None], Objective]] = {
@@ -57,8 +71,18 @@ _OBJECTIVES: dict[Method, Callable[[PretrainConfig, torch.dtype | None], Objecti
 }
 
 
-def _encoder(config: PretrainConfig) -> ResNet50Encoder:
-    return ResNet50Encoder(1, config.encoder_strides, config.norm)
+def _encoder(config: PretrainConfig) -> Encoder:
+    network = config.planned_network
+    if network is not None:
+        return PlannedEncoder(network, config.encoder_channels)
+    return ResNet50Encoder(config.encoder_channels, config.encoder_strides, config.norm)
+
+
+def _segmenter(config: PretrainConfig) -> Segmenter:
+    network, channels = config.planned_network, config.encoder_channels
+    if network is not None:
+        return PlannedSegmenter(network, channels, channels)
+    return PGLSegmenter(channels, channels, config.encoder_strides, config.norm)
 
 
 def initial_state(config: PretrainConfig, device: torch.device, precision: torch.dtype | None) -> TrainingState:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from torch.utils.data import Dataset, get_worker_info
 from pretraining.views.geometry import sample_view_pair
 from pretraining.views.intensity import IntensityRanges, apply_intensity_, draw_intensity
 from pretraining.views.rendering import GeometryBatch, largest_source_box, render_crops, source_box
+
+Channels = Literal["each", "joint"]
 
 
 class StoredScan(Protocol):
@@ -34,7 +36,7 @@ class StoredScan(Protocol):
         """Standard deviation of each channel as stored."""
 
     def read(self, channel: int, start: Sequence[int], stop: Sequence[int]) -> NDArray[Any]:
-        """Voxels of a box, (d, h, w)."""
+        """Voxels of a box in one channel, (d, h, w)."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class ViewSettings:
         scale: Smallest and largest size of the cropped box relative to the view, per axis.
         flip_probability: Probability of a flip, per view and axis.
         min_overlap: Smallest overlap of the two boxes, as a fraction of the larger one's volume.
-        intensity: Ranges of the intensity changes.
+        intensity: Ranges of the intensity changes, which are drawn for each view and channel.
+        channels: "each": a view shows one channel of its scan, chosen at random; "joint": it shows all.
     """
 
     size: tuple[int, int, int] = (16, 96, 96)
@@ -54,6 +57,7 @@ class ViewSettings:
     flip_probability: float = 0.5
     min_overlap: float = 0.1
     intensity: IntensityRanges = field(default_factory=IntensityRanges)
+    channels: Channels = "each"
 
 
 class ViewPairDataset(Dataset[dict[str, Any]]):
@@ -63,7 +67,7 @@ class ViewPairDataset(Dataset[dict[str, Any]]):
     number of the draw, so that samples do not depend on how many workers read them.
 
     Args:
-        scans: The pool.
+        scans: The pool; with joint channels all have the same number of them.
         settings: How views are drawn.
         seed: Seed of the run.
     """
@@ -80,7 +84,8 @@ class ViewPairDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         """One pair: the two crops as read, the size to pad them to, and what else `ViewPairBatch` holds of them.
 
-        The leading axis of every array counts the two views.
+        The leading axis of every array counts the two views. A crop is a list of channels: blosc2 reads them one by one
+        no slower than all at once, and each is copied only into the batch.
         """
         draw, index = key
         scan, settings = self.scans[index], self.settings
@@ -93,21 +98,22 @@ class ViewPairDataset(Dataset[dict[str, Any]]):
             flip_probability=settings.flip_probability,
             min_overlap=settings.min_overlap,
         )
-        channel = int(rng.integers(scan.shape[0]))
+        joint = settings.channels == "joint"
+        channels = list(range(scan.shape[0])) if joint else [int(rng.integers(scan.shape[0]))]
         boxes = [source_box(geometry, scan.shape[1:]) for geometry in pair]
-        crops = [scan.read(channel, start, stop) for start, stop in boxes]
+        crops = [[scan.read(channel, start, stop) for channel in channels] for start, stop in boxes]
         return {
             "crops": crops,
             "padded_size": self._crop_size,
             "origins": np.array([start for start, _ in boxes], dtype=np.float64),
-            "extents": np.array([crop.shape for crop in crops], dtype=np.float64),
+            "extents": np.array([crop[0].shape for crop in crops], dtype=np.float64),
             "starts": np.array([g.start for g in pair]),
             "sizes": np.array([g.size for g in pair]),
             "flips": np.array([g.flip for g in pair]),
-            "mean": np.full(2, scan.mean[channel], dtype=np.float32),
-            "std": np.full(2, scan.std[channel], dtype=np.float32),
-            "intensity": draw_intensity(2, settings.intensity, rng),
-            "index": np.array([index, channel]),
+            "mean": np.array([[scan.mean[channel] for channel in channels]] * 2, dtype=np.float32),
+            "std": np.array([[scan.std[channel] for channel in channels]] * 2, dtype=np.float32),
+            "intensity": draw_intensity(2 * len(channels), settings.intensity, rng).reshape(2, len(channels), -1),
+            "index": np.array([index, channels[0]]),
         }
 
 
@@ -116,12 +122,12 @@ class ViewPairBatch:
     """A batch of pairs as tensors; views 0 .. B - 1 are the first of each pair, B .. 2 B - 1 the second.
 
     Attributes:
-        crops: (2 B, 1, D, H, W) in the stored dtype, padded at the end to a common size.
+        crops: (2 B, C, D, H, W) in the stored dtype, padded at the end to a common size.
         origins: First voxel of each crop in its scan, (2 B, 3).
         extents: Size of each crop without the padding, (2 B, 3).
         starts, sizes, flips: See `GeometryBatch`, (2 B, 3).
-        mean, std: Of the scan's channel as stored, (2 B,).
-        intensity: See `draw_intensity`, (2 B, 4); always on the host, where it decides what is computed.
+        mean, std: Of the scan's channels as stored, (2 B, C).
+        intensity: See `draw_intensity`, (2 B, C, 4); always on the host, where it decides what is computed.
     """
 
     crops: Tensor
@@ -136,7 +142,10 @@ class ViewPairBatch:
 
     @classmethod
     def collate(cls, samples: Sequence[dict[str, Any]]) -> ViewPairBatch:
-        """Stacks the samples of `ViewPairDataset`; scans stored in different types are joined as float32."""
+        """Stacks the samples of `ViewPairDataset`; scans stored in different types are joined as float32.
+
+        All must have the same number of channels.
+        """
         names = [f.name for f in fields(cls) if f.name != "crops"]
         stacked = {name: np.stack([sample[name] for sample in samples], axis=1) for name in names}
         tensors = {name: torch.from_numpy(a.reshape(-1, *a.shape[2:])) for name, a in stacked.items()}
@@ -166,29 +175,37 @@ class ViewPairBatch:
     def render(
         self, view_size: Sequence[int], generator: torch.Generator | None = None, changes_intensity: bool = True
     ) -> Tensor:
-        """All 2 B views, z-scored, with or without their intensity changes, (2 B, 1, *view_size), float32."""
-        mean, std = (values.view(-1, 1, 1, 1, 1) for values in (self.mean, self.std))
+        """All 2 B views, z-scored, with or without their intensity changes, (2 B, C, *view_size), float32.
+
+        Each channel is changed as a view of its own would be, by its own draws and within its own range: channels have
+        no common scale, and nnU-Net's augmentation treats them alike.
+        """
+        mean, std = (values[:, :, None, None, None] for values in (self.mean, self.std))
         with torch.autocast(self.crops.device.type, enabled=False):
             views = render_crops(self.crops, self.origins, self.extents, self.geometries, view_size)
             views.sub_(mean).div_(std)  # after rendering, which is linear, there are fewer voxels
-            return apply_intensity_(views, self.intensity, generator) if changes_intensity else views
+            if changes_intensity:
+                alone = views.view(-1, 1, *views.shape[2:])  # channels as views, in the same memory
+                apply_intensity_(alone, self.intensity.view(len(alone), -1), generator)
+            return views
 
 
-def _padded(crops: Sequence[NDArray[Any]], size: tuple[int, int, int]) -> Tensor:
-    """Stacks crops padded with zeros at their ends, (len(crops), 1, *size).
+def _padded(crops: Sequence[Sequence[NDArray[Any]]], size: tuple[int, int, int]) -> Tensor:
+    """Stacks crops padded with zeros at their ends, (len(crops), C, *size).
 
     In a loading process they are written to shared memory right away (as torch's own collate function does), so that
     the training process gets them without another copy.
     """
-    dtypes = {crop.dtype for crop in crops}
+    dtypes = {channel.dtype for crop in crops for channel in crop}
     dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
-    shape = (len(crops), 1, *size)
+    shape = (len(crops), len(crops[0]), *size)
     if get_worker_info() is None:
         batch = torch.from_numpy(np.zeros(shape, dtype=dtype))
     else:
         shared = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
         batch = torch.from_numpy(np.empty(0, dtype=dtype)).set_(shared).view(shape)
-    for crop, place in zip(crops, batch.numpy(), strict=True):
-        d, h, w = crop.shape
-        place[0, :d, :h, :w] = crop
+    for crop, places in zip(crops, batch.numpy(), strict=True):
+        for channel, place in zip(crop, places, strict=True):
+            d, h, w = channel.shape
+            place[:d, :h, :w] = channel
     return batch

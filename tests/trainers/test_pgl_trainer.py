@@ -23,6 +23,7 @@ from nnunetv2_pgl.trainers import (
     nnUNetTrainerPGLScratch,
     nnUNetTrainerPGLScratch_1epoch,
 )
+from nnunetv2_pgl.trainers.lengths import with_length
 from nnunetv2_pgl.trainers.pgl import network_strides
 from nnunetv2_pgl.trainers.schedule import WarmupPolyLRScheduler
 
@@ -341,6 +342,13 @@ def test_a_planned_run_that_cannot_be_trained(workplace: Workplace, change: Any,
     change(plans)
     with pytest.raises(SystemExit, match=message):
         trained_on(plans, workplace)
+
+
+def test_a_length_with_a_batch_size_trains_with_it(workplace: Workplace) -> None:
+    """nnU-Net reads the batch size from the plan when it sets up, after construction."""
+    trainer = make(with_length(nnUNetTrainerPGLScratch, "small", batch_size=1, num_epochs=3), workplace)
+    trainer.initialize()
+    assert (trainer.batch_size, trainer.num_epochs) == (1, 3)
 
 
 def test_lengths_follow_nnunet_s_names(workplace: Workplace) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nnunetv2_pgl.checkpoint import CheckpointError
-from nnunetv2_pgl.trainers.source import decoder_is_wanted, find_encoder_checkpoint
+from nnunetv2_pgl.trainers.source import decoder_is_wanted, find_encoder_checkpoint, partial_is_allowed
 
 
 @pytest.fixture
@@ -61,3 +61,14 @@ def test_the_decoder_is_used_on_request_only(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("PGL_TRANSFER_DECODER", "yes")
     with pytest.raises(CheckpointError, match="PGL_TRANSFER_DECODER=yes: must be 1"):
         decoder_is_wanted({})
+
+
+def test_a_partial_start_is_allowed_on_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PGL_ALLOW_PARTIAL", raising=False)
+    assert not partial_is_allowed({})
+    assert partial_is_allowed({"pretrain_info": {"allow_partial": True}})
+    monkeypatch.setenv("PGL_ALLOW_PARTIAL", "1")
+    assert partial_is_allowed({})
+    monkeypatch.setenv("PGL_ALLOW_PARTIAL", "no")
+    with pytest.raises(CheckpointError, match="PGL_ALLOW_PARTIAL=no: must be 1"):
+        partial_is_allowed({})

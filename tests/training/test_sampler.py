@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import pytest
 
+from pretraining.data import DataError
 from pretraining.training.sampler import PairSampler
+from pretraining.training.shares import SharedOrder, draws_per_pass
 
 
 def epoch(sampler: PairSampler, number: int) -> list[list[tuple[int, int]]]:
@@ -32,3 +35,63 @@ def test_processes_and_parts_together_are_one_process() -> None:
 def test_uneven_batch_is_refused() -> None:
     with pytest.raises(ValueError, match="divided evenly"):
         PairSampler(5, 3, 6, 2, seed=1, processes=2)
+
+
+def of_sources(scans: list[int], sources: list[int]) -> list[float]:
+    drawn = Counter(sources[scan] for scan in scans)
+    return [drawn[source] / len(scans) for source in sorted(set(sources))]
+
+
+@pytest.mark.parametrize(
+    ("weights", "shares"),
+    [((1.0, 1.0, 2.0), (0.25, 0.25, 0.5)), ((0.3, 0.6, 0.1), (0.3, 0.6, 0.1)), ((5.0, 0.0, 5.0), (0.5, 0.0, 0.5))],
+)
+def test_sources_get_exactly_their_shares_and_their_scans_equally_many(
+    weights: tuple[float, ...], shares: tuple[float, ...]
+) -> None:
+    sources = [2] * 7 + [0] * 2 + [1] * 11
+    order = SharedOrder(sources, weights, seed=5)
+    scans = [order.scan(draw) for draw in range(order.length)]
+    assert len(sources) <= order.length < 2 * len(sources)
+    assert of_sources([*scans, 0, 7, 9], sources) != pytest.approx(shares, abs=1e-12)  # the comparison can fail
+    drawn = Counter(sources[scan] for scan in scans)
+    assert [drawn[source] / len(scans) for source in range(3)] == pytest.approx(list(shares), abs=1e-12)
+    whole = [order.scan(draw) for draw in range(order.length * 7 * 2 * 11)]
+    for source in range(3):
+        counts = Counter(scan for scan in whole if sources[scan] == source)
+        assert len(set(counts.values())) <= 1
+    assert scans != [order.scan(draw) for draw in range(order.length, 2 * order.length)]
+
+
+def test_weights_of_many_digits_are_met_and_none_is_forgotten() -> None:
+    weights = (math.pi, math.e, 1e-9)
+    counts = draws_per_pass(weights, scans=10)
+    assert counts[2] == 1
+    assert [count / sum(counts) for count in counts] == pytest.approx([w / sum(weights) for w in weights], abs=2e-5)
+
+
+def test_weighted_draws_do_not_depend_on_processes_or_on_where_a_run_resumes() -> None:
+    sources = [0, 0, 0, 1, 1]
+
+    def sampler(**options: int) -> PairSampler:
+        shares = SharedOrder(sources, (1.0, 3.0), seed=1)
+        return PairSampler(5, 3, 8, options.pop("accumulate", 1), seed=1, shares=shares, **options)
+
+    straight = sampler()
+    epochs = [epoch(straight, number) for number in range(5)]
+    assert epoch(sampler(), 4) == epochs[4]
+    shares = [epoch(sampler(rank=rank, processes=2, accumulate=2), 4) for rank in (0, 1)]
+    for step in range(3):
+        joined = [pair for share in shares for part in share[2 * step : 2 * step + 2] for pair in part]
+        assert joined == epochs[4][step]
+
+
+def test_without_weights_the_order_is_the_one_it_always_was() -> None:
+    """Written down from the first version; a run that goes on must go on with these."""
+    drawn = [scan for part in epoch(PairSampler(6, 3, 4, 1, seed=12345), 1) for _, scan in part]
+    assert drawn == [1, 3, 2, 4, 5, 0, 2, 1, 0, 4, 3, 5]
+
+
+def test_a_source_with_a_weight_and_no_scan_is_named() -> None:
+    with pytest.raises(DataError, match="source 2 of -d has a weight of 3 and no scan"):
+        SharedOrder([0, 0], (1.0, 3.0), seed=0)

@@ -47,7 +47,7 @@ def test_first_views_come_first_and_padding_is_zero() -> None:
     batch = ViewPairBatch.collate(samples)
     assert batch.crops.dtype == torch.int16
     for number, (view, pair) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
-        crop = samples[pair]["crops"][view]
+        (crop,) = samples[pair]["crops"][view]
         d, h, w = crop.shape
         assert batch.extents[number].tolist() == [d, h, w]
         assert np.array_equal(batch.crops[number, 0, :d, :h, :w].numpy(), crop)
@@ -98,10 +98,54 @@ def test_views_are_those_of_the_z_scored_scan() -> None:
 def test_intensity_is_that_of_the_rendered_views_even_under_autocast() -> None:
     dataset = ViewPairDataset(pool("int16", "int16"), ViewSettings(VIEW), seed=1)
     batch = ViewPairBatch.collate([dataset[draw, draw % 2] for draw in range(6)])
-    plain = replace(batch, intensity=torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(12, 4)).render(VIEW)
-    expected = apply_intensity(plain, batch.intensity, torch.Generator().manual_seed(2))
+    plain = replace(batch, intensity=torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(12, 1, 4)).render(VIEW)
+    expected = apply_intensity(plain, batch.intensity[:, 0], torch.Generator().manual_seed(2))
     assert not torch.equal(plain, expected)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         views = batch.render(VIEW, torch.Generator().manual_seed(2))
     assert views.dtype == torch.float32
     torch.testing.assert_close(views, expected)
+
+
+def test_joint_views_are_the_channels_views_side_by_side() -> None:
+    """Geometry is shared; each channel is z-scored and changed alone. The reference renders channel by channel."""
+    scans = pool("int16", "float16")
+    settings = ViewSettings(VIEW, channels="joint", intensity=replace(IntensityRanges(), noise_probability=0))
+    dataset = ViewPairDataset(scans, settings, seed=1)
+    batch = ViewPairBatch.collate([dataset[draw, draw % 2] for draw in range(6)])
+    assert batch.crops.shape[:2] == (12, 2)
+    assert batch.mean.shape == batch.std.shape == (12, 2)
+    views = batch.render(VIEW)
+    assert views.shape == (12, 2, *VIEW)
+    for channel in (0, 1):
+        alone = replace(
+            batch,
+            **{
+                name: fields_of(batch)[name][:, channel : channel + 1] for name in ("crops", "mean", "std", "intensity")
+            },
+        )
+        assert torch.equal(views[:, channel], alone.render(VIEW)[:, 0])
+    assert not torch.equal(batch.intensity[:, 0], batch.intensity[:, 1])
+    for number, (view, pair) in enumerate((view, pair) for view in (0, 1) for pair in range(6)):
+        start = dataset[pair, pair % 2]["origins"][view].astype(int)
+        first = scans[pair % 2].voxels[:, start[0], start[1], start[2]]
+        assert np.array_equal(batch.crops[number, :, 0, 0, 0].numpy(), first.astype(np.float32))
+
+
+def test_joint_noise_is_white_across_channels() -> None:
+    settings = ViewSettings(VIEW, channels="joint", intensity=replace(NO_CHANGES, noise_probability=1))
+    dataset = ViewPairDataset(pool("int16"), settings, seed=1)
+    batch = ViewPairBatch.collate([dataset[0, 0]])
+    noise = batch.render(VIEW, torch.Generator().manual_seed(0)) - batch.render(VIEW, changes_intensity=False)
+    std = noise.std(dim=(2, 3, 4))
+    torch.testing.assert_close(std, batch.intensity[..., 0], rtol=0.1, atol=0)
+    assert abs(float(torch.corrcoef(noise[0].flatten(1))[0, 1])) < 0.1
+
+
+def test_single_channel_scans_are_drawn_alike_in_both_ways() -> None:
+    scans = [replace(scan, voxels=scan.voxels[:1]) for scan in pool("int16", "int16")]
+    each, joint = (ViewPairDataset(scans, ViewSettings(VIEW, channels=how), seed=2) for how in ("each", "joint"))
+    for draw in range(4):
+        one, other = (dataset[draw, draw % 2] for dataset in (each, joint))
+        assert np.array_equal(one["starts"], other["starts"])
+        assert np.array_equal(one["crops"][0][0], other["crops"][0][0])

@@ -1,0 +1,126 @@
+"""Weights of a convolution for other input channels or another kernel, where a rule keeps what it computes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CHANNEL_RULE = "number of input channels"
+KERNEL_RULE = "kernel size"
+
+_ALIAS = re.compile(r"\.all_modules\.(\d+)\.")
+_BLOCK = re.compile(r"^stages\.(\d+)\.(?:blocks|0\.convs)\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A weight that was made to fit.
+
+    Attributes:
+        weight: The new one.
+        rules: Which of `CHANNEL_RULE` and `KERNEL_RULE` were needed.
+        how: What was done, in words.
+    """
+
+    weight: Tensor
+    rules: tuple[str, ...]
+    how: str
+
+
+def canonical(key: str) -> str:
+    """The first of the two names that nnU-Net's networks have for a parameter.
+
+    Their blocks hold a convolution as ``conv`` and as ``all_modules.0``, its norm as ``norm`` and as a later entry of
+    ``all_modules``. Checkpoints have both names, or one of them.
+    """
+    return _ALIAS.sub(lambda match: ".conv." if match[1] == "0" else ".norm.", key)
+
+
+def unaliased(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One entry per parameter, under its `canonical` name, in the order of first mention.
+
+    Raises:
+        ValueError: The two names of a parameter have different values.
+    """
+    kept: dict[str, Tensor] = {}
+    for key, value in weights.items():
+        former = kept.setdefault(canonical(key), value)
+        if former.data_ptr() != value.data_ptr() and not torch.equal(former, value):
+            raise ValueError(f"{canonical(key)} and {key} are one parameter in nnU-Net's networks, but differ")
+    return kept
+
+
+def blocks_per_stage(keys: Iterable[str]) -> dict[int, int]:
+    """How many blocks (or convolutions, without residuals) each stage of an nnU-Net encoder has, by its keys."""
+    blocks: dict[int, int] = {}
+    for key in keys:
+        if match := _BLOCK.match(key):
+            stage, block = int(match[1]), int(match[2])
+            blocks[stage] = max(blocks.get(stage, 0), block + 1)
+    return blocks
+
+
+def stage_of(key: str) -> int | None:
+    """The stage of an nnU-Net encoder that a key belongs to; None for a stem and for other encoders."""
+    match = _BLOCK.match(key)
+    return int(match[1]) if match else None
+
+
+def adapt(weight: Tensor, shape: torch.Size, is_first: bool) -> Adapted | None:
+    """A convolution's weight (out, in, z, y, x) in another shape, or None where no rule is sound.
+
+    One input channel becomes n by repeating and dividing by n: an image repeated over n channels gives the same
+    features. n become one by summing: the image gives what it gave in all n channels. A kernel of one voxel along an
+    axis becomes one of three with zeros on both sides: the same function. One of three becomes one of one by summing:
+    the same on images that are constant along that axis.
+
+    Args:
+        weight: As in the checkpoint.
+        shape: As in the network.
+        is_first: Whether it is the convolution that sees the image; only there channels may differ.
+    """
+    if weight.ndim != 5 or len(shape) != 5 or weight.shape[0] != shape[0]:
+        return None
+    rules, how = [], []
+    if weight.shape[1] != shape[1]:
+        if not is_first or 1 not in (weight.shape[1], shape[1]):
+            return None
+        rules.append(CHANNEL_RULE)
+        how.append(
+            f"repeated over {shape[1]} channels and divided by {shape[1]}"
+            if weight.shape[1] == 1
+            else f"summed over {weight.shape[1]} channels"
+        )
+        weight = _with_channels(weight, shape[1])
+    if weight.shape[2:] != shape[2:]:
+        sizes = zip(weight.shape[2:], shape[2:], strict=True)
+        if any(before != after and {before, after} != {1, 3} for before, after in sizes):
+            return None
+        rules.append(KERNEL_RULE)
+        how.append(f"kernel {_size(weight.shape[2:])} to {_size(shape[2:])}")
+        weight = _with_kernel(weight, shape)
+    return Adapted(weight, tuple(rules), ", ".join(how))
+
+
+def _with_channels(weight: Tensor, channels: int) -> Tensor:
+    if weight.shape[1] == 1:
+        return weight.repeat(1, channels, 1, 1, 1) / channels
+    return weight.sum(dim=1, keepdim=True)
+
+
+def _with_kernel(weight: Tensor, shape: torch.Size) -> Tensor:
+    for axis in (2, 3, 4):
+        if weight.shape[axis] == 1 and shape[axis] == 3:
+            beside = torch.zeros_like(weight)
+            weight = torch.cat((beside, weight, beside), dim=axis)
+        elif weight.shape[axis] == 3 and shape[axis] == 1:
+            weight = weight.sum(dim=axis, keepdim=True)
+    return weight
+
+
+def _size(kernel: Iterable[int]) -> str:
+    return " x ".join(map(str, kernel))

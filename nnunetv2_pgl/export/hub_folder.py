@@ -1,0 +1,148 @@
+"""Writes a checkpoint as the folder of a Hugging Face repository that nnU-Net can fine-tune from.
+
+nnU-Net (git version, ``maybe_download_pretrained_weights`` in ``nnunetv2.experiment_planning.like_nnssl``) asks a
+repository for three files at its top: ``adaptation_plan.json``, whose being there says that the checkpoint suits these
+tools; ``checkpoint_final.pth``, from which alone it then reads, the plan too; and ``config.json``, for the Hub's count
+of downloads. It reads neither JSON file, so the keys of ``config.json`` are ours. ``README.md`` is the Hub's model card
+and ``LICENSE`` the text of a licence that the Hub has no name for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint, save_checkpoint, sha256_of
+from nnunetv2_pgl.export.licence import Licence
+from nnunetv2_pgl.export.model_card import model_card
+
+CHECKPOINT, PLAN, CONFIG = "checkpoint_final.pth", "adaptation_plan.json", "config.json"
+CARD, LICENCE = "README.md", "LICENSE"
+
+
+class ExportError(ValueError):
+    """What cannot be exported; the message says why and what to do."""
+
+
+def write_hub_folder(path: Path, folder: Path, licence: str, *, overwrite: bool = False) -> Path:
+    """Writes the folder under a temporary name beside it and renames that when it is complete.
+
+    The checkpoint is copied byte for byte, unless it tells absolute paths: of these only the last part is kept.
+
+    Args:
+        path: Encoder checkpoint.
+        folder: To write; may exist if it is empty.
+        licence: Licence of the weights, an SPDX identifier or a text.
+        overwrite: Replace an earlier export.
+
+    Returns:
+        The folder, with links resolved.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read.
+        ExportError: It was not made by ``pgl_pretrain``, or the folder holds something.
+        OSError: Something cannot be written; a former folder is intact.
+    """
+    checkpoint = _read(path)
+    folder = Path(os.path.realpath(folder))
+    _require_free(folder, overwrite)
+    with _replacing(folder) as temporary:
+        shared = _without_paths(checkpoint)
+        if shared is checkpoint:
+            shutil.copyfile(path, temporary / CHECKPOINT)
+        else:
+            save_checkpoint(shared, temporary / CHECKPOINT)
+        _describe(shared, Licence.of(licence), temporary)
+    return folder
+
+
+def _read(path: Path) -> EncoderCheckpoint:
+    checkpoint = load_checkpoint(path)
+    if "format_version" not in checkpoint.pgl:  # which only our files have
+        raise ExportError(f"{path}: made by nnssl, not by pgl_pretrain; whoever made it knows how to describe it")
+    if not checkpoint.nnssl_adaptation_plan:
+        raise ExportError(
+            f"{path}: holds no nnssl_adaptation_plan; pre-train with this version, or share the file alone"
+        )
+    return checkpoint
+
+
+def _describe(checkpoint: EncoderCheckpoint, licence: Licence, folder: Path) -> None:
+    digest = sha256_of(folder / CHECKPOINT)
+    _write_json(folder / PLAN, checkpoint.nnssl_adaptation_plan)
+    _write_json(folder / CONFIG, _config(checkpoint, licence, digest))
+    (folder / CARD).write_text(model_card(checkpoint, licence, digest), encoding="utf-8")
+    if not licence.is_known:
+        (folder / LICENCE).write_text(licence.text + "\n", encoding="utf-8")
+
+
+def _config(checkpoint: EncoderCheckpoint, licence: Licence, digest: str) -> dict[str, Any]:
+    pgl = checkpoint.pgl
+    kept = ("method", "architecture", "intensity", "spacing", "view_size", "num_scans", "epochs", "created", "versions")
+    return {
+        "library": "nnunetv2-pgl",
+        "checkpoint": CHECKPOINT,
+        "checkpoint_sha256": digest,
+        "licence": licence.text,
+        **{key: pgl.get(key) for key in kept},
+    }
+
+
+def _require_free(folder: Path, overwrite: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ExportError(f"{folder}: a file; give a folder")
+    found = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    others = sorted(found - {CHECKPOINT, PLAN, CONFIG, CARD, LICENCE})
+    if found and not overwrite:
+        raise ExportError(f"{folder}: not empty; give a new folder, or --overwrite to replace an earlier export")
+    if others:
+        raise ExportError(f"{folder}: holds {others[0]}, which pgl_export did not write; give a new folder")
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of ``folder`` if all goes well, and vanishes if not."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary, former = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
+    temporary.mkdir()
+    try:
+        yield temporary
+        if folder.exists():
+            os.replace(folder, former)
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if former.exists() and not folder.exists():
+            os.replace(former, folder)
+        raise
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def _without_paths(checkpoint: EncoderCheckpoint) -> EncoderCheckpoint:
+    """The same, if it tells no absolute path; who shares weights shares no folders."""
+    pgl, plan = _relative(checkpoint.pgl), _relative(checkpoint.nnssl_adaptation_plan)
+    if pgl == checkpoint.pgl and plan == checkpoint.nnssl_adaptation_plan:
+        return checkpoint
+    return replace(checkpoint, pgl=pgl, nnssl_adaptation_plan=plan)
+
+
+def _relative(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_relative(key): _relative(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_relative(entry) for entry in value)
+    if isinstance(value, str):
+        for kind in (PurePosixPath, PureWindowsPath):
+            if kind(value).is_absolute():
+                return kind(value).name
+    return value
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

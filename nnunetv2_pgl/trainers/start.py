@@ -1,0 +1,104 @@
+"""A training's start from an encoder checkpoint: the weights, what the log says of them, and the fold's record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+
+from nnunetv2_pgl.checkpoint import EncoderCheckpoint, sha256_of
+from nnunetv2_pgl.networks import PGLSegmenter
+from nnunetv2_pgl.trainers.differences import intensity_difference, spacing_difference
+from nnunetv2_pgl.trainers.source import decoder_is_wanted, partial_is_allowed
+from nnunetv2_pgl.transfer import LoadReport, load_decoder, load_encoder
+
+_RECORDED = ("method", "architecture", "epochs", "num_scans", "spacing", "datasets")
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a training starts from.
+
+    Attributes:
+        checkpoint: The encoder.
+        path: Its file.
+        named_by: What has named it.
+    """
+
+    checkpoint: EncoderCheckpoint
+    path: Path
+    named_by: str
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the file."""
+        return sha256_of(self.path)
+
+    def load(self, network: nn.Module, plans: Mapping[str, Any]) -> tuple[LoadReport, str]:
+        """Copies the encoder, and the decoder if it is wanted, into a network.
+
+        Returns:
+            What became of the encoder's tensors, and all in words.
+
+        Raises:
+            CheckpointError: They do not fit.
+        """
+        encoder: Any = network.encoder
+        report = load_encoder(
+            encoder, self.checkpoint.encoder_weights, str(self.path), allow_partial=partial_is_allowed(plans)
+        )
+        summary = str(report)
+        if decoder_is_wanted(plans):
+            summary += f", and {load_decoder(network, self.checkpoint, str(self.path))} of the decoder"
+        return report, summary
+
+    def lines(
+        self, summary: str, network: nn.Module, plans: PlansManager, configuration: ConfigurationManager
+    ) -> Iterator[str]:
+        """What the log says: where the encoder is from, and what differs from the plan."""
+        pgl = self.checkpoint.pgl
+        made = [str(pgl.get("method"))]
+        if pgl.get("epochs") is not None:
+            made.append(f"{pgl['epochs']} epochs on {pgl.get('num_scans')} scans")
+        if pgl.get("spacing"):
+            made.append(f"spacing {pgl['spacing']} mm")
+        yield (
+            f"Starting from the encoder {self.path} (named by {self.named_by}, sha256 {self.sha256[:16]}...): "
+            f"{', '.join(made)}; {summary}"
+        )
+        spacing = [round(float(s), 4) for s in configuration.spacing]
+        strides, before = encoder_strides(network), self.checkpoint.architecture.get("strides")
+        other = f" (pre-trained with {list(before)})" if before and list(before) != strides else ""
+        yield f"This configuration has spacing {spacing} mm and encoder strides {strides}{other}"
+        if untrained := pgl.get("untrained_stages"):
+            yield f"The pre-training did not reach {', '.join(untrained)} of the encoder, which are random"
+        schemes = configuration.normalization_schemes
+        properties = plans.foreground_intensity_properties_per_channel
+        for difference in (
+            spacing_difference(pgl.get("spacing"), configuration.spacing),
+            intensity_difference(pgl.get("intensity"), schemes, properties),
+        ):
+            if difference:
+                yield difference
+
+    def record(self, report: LoadReport, folder: str) -> None:
+        """Writes ``pgl_checkpoint.json`` into the fold's folder."""
+        record: dict[str, Any] = {"path": str(self.path), "sha256": self.sha256, "named_by": self.named_by}
+        record |= {key: self.checkpoint.pgl.get(key) for key in _RECORDED}
+        record |= {"share_loaded": report.share, "changes": report.lines()}
+        Path(folder, "pgl_checkpoint.json").write_text(json.dumps(record, indent=4) + "\n")
+
+
+def encoder_strides(network: nn.Module) -> list[int]:
+    """Total stride per axis (z, y, x) of a network's encoder."""
+    encoder: Any = network.encoder
+    if isinstance(network, PGLSegmenter):
+        return list(encoder.strides)
+    return [int(stride) for stride in np.prod(np.array(encoder.strides), axis=0)]

@@ -1,0 +1,101 @@
+"""What a pre-training takes from an existing nnU-Net plan, so that it sees the voxels that fine-tuning will see."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunetv2_pgl.networks import PlanError, PlannedNetwork
+from pretraining.data.planned import PlannedPreprocessing
+from pretraining.run_folder import RunError
+
+DEFAULT_PLANS, DEFAULT_CONFIGURATION = "nnUNetPlans", "3d_fullres"
+_MOST_NAMES = 5
+
+
+def settings_of_plan(dataset: str, plans_name: str, configuration: str, architecture: str | None) -> dict[str, Any]:
+    """Settings of `PretrainConfig` as a plan has them; the view's size is under ``patch``.
+
+    Args:
+        dataset: Id or name of a data set that is planned.
+        plans_name: Such as nnUNetResEncUNetLPlans.
+        configuration: Of the plan, 3D.
+        architecture: As asked for; None for the plan's own network. With the paper's ResNet-50 the plan decides
+            spacing, normalisation, patch size and strides, with nnU-Net's networks also the topology.
+
+    Raises:
+        RunError: There is no such plan, it is of a 2D configuration, or has another network than asked for.
+        DataError: Its preprocessing cannot be followed.
+    """
+    file = plans_file(dataset, plans_name)
+    where = f"-plans_from {dataset} -p {plans_name}"
+    plans = _read(file)
+    available = plans.get("configurations") or {}
+    if configuration not in available:
+        raise RunError(
+            f"{where}: has no configuration {configuration}, only {', '.join(available)}; see -configuration"
+        )
+    values = PlansManager(dict(plans)).get_configuration(configuration).configuration
+    patch = tuple(int(size) for size in values["patch_size"])
+    if len(patch) != 3:
+        raise RunError(f"{where}: {configuration} is {len(patch)}D, PGL is 3D; use 3d_fullres or 3d_lowres")
+    settings: dict[str, Any] = {
+        "patch": patch,
+        "plans": f"{plans['dataset_name']}/{plans_name}/{configuration}",
+        "preprocessing": PlannedPreprocessing.of_plans(plans, configuration).to_dict(),
+    }
+    if architecture == "resnet50":
+        from nnunetv2_pgl.trainers.pgl import network_strides  # loads nnU-Net's trainers, which takes seconds
+
+        return settings | {"strides": network_strides(PlansManager(dict(plans)).get_configuration(configuration))}
+    try:
+        network = PlannedNetwork.of_plans(plans, configuration, where)
+    except PlanError as error:
+        raise RunError(f"{error}; or use its preprocessing alone with -a resnet50") from error
+    return settings | {"architecture": _name(network, plans_name, architecture, where), "network": network.to_dict()}
+
+
+def plans_file(dataset: str, plans_name: str) -> Path:
+    """Where nnU-Net keeps the plan.
+
+    Raises:
+        RunError: nnUNet_preprocessed is not set, or there is no such plan.
+    """
+    if not nnUNet_preprocessed.is_set():
+        raise RunError("nnUNet_preprocessed is not set: export nnUNet_preprocessed=/path/to/nnUNet_preprocessed")
+    try:
+        name = maybe_convert_to_dataset_name(dataset)
+    except RuntimeError as error:
+        raise RunError(f"-plans_from {dataset}: {str(error).splitlines()[0]}") from error
+    folder = Path(nnUNet_preprocessed) / name
+    file = folder / f"{plans_name}.json"
+    if not file.is_file():
+        found = sorted(path.stem for path in folder.glob("*lans*.json"))
+        some = ", ".join(found[:_MOST_NAMES]) + (", ..." if len(found) > _MOST_NAMES else "")
+        help_ = f"-p may name one of {some}" if found else f"run nnUNetv2_plan_and_preprocess -d {dataset} first"
+        raise RunError(f"-plans_from {dataset} -p {plans_name}: there is no {file}; {help_}")
+    return file
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        plans = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file}: cannot be read ({error}); plan the data set anew") from error
+    if not isinstance(plans, dict):
+        raise RunError(f"{file}: holds no plans; plan the data set anew")
+    return plans
+
+
+def _name(network: PlannedNetwork, plans_name: str, asked: str | None, where: str) -> str:
+    """Our name for the plan's network: sizes of residual encoders go by the names of nnU-Net's plans."""
+    size = next((size for size in ("XL", "L", "M") if plans_name == f"nnUNetResEncUNet{size}Plans"), None)
+    found = "plain" if not network.is_residual else f"resenc_{size.lower()}" if size else asked or "resenc_m"
+    if asked is not None and asked != found:
+        raise RunError(f"-a {asked}: {where} is a plan of {found}; leave -a out, or name a plan of {asked} with -p")
+    return found

@@ -1,0 +1,106 @@
+"""PGL on other maps than the deepest, and on other encoders than the paper's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from nnunetv2_pgl.networks import PlannedEncoder, PlannedNetwork, PlannedSegmenter
+from pretraining.objectives import BYOL, PGL, PGLMAE, ModelsGenesis, Objective
+from pretraining.views import GeometryBatch, sample_view_pair
+
+VIEW = (8, 16, 16)
+NETWORK = PlannedNetwork(
+    "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
+    {
+        "n_stages": 3,
+        "features_per_stage": [4, 8, 8],
+        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "kernel_sizes": [[3, 3, 3]] * 3,
+        "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]],
+        "n_blocks_per_stage": [1, 2, 2],
+        "n_conv_per_stage_decoder": [1, 1],
+        "conv_bias": True,
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    },
+    ("conv_op", "norm_op", "dropout_op", "nonlin"),
+)
+
+
+@pytest.fixture(scope="module")
+def batch() -> tuple[Tensor, GeometryBatch]:
+    rng = np.random.default_rng(0)
+    pairs = [sample_view_pair((20, 30, 30), VIEW, rng) for _ in range(2)]
+    geometries = [pair[half] for half in (0, 1) for pair in pairs]
+    views = torch.randn(4, 1, *VIEW, generator=torch.Generator().manual_seed(0))
+    return views, GeometryBatch.from_geometries(geometries)
+
+
+def make_pgl(*levels: int) -> PGL:
+    torch.manual_seed(0)
+    return PGL(PlannedEncoder(NETWORK), VIEW, hidden_channels=16, out_channels=8, levels=levels)
+
+
+def test_the_loss_of_several_levels_is_their_mean(batch: tuple[Tensor, GeometryBatch]) -> None:
+    both = make_pgl(1, 2).eval()
+    alone = []
+    for number, level in enumerate((1, 2)):
+        pgl = make_pgl(level).eval()
+        pgl.encoder.load_state_dict(both.encoder.state_dict())
+        pgl.target_encoder.load_state_dict(both.target_encoder.state_dict())
+        for own, theirs in (
+            (pgl.projectors, both.projectors),
+            (pgl.predictors, both.predictors),
+            (pgl.target_projectors, both.target_projectors),
+        ):
+            own[0].load_state_dict(theirs[number].state_dict())
+        with torch.no_grad():
+            alone.append(pgl(*batch))
+    with torch.no_grad():
+        together = both(*batch)
+    assert float(together.loss) == pytest.approx(float(alone[0].loss + alone[1].loss) / 2, rel=1e-5)
+    assert float(together.interpolated) == float(alone[1].interpolated)  # told of the deepest
+
+
+def test_levels_count_from_either_end_and_once() -> None:
+    assert make_pgl(-1).levels == [2]
+    assert make_pgl(2, -1, 1).levels == [1, 2]
+    assert [grid.stride for grid in make_pgl(1, 2).grids] == [(2, 2, 2), (4, 4, 4)]
+
+
+def test_stages_beyond_the_last_level_are_left_alone(batch: tuple[Tensor, GeometryBatch]) -> None:
+    """Otherwise DistributedDataParallel would wait for gradients that never come."""
+    pgl = make_pgl(1)
+    pgl(*batch).loss.backward()
+    beyond = {id(p) for p in pgl.encoder.stages[2].parameters()}
+    for parameter in pgl.encoder.parameters():
+        assert parameter.requires_grad == (parameter.grad is not None) == (id(parameter) not in beyond)
+
+
+@pytest.mark.parametrize("method", ["byol", "models_genesis", "pgl_mae", "pgl"])
+def test_every_method_trains_nnunets_encoder(method: str, batch: tuple[Tensor, GeometryBatch]) -> None:
+    torch.manual_seed(0)
+    small = {"hidden_channels": 16, "out_channels": 8}
+    made: dict[str, Objective] = {
+        "byol": BYOL(PlannedEncoder(NETWORK), **small),
+        "models_genesis": ModelsGenesis(PlannedSegmenter(NETWORK, 1, 1)),
+        "pgl_mae": PGLMAE(PlannedSegmenter(NETWORK, 1, 1), VIEW, 0.5, 1.0, **small, levels=(1,)),
+        "pgl": PGL(PlannedEncoder(NETWORK), VIEW, **small),
+    }
+    objective = made[method]
+    objective(*batch, torch.Generator().manual_seed(0)).loss.backward()
+    trained = [p for p in objective.parameters() if p.requires_grad]
+    assert all(p.grad is not None for p in trained)
+    encoder = {id(p) for p in objective.encoder.parameters()}
+    assert encoder <= {id(p) for p in trained}
+    before = [p.clone() for p in objective.encoder.parameters()]
+    torch.optim.SGD(trained, lr=0.1).step()
+    assert any(not torch.equal(a, b) for a, b in zip(before, objective.encoder.parameters(), strict=True))
+    assert objective.kept_decoder() == {}

@@ -1,0 +1,285 @@
+"""The trainer with the plan's own network, on real plans and data of nnU-Net; the network is as small as it gets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunetv2_pgl.adaptation import canonical
+from nnunetv2_pgl.checkpoint import EncoderCheckpoint, save_checkpoint
+from nnunetv2_pgl.networks import PGLSegmenter, PlannedEncoder, PlannedNetwork
+from nnunetv2_pgl.trainers import nnUNetTrainerPGL, nnUNetTrainerPGL_paper, nnUNetTrainerPGLScratch
+from nnunetv2_pgl.trainers.network import network_strides
+from tests.planned_networks import small_architecture, small_network
+
+CPU = torch.device("cpu")
+SHORT = {"num_epochs": 1, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 1}
+Workplace = Any  # the fixture of conftest.py
+SaveEncoder = Any
+
+
+def plans_for(workplace: Workplace, network: PlannedNetwork, **changes: Any) -> dict[str, Any]:
+    plans = workplace.plans()
+    plans["configurations"]["3d_fullres"]["architecture"] = {
+        "network_class_name": network.class_name,
+        "arch_kwargs": dict(network.kwargs),
+        "_kw_requires_import": list(network.requires_import),
+    }
+    return {**plans, **changes}
+
+
+def make(
+    workplace: Workplace,
+    plans: dict[str, Any],
+    trainer: type[nnUNetTrainerPGL] = nnUNetTrainerPGL,
+    fold: int = 0,
+    dataset_json: dict[str, Any] | None = None,
+) -> nnUNetTrainerPGL:
+    made = trainer(plans, "3d_fullres", fold, dataset_json or workplace.dataset_json(), CPU)
+    for name, value in SHORT.items():
+        setattr(made, name, value)
+    return made
+
+
+@pytest.fixture
+def save_planned(workplace: Workplace) -> Callable[..., PlannedEncoder]:
+    """Writes the checkpoint of an encoder of known weights as the only run, and returns the encoder."""
+
+    def save(network: PlannedNetwork, in_channels: int = 1, **pgl: Any) -> PlannedEncoder:
+        torch.manual_seed(7)
+        encoder = PlannedEncoder(network, in_channels)
+        described = {
+            "method": "pgl",
+            "architecture": small_architecture(network, in_channels),
+            "epochs": 3,
+            "num_scans": 2,
+            "spacing": [1.5, 1.5, 1.5],
+            "intensity": {"modality": "ct", "clip": [-1024.0, 325.0], "normalisation": "z-score per scan"},
+            **pgl,
+        }
+        path = workplace.results / "PGL" / "run" / "checkpoint_final.pth"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(EncoderCheckpoint(dict(encoder.state_dict()), described, {}), path)
+        return encoder
+
+    return save
+
+
+SavePlanned = Callable[..., PlannedEncoder]
+
+
+def log_of(trainer: nnUNetTrainerPGL) -> str:
+    return Path(trainer.log_file).read_text()
+
+
+@pytest.mark.parametrize("kind", ["plain", "resenc"])
+def test_the_plan_s_network_is_trained_and_predicts_in_stock_nnunet(
+    workplace: Workplace, save_planned: SavePlanned, kind: str
+) -> None:
+    network = small_network(kind)
+    encoder = save_planned(network)
+    trainer = make(workplace, plans_for(workplace, network))
+    trainer.initialize()
+    assert type(trainer.network).__name__ == network.class_name.rsplit(".", 1)[-1]
+    for key, value in trainer.network.encoder.state_dict().items():
+        assert torch.equal(value, encoder.state_dict()[key]), key
+    patch = trainer.configuration_manager.patch_size
+    image = torch.randn(1, 1, *patch)
+    for before, after in zip(encoder(image), trainer.network.encoder(image), strict=True):
+        assert torch.equal(before, after)
+    record = json.loads(Path(trainer.output_folder, "pgl_checkpoint.json").read_text())
+    assert (record["share_loaded"], record["changes"]) == (1, [])
+
+    trainer.run_training()
+    assert "encoder tensors loaded, 100 % of its parameters" in log_of(trainer)
+    trainer.set_deep_supervision_enabled(True)
+    heads = trainer.label_manager.num_segmentation_heads
+    outputs = trainer.network(image)
+    assert [tuple(output.shape) for output in outputs] == [
+        (1, heads, *(size // scale for size in patch)) for scale in (1, 2)
+    ]
+    trainer.set_deep_supervision_enabled(False)
+    expected = trainer.network.eval()(image)
+    assert expected.shape == (1, heads, *patch)
+
+    # As nnUNetv2_predict does: the trainer by name, the network from the plans of the model folder.
+    (workplace.results / "PGL" / "run" / "checkpoint_final.pth").unlink()
+    predictor = nnUNetPredictor(device=CPU, verbose=False)
+    with redirect_stdout(StringIO()):
+        predictor.initialize_from_trained_model_folder(trainer.output_folder_base, (0,), "checkpoint_final.pth")
+    predictor.network.load_state_dict(predictor.list_of_parameters[0])
+    with torch.no_grad():
+        assert torch.equal(predictor.network.eval()(image), expected)
+
+    # And the same weights in a network that nnU-Net's own trainer builds.
+    stored = PlansManager(json.loads(Path(trainer.output_folder_base, "plans.json").read_text()))
+    assert stored.plans["pgl_network"] == {"architecture": "plan"}
+    stock = nnUNetTrainer.build_network_architecture(stored, stored.get_configuration("3d_fullres"), 1, heads, False)
+    stock.load_state_dict(trainer.network.state_dict())
+    with torch.no_grad():
+        assert torch.equal(stock.eval()(image), expected)
+
+
+def test_it_goes_on_without_the_checkpoint(workplace: Workplace, save_planned: SavePlanned) -> None:
+    network = small_network("resenc")
+    save_planned(network)
+    first = make(workplace, plans_for(workplace, network))
+    first.run_training()
+    (workplace.results / "PGL" / "run" / "checkpoint_final.pth").unlink()
+    again = make(workplace, plans_for(workplace, network))
+    again.num_epochs = 2
+    again.load_checkpoint(str(Path(again.output_folder, "checkpoint_final.pth")))
+    assert all(torch.equal(v, first.network.state_dict()[k]) for k, v in again.network.state_dict().items())
+    assert again.enable_deep_supervision
+    again.run_training()
+    assert again.current_epoch == 2
+
+
+def test_the_log_says_where_the_data_differ(workplace: Workplace, save_planned: SavePlanned) -> None:
+    network = small_network()
+    save_planned(network)
+    trainer = make(workplace, plans_for(workplace, network))
+    trainer.initialize()
+    log = log_of(trainer)
+    spacing = " x ".join(f"{value:.3g}" for value in trainer.configuration_manager.spacing)
+    assert f"WARNING: pre-trained at 1.5 x 1.5 x 1.5 mm, fine-tuning at {spacing} mm" in log
+    assert (
+        "WARNING: pre-trained on CT clipped to [-1024, 325] HU with z-score per scan, fine-tuning on CT clipped" in log
+    )
+
+
+def test_a_plan_of_another_network_stops_in_one_line(workplace: Workplace, save_planned: SavePlanned) -> None:
+    save_planned(small_network("resenc"))
+    with pytest.raises(SystemExit) as stop:
+        make(workplace, plans_for(workplace, small_network("plain"))).initialize()
+    line = str(stop.value)
+    assert "has a PlainConvUNet" in line
+    assert "checkpoint_final.pth is for a ResidualEncoderUNet" in line
+    assert "nnUNetv2_plan_experiment -d 502 -pl nnUNetPlannerResEncM and train with -p nnUNetResEncUNetMPlans" in line
+    assert "\n" not in line
+    save_planned(small_network("plain"))
+    with pytest.raises(SystemExit, match=r"plan with nnUNetv2_plan_experiment -d 502 and train with -p nnUNetPlans"):
+        make(workplace, plans_for(workplace, small_network("resenc"))).initialize()
+    plans = plans_for(workplace, small_network("resenc"))
+    plans["configurations"]["3d_fullres"]["architecture"]["network_class_name"] = "some.package.Transformer"
+    with pytest.raises(SystemExit, match=r"the network Transformer is not known here.* nnUNetv2_plan_experiment"):
+        make(workplace, plans).initialize()
+
+
+def test_an_encoder_that_fits_too_little_stops_unless_it_is_allowed(
+    workplace: Workplace, save_planned: SavePlanned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_planned(small_network("plain", (4, 6)))
+    plans = plans_for(workplace, small_network("plain", (4, 6, 8)))
+    with pytest.raises(
+        SystemExit, match=r"only \d+\.\d % of the encoder's parameters can be loaded.*PGL_ALLOW_PARTIAL"
+    ):
+        make(workplace, plans).initialize()
+    monkeypatch.setenv("PGL_ALLOW_PARTIAL", "1")
+    trainer = make(workplace, plans_for(workplace, small_network("plain", (4, 6, 8))))
+    trainer.initialize()
+    reason = "the checkpoint has 2 stages, the network 3: stays random"
+    for key, _ in trainer.network.encoder.named_parameters():
+        if key.startswith("stages.2."):
+            assert f"not loaded: {canonical(key)}: {reason}" in log_of(trainer)
+    monkeypatch.delenv("PGL_ALLOW_PARTIAL")
+    allowed = plans_for(workplace, small_network("plain", (4, 6, 8)), pretrain_info={"allow_partial": True})
+    make(workplace, allowed).initialize()
+
+
+def test_more_input_channels(workplace: Workplace, save_planned: SavePlanned) -> None:
+    network = small_network("resenc")
+    encoder = save_planned(network)
+    dataset_json = {**workplace.dataset_json(), "channel_names": {"0": "CT", "1": "PET"}}
+    trainer = make(workplace, plans_for(workplace, network), dataset_json=dataset_json)
+    trainer.initialize()
+    expected = encoder.stem.convs[0].conv.weight / 2
+    for channel in (0, 1):
+        assert torch.equal(trainer.network.encoder.stem.convs[0].conv.weight[:, [channel]], expected)
+    assert "adapted: stem.convs.0.conv.weight: repeated over 2 channels and divided by 2" in log_of(trainer)
+
+
+def test_folds_of_one_model_have_one_network(
+    workplace: Workplace, save_planned: SavePlanned, save_encoder: SaveEncoder
+) -> None:
+    network = small_network()
+    save_planned(network)
+    make(workplace, plans_for(workplace, network)).run_training()
+    make(workplace, plans_for(workplace, network), fold=1).initialize()
+    save_encoder(workplace.results / "PGL" / "run" / "checkpoint_final.pth")
+    with pytest.raises(SystemExit, match="all folds of a model need the same"):
+        make(workplace, plans_for(workplace, network), fold=1).initialize()
+
+
+def test_the_control_of_the_plan_s_network(workplace: Workplace) -> None:
+    """Random, with the plan's network where the plans say so; the names of encoders, as pgl_compare has them, too."""
+    network = small_network("resenc")
+    for entry in ({"architecture": "plan"}, {"architecture": "resenc_m", "norm": "batch", "centred": True}):
+        plans = plans_for(workplace, network, pgl_network=entry, plans_name=f"of_{entry['architecture']}")
+        trainer = make(workplace, plans, nnUNetTrainerPGLScratch)
+        trainer.run_training()
+        assert type(trainer.network).__name__ == "ResidualEncoderUNet"
+        assert trainer.enable_deep_supervision
+        stored = json.loads(Path(trainer.output_folder_base, "plans.json").read_text())
+        assert stored["pgl_network"] == {"architecture": "plan"}
+    wrong = plans_for(workplace, small_network("plain"), pgl_network={"architecture": "resenc_m"}, plans_name="wrong")
+    with pytest.raises(SystemExit, match="has a PlainConvUNet, the random start is for a ResidualEncoderUNet"):
+        make(workplace, wrong, nnUNetTrainerPGLScratch).initialize()
+    plain = make(workplace, plans_for(workplace, small_network("plain")), nnUNetTrainerPGLScratch)
+    plain.initialize()
+    assert isinstance(plain.network, PGLSegmenter)
+    assert not plain.enable_deep_supervision
+
+
+def test_starts_of_one_seed_differ_in_the_encoder_alone(workplace: Workplace, save_planned: SavePlanned) -> None:
+    network = small_network()
+    encoder = save_planned(network)
+    path = workplace.results / "PGL" / "run" / "checkpoint_final.pth"
+    states = {}
+    for name in ("random", "mine"):
+        plans = plans_for(workplace, network, plans_name=name)
+        cases = {"training_cases": ["a"], "validation_cases": ["b"]}
+        plans["pgl_run"] = {"initialisation": name, "seed": 0, "folds": {"0": cases}}
+        if name == "mine":
+            plans["pretrain_info"] = {"checkpoint_path": str(path)}
+        else:
+            plans["pgl_network"] = {"architecture": "plain", "norm": "batch", "centred": True}
+        trainer = make(workplace, plans)
+        trainer.initialize()
+        states[name] = trainer.network.state_dict()
+    for key, value in states["mine"].items():
+        if "encoder." in key:  # the decoder refers to it as well
+            assert torch.equal(value, encoder.state_dict()[key.split("encoder.", 1)[1]])
+        else:
+            assert torch.equal(value, states["random"][key]), key
+    first = "encoder.stages.0.0.convs.0.conv.weight"
+    assert not torch.equal(states["random"][first], states["mine"][first])
+
+
+def test_the_paper_s_recipe_takes_it_too(workplace: Workplace, save_planned: SavePlanned) -> None:
+    network = small_network()
+    save_planned(network)
+    trainer = make(workplace, plans_for(workplace, network), nnUNetTrainerPGL_paper)
+    trainer.on_train_start()
+    batch = next(trainer.dataloader_train)
+    assert [tuple(target.shape[2:]) for target in batch["target"]] == [
+        tuple(size // scale for size in trainer.configuration_manager.patch_size) for scale in (1, 2)
+    ]
+    assert torch.isfinite(torch.as_tensor(trainer.train_step(batch)["loss"]))
+
+
+def test_a_network_of_a_later_version_stops_prediction_in_one_line(workplace: Workplace) -> None:
+    manager = PlansManager(plans_for(workplace, small_network(), pgl_network={"architecture": "vit"}))
+    with pytest.raises(SystemExit, match=r"pgl_network in the plans .*: the network vit is not known"):
+        nnUNetTrainerPGL.build_network_architecture(manager, manager.get_configuration("3d_fullres"), 1, 2, False)
+    assert network_strides(manager.get_configuration("3d_fullres")) == (4, 4, 4)

@@ -1,0 +1,145 @@
+"""Whole small runs on pools of several sources: joint channels, a plan's preprocessing, weights, the manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from nnunetv2_pgl.checkpoint import load_checkpoint
+from nnunetv2_pgl.networks import PlannedNetwork
+from pretraining.config import PretrainConfig
+from pretraining.data import PlannedPreprocessing
+from pretraining.pretrain import RunOptions, pretrain
+from pretraining.run_folder import RunFolder
+from pretraining.training import loop
+from pretraining.training.loading import PairLoader
+from pretraining.training.state import TrainingState
+from pretraining.views import ViewSettings
+
+SMALL: dict[str, Any] = {
+    "n_stages": 2,
+    "features_per_stage": [4, 8],
+    "kernel_sizes": [[3, 3, 3]] * 2,
+    "strides": [[1, 1, 1], [2, 2, 2]],
+    "n_conv_per_stage": [1, 1],
+    "n_conv_per_stage_decoder": [1],
+}
+_PRESET = PlannedNetwork.preset("plain", (4, 8, 8), (1, 1, 1))
+CONFIG = PretrainConfig(
+    datasets=("Dataset011_Two", "Dataset012_One"),
+    views=ViewSettings(size=(4, 8, 8)),
+    architecture="plain",
+    network=replace(_PRESET, kwargs={**_PRESET.kwargs, **SMALL}).to_dict(),
+    epochs=1,
+    batch_size=2,
+    pairs_per_epoch=2,
+    optimizer="adamw",
+    warmup_epochs=0,
+    hidden_channels=8,
+    out_channels=8,
+    validation_scans=1,
+)
+
+
+def write_dataset(raw: Path, name: str, channels: dict[str, str], scans: int) -> None:
+    folder = raw / name / "imagesTr"
+    folder.mkdir(parents=True)
+    (folder.parent / "dataset.json").write_text(json.dumps({"channel_names": channels, "file_ending": ".nrrd"}))
+    rng = np.random.default_rng(0)
+    for scan in range(scans):
+        for channel in channels:
+            image = sitk.GetImageFromArray(rng.normal(0, 100, (8, 14, 14)).astype(np.float32))
+            sitk.WriteImage(image, str(folder / f"{name[-3:]}_{scan}_{int(channel):04d}.nrrd"))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    root = tmp_path_factory.mktemp("nnunet")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+            patch.setenv(name, str(root / name))
+        patch.setenv("nnUNet_n_proc_DA", "0")
+        patch.setattr(loop, "validation_batches", lambda *args: [])
+        patch.setattr(loop.Run, "measure_baseline", lambda self: None)
+        patch.setattr(
+            loop, "measure_correspondence", lambda *args: type("M", (), {"share": 0, "distance": 0, "chance": 0})
+        )
+        write_dataset(root / "nnUNet_raw", "Dataset011_Two", {"0": "T1", "1": "T2"}, 4)
+        write_dataset(root / "nnUNet_raw", "Dataset012_One", {"0": "CT"}, 2)
+        yield root
+
+
+def run(name: str, config: PretrainConfig, **changes: Any) -> RunFolder:
+    pretrain(config, replace(RunOptions(name, False, "cpu", 1, 1), **changes))
+    return RunFolder.named(name)
+
+
+def manifest_of(folder: RunFolder) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(folder.manifest.read_text())
+    return content
+
+
+def test_joint_channels_on_a_plan(folders: Path) -> None:
+    planned = PlannedPreprocessing(
+        *("Dataset011_Two", "nnUNetPlans", "3d_fullres", (1.0, 1.0, 1.0), (0, 1, 2)),
+        *(("ZScoreNormalization",) * 2, (False, False), {"0": {}, "1": {}}),
+        *("resample_data_or_seg_to_shape", {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}),
+    )
+    views = replace(CONFIG.views, channels="joint")
+    folder = run("joint", replace(CONFIG, views=views, preprocessing=planned.to_dict()))
+    checkpoint = load_checkpoint(folder.final)
+    pgl = checkpoint.pgl
+    assert pgl["architecture"]["in_channels"] == pgl["config"]["in_channels"] == 2
+    assert checkpoint.encoder_weights["stages.0.0.convs.0.conv.weight"].shape[1] == 2
+    assert pgl["intensity"]["normalization_schemes"] == ["ZScoreNormalization"] * 2
+    assert pgl["spacing"] == [1.0, 1.0, 1.0]
+    content = manifest_of(folder)
+    assert pgl["manifest"] == {
+        "sha256": hashlib.sha256(folder.manifest.read_bytes()).hexdigest(),
+        "scans_per_source": {"Dataset011_Two": 4, "Dataset012_One": 0},
+    }
+    assert {tuple(scan["channels"]) for scan in content["scans"]} == {("T1", "T2")}
+    assert [scan["use"] for scan in content["scans"]].count("held out") == 1
+    (log,) = folder.path.glob("training_log_*.txt")
+    assert "Dataset012_One: One_0 skipped: has 1 channel; -channels joint takes scans with 2" in log.read_text()
+    assert (folders / "nnUNet_preprocessed/Dataset011_Two" / planned.folder_name / "Two_0.b2nd").is_file()
+    assert PretrainConfig.load(folder.config_file).preprocessing == planned.to_dict()
+
+
+def test_weights_decide_who_is_drawn_and_a_run_goes_on_with_them(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[int, str]] = []
+    read = PairLoader._batches
+
+    def spied(self: PairLoader) -> Any:
+        epoch = list(self.sampler)
+        drawn.extend((draw, self.scans[scan].source) for part in epoch for draw, scan in part)
+        return read(self)
+
+    monkeypatch.setattr(PairLoader, "_batches", spied)
+    config = replace(CONFIG, weights=(1.0, 3.0), epochs=2, pairs_per_epoch=4, validation_scans=0)
+    with monkeypatch.context() as patch:
+        save = TrainingState.save
+
+        def stop(self: TrainingState, path: Path) -> None:
+            save(self, path)
+            raise KeyboardInterrupt
+
+        patch.setattr(TrainingState, "save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run("weighted", config)
+    folder = run("weighted", config, resume=True)
+    assert [draw for draw, _ in drawn] == list(range(8))
+    assert [source for _, source in drawn].count("Dataset011_Two") == 2
+    assert manifest_of(folder)["sources"] == {
+        "Dataset011_Two": {"scans": 4, "weight": 1.0},
+        "Dataset012_One": {"scans": 2, "weight": 3.0},
+    }

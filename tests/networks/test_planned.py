@@ -189,7 +189,7 @@ def with_positive_weights(encoder: PlannedEncoder, branches: float) -> PlannedEn
 def test_places_of_plain_cells_are_the_centroids_of_their_receptive_fields() -> None:
     encoder = with_positive_weights(PlannedEncoder(network_of("PlainConvUNet")), 1)
     for level in range(4):
-        assert centroid(encoder, level, 32) == pytest.approx(encoder.feature_grid((32,) * 3, level).offset, abs=1e-3)
+        assert centroid(encoder, level, 48) == pytest.approx(encoder.feature_grid((48,) * 3, level).offset, abs=1e-3)
 
 
 def test_places_of_residual_cells_lie_in_the_middle_of_what_shortcuts_and_branches_alone_give() -> None:
@@ -198,11 +198,11 @@ def test_places_of_residual_cells_lie_in_the_middle_of_what_shortcuts_and_branch
     branches = with_positive_weights(PlannedEncoder(network), 1e6)
     for level in range(4):
         strides = network.strides[level]
-        first, last = centroid(shortcuts, level, 32), centroid(branches, level, 32)
+        first, last = centroid(shortcuts, level, 48), centroid(branches, level, 48)
         assert first == pytest.approx([stride / 2 for stride in strides], abs=1e-3)
         assert last == pytest.approx([0.5] * 3, abs=0.05)
         middle = [(a + b) / 2 for a, b in zip(first, last, strict=True)]
-        assert shortcuts.feature_grid((32,) * 3, level).offset == pytest.approx(middle, abs=0.05)
+        assert shortcuts.feature_grid((48,) * 3, level).offset == pytest.approx(middle, abs=0.05)
 
 
 @both

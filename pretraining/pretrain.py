@@ -10,7 +10,6 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunetv2_pgl.checkpoint import save_checkpoint
-from pretraining.citations import citations_of
 from pretraining.config import PretrainConfig
 from pretraining.data import (
     PlannedPreprocessing,
@@ -25,13 +24,13 @@ from pretraining.data import (
 )
 from pretraining.data.scan import in_few_lines
 from pretraining.manifest import Manifest
-from pretraining.plans_from import DEFAULT_PLANS
 from pretraining.preview import draw_pairs
 from pretraining.run_folder import RunFolder
+from pretraining.telling import median_spacing, next_commands, opening_lines
 from pretraining.training import restart
 from pretraining.training.distributed import Processes, process_group
 from pretraining.training.export import make_checkpoint
-from pretraining.training.loop import Pool, Runtime, steps_per_epoch, train
+from pretraining.training.loop import Pool, Runtime, train
 from pretraining.training.memory import explained, require_fitting_batch
 from pretraining.training.progress import RunLog
 from pretraining.training.state import TrainingState
@@ -77,7 +76,7 @@ def pretrain(config: PretrainConfig, options: RunOptions) -> None:
         if processes.is_main:
             manifest = Manifest.of_pool(config, pool)
             manifest.write(folder.manifest)
-            _announce(config, options, pool, processes, log)
+            log(*opening_lines(config, pool, options.device, processes.count))
             if not resume:
                 draw_pairs(volumes, config.views, config.seed, folder.path / "views.png")
         runtime = Runtime(options.device, processes, workers, options.save_every)
@@ -173,21 +172,6 @@ def _prepare(
     return volumes, sources, skipped
 
 
-def _announce(config: PretrainConfig, options: RunOptions, pool: Pool, processes: Processes, log: RunLog) -> None:
-    spacing = _median_spacing([*pool.training, *pool.validation])
-    held_out = f"{len(pool.validation)} held out" if pool.validation else "none held out, the metric uses the same"
-    log(
-        "Please cite the following when using this encoder:",
-        *(text for entry in citations_of(config.method) for text in entry["apa_citations"]),
-        "",
-        f"{len(pool.training)} scans to train on, {held_out}; spacing {_numbers(spacing)} mm (z, y, x)",
-        f"views of {_numbers(config.views.size)} voxels, encoder strides {_numbers(config.encoder_strides)}",
-        f"{config.epochs} epochs of {steps_per_epoch(config, len(pool.training))} steps of {config.batch_size} pairs, "
-        f"{config.optimizer}, peak learning rate {config.peak_learning_rate:g}",
-        f"device {options.device}, {processes.count} process(es)",
-    )
-
-
 def _finish(
     config: PretrainConfig,
     folder: RunFolder,
@@ -200,7 +184,7 @@ def _finish(
     """Writes the encoder checkpoint and says what was skipped and what to type next."""
     scans = [*pool.training, *pool.validation]
     is_ct = all(all(scan.is_ct) for scan in scans)
-    spacing = _median_spacing(scans)
+    spacing = median_spacing(scans)
     checkpoint = make_checkpoint(
         state.objective, config, spacing, is_ct, len(pool.training), state.history[-1], manifest.summary()
     )
@@ -216,40 +200,8 @@ def _finish(
         "",
         f"Encoder: {folder.final}",
         f"Pictures: {folder.path / 'views.png'}, {folder.path / 'progress.png'}",
-        *_next_commands(config, folder),
+        *next_commands(config, folder),
     )
-
-
-def _next_commands(config: PretrainConfig, folder: RunFolder) -> list[str]:
-    """How to fine-tune: with the plans that were followed, or those of the encoder's network."""
-    if config.plans is not None:
-        name, plans, configuration = config.plans.split("/")
-        dataset, first_line = str(int(name.removeprefix("Dataset").split("_")[0])), f"Next, for {name}:"
-        prepare = f"nnUNetv2_preprocess -d {dataset} -plans_name {plans} -c {configuration}"
-    else:
-        dataset, configuration = "DATASET", "3d_fullres"
-        first_line = "Next, for a data set with labels (DATASET is its id):"
-        size = config.architecture.removeprefix("resenc_").upper() if config.architecture.startswith("resenc_") else ""
-        plans = f"nnUNetResEncUNet{size}Plans" if size else DEFAULT_PLANS
-        planner = f" -pl nnUNetPlannerResEnc{size}" if size else ""
-        prepare = f"nnUNetv2_plan_and_preprocess -d {dataset} -c {configuration}{planner}"
-    option = "" if plans == DEFAULT_PLANS else f" -p {plans}"
-    return [
-        first_line,
-        f"  {prepare}",
-        '  export nnUNet_extTrainer="$(pgl_extension)"',
-        f'  export PGL_CHECKPOINT="{folder.final}"',
-        f"  nnUNetv2_train {dataset} {configuration} 0 -tr nnUNetTrainerPGL{option}",
-    ]
-
-
-def _median_spacing(volumes: Sequence[Volume]) -> tuple[float, float, float]:
-    z, y, x = np.median([volume.spacing for volume in volumes], axis=0).tolist()
-    return (z, y, x)
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return " x ".join(f"{value:g}" for value in values)
 
 
 def loading_workers(device: str) -> int:

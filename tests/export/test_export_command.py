@@ -130,8 +130,8 @@ def test_spdx_identifiers(saved: Path, tmp_path: Path, export: Any, given: str, 
 
 
 def test_no_absolute_path_leaves_the_machine(tmp_path: Path, export: Any) -> None:
-    config = {"datasets": ["/home/somebody/scans"], "plans_from": r"C:\Users\somebody\plans.json", "views": (1, 2)}
-    save_checkpoint(checkpoint_of(config=config, datasets=["/home/somebody/scans"]), tmp_path / "c.pth")
+    config = {"datasets": ["/data/somebody/scans"], "plans_from": r"D:\somebody\plans.json", "views": (1, 2)}
+    save_checkpoint(checkpoint_of(config=config, datasets=["/data/somebody/scans"]), tmp_path / "c.pth")
     export(tmp_path / "c.pth", "--hub", tmp_path / "hub", "--licence", "MIT")
     for path in (tmp_path / "hub").iterdir():
         content = path.read_bytes()

@@ -77,9 +77,9 @@ class BareNetworks:
 
     def _forward(self, objective: PGL, views: Tensor, counting: bool = False) -> Tensor:
         with self._autocast(not counting):
-            prediction: Tensor = objective.predictor(objective.projector(objective.encoder(views)[-1]))
+            prediction: Tensor = objective.predictors[0](objective.projectors[0](objective.encoder(views)[-1]))
             with torch.no_grad():
-                objective.target_projector(objective.target_encoder(views)[-1])
+                objective.target_projectors[0](objective.target_encoder(views)[-1])
         return prediction
 
     def _autocast(self, enabled: bool = True) -> torch.autocast:

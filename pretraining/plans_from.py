@@ -40,8 +40,8 @@ def settings_of_plan(dataset: str, plans_name: str, configuration: str, architec
         raise RunError(
             f"{where}: has no configuration {configuration}, only {', '.join(available)}; see -configuration"
         )
-    values = PlansManager(dict(plans)).get_configuration(configuration).configuration
-    patch = tuple(int(size) for size in values["patch_size"])
+    manager = PlansManager(dict(plans)).get_configuration(configuration)
+    patch = tuple(int(size) for size in manager.patch_size)
     if len(patch) != 3:
         raise RunError(f"{where}: {configuration} is {len(patch)}D, PGL is 3D; use 3d_fullres or 3d_lowres")
     settings: dict[str, Any] = {
@@ -52,9 +52,9 @@ def settings_of_plan(dataset: str, plans_name: str, configuration: str, architec
     if architecture == "resnet50":
         from nnunetv2_pgl.trainers.pgl import network_strides  # loads nnU-Net's trainers, which takes seconds
 
-        return settings | {"strides": network_strides(PlansManager(dict(plans)).get_configuration(configuration))}
+        return settings | {"strides": network_strides(manager)}
     try:
-        network = PlannedNetwork.of_plans(plans, configuration, where)
+        network = PlannedNetwork.of_configuration(manager, where)
     except PlanError as error:
         raise RunError(f"{error}; or use its preprocessing alone with -a resnet50") from error
     return settings | {"architecture": _name(network, plans_name, architecture, where), "network": network.to_dict()}

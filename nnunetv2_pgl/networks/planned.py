@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
 from nnunetv2_pgl.networks.feature_grid import FeatureGrid
@@ -58,17 +59,23 @@ class PlannedNetwork:
         configurations = plans.get("configurations") or {}
         if configuration not in configurations:
             raise PlanError(f"{name}: has no configuration {configuration}, only {', '.join(configurations)}")
-        inherited, found = configuration, None
-        while inherited and found is None:  # configurations may inherit from others
-            found = configurations[inherited].get("architecture")
-            inherited = configurations[inherited].get("inherits_from")
-        if found is None:
-            raise PlanError(f"{name}: tells no architecture; plan the data set anew with nnUNetv2_plan_experiment")
-        return cls.of_dict(
-            {"class_name": found["network_class_name"], "kwargs": found["arch_kwargs"]}
-            | {"requires_import": found["_kw_requires_import"]},
-            f"{name}, {configuration}",
+        return cls.of_configuration(
+            PlansManager(dict(plans)).get_configuration(configuration), f"{name}, {configuration}"
         )
+
+    @classmethod
+    def of_configuration(cls, configuration: ConfigurationManager, name: str) -> PlannedNetwork:
+        """The network of a configuration, whichever form its plans have.
+
+        Raises:
+            PlanError: It is not one of nnU-Net's 3D U-Nets; the message starts with ``name``.
+        """
+        values = {
+            "class_name": configuration.network_arch_class_name,
+            "kwargs": configuration.network_arch_init_kwargs,
+            "requires_import": configuration.network_arch_init_kwargs_req_import,
+        }
+        return cls.of_dict(values, name)
 
     @classmethod
     def of_dict(cls, values: Mapping[str, Any], name: str) -> PlannedNetwork:

@@ -84,7 +84,7 @@ class ModelNetwork:
             return
         where = f"{plans.plans_name} of {plans.dataset_name}"
         try:
-            planned = planned_network(configuration, where)
+            planned = PlannedNetwork.of_configuration(configuration, where)
         except PlanError as error:
             raise NetworkError(f"{error}; {name} needs {how_to_plan(self.architecture, plans)}") from error
         if self.architecture != PLAN and planned.is_residual != (self.architecture != "plain"):
@@ -93,20 +93,6 @@ class ModelNetwork:
                 f"{where} has a {planned.class_name.rsplit('.', 1)[-1]}, {name} is for a {needed}: "
                 f"{how_to_plan(self.architecture, plans)}"
             )
-
-
-def planned_network(configuration: ConfigurationManager, name: str) -> PlannedNetwork:
-    """The plan's network, whichever form the plans have.
-
-    Raises:
-        PlanError: It is not one of nnU-Net's 3D U-Nets.
-    """
-    values = {
-        "class_name": configuration.network_arch_class_name,
-        "kwargs": configuration.network_arch_init_kwargs,
-        "requires_import": configuration.network_arch_init_kwargs_req_import,
-    }
-    return PlannedNetwork.of_dict(values, name)
 
 
 def how_to_plan(architecture: str, plans: PlansManager) -> str:

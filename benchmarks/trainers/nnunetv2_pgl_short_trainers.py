@@ -5,6 +5,7 @@ export nnUNet_extTrainer="$(pgl_extension):$PWD/benchmarks/trainers"
 
 from nnunetv2_pgl.trainers import nnUNetTrainerPGL, nnUNetTrainerPGL_demo, nnUNetTrainerPGLScratch
 from nnunetv2_pgl.trainers.lengths import with_length
+from nnunetv2_pgl.trainers.sawtooth import Sawtooth
 
 _SHORT = {"num_epochs": 10, "num_iterations_per_epoch": 16, "num_val_iterations_per_epoch": 2}
 nnUNetTrainerPGL_short = with_length(nnUNetTrainerPGL, "short", **_SHORT)
@@ -14,3 +15,10 @@ nnUNetTrainerPGLScratch_short = with_length(nnUNetTrainerPGLScratch, "short", **
 nnUNetTrainerPGL_demo_two = with_length(nnUNetTrainerPGL_demo, "two", batch_size=2)
 # Half of its length, for comparisons of many runs.
 nnUNetTrainerPGL_demo_half = with_length(nnUNetTrainerPGL_demo, "half", num_epochs=5, batch_size=2)
+
+
+class nnUNetTrainerPGL_demo_sawtooth(Sawtooth, nnUNetTrainerPGL_demo):
+    """The demo's trainer with the encoder at rest during the warm-up."""
+
+
+nnUNetTrainerPGL_demo_sawtooth_half = with_length(nnUNetTrainerPGL_demo_sawtooth, "half", num_epochs=5, batch_size=2)

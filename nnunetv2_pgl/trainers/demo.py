@@ -31,4 +31,4 @@ class nnUNetTrainerPGL_demo(nnUNetTrainerPGL):
         """AdamW with the same schedule."""
         fused = True if self.device.type == "cpu" else None
         optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, weight_decay=1e-2, fused=fused)
-        return optimizer, WarmupPolyLRScheduler(optimizer, self.initial_lr, self.num_epochs, self.warmup_epochs)
+        return optimizer, self.learning_rates(optimizer)

@@ -93,7 +93,11 @@ class nnUNetTrainerPGL(nnUNetTrainer):
         optimizer, _ = super().configure_optimizers()
         if self.device.type == "cpu":
             optimizer = _fused(optimizer, self.network)
-        return optimizer, WarmupPolyLRScheduler(optimizer, self.initial_lr, self.num_epochs, self.warmup_epochs)
+        return optimizer, self.learning_rates(optimizer)
+
+    def learning_rates(self, optimizer: torch.optim.Optimizer) -> WarmupPolyLRScheduler:
+        """The schedule of the learning rate."""
+        return WarmupPolyLRScheduler(optimizer, self.initial_lr, self.num_epochs, self.warmup_epochs)
 
     def initialize(self) -> None:
         """Builds the network and, unless a training is being restored, copies the pre-trained encoder into it."""

@@ -1,0 +1,68 @@
+"""The schedule that lets the encoder wait."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from nnunetv2_pgl.trainers import nnUNetTrainerPGL_sawtooth
+from nnunetv2_pgl.trainers.schedule import SawtoothPolyLRScheduler
+
+Workplace = Any  # the fixture of conftest.py
+SaveEncoder = Any
+
+
+def test_rates_rise_twice_then_decay() -> None:
+    rest, encoder = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
+    optimizer = torch.optim.SGD([{"params": [rest]}, {"params": [encoder]}], 1e-2)
+    scheduler = SawtoothPolyLRScheduler(optimizer, 1e-2, 100, 4)
+    rates = []
+    for epoch in range(100):
+        scheduler.step(epoch)
+        rates.append([group["lr"] for group in optimizer.param_groups])
+    of_rest, of_encoder = zip(*rates, strict=True)
+    rise = [1e-2 * k / 5 for k in range(1, 5)]
+    assert of_rest[:9] == pytest.approx([*rise, *rise, 1e-2])
+    assert of_encoder[:9] == pytest.approx([0, 0, 0, 0, *rise, 1e-2])
+    assert of_rest[8:] == of_encoder[8:]
+    assert of_rest[8 + 46] == pytest.approx(1e-2 * 0.5**0.9)
+    assert of_rest[-1] > 0
+
+
+def test_the_encoder_waits_for_the_decoder(workplace: Workplace, save_encoder: SaveEncoder) -> None:
+    save_encoder(workplace.results / "PGL" / "run" / "checkpoint_final.pth")
+    trainer = nnUNetTrainerPGL_sawtooth(
+        workplace.plans(), "3d_fullres", 0, workplace.dataset_json(), torch.device("cpu")
+    )
+    trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch, trainer.num_epochs = 1, 1, 40
+    trainer.initialize()
+    assert trainer.warmup_epochs == 2
+    trainer.on_train_start()
+    changed = []
+    for epoch in range(3):
+        trainer.current_epoch = epoch
+        before = {name: parameter.detach().clone() for name, parameter in trainer.network.named_parameters()}
+        trainer.on_train_epoch_start()
+        trainer.train_step(next(trainer.dataloader_train))
+        changed.append(
+            {
+                name.startswith("encoder.")
+                for name, parameter in trainer.network.named_parameters()
+                if not torch.equal(parameter, before[name])
+            }
+        )
+    assert changed == [{False}, {False}, {True, False}]
+
+
+def test_every_parameter_is_optimised_once(workplace: Workplace, save_encoder: SaveEncoder) -> None:
+    save_encoder(workplace.results / "PGL" / "run" / "checkpoint_final.pth")
+    trainer = nnUNetTrainerPGL_sawtooth(
+        workplace.plans(), "3d_fullres", 0, workplace.dataset_json(), torch.device("cpu")
+    )
+    trainer.initialize()
+    groups = [[id(parameter) for parameter in group["params"]] for group in trainer.optimizer.param_groups]
+    assert sorted(groups[0] + groups[1]) == sorted(map(id, trainer.network.parameters()))
+    assert set(groups[1]) == set(map(id, trainer.network.encoder.parameters()))
+    assert all(group["weight_decay"] == trainer.weight_decay for group in trainer.optimizer.param_groups)

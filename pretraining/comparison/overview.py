@@ -1,20 +1,25 @@
-"""``--dry_run``: what there is to do, and about how long that takes."""
+"""``--dry_run``: what there is to do, about how long that takes, and how much it fills."""
 
 from __future__ import annotations
 
+import shutil
 import statistics
 from collections.abc import Sequence
+
+from nnunetv2.paths import nnUNet_results
 
 from pretraining.comparison.comparison import Comparison
 from pretraining.comparison.execution import seconds_of, seconds_of_pretraining
 from pretraining.comparison.plan_files import base_plans
 from pretraining.comparison.preparation import missing_cases
-from pretraining.comparison.runs import State, TrainingRun, state_of_pretraining, state_of_training
-from pretraining.comparison.timing import time_steps
+from pretraining.comparison.runs import State, TrainingRun, model_folder, state_of_pretraining, state_of_training
+from pretraining.comparison.timing import StepTiming, time_steps
+
+_CHECKPOINTS = 2  # nnU-Net keeps the best and the final one
 
 
 def print_overview(comparison: Comparison) -> None:
-    """Prints every run with its state, and an estimate of time; writes nothing."""
+    """Prints every run with its state, and an estimate of time and space; writes nothing."""
     splits, settings = comparison.splits, comparison.settings
     print(f"Comparison {comparison.folder.name} ({comparison.folder.path})")
     print(f"Test set: {len(splits.test)} cases, {splits.test_from}")
@@ -31,8 +36,8 @@ def print_overview(comparison: Comparison) -> None:
     for run in comparison.runs:
         cases = len(splits.folds[run.fold].training(run.fraction, run.seed))
         print(f"  {run.name:<40} {cases:>5}  {_state(comparison, run).value}")
-    print("\nEstimate of time, rough")
-    for line in (_pretraining_estimate(comparison), _training_estimate(comparison)):
+    print("\nEstimate of time and space, rough")
+    for line in (_pretraining_estimate(comparison), *_training_estimates(comparison)):
         print(f"  {line}")
 
 
@@ -54,27 +59,54 @@ def _pretraining_estimate(comparison: Comparison) -> str:
     )
 
 
-def _training_estimate(comparison: Comparison) -> str:
+def _training_estimates(comparison: Comparison) -> list[str]:
+    """How long the trainings that are left take, and what they leave on the disk."""
     left = [run for run in comparison.runs if _state(comparison, run) is not State.DONE]
     if not left:
-        return "trainings: none is left"
-    known = _known([seconds_of(comparison, run) for run in comparison.runs])
-    if known:
-        each = statistics.mean(known)
-        source = f"training and prediction as measured in {len(known)} finished runs of this comparison"
-    elif not base_plans(comparison.settings).is_file():
-        return "trainings: unknown before the data set is planned (--only prepare)"
-    else:
-        try:
-            timing = time_steps(comparison)
-        except (RuntimeError, AssertionError) as error:  # out of memory, or no such device
-            return f"trainings: unknown, a training step on {comparison.device} failed ({str(error).splitlines()[0]})"
-        each = timing.seconds
-        source = (
-            f"{timing.epochs} epochs of {timing.iterations} steps of {timing.step:.3g} s, timed now on "
-            f"{comparison.device} without loading; validation of whole scans and prediction come on top"
-        )
-    return f"trainings: {_duration(len(left) * each)} for the {len(left)} left, {_duration(each)} each ({source})"
+        return ["trainings: none is left"]
+    seconds = _known([seconds_of(comparison, run) for run in comparison.runs])
+    sizes = _known([_size_of(comparison, run) for run in comparison.runs])
+    if seconds and sizes:
+        source = f"training and prediction as measured in {len(seconds)} finished runs of this comparison"
+        return [_time_of(len(left), statistics.mean(seconds), source), _space_of(len(left), statistics.mean(sizes))]
+    if not base_plans(comparison.settings).is_file():
+        return ["trainings: unknown before the data set is planned (--only prepare)"]
+    try:
+        timing = time_steps(comparison)
+    except (RuntimeError, AssertionError) as error:  # out of memory, or no such device
+        return [f"trainings: unknown, a training step on {comparison.device} failed ({str(error).splitlines()[0]})"]
+    return [
+        _time_of(len(left), timing.seconds, _source_of(timing, comparison.device)),
+        _space_of(len(left), _CHECKPOINTS * timing.checkpoint),
+    ]
+
+
+def _source_of(timing: StepTiming, device: str) -> str:
+    return (
+        f"{timing.epochs} epochs of {timing.iterations} steps of {timing.step:.3g} s, timed now on {device} without "
+        "loading; validation of whole scans and prediction come on top"
+    )
+
+
+def _time_of(count: int, seconds: float, source: str) -> str:
+    return f"trainings: {_duration(count * seconds)} for the {count} left, {_duration(seconds)} each ({source})"
+
+
+def _space_of(count: int, size: float) -> str:
+    free = shutil.disk_usage(str(nnUNet_results)).free
+    line = (
+        f"disk: {count * size / 1e9:.1f} GB for the {count} left, {size / 1e9:.2g} GB each (nnU-Net keeps the best and "
+        f"the final checkpoint); {free / 1e9:.0f} GB are free"
+    )
+    return line if count * size < free else f"{line}: NOT ENOUGH"
+
+
+def _size_of(comparison: Comparison, run: TrainingRun) -> float | None:
+    """Bytes of the model of a run that is done; None if it is not, or if its model is no longer there."""
+    model = model_folder(comparison.folder, comparison.settings, run)
+    if _state(comparison, run) is not State.DONE or not (model / "checkpoint_final.pth").is_file():
+        return None
+    return float(sum(file.stat().st_size for file in model.rglob("*") if file.is_file()))
 
 
 def _known(seconds: Sequence[float | None]) -> list[float]:

@@ -1,4 +1,4 @@
-"""A short timing of the training steps of a comparison."""
+"""A short timing of the training steps of a comparison, and the size of what a training saves."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ class StepTiming:
         validation_iterations: Per epoch.
         step: Seconds of a training step.
         validation_step: Seconds of a validation step.
+        checkpoint: Bytes of a checkpoint: weights and the optimiser's state.
     """
 
     epochs: int
@@ -45,6 +46,7 @@ class StepTiming:
     validation_iterations: int
     step: float
     validation_step: float
+    checkpoint: int
 
     @property
     def seconds(self) -> float:
@@ -71,8 +73,9 @@ def time_steps(comparison: Comparison) -> StepTiming:
         trainer.network.eval()
         with torch.no_grad():
             validation_step = _seconds(lambda: trainer.validation_step(batch))
+        saved = _bytes([trainer.network.state_dict(), trainer.optimizer.state_dict()])
     lengths = trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch
-    return StepTiming(*lengths, step, validation_step)
+    return StepTiming(*lengths, step, validation_step, saved)
 
 
 def _trainer(comparison: Comparison) -> nnUNetTrainerPGL:
@@ -101,6 +104,14 @@ def _random_batch(trainer: nnUNetTrainerPGL) -> dict[str, Any]:
     targets = [torch.randint(0, values, (size, channels, *shape)) for shape in sizes]
     target = targets if trainer.enable_deep_supervision else targets[0]
     return {"data": torch.randn(size, trainer.num_input_channels, *patch), "target": target}
+
+
+def _bytes(state: Any) -> int:
+    """Of all tensors in nested lists and dictionaries."""
+    if isinstance(state, torch.Tensor):
+        return state.nbytes
+    values = state.values() if isinstance(state, dict) else state if isinstance(state, list) else ()
+    return sum(_bytes(value) for value in values)
 
 
 def _seconds(step: Callable[[], object]) -> float:

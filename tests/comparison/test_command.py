@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -321,6 +322,15 @@ def test_dry_run_changes_nothing(desk: Desk, monkeypatch: pytest.MonkeyPatch) ->
     assert ["random_50pct_fold0_seed0", "2", "to", "do"] in lines
     assert ["pgl_100pct_fold0_seed0", "5", "done"] in lines
     assert "trainings: 5 min for the 5 left, 60 s each (training and prediction as measured in 2 fin" in desk.output
+    assert "disk: 0.0 GB for the 5 left" in desk.output
+    assert "NOT ENOUGH" not in desk.output
+
+    monkeypatch.setattr("pretraining.comparison.overview._size_of", lambda *_: 2e9)
+    free = shutil.disk_usage(desk.root)._replace(free=int(9e9))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: free)
+    desk.call(*TINY, "--dry_run", "--seeds", "2")
+    assert "disk: 10.0 GB for the 5 left, 2 GB each" in desk.output
+    assert "9 GB are free: NOT ENOUGH" in desk.output
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -146,3 +147,7 @@ def test_an_estimate_before_the_first_run(root: Path, output: str) -> None:
     assert "Planning and preprocessing: done" in text
     assert "1 epochs of 2 steps of" in text
     assert "timed now on cpu" in text
+    estimate = re.search(r"disk: .* for the 2 left, (\S+) GB each", text)
+    assert estimate is not None
+    saved = sum(file.stat().st_size for file in model(root, "random").glob("checkpoint_*.pth"))
+    assert float(estimate[1]) == pytest.approx(saved / 1e9, rel=0.05)

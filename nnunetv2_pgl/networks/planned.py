@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 
 from nnunetv2_pgl.networks.feature_grid import FeatureGrid
@@ -43,25 +43,6 @@ class PlannedNetwork:
     class_name: str
     kwargs: Mapping[str, Any]
     requires_import: tuple[str, ...]
-
-    @classmethod
-    def of_plans(cls, plans: Mapping[str, Any], configuration: str, name: str) -> PlannedNetwork:
-        """The network of a 3D configuration.
-
-        Args:
-            plans: Content of a plans file, in today's form.
-            configuration: Such as 3d_fullres.
-            name: The file's, for messages.
-
-        Raises:
-            PlanError: There is no such configuration, it is not 3D, or has another network than nnU-Net's U-Nets.
-        """
-        configurations = plans.get("configurations") or {}
-        if configuration not in configurations:
-            raise PlanError(f"{name}: has no configuration {configuration}, only {', '.join(configurations)}")
-        return cls.of_configuration(
-            PlansManager(dict(plans)).get_configuration(configuration), f"{name}, {configuration}"
-        )
 
     @classmethod
     def of_configuration(cls, configuration: ConfigurationManager, name: str) -> PlannedNetwork:

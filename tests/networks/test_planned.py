@@ -10,6 +10,7 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
     ResEncUNetPlanner,
 )
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from nnunetv2_pgl.networks import (
@@ -87,10 +88,16 @@ def test_levels_of_the_resnet() -> None:
     assert encoder.beyond(0)[:2] == [encoder.pool, encoder.stage1]
 
 
+def read_from_plans(network: PlannedNetwork, configuration: str = "3d_fullres") -> PlannedNetwork:
+    return PlannedNetwork.of_configuration(
+        PlansManager(plans_with(network)).get_configuration(configuration), "plans.json"
+    )
+
+
 def test_plan_and_what_it_inherits() -> None:
     network = network_of("ResidualEncoderUNet")
     for configuration in ("3d_fullres", "3d_child"):
-        read = PlannedNetwork.of_plans(plans_with(network), configuration, "plans.json")
+        read = read_from_plans(network, configuration)
         assert read.to_dict() == network.to_dict()
         assert PlannedNetwork.of_dict(read.to_dict(), "x").build(1, 2) is not None
     assert network.strides == ((1, 1, 1), (1, 2, 2), (2, 4, 4), (4, 8, 8))
@@ -98,14 +105,12 @@ def test_plan_and_what_it_inherits() -> None:
 
 def test_plans_that_cannot_be_used() -> None:
     network = network_of("PlainConvUNet")
-    with pytest.raises(PlanError, match=r"plans\.json: has no configuration 2d, only 3d_fullres, 3d_child"):
-        PlannedNetwork.of_plans(plans_with(network), "2d", "plans.json")
     flat = PlannedNetwork(network.class_name, {**network.kwargs, "conv_op": "torch.nn.Conv2d"}, REQUIRES_IMPORT)
     with pytest.raises(PlanError, match="2D convolutions; use a 3D configuration"):
-        PlannedNetwork.of_plans(plans_with(flat), "3d_fullres", "plans.json")
+        read_from_plans(flat)
     other = PlannedNetwork("some.place.Primus", network.kwargs, REQUIRES_IMPORT)
     with pytest.raises(PlanError, match="the network Primus is not known here"):
-        PlannedNetwork.of_plans(plans_with(other), "3d_fullres", "plans.json")
+        read_from_plans(other)
 
 
 @pytest.fixture

@@ -7,31 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnunetv2_pgl.networks import PlannedEncoder, PlannedNetwork, PlannedSegmenter
+from nnunetv2_pgl.networks import PlannedEncoder, PlannedSegmenter
 from pretraining.objectives import BYOL, PGL, PGLMAE, ModelsGenesis, Objective
 from pretraining.views import GeometryBatch, sample_view_pair
+from tests.planned_networks import small_network
 
 VIEW = (8, 16, 16)
-NETWORK = PlannedNetwork(
-    "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
-    {
-        "n_stages": 3,
-        "features_per_stage": [4, 8, 8],
-        "conv_op": "torch.nn.modules.conv.Conv3d",
-        "kernel_sizes": [[3, 3, 3]] * 3,
-        "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]],
-        "n_blocks_per_stage": [1, 2, 2],
-        "n_conv_per_stage_decoder": [1, 1],
-        "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
-    },
-    ("conv_op", "norm_op", "dropout_op", "nonlin"),
-)
+NETWORK = small_network("resenc", features=(4, 8, 8), n_blocks_per_stage=[1, 2, 2])
 
 
 @pytest.fixture(scope="module")

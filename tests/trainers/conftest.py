@@ -17,6 +17,7 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, save_checkpoint
 from nnunetv2_pgl.extension_folder import extension_folder
 from nnunetv2_pgl.networks import ResNet50Encoder
+from nnunetv2_pgl.trainers import nnUNetTrainerPGL
 from pretraining.demo.datasets import write_labelled_dataset
 
 DATASET = "Dataset502_Torso"
@@ -52,6 +53,13 @@ class Workplace:
             env=environment,
             check=False,
         )
+
+    def make(self, trainer: type[nnUNetTrainerPGL], fold: int = 0, **attributes: Any) -> nnUNetTrainerPGL:
+        """The trainer of a fold on the data set's plans, with these attributes."""
+        made = trainer(self.plans(), "3d_fullres", fold, self.dataset_json(), torch.device("cpu"))
+        for name, value in attributes.items():
+            setattr(made, name, value)
+        return made
 
     def plans(self) -> dict[str, Any]:
         plans = load_json(str(self.root / "nnUNet_preprocessed" / DATASET / "nnUNetPlans.json"))

@@ -45,28 +45,40 @@ def draw_cases(results: ResultSet, story: Story, path: Path) -> Drawing:
     """Draws the median and the worst case of the reference at the smallest fraction it has runs of.
 
     Cases are ranked by average Dice, over all runs of the reference. The predictions are those of one fold and seed,
-    the same for all initialisations wherever all have one in common.
+    the same for all initialisations wherever all have one in common. Where predictions were deleted since, the smallest
+    fraction is taken of which every initialisation still has some of one fold and seed.
     """
     reference = story.reference if story.reference in results.inits else next(iter(sorted(results.inits)), "")
     fractions = [fraction for fraction in results.fractions if results.rows(reference, fraction)]
     if not fractions:
         return Drawing(None, "No case is drawn: no run is done.")
-    runs = _chosen_runs(story, fractions[0])
-    rows, absent = _rows(results, story, reference, fractions[0], runs)
+    fraction, runs = _chosen(story, fractions)
+    rows, absent = _rows(results, story, reference, fraction, runs)
     if not rows:
         return Drawing(None, f"No case is drawn: {absent}.")
     _draw(rows, results, story, path)
-    return Drawing(path, _caption(rows, story, reference, fractions[0], absent))
+    return Drawing(path, _caption(rows, story, reference, fraction, absent))
 
 
-def _chosen_runs(story: Story, fraction: float) -> dict[str, RunRecord]:
+def _chosen(story: Story, fractions: Sequence[float]) -> tuple[float, dict[str, RunRecord]]:
+    """The fraction to draw, and a run of each initialisation."""
+    still_there = [run for run in story.runs if run.predictions.is_dir()]
+    for fraction in fractions:
+        runs = _chosen_runs(still_there, fraction)
+        whole = runs.keys() == {run.init for run in story.runs}
+        if whole and len({(run.fold, run.seed) for run in runs.values()}) == 1:
+            return fraction, runs
+    return fractions[0], _chosen_runs(story.runs, fractions[0])
+
+
+def _chosen_runs(runs: Sequence[RunRecord], fraction: float) -> dict[str, RunRecord]:
     """One run of each initialisation: of the first fold and seed that all have, else of each one's first."""
     of_init: dict[str, dict[Run, RunRecord]] = {}
-    for run in story.runs:
+    for run in runs:
         if run.fraction == fraction:
             of_init.setdefault(run.init, {})[run.fold, run.seed] = run
-    common = set.intersection(*(set(runs) for runs in of_init.values())) if of_init else set()
-    return {init: runs[min(common or runs)] for init, runs in of_init.items()}
+    common = set.intersection(*(set(found) for found in of_init.values())) if of_init else set()
+    return {init: found[min(common or found)] for init, found in of_init.items()}
 
 
 def _rows(

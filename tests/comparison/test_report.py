@@ -226,6 +226,19 @@ def test_the_worst_and_the_median_case_are_drawn(report: list[Path]) -> None:
     assert "predictions (fold 0, seed 0)" in text
 
 
+def test_drawn_is_what_still_has_its_predictions(comparison: tuple[list[CaseResult], Story], tmp_path: Path) -> None:
+    results, story = comparison
+    gone = [
+        replace(run, predictions=tmp_path / "deleted") if run.fraction == 0.2 and run.init == "random" else run
+        for run in story.runs
+    ]
+    text = write_report(results, replace(story, runs=tuple(gone)), tmp_path)[0].read_text(encoding="utf-8")
+    assert "of pgl at 100 % of the labels" in text
+    all_gone = [replace(run, predictions=tmp_path / "deleted") for run in story.runs]
+    text = write_report(results, replace(story, runs=tuple(all_gone)), tmp_path)[0].read_text(encoding="utf-8")
+    assert "of pgl at 20 % of the labels" in text
+
+
 def test_what_is_missing_is_named(comparison: tuple[list[CaseResult], Story], tmp_path: Path) -> None:
     results, story = comparison
     kept = [r for r in results if r.init != "byol" and (r.init, r.seed, r.case) != ("pgl", 1, "case_3")]

@@ -141,11 +141,11 @@ def add_training_options(parser: OptionParser) -> None:
     add("pairs", type=positive, metavar="N", help="pairs per epoch (default: number of scans, at least one batch)")
     add("b", type=positive, metavar="N", help="pairs per step, over all GPUs (default: 128)")
     add("accumulate", type=positive, metavar="N", help="compute each step in N parts to save memory (default: 1)")
-    add("optimizer", choices=("lars", "sgd", "adamw"), help="default: lars")
+    add("optimizer", choices=("lars", "sgd", "adamw"), help="default: lars from 32 pairs per step on, else adamw")
     add(
         "lr",
         type=float,
-        help="peak learning rate (default: 0.2 per 128 pairs for lars, 0.3 per 256 for sgd, 0.001 per 128 for adamw)",
+        help="peak learning rate (default: 0.2 per 128 pairs for lars, 0.3 per 256 for sgd, 5e-4 for adamw)",
     )
     add("wd", type=float, help="weight decay, not on biases and norms (default: 1.5e-6)")
     add("warmup", type=natural, metavar="N", help="epochs of linear warm-up (default: 2)")

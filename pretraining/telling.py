@@ -25,7 +25,7 @@ def opening_lines(config: PretrainConfig, pool: Pool, device: str, processes: in
         f"{len(pool.training)} scans to train on, {held_out}; spacing {_numbers(spacing)} mm (z, y, x)",
         f"views of {_numbers(config.views.size)} voxels, encoder strides {_numbers(config.encoder_strides)}",
         f"{config.epochs} epochs of {steps_per_epoch(config, len(pool.training))} steps of {config.batch_size} pairs, "
-        f"{config.optimizer}, peak learning rate {config.peak_learning_rate:g}",
+        f"{config.optimizer_name}, peak learning rate {config.peak_learning_rate:g}",
         f"device {device}, {processes} process(es)",
     ]
 

@@ -41,7 +41,7 @@ def bytes_of_step(config: PretrainConfig, workers: int, processes: int) -> tuple
     weights = 4 * sum(p.numel() for p in objective.parameters())
     trained = 4 * sum(p.numel() for p in objective.parameters() if p.requires_grad)
     # Momentum, AdamW's second one, and the buckets in which processes exchange gradients.
-    copies = 1 + (config.optimizer == "adamw") + (processes > 1)
+    copies = 1 + (config.optimizer_name == "adamw") + (processes > 1)
     fixed = weights + copies * trained + _OVERHEAD * max(trained, few - _PAIRS[0] * per_pair) + _LIBRARIES
     crop = 2 * config.encoder_channels * torch.Size(largest_source_box(config.views.size, config.views.scale)).numel()
     return fixed, _OVERHEAD * per_pair + 2 * crop * (1 + 2 * workers)  # each worker is two batches ahead

@@ -88,5 +88,5 @@ def _segmenter(config: PretrainConfig) -> Segmenter:
 def initial_state(config: PretrainConfig, device: torch.device, precision: torch.dtype | None) -> TrainingState:
     """A run before its first epoch."""
     objective = make_objective(config, precision).to(device)
-    optimizer = make_optimizer(config.optimizer, objective, config.peak_learning_rate, config.weight_decay)
+    optimizer = make_optimizer(config.optimizer_name, objective, config.peak_learning_rate, config.weight_decay)
     return TrainingState(objective, optimizer, config=config.to_dict())

@@ -23,13 +23,20 @@ def test_schedule_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("optimizer", "batch", "expected"),
-    [("lars", 128, 0.2), ("lars", 32, 0.05), ("sgd", 256, 0.3), ("sgd", 64, 0.075), ("adamw", 128, 1e-3)],
+    [("lars", 128, 0.2), ("lars", 32, 0.05), ("sgd", 256, 0.3), ("sgd", 64, 0.075), ("adamw", 128, 5e-4)],
 )
-def test_rates_scale_with_the_batch(optimizer: str, batch: int, expected: float) -> None:
+def test_rates_of_each_optimiser(optimizer: str, batch: int, expected: float) -> None:
     config = PretrainConfig(("x",), optimizer=optimizer, batch_size=batch)  # type: ignore[arg-type]
     assert config.peak_learning_rate == pytest.approx(expected)
     fixed = PretrainConfig(("x",), optimizer=optimizer, batch_size=batch, learning_rate=0.7)  # type: ignore[arg-type]
     assert fixed.peak_learning_rate == 0.7
+
+
+def test_small_batches_have_another_optimiser() -> None:
+    chosen = {batch: PretrainConfig(("x",), batch_size=batch) for batch in (8, 31, 32, 128)}
+    assert [config.optimizer_name for config in chosen.values()] == ["adamw", "adamw", "lars", "lars"]
+    assert [config.peak_learning_rate for config in chosen.values()] == pytest.approx([5e-4, 5e-4, 0.05, 0.2])
+    assert PretrainConfig(("x",), batch_size=8, optimizer="lars").peak_learning_rate == pytest.approx(0.0125)
 
 
 def test_biases_and_norms_have_no_decay() -> None:

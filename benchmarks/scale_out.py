@@ -51,6 +51,7 @@ def _pairs_per_second(settings: Settings, volumes: list[Volume], pairs: int, cou
         epochs=epochs,
         batch_size=count * pairs,
         pairs_per_epoch=steps * count * pairs,
+        optimizer="lars",
     )
     folder = settings.folder / f"scale_out_{count}"
     folder.mkdir()

@@ -90,7 +90,12 @@ def _make_run(settings: Settings, batch: int, steps: int) -> Run:
     """A run as `pgl_pretrain` makes it, on stored phantoms, before its first step."""
     scans = store_scans(settings.folder / "scans", 2 if settings.quick else 8)
     config = PretrainConfig(
-        ("benchmark",), views=ViewSettings(VIEW_SIZE), epochs=1, batch_size=batch, pairs_per_epoch=batch * steps
+        ("benchmark",),
+        views=ViewSettings(VIEW_SIZE),
+        epochs=1,
+        batch_size=batch,
+        pairs_per_epoch=batch * steps,
+        optimizer="lars",
     )
     runtime = Runtime(settings.device.type, Processes(), loading_workers(settings.device.type))
     return Run(config, Pool(scans, scans[:1]), settings.folder, runtime, RunLog(None))

@@ -70,11 +70,16 @@ def test_the_scan_of_a_killed_worker_is_named() -> None:
         read_all("die", 1)
 
 
-@pytest.mark.parametrize("does", ["leave", "linger"])
-def test_the_scan_of_a_worker_that_left_is_named(does: str) -> None:
-    """Also of one whose files close long before it has an exit code."""
+def test_the_scan_of_a_worker_that_left_is_named() -> None:
     with pytest.raises(TrainingError, match=r"ended with exit code 3 while it read case_2 \(/store/case_2\.b2nd\)"):
-        read_all(does, 1)
+        read_all("leave", 1)
+
+
+def test_the_scan_of_a_worker_that_lingers_is_named() -> None:
+    """Its files close long before it has an exit code. Rarely, one of torch's threads misses them and aborts it."""
+    how = r"(ended with exit code 3|was killed by SIGABRT)"
+    with pytest.raises(TrainingError, match=how + r" while it read case_2 \(/store/case_2\.b2nd\)"):
+        read_all("linger", 1)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -54,9 +55,17 @@ class Workplace:
             check=False,
         )
 
-    def make(self, trainer: type[nnUNetTrainerPGL], fold: int = 0, **attributes: Any) -> nnUNetTrainerPGL:
-        """The trainer of a fold on the data set's plans, with these attributes."""
-        made = trainer(self.plans(), "3d_fullres", fold, self.dataset_json(), torch.device("cpu"))
+    def make(
+        self,
+        trainer: type[nnUNetTrainerPGL],
+        fold: int | str = 0,
+        plans: dict[str, Any] | None = None,
+        **attributes: Any,
+    ) -> nnUNetTrainerPGL:
+        """The trainer of a fold with these attributes, on a copy of the plans or on the data set's own."""
+        made = trainer(
+            copy.deepcopy(plans or self.plans()), "3d_fullres", fold, self.dataset_json(), torch.device("cpu")
+        )
         for name, value in attributes.items():
             setattr(made, name, value)
         return made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import torch
 
 from nnunetv2_pgl.trainers import nnUNetTrainerPGL
 
-CPU = torch.device("cpu")
 Workplace = Any  # the fixture of conftest.py
 SaveEncoder = Any
 SHORT = {"num_epochs": 1, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 1}
@@ -39,9 +37,7 @@ def preprocessed(workplace: Workplace) -> Path:
 
 
 def trained_on(plans: dict[str, Any], workplace: Workplace, fold: int | str = 0) -> nnUNetTrainerPGL:
-    trainer = nnUNetTrainerPGL(copy.deepcopy(plans), "3d_fullres", fold, workplace.dataset_json(), CPU)
-    for name, value in SHORT.items():
-        setattr(trainer, name, value)
+    trainer: nnUNetTrainerPGL = workplace.make(nnUNetTrainerPGL, fold, plans, **SHORT)
     return trainer
 
 

@@ -18,7 +18,6 @@ from nnunetv2_pgl.trainers import (
 from nnunetv2_pgl.trainers.lengths import with_length
 from nnunetv2_pgl.trainers.schedule import SawtoothPolyLRScheduler, WarmupPolyLRScheduler
 
-CPU = torch.device("cpu")
 Workplace = Any  # the fixture of conftest.py
 SaveEncoder = Any
 

@@ -1,6 +1,7 @@
 """Preprocess a pool of scans: choose the spacing, do in parallel what is not yet there, and go on past bad scans."""
 
 import logging
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from pretraining.data.scan import BadScan, DataError, Scan, Skipped
 from pretraining.data.spacing import Spacing, none_left, spacing_name, target_spacing
 from pretraining.data.store import Volume, read_record
 from pretraining.data.workers import run_tasks
-from pretraining.data.writing import remove_leftovers, write_record, write_volume
+from pretraining.data.writing import discard_record, remove_leftovers, write_record, write_volume
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,9 @@ def preprocess(
     planned: PlannedPreprocessing | None = None,
 ) -> tuple[list[Volume], list[Skipped]]:
     """Preprocess scans that are not there yet, with the same settings and from the same files.
+
+    Runs that preprocess the same scans at the same time, as the jobs of an array do, share the work: each takes the
+    scans in an order of its own and passes over those that another one has stored by then.
 
     Args:
         scans: What ``find_scans`` found.
@@ -89,6 +93,7 @@ def preprocess(
             results[task.scan.name] = Volume.from_record(task.path, record).renamed(task.scan.name)
             unhashed += [] if are_hashed(record["files"]) else [task]
     _hash_files_of(unhashed, processes, progress)
+    random.SystemRandom().shuffle(todo)  # of the system: runs with the same seed shall not go side by side
     with tqdm(total=len(todo), desc="preprocessing", disable=not (progress and todo)) as bar:
         for task, outcome in run_tasks(_preprocess_scan, todo, processes):
             bar.update()
@@ -171,6 +176,10 @@ def _hash_files(task: _Task) -> None:
 def _preprocess_scan(task: _Task) -> _Result:
     """Read, prepare and write one scan; runs in a worker."""
     scan = task.scan
+    stored = _record_if_up_to_date(task)
+    if stored is not None:  # by another run, since the list was made
+        return _Result(Volume.from_record(task.path, stored))
+    discard_record(task.path)
     files = file_entries(scan)  # before reading: a file that changes meanwhile is redone next time
     array, spacing, _ = read_scan(scan)
     shape = list(array.shape)

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,9 @@ _COMPRESSION = {
 def write_volume(path: Path, data: np.ndarray, record: Mapping[str, Any], crop_size: Sequence[int]) -> Volume:
     """Write voxels and record, each at once: a reader never sees half a file, and the record comes last.
 
+    A record of the same settings may be there already, from another run on the same scans: it stays in place until it
+    is replaced, since that run may be reading it. One that is out of date has to go first, by `discard_record`.
+
     Args:
         path: The ``.b2nd`` file to write.
         data: (channel, z, y, x).
@@ -51,7 +55,6 @@ def write_volume(path: Path, data: np.ndarray, record: Mapping[str, Any], crop_s
     chunks, blocks = storage_layout(data.shape, crop_size)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".json").unlink(missing_ok=True)
         with _replacing(path) as temporary:
             blosc2.asarray(
                 np.ascontiguousarray(data),
@@ -81,6 +84,18 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
     try:
         with _replacing(path.with_suffix(".json")) as temporary:
             Path(temporary).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def discard_record(path: Path) -> None:
+    """Delete the record of the volume ``path``, if there is one, so that nothing takes the volume for up to date.
+
+    Raises:
+        DataError: If the disk is not writable.
+    """
+    try:
+        path.with_suffix(".json").unlink(missing_ok=True)
     except OSError as error:
         raise _unwritable(path, error) from error
 
@@ -118,7 +133,7 @@ def remove_leftovers(folder: Path) -> None:
 @contextmanager
 def _replacing(path: Path) -> Iterator[str]:
     """Give a temporary name beside ``path``, renamed to it on success and removed on failure."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # jobs on other nodes may have the same pid
     try:
         yield str(temporary)
         os.replace(temporary, path)

@@ -15,7 +15,8 @@ import SimpleITK as sitk
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_spacing
 
-from pretraining.data import DataError, Volume, find_scans, preprocess
+from pretraining.data import DataError, Scan, Volume, find_scans, preprocess
+from pretraining.data.reading import read_scan
 
 Write = Callable[..., Path]
 
@@ -227,6 +228,33 @@ def test_a_failed_write_leaves_nothing_and_names_the_file(
     with pytest.raises(DataError, match=r"a\.b2nd cannot be written \(No space left"):
         run(tmp_path / "in")
     assert [path for path in (tmp_path / "preprocessed").rglob("*") if path.is_file()] == []
+
+
+def test_runs_at_the_same_time_share_the_work_and_do_not_disturb_each_other(
+    tmp_path: Path, write_scan: Write, ct_values: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abcd":
+        write_scan(tmp_path / "in" / f"{name}.nii.gz", ct_values)
+    read, seen_by_other = [], []
+
+    def read_while_another_run_prepares_all(scan: Scan) -> tuple[np.ndarray, tuple[float, float, float], str]:
+        read.append(scan.name)
+        if len(read) == 1:
+            seen_by_other.extend(run(tmp_path / "in")[0])
+        return read_scan(scan)
+
+    def replace_with_all_records_in_place(source: str, target: Path) -> None:
+        assert all(Volume.load(volume.path) == volume for volume in seen_by_other)
+        os.rename(source, target)
+
+    monkeypatch.setattr("pretraining.data.preprocessing.read_scan", read_while_another_run_prepares_all)
+    monkeypatch.setattr("pretraining.data.writing.os.replace", replace_with_all_records_in_place)
+    volumes, skipped = run(tmp_path / "in")
+    assert volumes == seen_by_other
+    assert skipped == {}
+    assert sorted(read[1:]) == list("abcd"), "the first scan twice, the others by one run"
+    for volume in volumes:
+        np.testing.assert_array_equal(stored(volume), np.clip(ct_values, -1024, 325))
 
 
 def test_two_processes_give_the_same(tmp_path: Path, write_scan: Write, ct_values: np.ndarray) -> None:

@@ -24,6 +24,8 @@ _COLOURS = ("tab:cyan", "tab:orange")
 def draw_pairs(volumes: Sequence[Volume], settings: ViewSettings, seed: int, path: Path, pairs: int = 3) -> None:
     """Writes a PNG with one row per pair, each of another scan as far as there are enough.
 
+    A row shows one channel; where views show all together, the rows take them in turn.
+
     Columns: the scan with both boxes at a slice through their overlap; the two views at that slice, as the networks see
     them, with the overlap framed; the overlap sampled from each view by `align`, flips undone; and the two put together
     as a chessboard, whose fields continue each other if the alignment is right.
@@ -37,18 +39,23 @@ def draw_pairs(volumes: Sequence[Volume], settings: ViewSettings, seed: int, pat
         index = int(order[row % len(volumes)])
         sample = dataset[row, index]
         batch = ViewPairBatch.collate([sample])
-        _draw_row(rows[row], volumes[index], int(sample["index"][1]), batch, settings)
+        shown = row % batch.crops.shape[1]
+        _draw_row(rows[row], volumes[index], int(sample["index"][1]), shown, batch, settings)
     temporary = path.with_name(f".{path.stem}.tmp.png")
     figure.savefig(temporary, dpi=110)
     os.replace(temporary, path)
 
 
-def _draw_row(axes: Any, volume: Volume, channel: int, batch: ViewPairBatch, settings: ViewSettings) -> None:
+def _draw_row(
+    axes: Any, volume: Volume, first_channel: int, shown: int, batch: ViewPairBatch, settings: ViewSettings
+) -> None:
+    """``first_channel`` of the scan is the first of the views, ``shown`` the one of the views to draw."""
     geometries = [
         ViewGeometry(tuple(start), tuple(size), tuple(flip))
         for start, size, flip in zip(batch.starts.tolist(), batch.sizes.tolist(), batch.flips.tolist(), strict=True)
     ]
-    views = batch.render(settings.size, torch.Generator().manual_seed(0))
+    channel = first_channel + shown
+    views = batch.render(settings.size, torch.Generator().manual_seed(0))[:, shown : shown + 1]
     start, size = overlap_box(*geometries)
     middle = float(start[0] + size[0] / 2)
     _draw_scan(axes[0], volume, channel, int(min(middle, volume.shape[1] - 1)), geometries)
@@ -65,7 +72,8 @@ def _draw_row(axes: Any, volume: Volume, channel: int, batch: ViewPairBatch, set
     for axis, image, title in zip(axes[3:], [*slices, _chessboard(slices[0], slices[1])], titles, strict=True):
         axis.imshow(image, cmap="gray", aspect=aspect)
         axis.set_title(title, fontsize=9)
-    axes[0].set_title(f"{volume.name}\noverlap {overlap_fraction(*geometries):.0%}", fontsize=9)
+    which = f", channel {channel:04d}" if volume.shape[0] > 1 else ""  # numbered as in nnU-Net's file names
+    axes[0].set_title(f"{volume.name}{which}\noverlap {overlap_fraction(*geometries):.0%}", fontsize=9)
     for axis in axes:
         axis.set_xticks([])
         axis.set_yticks([])

@@ -31,7 +31,7 @@ from pretraining.pretrain import RunOptions, prepare_volumes, pretrain
 from pretraining.preview import draw_pairs
 from pretraining.run_folder import RunError, RunFolder, require_same
 from pretraining.training.distributed import spawn
-from pretraining.training.errors import ProcessLost, TrainingError
+from pretraining.training.errors import STOPPED_EXIT_CODE, ProcessLost, Stopped, TrainingError
 
 _EPILOG = """examples:
   pgl_pretrain -d 501                                  one GPU, the paper's settings
@@ -80,9 +80,10 @@ def _run(arguments: argparse.Namespace) -> None:
         pretrain(config, options)
 
 
-def _exit_with(command: str, error: Exception) -> NoReturn:
+def _exit_with(command: str, error: Exception, code: int = 1) -> NoReturn:
     _tell_torchrun(f"{command}: {error}")
-    sys.exit(f"{command}: {error}")
+    print(f"{command}: {error}", file=sys.stderr, flush=True)
+    sys.exit(code)
 
 
 def _exit_after_another(command: str, lost: ProcessLost) -> NoReturn:
@@ -112,6 +113,10 @@ def pretrain_entry() -> None:
         add_options(parser)
     try:
         _run(parser.parse_args())
+    except Stopped as stopped:
+        _exit_with("pgl_pretrain", stopped, STOPPED_EXIT_CODE)
+    except KeyboardInterrupt:
+        sys.exit("pgl_pretrain: interrupted; add --c to go on from what was saved last")
     except ProcessLost as lost:
         _exit_after_another("pgl_pretrain", lost)
     except (DataError, RunError, TrainingError, CheckpointError, OSError, ValueError) as error:

@@ -34,6 +34,7 @@ from pretraining.training.loop import Pool, Runtime, train
 from pretraining.training.memory import explained, require_fitting_batch
 from pretraining.training.progress import RunLog
 from pretraining.training.state import TrainingState
+from pretraining.training.stopping import StopSignals
 from pretraining.views.rendering import largest_source_box
 
 
@@ -60,12 +61,13 @@ def pretrain(config: PretrainConfig, options: RunOptions) -> None:
     """Runs in every process that trains together; the main one prepares the data and writes.
 
     Raises:
+        Stopped: A signal has ended the run, which can be continued.
         DataError, RunError, TrainingError, CheckpointError, OSError: With one line for the user.
         ProcessLost: In a process that ends because another one did.
     """
     folder = RunFolder.named(options.name)
     workers = loading_workers(options.device)
-    with process_group(options.device) as processes:
+    with process_group(options.device) as processes, StopSignals(processes).caught() as stop:
         resume = processes.from_main(lambda: _open(folder, config, options))
         log = RunLog(folder.path if processes.is_main else None)
         if resume and not options.resume:
@@ -79,12 +81,13 @@ def pretrain(config: PretrainConfig, options: RunOptions) -> None:
             log(*opening_lines(config, pool, options.device, processes.count))
             if not resume:
                 draw_pairs(volumes, config.views, config.seed, folder.path / "views.png")
-        runtime = Runtime(options.device, processes, workers, options.save_every)
+        runtime = Runtime(options.device, processes, workers, options.save_every, stop)
         from_state = processes.from_main(lambda: resume and folder.latest.exists())
-        with explained(config, options.device, processes, workers):
-            state = train(config, pool, folder.path, runtime, log, from_state)
-        if processes.is_main:
-            _finish(config, folder, state, pool, skipped, manifest, log)
+        with stop.noted():
+            with explained(config, options.device, processes, workers):
+                state = train(config, pool, folder.path, runtime, log, from_state)
+            if processes.is_main:
+                _finish(config, folder, state, pool, skipped, manifest, log)
 
 
 def split_pool(volumes: Sequence[Volume], config: PretrainConfig, sources: Sequence[int] = ()) -> Pool:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-HOW_TO_GO_ON = "Add --c to go on from the last saved epoch; torchrun --max-restarts N does so by itself"
+STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: not finished, to be tried again
+HOW_TO_GO_ON = "Add --c to go on from what was saved last; torchrun --max-restarts N does so by itself"
 
 STOPPED = (
     "stopped by SIGTERM: another process of this run was killed or has failed (its own message, if any, stands above), "
     f"or the job was cancelled or ran out of time. {HOW_TO_GO_ON}"
 )
+
+
+class Stopped(Exception):  # noqa: N818 - it is no error
+    """A signal has asked the run to end, and it has saved what it had; the message says so."""
 
 
 class TrainingError(RuntimeError):

@@ -19,6 +19,7 @@ from pretraining.config import PretrainConfig
 from pretraining.data import DataError, Volume
 from pretraining.training.errors import HOW_TO_GO_ON, STOPPED, ProcessLost, TrainingError
 from pretraining.training.sampler import PairSampler
+from pretraining.training.stopping import outlive_signals
 from pretraining.views import ViewPairBatch, ViewPairDataset
 
 Sample = dict[str, NDArray[Any]]
@@ -102,18 +103,19 @@ class PairLoader:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=pin,
+            worker_init_fn=outlive_signals,
         )
 
     @contextmanager
-    def epoch(self, number: int) -> Iterator[Iterator[ViewPairBatch]]:
-        """The batches of an epoch.
+    def epoch(self, number: int, first_step: int = 0) -> Iterator[Iterator[ViewPairBatch]]:
+        """The batches of an epoch, from a step on.
 
         Raises:
             DataError: If a scan cannot be read.
             ProcessLost: If torchrun has ended one together with this process.
             TrainingError: If a loading process has died, at whatever point of the epoch that is noticed.
         """
-        self.sampler.epoch = number
+        self.sampler.epoch, self.sampler.first_step = number, first_step
         try:
             yield self._batches()
         except (RuntimeError, OSError, EOFError) as error:  # torch's own, or what breaks when the other end is gone

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -21,14 +21,15 @@ from pretraining.data import Volume
 from pretraining.objectives import target_decay
 from pretraining.training.correspondence import Correspondence, measure_correspondence, validation_batches
 from pretraining.training.distributed import Processes
-from pretraining.training.errors import TrainingError
+from pretraining.training.errors import Stopped, TrainingError
 from pretraining.training.loading import PairLoader
 from pretraining.training.progress import RunLog, epoch_lines, plot_progress, write_metrics
 from pretraining.training.sampler import PairSampler
 from pretraining.training.shares import SharedOrder
 from pretraining.training.start import initial_state, prepare_device
-from pretraining.training.state import TrainingState
+from pretraining.training.state import EpochSoFar, TrainingState
 from pretraining.training.step import Stepper
+from pretraining.training.stopping import Agreement, StopSignals
 from pretraining.training.synchronised import synchronise_batch_norms
 from pretraining.views import ViewPairBatch
 
@@ -59,12 +60,14 @@ class Runtime:
         processes: This process among those that train together.
         workers: Data loading processes; 0 reads in the training process.
         save_every: Epochs between two writes of ``checkpoint_latest.pth``.
+        stop: What asks the run to end; None: nothing does.
     """
 
     device: str
     processes: Processes
     workers: int
     save_every: int = 1
+    stop: StopSignals | None = None
 
 
 def steps_per_epoch(config: PretrainConfig, training_scans: int) -> int:
@@ -78,6 +81,7 @@ def train(
     """Trains, writing state and pictures to the run folder after every epoch, and returns the last state.
 
     Raises:
+        Stopped: If the run was asked to end, and has saved its state.
         TrainingError: If the loss is not finite any more, or a loading process has died.
         DataError: If a scan cannot be read.
         CheckpointError: If a run cannot be continued.
@@ -86,7 +90,9 @@ def train(
     run = Run(config, pool, folder, runtime, log)
     if resume:
         run.state.restore(folder / "checkpoint_latest.pth")
-        log(f"Continuing after epoch {run.state.epoch} of {config.epochs}")
+        steps = run.state.so_far.steps
+        where = f"step {steps} of epoch {run.state.epoch}" if steps else f"epoch {run.state.epoch} of {config.epochs}"
+        log(f"Continuing after {where}")
     elif runtime.processes.is_main:
         run.measure_baseline()
     run.distribute()
@@ -121,6 +127,7 @@ class Run:
         scans = pool.validation or pool.training
         self.validation = validation_batches(scans, config.views, config.seed) if self.processes.is_main else []
         self.step = self._stepper(self.state.objective)
+        self._any_wants_to_stop = Agreement(self.processes, self.device)
 
     def _stepper(self, model: nn.Module) -> Stepper:
         config = self.config
@@ -153,40 +160,63 @@ class Run:
         self.log(f"Before training: {measured}")
 
     def epoch(self) -> None:
-        """One pass over the pool, then log, curves and state."""
-        started = time.perf_counter()
-        with self.loader.epoch(self.state.epoch) as batches:
-            sums, waited = self._steps(batches)
-        seconds = time.perf_counter() - started
-        means = self.state.objective.output(*(self.processes.mean(sums) / self.steps).tolist())
-        record = self._record(seconds, waited, means._asdict())
+        """One pass over the pool, or what is left of it, then log, curves and state."""
+        so_far = self.state.so_far
+        with self.loader.epoch(self.state.epoch, so_far.steps) as batches:
+            self._steps(batches, so_far)
+        means = self.state.objective.output(*(self.processes.mean(so_far.total) / self.steps).tolist())
+        record = self._record(so_far, means._asdict())
         self.state.epoch += 1
+        self.state.so_far = EpochSoFar()
         if self.processes.is_main:
             self._report(record)
         self.processes.barrier()
 
-    def _steps(self, batches: Iterator[ViewPairBatch]) -> tuple[torch.Tensor, float]:
-        """The steps of an epoch: the sum of their outputs, and the seconds waited for batches."""
-        sums = torch.zeros(len(self.state.objective.output._fields), device=self.device)
-        waited = 0.0
-        name = f"Epoch {self.state.epoch}"
-        bar = tqdm(range(self.steps), desc=name, unit="step", leave=False, disable=not self.processes.is_main)
+    def _steps(self, batches: Iterator[ViewPairBatch], so_far: EpochSoFar) -> None:
+        """The steps of an epoch that are still to do."""
+        started = time.perf_counter() - so_far.seconds
+        bar = tqdm(
+            range(so_far.steps, self.steps),
+            desc=f"Epoch {self.state.epoch}",
+            total=self.steps,
+            initial=so_far.steps,
+            unit="step",
+            leave=False,
+            disable=not self.processes.is_main,
+        )
         for step in bar:
-            output, waiting = self.step(self.state.epoch * self.steps + step, batches)
-            sums += output
-            waited += waiting
+            so_far.add(*self.step(self.state.epoch * self.steps + step, batches))
+            so_far.seconds = time.perf_counter() - started
             if step % 10 == 0 or step == self.steps - 1:
-                loss = float(sums[0]) / (step + 1)
-                if not math.isfinite(loss):
-                    raise TrainingError(
-                        f"the loss is not finite in epoch {self.state.epoch} of {self.folder}: start a new run with a "
-                        "lower -lr"
-                    )
-                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-        return sums, waited
+                bar.set_postfix(loss=f"{self._require_finite_loss(so_far):.3f}", refresh=False)
+            stop = self.runtime.stop
+            if stop is not None and self._any_wants_to_stop(stop.received is not None):
+                bar.close()
+                self._stop(so_far, stop.received or "a signal to another process")
 
-    def _record(self, seconds: float, waited: float, means: dict[str, float]) -> dict[str, Any]:
-        config, epoch = self.config, self.state.epoch
+    def _require_finite_loss(self, so_far: EpochSoFar) -> float:
+        """The mean loss of the epoch until now."""
+        loss = float(so_far.total[0]) / so_far.steps
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss is not finite in epoch {self.state.epoch} of {self.folder}: start a new run with a lower -lr"
+            )
+        return loss
+
+    def _stop(self, so_far: EpochSoFar, signal: str) -> NoReturn:
+        """Saves the epoch under way and ends the run, on all processes."""
+        self._require_finite_loss(so_far)
+        so_far.sums = self.processes.mean(so_far.total)  # each process goes on with the mean, so the mean is kept
+        if self.processes.is_main:
+            self.state.save(self.folder / "checkpoint_latest.pth")
+        self.processes.barrier()  # who ends first brings the others to an end
+        raise Stopped(
+            f"stopped by {signal} after step {so_far.steps} of {self.steps} in epoch {self.state.epoch}, which "
+            f"{self.folder / 'checkpoint_latest.pth'} holds. Add --c to go on"
+        )
+
+    def _record(self, so_far: EpochSoFar, means: dict[str, float]) -> dict[str, Any]:
+        config, epoch, seconds = self.config, self.state.epoch, so_far.seconds
         pairs = self.steps * config.batch_size
         last_step = (epoch + 1) * self.steps - 1
         tau = target_decay(last_step, self.steps * config.epochs, config.target_decay)
@@ -198,7 +228,7 @@ class Run:
             "seconds": seconds,
             "scans_per_second": pairs / seconds,
             "views_per_second": 2 * pairs / seconds,
-            "waiting": waited / seconds,
+            "waiting": so_far.waited / seconds,
         }
 
     def _report(self, record: dict[str, Any]) -> None:

@@ -50,16 +50,16 @@ class PairSampler(Sampler[list[tuple[int, int]]]):
             )
         self.scans, self.steps, self.batch_size, self.accumulate = scans, steps, batch_size, accumulate
         self.seed, self.rank, self.processes, self.shares = seed, rank, processes, shares
-        self.epoch = 0
+        self.epoch, self.first_step = 0, 0
 
     def __len__(self) -> int:
-        return self.steps * self.accumulate
+        return (self.steps - self.first_step) * self.accumulate
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """Parts of this epoch's steps, each a list of (number of the draw, index of the scan)."""
+        """Parts of the epoch's steps from ``first_step`` on, each a list of (number of the draw, index of the scan)."""
         own = self.batch_size // self.processes
         part = own // self.accumulate
-        for step in range(self.epoch * self.steps, (self.epoch + 1) * self.steps):
+        for step in range(self.epoch * self.steps + self.first_step, (self.epoch + 1) * self.steps):
             first = step * self.batch_size + self.rank * own
             for start in range(first, first + own, part):
                 yield [(draw, self._scan(draw)) for draw in range(start, start + part)]

@@ -1,4 +1,4 @@
-"""Everything a run needs to go on: written atomically after an epoch, read back for ``--c``."""
+"""Everything a run needs to go on: written atomically after an epoch or when stopped, read back for ``--c``."""
 
 from __future__ import annotations
 
@@ -7,21 +7,53 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nnunetv2_pgl.checkpoint import CheckpointError, atomic_save, load_plain
 from pretraining.objectives import Objective
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
+_READABLE_VERSIONS = (1, 2)  # version 1 has no epoch under way
+
+
+@dataclass
+class EpochSoFar:
+    """What an epoch under way has added up.
+
+    Attributes:
+        steps: Steps done.
+        sums: Of the values of `Objective.output` over these steps, on the training device; None before the first.
+        waited: Seconds waited for batches.
+        seconds: Seconds it has taken.
+    """
+
+    steps: int = 0
+    sums: Tensor | None = None
+    waited: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def total(self) -> Tensor:
+        """The sums, once there is a step."""
+        assert self.sums is not None
+        return self.sums
+
+    def add(self, output: Tensor, waited: float) -> None:
+        """Counts a step."""
+        self.steps += 1
+        self.sums = output if self.sums is None else self.sums + output
+        self.waited += waited
 
 
 @dataclass
 class TrainingState:
-    """A run between two epochs.
+    """A run between two steps.
 
     Attributes:
         objective: Networks of the method.
         optimizer: With its momenta.
         epoch: Epochs done.
+        so_far: Of the epoch under way.
         history: One record per epoch.
         baseline: Correspondence before training.
         config: Settings as plain values, for the reader.
@@ -31,6 +63,7 @@ class TrainingState:
     objective: Objective
     optimizer: torch.optim.Optimizer
     epoch: int = 0
+    so_far: EpochSoFar = field(default_factory=EpochSoFar)
     history: list[dict[str, Any]] = field(default_factory=list)
     baseline: dict[str, float] | None = None
     config: dict[str, Any] = field(default_factory=dict)
@@ -47,6 +80,7 @@ class TrainingState:
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "epoch": self.epoch,
+            "so_far": vars(self.so_far),
             "history": self.history,
             "baseline": self.baseline,
             "config": self.config,
@@ -63,7 +97,7 @@ class TrainingState:
             CheckpointError: If the file cannot be read, or is of another network or pool of scans.
         """
         content = load_plain(path)
-        if content.get("training_state") != _FORMAT_VERSION:
+        if content.get("training_state") not in _READABLE_VERSIONS:
             raise CheckpointError(f"{path}: not the state of a pre-training run that this version can continue")
         if content.get("scans") != self.scans:
             changed = sorted(set(content.get("scans", [])) ^ set(self.scans))
@@ -74,9 +108,12 @@ class TrainingState:
         try:
             self.objective.load_state_dict(content["objective"])
             self.optimizer.load_state_dict(content["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
+            self.so_far = EpochSoFar(**content.get("so_far", {}))
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"{path}: does not fit the settings in config.json ({reason})") from error
         self.epoch = int(content["epoch"])
+        if self.so_far.sums is not None:
+            self.so_far.sums = self.so_far.sums.to(next(self.objective.parameters()).device)
         self.history = list(content["history"])
         self.baseline = content["baseline"]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,9 @@ from pretraining.config import PretrainConfig
 from pretraining.demo.datasets import write_unlabelled_dataset
 from pretraining.pretrain import RunOptions, pretrain
 from pretraining.run_folder import RunFolder
-from pretraining.training.loop import TrainingError
+from pretraining.training.errors import Stopped, TrainingError
+from pretraining.training.state import TrainingState
+from pretraining.training.step import Stepper
 from pretraining.views import ViewSettings
 
 CONFIG = PretrainConfig(
@@ -136,25 +140,57 @@ def test_the_checkpoint_says_what_it_is(straight: RunFolder) -> None:
     )
 
 
-class Stop(Exception):  # noqa: N818
+class Killed(Exception):  # noqa: N818
     pass
 
 
-def test_resumed_is_the_uninterrupted_run(straight: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed after the first epoch and continued: same losses, bit-equal encoder."""
+def killed_after_the_first_epoch(patch: pytest.MonkeyPatch) -> None:
+    save = TrainingState.save
+
+    def die(state: TrainingState, path: Path) -> None:
+        save(state, path)
+        raise Killed
+
+    patch.setattr(TrainingState, "save", die)
+
+
+def told_to_stop(after_steps: int) -> Callable[[pytest.MonkeyPatch], None]:
+    def interrupt(patch: pytest.MonkeyPatch) -> None:
+        make_step = Stepper.__call__
+
+        def signalled(self: Stepper, number: int, batches: Any) -> Any:
+            output = make_step(self, number, batches)
+            if number + 1 == after_steps:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return output
+
+        patch.setattr(Stepper, "__call__", signalled)
+
+    return interrupt
+
+
+@pytest.mark.parametrize(
+    ("name", "interrupt", "error"),
+    [
+        ("killed_after_the_first_epoch", killed_after_the_first_epoch, Killed),
+        ("stopped_within_the_first_epoch", told_to_stop(1), Stopped),
+        ("stopped_at_the_end_of_the_first_epoch", told_to_stop(2), Stopped),
+    ],
+)
+def test_resumed_is_the_uninterrupted_run(
+    straight: RunFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    interrupt: Callable[[pytest.MonkeyPatch], None],
+    error: type[Exception],
+) -> None:
+    """Same losses, bit-equal encoder."""
     with monkeypatch.context() as patch:
-
-        def die(*_: object) -> None:
-            raise Stop
-
-        from pretraining.training import loop
-
-        save = loop.TrainingState.save
-        patch.setattr(loop.TrainingState, "save", lambda self, path: (save(self, path), die()))
-        with pytest.raises(Stop):
-            pretrain(CONFIG, options("resumed"))
-    pretrain(CONFIG, options("resumed", resume=True))
-    resumed = RunFolder.named("resumed")
+        interrupt(patch)
+        with pytest.raises(error):
+            pretrain(CONFIG, options(name))
+    pretrain(CONFIG, options(name, resume=True))
+    resumed = RunFolder.named(name)
     for one, other in zip(records(straight), records(resumed), strict=True):
         assert one["loss"] == other["loss"]
         assert one["correspondence"] == other["correspondence"]

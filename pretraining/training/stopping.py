@@ -1,0 +1,129 @@
+"""Signals that ask a run to end: it saves what it has and says how to go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from pretraining.training.distributed import Processes
+from pretraining.training.errors import ProcessLost, Stopped
+
+# scancel and a job's time limit; Slurm's --signal, sent some time before it; Ctrl-C.
+_SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")
+_RESPITE = 25.0  # seconds that SIGTERM leaves a process: enough to end a step and save, too few to be stuck for long
+
+
+class StopSignals:
+    """What has asked this process to end.
+
+    Outside of `noted` a signal ends it at once, by an exception: there is nothing to save yet. Inside, where an
+    exception could hit half a step, the signal is noted for the loop to ask for. A second Ctrl-C ends it all the same.
+
+    SIGTERM has another meaning too where several processes train together: their launcher sends it when one of them has
+    ended, and then this one may wait for that one forever. So torchrun's stays with `process_group`, and after that of
+    `spawn` a process has some time left.
+
+    Args:
+        processes: This process among those that train together.
+
+    Attributes:
+        received: Name of the first signal noted, or None.
+    """
+
+    def __init__(self, processes: Processes) -> None:
+        self.received: str | None = None
+        self._is_noting = False
+        self._is_alone = processes.count == 1
+
+    @contextmanager
+    def caught(self) -> Iterator[StopSignals]:
+        """Takes over the signals; does nothing outside of the main thread, where Python handles none."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        names = [name for name in _SIGNALS if hasattr(signal, name)]
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            names.remove("SIGTERM")
+        before = {name: signal.signal(getattr(signal, name), self._handle) for name in names}
+        try:
+            yield self
+        finally:
+            for name, handler in before.items():
+                signal.signal(getattr(signal, name), handler)
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """While the run trains."""
+        self._is_noting = True
+        try:
+            yield
+        finally:
+            self._is_noting = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if name == "SIGTERM" and not self._is_alone:
+            if not self._is_noting:
+                raise ProcessLost
+            _end_after_respite()
+        if not self._is_noting:
+            raise Stopped(f"stopped by {name} before the first step; scans already preprocessed will be found again")
+        if name == "SIGINT" and self.received == "SIGINT":
+            raise KeyboardInterrupt
+        self.received = self.received or name
+
+
+class Agreement:
+    """Whether any of the processes that train together wants something: all get the same answer at the same call.
+
+    One process alone gets its own answer at once. Several get that of two calls ago, which has long arrived, so that
+    neither the host nor the GPU waits for it.
+    """
+
+    def __init__(self, processes: Processes, device: torch.device) -> None:
+        self._processes, self._device = processes, device
+        self._asked: deque[tuple[torch.Tensor, Any]] = deque()
+
+    def __call__(self, own: bool) -> bool:
+        """Gives this process's wish; every process has to call as often as the others."""
+        if self._processes.count == 1:
+            return own
+        wish = torch.full((1,), float(own), device=self._device)
+        work: Any = dist.all_reduce(wish, op=dist.ReduceOp.MAX, async_op=True)
+        if self._device.type == "cuda":
+            work.wait()  # for the GPU's stream, not for the host
+            wish = torch.empty(1, pin_memory=True).copy_(wish, non_blocking=True)
+            work = torch.cuda.Event()
+            work.record()
+        self._asked.append((wish, work))
+        if len(self._asked) < 3:
+            return False
+        wish, work = self._asked.popleft()
+        work.synchronize() if self._device.type == "cuda" else work.wait()
+        return bool(wish.item())
+
+
+def outlive_signals(worker: int) -> None:
+    """Lets a loading process outlive the signals that its whole group gets, so that a step under way can end.
+
+    Given to the data loader as ``worker_init_fn``.
+    """
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_after_respite)
+
+
+def _end_after_respite(*_: object) -> None:
+    """SIGALRM ends a process wherever it is, also in a library that Python cannot interrupt."""
+    if hasattr(signal, "setitimer"):  # Windows has none, and ends processes without asking them
+        signal.setitimer(signal.ITIMER_REAL, _RESPITE)

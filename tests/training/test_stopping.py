@@ -1,0 +1,105 @@
+"""Signals that ask a run to end: it saves, says how to go on, and exits with a code of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from pretraining.demo.datasets import write_unlabelled_dataset
+from pretraining.training.distributed import Processes
+from pretraining.training.errors import STOPPED_EXIT_CODE, ProcessLost, Stopped
+from pretraining.training.stopping import StopSignals
+from tests.machine import SHORT, Machine, output_of, records, wait_for
+
+LONG = (*SHORT, "-epochs", "1000", "-save_every", "1000")  # nothing is saved before the signal
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    root = tmp_path_factory.mktemp("stopping")
+    write_unlabelled_dataset(root / "nnUNet_raw", 501, "Small", 4, 0, shape=(10, 20, 24), spacing=(28, 16, 16))
+    yield Machine(root)
+    for file in root.rglob("*.pth"):
+        file.unlink()  # gigabytes
+
+
+def stop(machine: Machine, process: subprocess.Popen[str], name: str, send: int, group: bool) -> str:
+    """Sends a signal after the first epoch, and returns what the process says in its last line."""
+    wait_for(machine.run_folder(name) / "metrics.jsonl", process)
+    sent = time.monotonic()
+    os.killpg(process.pid, send) if group else os.kill(process.pid, send)
+    output = output_of(process, STOPPED_EXIT_CODE)
+    assert time.monotonic() - sent < 30
+    assert "Traceback" not in output
+    return output.splitlines()[-1]
+
+
+@pytest.mark.parametrize("send", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=lambda number: number.name)
+def test_a_run_saves_and_goes_on(machine: Machine, send: signal.Signals) -> None:
+    """The signal goes to the whole group, loading process included, as Slurm and a terminal send it."""
+    process = machine.start("pgl_pretrain", *LONG, "-o", send.name, nnUNet_n_proc_DA="1")
+    last = stop(machine, process, send.name, send, group=True)
+    folder = machine.run_folder(send.name)
+    assert last.startswith(f"pgl_pretrain: stopped by {send.name} after step")
+    assert str(folder / "checkpoint_latest.pth") in last
+    assert "--c" in last
+    done = len(records(folder))
+    process = machine.start("pgl_pretrain", "-o", send.name, "--c", "-device", "cpu", "-np", "1")
+    wait_for_epoch(machine, process, send.name, done)
+    process.kill()
+    assert (
+        f"Continuing after step {last.split('after step ')[1].split()[0]} of epoch {done}" in process.communicate()[0]
+    )
+
+
+def wait_for_epoch(machine: Machine, process: subprocess.Popen[str], name: str, epoch: int) -> None:
+    end = time.monotonic() + 200
+    while records(machine.run_folder(name))[-1]["epoch"] < epoch:
+        assert process.poll() is None, process.communicate()[0][-4000:]
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", [True, False])
+def test_processes_that_train_together_stop_together(machine: Machine, group: bool) -> None:
+    name = f"together_{group}"
+    process = machine.start("pgl_pretrain", *LONG, "-num_gpus", "2", "-o", name)
+    last = stop(machine, process, name, signal.SIGTERM, group)
+    assert last.startswith("pgl_pretrain: stopped by ")
+    assert "after step" in last
+    output_of(machine.start("pgl_pretrain", *LONG, "-num_gpus", "2", "-o", name), 1)  # it is there: --c is wanted
+
+
+def test_before_the_first_step_a_signal_ends_the_run_at_once() -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+    with StopSignals(Processes()).caught(), pytest.raises(Stopped, match="SIGTERM before the first step"):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_a_second_interrupt_ends_it_at_once() -> None:
+    with StopSignals(Processes()).caught() as stop, stop.noted():
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.received == "SIGUSR1"
+        stop.received = "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_launchers_sigterm_leaves_a_respite_only() -> None:
+    """Another process may have ended, and this one would wait for it forever."""
+    with StopSignals(Processes(0, 2)).caught() as stop:
+        with pytest.raises(ProcessLost):
+            os.kill(os.getpid(), signal.SIGTERM)
+        with stop.noted():
+            os.kill(os.getpid(), signal.SIGTERM)
+            left, _ = signal.setitimer(signal.ITIMER_REAL, 0)
+    assert stop.received == "SIGTERM"
+    assert 0 < left < 30

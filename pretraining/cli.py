@@ -71,7 +71,14 @@ def _run(arguments: argparse.Namespace) -> None:
         config = _settings(arguments)
         folder = RunFolder.named(arguments.o or _default_name(config))
     config.check()
-    options = RunOptions(folder.path.name, arguments.c, arguments.device, arguments.np, arguments.save_every)
+    options = RunOptions(
+        name=folder.path.name,
+        resume=arguments.c,
+        device=arguments.device,
+        preprocessing_processes=arguments.np,
+        save_every=arguments.save_every,
+        verify=arguments.verify_dataset_integrity,
+    )
     if arguments.num_gpus > 1:
         if arguments.device == "cuda" and arguments.num_gpus > torch.cuda.device_count():
             raise RunError(f"-num_gpus {arguments.num_gpus}, but this machine has {torch.cuda.device_count()}")
@@ -80,10 +87,15 @@ def _run(arguments: argparse.Namespace) -> None:
         pretrain(config, options)
 
 
-def _exit_with(command: str, error: Exception, code: int = 1) -> NoReturn:
+def _exit_with(command: str, error: Exception) -> NoReturn:
     _tell_torchrun(f"{command}: {error}")
-    print(f"{command}: {error}", file=sys.stderr, flush=True)
-    sys.exit(code)
+    sys.exit(f"{command}: {error}")
+
+
+def _exit_stopped(command: str, stopped: Stopped) -> NoReturn:
+    _tell_torchrun(f"{command}: {stopped}")
+    print(f"{command}: {stopped}", file=sys.stderr, flush=True)
+    sys.exit(STOPPED_EXIT_CODE)
 
 
 def _exit_after_another(command: str, lost: ProcessLost) -> NoReturn:
@@ -114,7 +126,7 @@ def pretrain_entry() -> None:
     try:
         _run(parser.parse_args())
     except Stopped as stopped:
-        _exit_with("pgl_pretrain", stopped, STOPPED_EXIT_CODE)
+        _exit_stopped("pgl_pretrain", stopped)
     except KeyboardInterrupt:
         sys.exit("pgl_pretrain: interrupted; add --c to go on from what was saved last")
     except ProcessLost as lost:
@@ -142,7 +154,7 @@ def preview_entry() -> None:
         del arguments.o
         config = with_options(arguments, PretrainConfig(datasets=()))
         config.check()
-        volumes, skipped = prepare_volumes(config, arguments.np)
+        volumes, skipped = prepare_volumes(config, arguments.np, arguments.verify_dataset_integrity)
         draw_pairs(volumes, config.views, config.seed, output, arguments.n)
         for item in skipped:
             print(f"WARNING: {item}")

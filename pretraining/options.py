@@ -78,6 +78,11 @@ def add_data_options(parser: OptionParser) -> None:
         metavar="W",
         help="share of the draws for each of -d, in any unit (default: every scan is equally likely)",
     )
+    add(
+        "verify_dataset_integrity",
+        action="store_true",
+        help="compare scans preprocessed before with their checksums, and redo those that are damaged",
+    )
     add("np", type=positive, default=8, metavar="N", help="preprocessing processes (default: 8)")
     add("seed", type=natural, help="seed of all randomness (default: 12345)")
 

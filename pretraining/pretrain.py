@@ -48,6 +48,7 @@ class RunOptions:
         device: "cuda", "cpu" or "mps".
         preprocessing_processes: Workers of the preprocessing.
         save_every: Epochs between two writes of the state.
+        verify: Compare scans preprocessed before with their checksums.
     """
 
     name: str
@@ -55,6 +56,7 @@ class RunOptions:
     device: str
     preprocessing_processes: int
     save_every: int
+    verify: bool = False
 
 
 def pretrain(config: PretrainConfig, options: RunOptions) -> None:
@@ -104,11 +106,11 @@ def split_pool(volumes: Sequence[Volume], config: PretrainConfig, sources: Seque
 
 
 def prepare_volumes(
-    config: PretrainConfig, processes: int, progress: bool = True
+    config: PretrainConfig, processes: int, verify: bool = False, progress: bool = True
 ) -> tuple[list[Volume], list[Skipped]]:
     """Finds the scans and preprocesses those that are not there yet."""
     scans, skipped = _find(config)
-    volumes, bad = _preprocess(config, scans, processes, progress)
+    volumes, bad = _preprocess(config, scans, processes, verify, progress)
     return volumes, [*skipped, *bad]
 
 
@@ -133,7 +135,7 @@ def _with_channels(config: PretrainConfig, channels: int) -> PretrainConfig:
 
 
 def _preprocess(
-    config: PretrainConfig, scans: Sequence[Scan], processes: int, progress: bool = True
+    config: PretrainConfig, scans: Sequence[Scan], processes: int, verify: bool, progress: bool = True
 ) -> tuple[list[Volume], list[Skipped]]:
     return preprocess(
         scans,
@@ -142,6 +144,7 @@ def _preprocess(
         processes=processes,
         progress=progress,
         planned=_planned(config),
+        verify=verify,
     )
 
 
@@ -164,7 +167,7 @@ def _prepare(
         if nnUNet_preprocessed.is_set():  # else that is to be said first; now: preprocessing may take hours
             resolved = _with_channels(config, len(scans[0].channels))
             require_fitting_batch(resolved, options.device, processes, workers)
-        volumes, bad = _preprocess(config, scans, options.preprocessing_processes)
+        volumes, bad = _preprocess(config, scans, options.preprocessing_processes, options.verify)
         stores = [resolve_store(source) for source in config.datasets]
         source_of = {scan.name: stores.index(scan.store) for scan in scans}
         return volumes, [source_of[volume.name] for volume in volumes], [*skipped, *bad]

@@ -10,6 +10,7 @@ from typing import Any
 from nnunetv2.paths import nnUNet_preprocessed
 from tqdm import tqdm
 
+from nnunetv2_pgl.checkpoint import sha256_of
 from pretraining.data.files import are_hashed, file_entries, hashed, same_files
 from pretraining.data.planned import CT_SCHEME, PlannedPreprocessing, prepare_as_planned
 from pretraining.data.preparation import HU_RANGE, prepare
@@ -49,6 +50,7 @@ def preprocess(
     processes: int,
     progress: bool = True,
     planned: PlannedPreprocessing | None = None,
+    verify: bool = False,
 ) -> tuple[list[Volume], list[Skipped]]:
     """Preprocess scans that are not there yet, with the same settings and from the same files.
 
@@ -63,6 +65,7 @@ def preprocess(
         processes: Number of worker processes. One works in the calling process.
         progress: Show a progress bar.
         planned: Store what nnU-Net's preprocessor makes of the scans under this plan; ``spacing`` is then the plan's.
+        verify: Compare stored volumes with their checksums, and redo those that are damaged.
 
     Returns:
         The volumes in the order of the scans, named as these, and the scans left out with the reason.
@@ -93,6 +96,11 @@ def preprocess(
             results[task.scan.name] = Volume.from_record(task.path, record).renamed(task.scan.name)
             unhashed += [] if are_hashed(record["files"]) else [task]
     _hash_files_of(unhashed, processes, progress)
+    if verify:
+        for task in _damaged([task for task in tasks if task.scan.name in results], processes, progress):
+            discard_record(task.path)
+            del results[task.scan.name]
+            todo.append(task)
     random.SystemRandom().shuffle(todo)  # of the system: runs with the same seed shall not go side by side
     with tqdm(total=len(todo), desc="preprocessing", disable=not (progress and todo)) as bar:
         for task, outcome in run_tasks(_preprocess_scan, todo, processes):
@@ -171,6 +179,25 @@ def _hash_files_of(tasks: Sequence[_Task], processes: int, progress: bool) -> No
 def _hash_files(task: _Task) -> None:
     record = read_record(task.path)
     write_record(task.path, {**record, "files": hashed(file_entries(task.scan))})
+
+
+def _damaged(tasks: Sequence[_Task], processes: int, progress: bool) -> list[_Task]:
+    """Those whose volume is not the one that was written."""
+    damaged = []
+    with tqdm(total=len(tasks), desc="checking stored scans", disable=not (progress and tasks)) as bar:
+        for task, is_whole in run_tasks(_is_whole, tasks, processes):
+            bar.update()
+            if is_whole is not True:
+                damaged.append(task)
+                logger.warning(
+                    "%s: %s is damaged, or was stored without a checksum by an earlier version: it is made anew",
+                    *(task.scan.source, task.path),
+                )
+    return damaged
+
+
+def _is_whole(task: _Task) -> bool:
+    return read_record(task.path).get("sha256") == sha256_of(task.path)
 
 
 def _preprocess_scan(task: _Task) -> _Result:

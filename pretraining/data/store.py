@@ -110,7 +110,9 @@ class Volume:
             array.get_slice_numpy(values, ((channel, *start), (channel + 1, *stop)))
             return values
         except (OSError, RuntimeError, ValueError) as error:
-            raise DataError(f"{self.path} cannot be read ({error}): delete it to redo the scan") from error
+            raise DataError(
+                f"{self.path} cannot be read ({error}): add --verify_dataset_integrity to redo what is damaged"
+            ) from error
 
 
 @lru_cache(maxsize=_OPEN_ARRAYS)

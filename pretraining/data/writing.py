@@ -12,6 +12,7 @@ from typing import Any
 import blosc2
 import numpy as np
 
+from nnunetv2_pgl.checkpoint import sha256_of
 from pretraining.data.scan import DataError
 from pretraining.data.store import FORMAT_VERSION, Volume
 
@@ -40,7 +41,7 @@ def write_volume(path: Path, data: np.ndarray, record: Mapping[str, Any], crop_s
     Args:
         path: The ``.b2nd`` file to write.
         data: (channel, z, y, x).
-        record: What to write beside shape, dtype and file size.
+        record: What to write beside shape, dtype, file size and checksum.
         crop_size: (z, y, x) of the crops that will be read, which decides the layout.
 
     Raises:
@@ -64,7 +65,8 @@ def write_volume(path: Path, data: np.ndarray, record: Mapping[str, Any], crop_s
                 blocks=blocks,
                 cparams=_COMPRESSION,
             )
-        record["file_size"] = path.stat().st_size
+            record["file_size"] = Path(temporary).stat().st_size
+            record["sha256"] = sha256_of(temporary)
     except OSError as error:
         raise _unwritable(path, error) from error
     write_record(path, record)

@@ -152,6 +152,7 @@ class PairLoader:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         return (
             f"a data loading process {how} {'while' if note[2] else 'after'} it read {scan.name} ({scan.path}). If "
-            "memory ran out, lower nnUNet_n_proc_DA; if this scan does it again, delete its file to redo it. "
+            "memory ran out, lower nnUNet_n_proc_DA; if this scan does it again, --verify_dataset_integrity redoes "
+            "what is damaged. "
             f"{HOW_TO_GO_ON}"
         )

@@ -1,3 +1,4 @@
+import json
 import logging
 import os
 import pickle
@@ -170,6 +171,29 @@ def test_second_run_skips_all_and_changes_are_redone(
     again[1].path.write_bytes(b"")  # lost half way, by a crash
     assert stored(run(tmp_path / "in")[0][1]).min() == -1024
     assert run(tmp_path / "in", "mr")[0][0].is_ct == (False,)
+
+
+def test_a_volume_that_has_changed_on_disk_is_redone_when_checksums_are_compared(
+    tmp_path: Path, write_scan: Write, ct_values: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in "abc":
+        write_scan(tmp_path / "in" / f"{name}.nii.gz", ct_values)
+    volumes, _ = run(tmp_path / "in")
+    content = volumes[0].path.read_bytes()
+    volumes[0].path.write_bytes(content[:-200] + bytes([content[-200] ^ 255]) + content[-199:])
+    record = json.loads(volumes[1].path.with_suffix(".json").read_text())
+    del record["sha256"]  # as an earlier version wrote it
+    volumes[1].path.with_suffix(".json").write_text(json.dumps(record))
+    before = volumes[2].path.stat().st_mtime_ns
+    with caplog.at_level(logging.WARNING):
+        assert run(tmp_path / "in")[0] == volumes
+        assert caplog.text == ""
+        assert volumes[0].path.read_bytes() != content
+        assert run(tmp_path / "in", verify=True)[0] == volumes
+    assert ["a.b2nd is damaged" in caplog.text, "b.b2nd is damaged" in caplog.text] == [True, True]
+    assert volumes[0].path.read_bytes() == content
+    assert json.loads(volumes[1].path.with_suffix(".json").read_text())["sha256"]
+    assert volumes[2].path.stat().st_mtime_ns == before
 
 
 def test_bad_scans_are_skipped_with_the_reason(

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from nnunetv2_pgl.json_files import load_json
 from nnunetv2_pgl.networks import PAPER_STRIDES, PlannedName, PlannedNetwork, resnet_skip_strides
 from pretraining.views import IntensityRanges, ViewSettings
 from pretraining.views.pairs import Channels
@@ -242,7 +243,7 @@ class PretrainConfig:
             ValueError: If it is not one; the message names the file.
         """
         try:
-            return cls.from_dict(json.loads(path.read_text()))
+            return cls.from_dict(load_json(path))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path}: not the settings of a pre-training run ({error})") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunetv2_pgl.json_files import load_json
 from nnunetv2_pgl.networks import PlanError, PlannedNetwork
 from pretraining.data.planned import PlannedPreprocessing
 from pretraining.run_folder import RunError
@@ -84,7 +84,7 @@ def plans_file(dataset: str, plans_name: str) -> Path:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        plans = json.loads(file.read_text(encoding="utf-8"))
+        plans = load_json(file)
     except (OSError, ValueError) as error:
         raise RunError(f"{file}: cannot be read ({error}); plan the data set anew") from error
     if not isinstance(plans, dict):

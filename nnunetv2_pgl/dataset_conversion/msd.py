@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -12,6 +11,7 @@ from nnunetv2_pgl.dataset_conversion.collection import Case, Collection, Convers
 from nnunetv2_pgl.dataset_conversion.finding import files_by_case, labelled_cases
 from nnunetv2_pgl.dataset_conversion.licences import MSD
 from nnunetv2_pgl.dataset_conversion.splits import DEFAULT_SEED, hold_out, make_folds
+from nnunetv2_pgl.json_files import load_json
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _task(folder: Path) -> tuple[int, Task]:
 def _dataset_json(folder: Path) -> dict[str, Any]:
     path = folder / "dataset.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = load_json(path)
     except FileNotFoundError as error:
         raise ConversionError(f"{path} is missing: -i takes the folder that holds it, imagesTr and imagesTs") from error
     except ValueError as error:

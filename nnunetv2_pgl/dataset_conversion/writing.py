@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from nnunetv2_pgl.dataset_conversion.collection import Case, Collection, ConversionError
 from nnunetv2_pgl.dataset_conversion.images import place
+from nnunetv2_pgl.json_files import load_json
 
 FILE_ENDING = ".nii.gz"
 RECORD = "conversion.json"
@@ -124,7 +125,7 @@ def _record(collection: Collection, link: bool) -> dict[str, Any]:
 
 def _is_same_conversion(path: Path, record: dict[str, Any]) -> bool:
     try:
-        return bool(json.loads(path.read_text(encoding="utf-8")) == record)
+        return bool(load_json(path) == record)
     except (OSError, ValueError):
         return False
 

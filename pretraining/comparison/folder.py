@@ -12,6 +12,7 @@ from typing import Any
 
 from nnunetv2.paths import nnUNet_results
 
+from nnunetv2_pgl.json_files import load_json
 from pretraining.comparison.errors import ComparisonError
 
 _NAME = re.compile(r"[A-Za-z0-9]+([_.-][A-Za-z0-9]+)*")
@@ -51,7 +52,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ComparisonError: It does not.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = load_json(path)
     except (ValueError, OSError) as error:
         raise ComparisonError(f"{path}: cannot be read ({error})") from error
     if not isinstance(content, dict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
+from nnunetv2_pgl.json_files import load_json
 from pretraining.comparison.cases import LabelledDataset
 from pretraining.comparison.errors import ComparisonError
 from pretraining.comparison.folder import read_json
@@ -154,7 +154,7 @@ def _folds(dataset: LabelledDataset, rest: list[str]) -> tuple[list[tuple[list[s
 def _stored_folds(path: Path) -> list[dict[str, Any]]:
     """nnU-Net's list of folds."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = load_json(path)
         good = bool(content) and all({"train", "val"} <= fold.keys() for fold in content)
     except (ValueError, AttributeError, TypeError):
         good = False

@@ -94,7 +94,7 @@ def _facts(comparison: Comparison) -> tuple[tuple[str, str], ...]:
     folds = [splits.folds[fold] for fold in settings.folds]
     sizes = [f"{len(fold.orders[0])} / {len(fold.validation)}" for fold in folds]
     excluded = comparison.folder.excluded.read_text(encoding="utf-8").split()
-    summary = (find_trainer(settings.trainer).__doc__ or "").strip().splitlines()
+    summary = (find_trainer(settings.trainer).__doc__ or "").replace("`", "").strip().splitlines()
     return (
         ("Data set", settings.dataset),
         ("Pre-training on", f"{', '.join(settings.pretrain_on)}, without the test cases ({len(excluded)} left out)"),

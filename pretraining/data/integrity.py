@@ -26,6 +26,9 @@ from pretraining.data.scan import BadScan
 _CHUNK = 4 * 1024**2
 _GZIP = b"\x1f\x8b"
 _COMPRESSED_CHUNK = 64 * 1024  # it may be a thousand times as large once decompressed
+# Bytes before and after the voxels. More is no header and no padding: megabytes of zeros that decompress to terabytes
+# would be read for hours.
+_MOST_BESIDE_VOXELS = 64 * 1024**2
 # MetaImage's names of the types that one voxel per value can have; MET_LONG is 4 bytes in a file.
 _METAIMAGE_TYPES = {
     **{"MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4"},
@@ -104,6 +107,8 @@ def _pass_over(file: Path, out: np.ndarray | None) -> bool:
         return False
     if voxels is None:
         return False
+    if voxels.offset > _MOST_BESIDE_VOXELS:
+        raise BadScan(f"{file.name} announces that its voxels begin after {voxels.offset} bytes: fetch it again")
     if out is not None and count != out.size:
         raise BadScan(f"{file.name} announces {count} values for {out.size} voxels")
     try:
@@ -151,7 +156,7 @@ def _metaimage_voxels(file: Path) -> tuple[_Voxels | None, int]:
 
 def _fill(voxels: _Voxels, count: int, out: np.ndarray | None) -> int:
     """Pass over the values, into ``out`` if it is given, and return how many there were; then read to the end."""
-    done, rest = 0, b""
+    done, rest, beyond = 0, b"", 0
     with voxels.file.open("rb") as stream:
         for chunk in _bytes(stream, voxels):
             chunk = rest + chunk
@@ -161,7 +166,14 @@ def _fill(voxels: _Voxels, count: int, out: np.ndarray | None) -> int:
             elif not np.isfinite(values).all():
                 raise BadScan(f"{voxels.file.name} holds NaN or infinite values")
             done += len(values)
-            rest = chunk[values.nbytes :] if done < count else b""
+            rest = chunk[values.nbytes :]
+            if done == count:
+                beyond, rest = beyond + len(rest), b""
+                if beyond > _MOST_BESIDE_VOXELS:
+                    raise BadScan(
+                        f"{voxels.file.name} goes on for more than {_MOST_BESIDE_VOXELS} bytes after its voxels: its "
+                        "header is damaged, or it is no scan"
+                    )
     return done
 
 

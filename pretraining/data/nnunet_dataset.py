@@ -1,6 +1,5 @@
 """Images of a dataset in nnU-Net's raw format (``$nnUNet_raw/DatasetXXX_Name``)."""
 
-import json
 import os
 import re
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
+from nnunetv2_pgl.json_files import load_json
 from pretraining.data.candidate import Candidate
 from pretraining.data.scan import DEFAULT_READER, FILE_ENDINGS, DataError, Skipped
 
@@ -51,7 +51,7 @@ def _read_dataset_json(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"{path} is missing: every nnU-Net dataset needs one")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = load_json(path)
     except ValueError as error:
         raise DataError(f"{path} is not valid JSON ({error}): correct the file") from error
     if not isinstance(content, dict) or "file_ending" not in content:

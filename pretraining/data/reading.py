@@ -1,5 +1,7 @@
 """Read scans as nnU-Net's own readers do, and refuse those that are no proper 3D scans."""
 
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,11 +92,31 @@ def _read_files(scan: Scan) -> tuple[np.ndarray, dict[str, Any]]:
         for path in scan.files:
             check_file(path)  # what is damaged there tells more than what ITK makes of it
         raise
+    _require_possible(geometry.shape, scan.files)
     array = np.empty((len(scan.files), *geometry.shape), np.float32)
     for path, out in zip(scan.files, array, strict=True):
         if not read_voxels(path, out):
             _read_with_sitk(path, out)
     return array, {"spacing": list(geometry.spacing)}
+
+
+def _require_possible(shape: Sequence[int], files: Sequence[str]) -> None:
+    """Refuse what no memory of this machine could hold, before anything is decompressed for it."""
+    size = 4 * math.prod(shape) * len(files)
+    most = _memory_of_machine()
+    if most is not None and size > most:
+        raise BadScan(
+            f"{Path(files[0]).name} announces {' x '.join(map(str, shape))} voxels, {size / 2**30:.0f} GiB as float32 "
+            f"on a machine with {most / 2**30:.0f} GiB of memory: check its header"
+        )
+
+
+def _memory_of_machine() -> int | None:
+    """Bytes; None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def _read_with_sitk(path: str, out: np.ndarray) -> None:

@@ -1,6 +1,5 @@
 """Read preprocessed volumes: one ``.b2nd`` file with the voxels and one JSON record beside it."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,9 +10,12 @@ from typing import Any
 import blosc2
 import numpy as np
 
+from nnunetv2_pgl.json_files import load_json
 from pretraining.data.scan import DataError
 
 FORMAT_VERSION = 1
+_DTYPES = ("int16", "float16", "float32")
+_LARGEST_CHUNK = 1024**3  # bytes that reading decompresses at once; ours are about as large as a crop
 _OPEN_ARRAYS = 16  # what a process has read of them stays mapped: at 64, 140 MiB of 2.5 MB files
 _MMAP = {} if os.name == "nt" else {"mmap_mode": "r"}  # blosc2 cannot on Windows
 
@@ -60,23 +62,38 @@ class Volume:
 
     @classmethod
     def from_record(cls, path: Path, record: Mapping[str, Any]) -> "Volume":
-        """Build it from the content of its record."""
+        """Build it from the content of its record.
+
+        Raises:
+            DataError: If a value is missing, of another type, or impossible.
+        """
         try:
-            channels, depth, height, width = record["shape"]
-            z, y, x = record["spacing"]
-            return cls(
+            channels, depth, height, width = (int(size) for size in record["shape"])
+            z, y, x = (float(value) for value in record["spacing"])
+            volume = cls(
                 path=path,
-                name=record["name"],
-                source=record["source"],
+                name=str(record["name"]),
+                source=str(record["source"]),
                 shape=(channels, depth, height, width),
                 spacing=(z, y, x),
-                mean=tuple(record["mean"]),
-                std=tuple(record["std"]),
-                is_ct=tuple(record["is_ct"]),
-                dtype=record["dtype"],
+                mean=tuple(float(value) for value in record["mean"]),
+                std=tuple(float(value) for value in record["std"]),
+                is_ct=tuple(bool(value) for value in record["is_ct"]),
+                dtype=str(record["dtype"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+            volume._check()
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(f"{path.with_suffix('.json')} is damaged ({error!r}): delete it to redo it") from error
+        return volume
+
+    def _check(self) -> None:
+        positive = (*self.shape, *self.spacing, *self.std)
+        if not all(np.isfinite(value) and value > 0 for value in positive) or not np.isfinite(self.mean).all():
+            raise ValueError(f"shape {self.shape}, spacing {self.spacing}, mean {self.mean}, std {self.std}")
+        if not len(self.mean) == len(self.std) == len(self.is_ct) == self.shape[0]:
+            raise ValueError(f"not one mean, std and is_ct for each of {self.shape[0]} channels")
+        if self.dtype not in _DTYPES:
+            raise ValueError(f"dtype {self.dtype}")
 
     def renamed(self, name: str) -> "Volume":
         """The same volume under the name it has in a pool."""
@@ -118,7 +135,12 @@ class Volume:
 @lru_cache(maxsize=_OPEN_ARRAYS)
 def _open(path: str, modified: int) -> blosc2.NDArray:
     """Open a file once per process; ``modified`` makes a file that was replaced a different one."""
-    return blosc2.open(path, mode="r", dparams={"nthreads": 1}, **_MMAP)
+    array = blosc2.open(path, mode="r", dparams={"nthreads": 1}, **_MMAP)
+    if not isinstance(array, blosc2.NDArray):
+        raise RuntimeError(f"it holds a {type(array).__name__}, not an array")
+    if array.schunk.chunksize > _LARGEST_CHUNK:
+        raise RuntimeError(f"its chunks of {array.schunk.chunksize} bytes are larger than {_LARGEST_CHUNK}")
+    return array
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
@@ -129,7 +151,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path).with_suffix(".json")
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = load_json(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): preprocess the scan again") from error
     except ValueError as error:

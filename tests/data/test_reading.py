@@ -1,8 +1,9 @@
 import gzip
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -12,7 +13,7 @@ from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
 from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-from pretraining.data import BadScan, Scan, find_scans, read_geometry, read_scan
+from pretraining.data import BadScan, Scan, find_scans, integrity, read_geometry, read_scan
 
 Write = Callable[..., Path]
 
@@ -156,6 +157,47 @@ def test_truncated_files_are_refused(
     assert "a." in reason(file)
     data.write_bytes(b"")
     assert "a." in reason(file)
+
+
+def nifti_bytes(shape: tuple[int, int, int], offset: int = 352) -> bytes:
+    """Header of int16 voxels, filled up to the first of them."""
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype(np.int16)
+    header.set_data_shape(shape)
+    header["vox_offset"], header["magic"] = offset, b"n+1"
+    return header.binaryblock + b"\0" * 4
+
+
+def write_zeros(path: Path, start: bytes, zeros: int) -> Path:
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(start)
+        for _ in range(zeros // 2**20):
+            file.write(bytes(2**20))
+    return path
+
+
+def test_decompression_ends_soon_after_the_voxels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few kilobytes that would go on for as long as somebody reads them."""
+    decompressed = 0
+    chunks = integrity._decompressed
+
+    def counted(stream: Any) -> Iterator[bytes]:
+        nonlocal decompressed
+        for chunk in chunks(stream):
+            decompressed += len(chunk)
+            yield chunk
+
+    monkeypatch.setattr(integrity, "_decompressed", counted)
+    assert "after its voxels" in reason(write_zeros(tmp_path / "a.nii.gz", nifti_bytes((6, 5, 4)), 300 * 2**20))
+    assert decompressed < 200 * 2**20
+    decompressed = 0
+    assert "begin after" in reason(write_zeros(tmp_path / "b.nii.gz", nifti_bytes((6, 5, 4), 2**28), 2**20))
+    assert decompressed == 0
+
+
+def test_more_than_the_machine_could_hold_is_not_tried(tmp_path: Path) -> None:
+    message = reason(write_zeros(tmp_path / "a.nii.gz", nifti_bytes((30000, 30000, 30000)), 2**20))
+    assert "announces 30000 x 30000 x 30000 voxels, 100583 GiB" in message
 
 
 def test_sitk_alone_would_accept_a_truncated_nifti(tmp_path: Path, write_scan: Write, ct_values: np.ndarray) -> None:

@@ -1,6 +1,10 @@
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import blosc2
 import numpy as np
 import pytest
 
@@ -59,10 +63,12 @@ def test_boxes_outside_the_scan_are_refused(
 def test_damaged_voxels_are_named(volume: Volume, tmp_path: Path, data: np.ndarray, damage: str) -> None:
     volume.read(0, (0, 0, 0), (1, 1, 1))
     content = volume.path.read_bytes()
+    shutil.copy(volume.path.with_suffix(".json"), tmp_path / "former.json")
     volume.path.unlink()
     if damage == "other":
         record = {**json.loads(volume.path.with_suffix(".json").read_text())}
-        write_volume(volume.path, data[:1], record, (8, 20, 20))
+        write_volume(volume.path, data[:, 1:], record, (8, 20, 20))
+        shutil.copy(tmp_path / "former.json", volume.path.with_suffix(".json"))
     elif damage != "missing":
         volume.path.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"")
     with pytest.raises(DataError, match=r"scan\.1\.b2nd cannot be read"):
@@ -75,6 +81,7 @@ def test_damaged_voxels_are_named(volume: Volume, tmp_path: Path, data: np.ndarr
         (None, "cannot be read"),
         ("{", "is damaged"),
         ("[]", "has format None"),
+        ("[" * 100_000, r"is damaged \(nested too deeply"),
         ('{"format_version": 2}', "has format 2"),
         ('{"format_version": 1, "shape": [1, 2, 3]}', "is damaged"),
     ],
@@ -84,6 +91,43 @@ def test_damaged_records_are_named(tmp_path: Path, content: str | None, message:
         (tmp_path / "a.json").write_text(content)
     with pytest.raises(DataError, match=r"a\.json " + message):
         Volume.load(tmp_path / "a.b2nd")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"shape": [2, 3]},
+        {"shape": ["two", 3, 4, 5]},
+        {"shape": [2, 0, 4, 5]},
+        {"shape": {"z": 1}},
+        {"spacing": [3, None, 1]},
+        {"spacing": [3, float("inf"), 1]},
+        {"spacing": [-3, 1, 1]},
+        {"mean": [0]},
+        {"mean": ["a", "b"]},
+        {"std": [1, 0]},
+        {"std": 1},
+        {"is_ct": [True]},
+        {"dtype": "object"},
+        {"name": None, "shape": None},
+    ],
+    ids=str,
+)
+def test_records_with_impossible_values_are_named(volume: Volume, wrong: dict[str, Any]) -> None:
+    file = volume.path.with_suffix(".json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), **wrong}))
+    with pytest.raises(DataError, match=r"scan\.1\.json is damaged"):
+        Volume.load(file)
+
+
+def test_a_chunk_that_would_fill_the_memory_is_not_decompressed(volume: Volume) -> None:
+    """A file of a few hundred bytes whose one chunk is 1.5 GiB of zeros."""
+    shape = (2, 1, 1, 3 * 2**28)
+    volume.path.unlink()
+    blosc2.zeros(shape, dtype=np.int16, chunks=(1, *shape[1:]), blocks=(1, 1, 1, 2**16), urlpath=str(volume.path))
+    assert volume.path.stat().st_size < 10_000
+    with pytest.raises(DataError, match=r"scan\.1\.b2nd cannot be read .* larger than"):
+        replace(volume, shape=shape).read(0, (0, 0, 0), (1, 1, 10))
 
 
 @pytest.mark.parametrize("crop", [(25, 137, 137), (90, 90, 90), (1, 1, 1)])

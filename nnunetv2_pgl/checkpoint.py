@@ -63,11 +63,13 @@ class EncoderCheckpoint:
 def atomic_save(content: object, path: str | os.PathLike[str]) -> None:
     """`torch.save` that leaves either the old file or the new one, never half of one.
 
+    A process that is killed leaves its temporary file, which the next one overwrites.
+
     Raises:
         OSError: If the file cannot be written; a former file of that name is intact.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
             torch.save(content, file)

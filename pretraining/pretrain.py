@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -69,8 +70,8 @@ def pretrain(config: PretrainConfig, options: RunOptions) -> None:
     """
     folder = RunFolder.named(options.name)
     workers = loading_workers(options.device)
-    with process_group(options.device) as processes, StopSignals(processes).caught() as stop:
-        resume = processes.from_main(lambda: _open(folder, config, options))
+    with ExitStack() as held, process_group(options.device) as processes, StopSignals(processes).caught() as stop:
+        resume = processes.from_main(lambda: _open(folder, config, options, held))
         log = RunLog(folder.path if processes.is_main else None)
         if resume and not options.resume:
             log("", "Restarted by torchrun")
@@ -148,8 +149,9 @@ def _preprocess(
     )
 
 
-def _open(folder: RunFolder, config: PretrainConfig, options: RunOptions) -> bool:
-    """Starts a run in its folder, or says that the one there is to be continued."""
+def _open(folder: RunFolder, config: PretrainConfig, options: RunOptions, held: ExitStack) -> bool:
+    """Starts a run in its folder, or says that the one there is to be continued; keeps other runs out."""
+    held.enter_context(folder.locked())
     if options.resume or restart.started_here(folder.path):
         return True
     folder.start(config)

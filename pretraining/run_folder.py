@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from nnunetv2.paths import nnUNet_results
 
 from pretraining.config import PretrainConfig
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_UNTIL_LOADERS_END = 20.0  # seconds
 
 
 class RunError(ValueError):
@@ -70,6 +80,33 @@ class RunFolder:
         temporary.write_text(json.dumps(config.to_dict(), indent=4) + "\n")
         os.replace(temporary, self.config_file)
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Makes the folder, and keeps other runs out as far as system and file system have locks.
+
+        A run that is killed leaves no lock. But its loading processes may outlive it for some seconds, and hold it for
+        as long, so that is waited for.
+
+        Raises:
+            RunError: If a run is at work here.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        if fcntl is None:
+            yield
+            return
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            end = time.monotonic() + _UNTIL_LOADERS_END
+            while not _lock(folder):
+                if time.monotonic() > end:
+                    raise RunError(
+                        f"{self.path}: a run is at work there; wait until it ends, or choose another name with -o"
+                    )
+                time.sleep(0.5)
+            yield
+        finally:
+            os.close(folder)
+
     def settings_to_continue(self) -> PretrainConfig:
         """Settings of the run that is there.
 
@@ -79,6 +116,17 @@ class RunFolder:
         if not self.config_file.exists():
             raise RunError(f"nothing to continue: {self.path} holds no run; start it without --c")
         return PretrainConfig.load(self.config_file)
+
+
+def _lock(folder: int) -> bool:
+    """Whether the lock is ours now, or there are no locks on this file system."""
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def require_same(given: PretrainConfig, stored: PretrainConfig, folder: RunFolder) -> None:

@@ -31,10 +31,14 @@ def find_series(folder: Path, files: Sequence[Path]) -> tuple[list[tuple[str, tu
     """
     if not any(_is_dicom(file) for file in files):
         return [], []
-    uids = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    try:
+        uids = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+        files_of = {uid: tuple(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid)) for uid in uids}
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        return [], [(folder.name, f"a DICOM file in its folder is damaged ({reason}): take it out")]
     series, no_images = [], []
-    for uid in uids:
-        slices = tuple(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid))
+    for slices in files_of.values():
         name = folder.name
         try:
             header = _header(slices[0])
@@ -87,7 +91,7 @@ def _check_positions(slices: Sequence[str]) -> None:
     depths = np.array([_depth(_header(file)) for file in slices])
     steps = np.abs(np.diff(depths))
     step = float(np.median(steps))
-    if step == 0 or np.any(steps < step * _POSITION_TOLERANCE):
+    if step == 0 or np.any(np.diff(np.sort(depths)) < step * _POSITION_TOLERANCE):
         raise BadScan("several DICOM slices lie at the same position (two phases in one series?)")
     worst = int(np.argmax(np.abs(steps - step)))
     if abs(steps[worst] - step) > _POSITION_TOLERANCE * step:

@@ -2,13 +2,16 @@
 
 What it does, observed with SimpleITK 2.5 (ITK 5.4): NIfTI that ends too early, in the gzip stream or inside it, is
 filled up with zeros, and NaN and infinity become zero. A damaged compressed MetaImage gives arbitrary values and a line
-on the terminal. NRRD and uncompressed MetaImage that end too early raise an error, and keep NaN, so they need no look.
+on the terminal; an uncompressed one that ends too early, or whose file of voxels is lost, raises an error that does not
+say so. NRRD that ends too early raises a true one, and keeps NaN, so it needs no look.
 
 SimpleITK would decompress a second time what was checked, and hold it up to three times. So the voxels go from the file
 into the array here; shape, spacing and directions remain SimpleITK's affair.
 """
 
+import gzip
 import math
+import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +23,7 @@ import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 from pretraining.data.scan import BadScan
 
@@ -80,6 +84,24 @@ def require_content(path: str) -> None:
         raise BadScan(f"{file.name} is empty")
 
 
+def nifti_spacing(path: str) -> tuple[float, ...]:
+    """Spacing (z, y, x) as the header of a NIfTI file has it: ITK and nibabel turn zero into 1 mm, ITK also NaN.
+
+    Raises:
+        BadScan: If the file has no such header.
+    """
+    file = Path(path)
+    try:
+        with gzip.open(file) if file.name.lower().endswith(".gz") else file.open("rb") as stream:
+            header = stream.read(nibabel.Nifti2Header.sizeof_hdr)
+        second = struct.pack("<i", len(header)), struct.pack(">i", len(header))
+        fields: Any = nibabel.Nifti2Header if header[:4] in second else nibabel.Nifti1Header
+        values = fields(header[: fields.sizeof_hdr], check=False)["pixdim"][3:0:-1]
+    except (OSError, EOFError, zlib.error, HeaderDataError, WrapStructError) as error:
+        raise BadScan(f"{file.name} is no readable NIfTI file ({error})") from error
+    return tuple(float(value) for value in values)
+
+
 def read_voxels(path: str, out: np.ndarray) -> bool:
     """Read a file once and look for damage.
 
@@ -109,6 +131,8 @@ def _pass_over(file: Path, out: np.ndarray | None) -> bool:
         return False
     if voxels.offset > _MOST_BESIDE_VOXELS:
         raise BadScan(f"{file.name} announces that its voxels begin after {voxels.offset} bytes: fetch it again")
+    if count < 1:
+        raise BadScan(f"{file.name} announces {count} values: its header is damaged")
     if out is not None and count != out.size:
         raise BadScan(f"{file.name} announces {count} values for {out.size} voxels")
     try:
@@ -133,7 +157,7 @@ def _nifti_voxels(file: Path) -> tuple[_Voxels, int]:
 
 
 def _metaimage_voxels(file: Path) -> tuple[_Voxels | None, int]:
-    """None if it is not compressed, of an unknown type, or scattered over several files, which is left to ITK."""
+    """None if it is of an unknown type, scattered over several files, or with a header within, which is left to ITK."""
     fields = {}
     with file.open("rb") as stream:
         for line in stream:
@@ -142,16 +166,20 @@ def _metaimage_voxels(file: Path) -> tuple[_Voxels | None, int]:
             if key.strip() == "ElementDataFile":
                 break
         start = stream.tell()
-    local = fields.get("ElementDataFile") == "LOCAL"
-    data = file if local else file.parent / fields.get("ElementDataFile", "")
+    named = fields.get("ElementDataFile", "")
+    data = file if named == "LOCAL" else file.parent / named
     kind = _METAIMAGE_TYPES.get(fields.get("ElementType", ""))
-    if fields.get("CompressedData", "").lower() != "true" or kind is None or not data.is_file():
+    if kind is None or not named or "%" in named or named.startswith("LIST") or "HeaderSize" in fields:
         return None, 0
+    if not data.is_file():
+        raise BadScan(f"{file.name} has its voxels in {named}, which is not there")
+    start = start if named == "LOCAL" else 0
     order = fields.get("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", "False"))
     dtype = np.dtype((">" if order.lower() == "true" else "<") + kind)
     count = math.prod(int(size) for size in fields.get("DimSize", "0").split())
-    channels = int(fields.get("ElementNumberOfChannels", "1"))
-    return _Voxels(data, 0, dtype, start if local else 0), count * channels
+    count *= int(fields.get("ElementNumberOfChannels", "1"))
+    is_compressed = fields.get("CompressedData", "").lower() == "true"
+    return (_Voxels(data, 0, dtype, start) if is_compressed else _Voxels(data, start, dtype, None)), count
 
 
 def _fill(voxels: _Voxels, count: int, out: np.ndarray | None) -> int:

@@ -207,8 +207,11 @@ def _preprocess_scan(task: _Task) -> _Result:
     if stored is not None:  # by another run, since the list was made
         return _Result(Volume.from_record(task.path, stored))
     discard_record(task.path)
-    files = file_entries(scan)  # before reading: a file that changes meanwhile is redone next time
-    array, spacing, _ = read_scan(scan)
+    try:
+        files = hashed(file_entries(scan))  # before reading: a file that changes meanwhile is redone next time
+        array, spacing, _ = read_scan(scan)
+    except OSError as error:
+        raise BadScan(f"{error.filename or scan.files[0]} cannot be read ({error.strerror or error})") from error
     shape = list(array.shape)
     if task.planned is None:
         prepared = prepare(array, spacing, scan.is_ct, task.spacing)
@@ -218,7 +221,7 @@ def _preprocess_scan(task: _Task) -> _Result:
     record = {
         "name": scan.name,
         "source": scan.source,
-        "files": hashed(files),
+        "files": files,
         "channels": list(scan.channels),
         "is_ct": list(scan.is_ct),
         "original": {"shape": shape, "spacing": list(spacing)},

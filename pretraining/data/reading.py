@@ -15,7 +15,7 @@ from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from pretraining.data.dicom import read_series, read_series_geometry
-from pretraining.data.integrity import check_file, read_voxels, require_content
+from pretraining.data.integrity import check_file, nifti_spacing, read_voxels, require_content
 from pretraining.data.scan import DICOM, BadScan, Scan
 
 # These keep the axes as stored, so that the header alone tells shape and spacing.
@@ -147,6 +147,10 @@ def _header_geometry(path: str) -> Geometry:
         raise BadScan(f"{Path(path).name} cannot be read: {_reason(error)}") from error
     if reader.GetNumberOfComponents() > 1:
         raise BadScan(f"{Path(path).name} has {reader.GetNumberOfComponents()} values per voxel (colour?)")
+    if path.lower().endswith((".nii", ".nii.gz")):
+        stored = nifti_spacing(path)
+        if not all(np.isfinite(value) and value != 0 for value in stored):
+            raise _impossible_spacing(path, stored)
     return Geometry(tuple(reversed(reader.GetSize())), tuple(reversed(reader.GetSpacing())))
 
 
@@ -170,7 +174,11 @@ def _check_geometry(geometry: Geometry, name: str) -> None:
         kind = "2D" if sum(size > 1 for size in geometry.shape) < 3 else f"{len(geometry.shape)}D"
         raise BadScan(f"{name} is {kind} ({' x '.join(map(str, geometry.shape))} voxels), not a 3D scan")
     if not all(np.isfinite(value) and value > 0 for value in geometry.spacing):
-        raise BadScan(f"{name} has an impossible spacing {geometry.spacing}")
+        raise _impossible_spacing(name, geometry.spacing)
+
+
+def _impossible_spacing(path: str, spacing: Sequence[float]) -> BadScan:
+    return BadScan(f"{Path(path).name} has an impossible spacing ({', '.join(f'{value:g}' for value in spacing)})")
 
 
 def _check_values(array: np.ndarray, channels: Sequence[str]) -> None:

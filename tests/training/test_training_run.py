@@ -21,7 +21,7 @@ from nnunetv2_pgl.transfer import load_encoder
 from pretraining.config import PretrainConfig
 from pretraining.demo.datasets import write_unlabelled_dataset
 from pretraining.pretrain import RunOptions, pretrain
-from pretraining.run_folder import RunFolder
+from pretraining.run_folder import RunError, RunFolder
 from pretraining.training.errors import Stopped, TrainingError
 from pretraining.training.state import TrainingState
 from pretraining.training.step import Stepper
@@ -47,6 +47,10 @@ def options(name: str, **changes: Any) -> RunOptions:
     return replace(RunOptions(name, False, "cpu", 1, 1), **changes)
 
 
+def no_network(*_: object) -> None:
+    raise AssertionError("a run in one process has nobody to connect to")
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("nnunet")
@@ -56,6 +60,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             patch.setenv(name, value)
         patch.setenv("nnUNet_n_proc_DA", "0")
         patch.setattr("pretraining.training.loop.has_bfloat16", lambda device: False)
+        patch.setattr("socket.socket.connect", no_network)
         write_unlabelled_dataset(root / "nnUNet_raw", 501, "Small", 4, 0, shape=(10, 20, 24), spacing=(28, 16, 16))
         yield root
 
@@ -210,6 +215,26 @@ def test_a_finished_run_can_be_continued_to_no_effect(straight: RunFolder) -> No
     before = encoder_of(straight)
     pretrain(CONFIG, options("straight", resume=True))
     assert all(torch.equal(value, before[key]) for key, value in encoder_of(straight).items())
+
+
+def test_a_state_of_the_first_version_is_continued(straight: RunFolder) -> None:
+    older = RunFolder.named("older")
+    older.start(CONFIG)
+    state = torch.load(straight.latest, weights_only=True)
+    assert state.pop("training_state") == 2
+    assert state.pop("so_far")["steps"] == 0
+    torch.save({**state, "training_state": 1}, older.latest)
+    pretrain(CONFIG, options("older", resume=True))
+    weights = encoder_of(older)
+    assert all(torch.equal(value, weights[key]) for key, value in encoder_of(straight).items())
+
+
+def test_two_runs_do_not_share_a_folder(straight: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pretraining.run_folder._UNTIL_LOADERS_END", 0.1)
+    before = straight.latest.stat().st_mtime_ns
+    with straight.locked(), pytest.raises(RunError, match=r"straight: a run is at work there; .* -o$"):
+        pretrain(CONFIG, options("straight", resume=True))
+    assert straight.latest.stat().st_mtime_ns == before
 
 
 def test_other_scans_are_not_passed_over(straight: RunFolder, folders: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,16 +50,26 @@ def same_size(image: Path, truth: Path) -> bool:
 def read_slice(
     image: Path, truth: Path, predictions: Mapping[str, Path], classes: Mapping[str, int | tuple[int, ...]]
 ) -> CaseSlice:
-    """The axial slice with the most truth, cut to the truth and its surroundings."""
-    labels = [label for value in classes.values() for label in (value if isinstance(value, tuple) else (value,))]
+    """The axial slice that shows most of the structures, cut to the truth and its surroundings."""
     true_image = _oriented(truth)
     voxels = _voxels(true_image)
-    mask = np.isin(voxels, labels)
-    z = int(np.argmax(mask.sum(axis=(1, 2))))
+    masks = [np.isin(voxels, value) for value in classes.values()]
+    mask = np.any(masks, axis=0)
+    z = _telling_slice([one.sum(axis=(1, 2)) for one in masks])
     x_mm, y_mm = true_image.GetSpacing()[:2]
     window = (z, *_surroundings(mask[z], (y_mm, x_mm)))
     cut = {name: _voxels(_oriented(path))[window] if path.is_file() else None for name, path in predictions.items()}
     return CaseSlice(_voxels(_oriented(image))[window], voxels[window], cut, y_mm / x_mm)
+
+
+def _telling_slice(areas: Sequence[NDArray[np.int64]]) -> int:
+    """Where the structures together come closest to their largest areas, so that a large one does not hide the small.
+
+    Args:
+        areas: Of each structure in each slice.
+    """
+    shares = [area / area.max() for area in areas if area.max() > 0]
+    return int(np.argmax(np.sum(shares, axis=0))) if shares else 0
 
 
 def _oriented(path: Path) -> Any:

@@ -335,6 +335,15 @@ def test_a_slice_is_the_one_with_most_truth_and_lies_as_a_patient(tmp_path: Path
     assert np.argwhere(plane.truth[2:-2, 3:-3] == 0).tolist() == [[3, 3]]
 
 
+def test_a_large_structure_does_not_hide_the_small_ones(tmp_path: Path) -> None:
+    truth = np.zeros((3, 20, 20), np.uint8)
+    truth[0, 2:18, 2:18], truth[1, 4:16, 4:16], truth[1, 8:10, 8:10] = 1, 1, 2
+    path = tmp_path / "truth.nii.gz"
+    sitk.WriteImage(sitk.GetImageFromArray(truth), str(path))
+    assert set(np.unique(read_slice(path, path, {}, {"large": 1, "small": 2}).truth)) == {0, 1, 2}
+    assert read_slice(path, path, {}, {"absent": 7}).truth.shape == (20, 20)
+
+
 def test_an_init_keeps_its_colour() -> None:
     assert looks(("random", "pgl"))["pgl"].colour == looks(("pgl", "mine", "byol"))["pgl"].colour
     many = looks(("random", "models_genesis", "byol", "pgl", "pgl_mae", "a", "b"))

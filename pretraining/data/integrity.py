@@ -33,6 +33,11 @@ _COMPRESSED_CHUNK = 64 * 1024  # it may be a thousand times as large once decomp
 # Bytes before and after the voxels. More is no header and no padding: megabytes of zeros that decompress to terabytes
 # would be read for hours.
 _MOST_BESIDE_VOXELS = 64 * 1024**2
+# What nibabel raises for files that are none of its own, or damaged.
+NIFTI_ERRORS = (
+    *(ImageFileError, HeaderDataError, WrapStructError),
+    *(EOFError, OSError, zlib.error, ValueError, AttributeError, OverflowError),
+)
 # MetaImage's names of the types that one voxel per value can have; MET_LONG is 4 bytes in a file.
 _METAIMAGE_TYPES = {
     **{"MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4"},
@@ -97,7 +102,7 @@ def nifti_spacing(path: str) -> tuple[float, ...]:
         second = struct.pack("<i", len(header)), struct.pack(">i", len(header))
         fields: Any = nibabel.Nifti2Header if header[:4] in second else nibabel.Nifti1Header
         values = fields(header[: fields.sizeof_hdr], check=False)["pixdim"][3:0:-1]
-    except (OSError, EOFError, zlib.error, HeaderDataError, WrapStructError) as error:
+    except NIFTI_ERRORS as error:
         raise BadScan(f"{file.name} is no readable NIfTI file ({error})") from error
     return tuple(float(value) for value in values)
 
@@ -152,7 +157,7 @@ def _nifti_voxels(file: Path) -> tuple[_Voxels, int]:
         compressed_from = 0 if file.name.lower().endswith(".gz") else None
         voxels = _Voxels(file, int(proxy.offset), proxy.dtype, compressed_from, float(proxy.slope), float(proxy.inter))
         return voxels, math.prod(image.shape)
-    except (ImageFileError, HeaderDataError, EOFError, OSError, zlib.error, ValueError, AttributeError) as error:
+    except NIFTI_ERRORS as error:
         raise BadScan(f"{file.name} is no readable NIfTI file ({error})") from error
 
 

@@ -15,7 +15,7 @@ from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from pretraining.data.dicom import read_series, read_series_geometry
-from pretraining.data.integrity import check_file, nifti_spacing, read_voxels, require_content
+from pretraining.data.integrity import NIFTI_ERRORS, check_file, nifti_spacing, read_voxels, require_content
 from pretraining.data.scan import DICOM, BadScan, Scan
 
 # These keep the axes as stored, so that the header alone tells shape and spacing.
@@ -155,7 +155,10 @@ def _header_geometry(path: str) -> Geometry:
 
 
 def _nibabel_geometry(path: str) -> Geometry:
-    header: Any = nibabel.load(path).header
+    try:
+        header: Any = nibabel.load(path).header
+    except NIFTI_ERRORS as error:
+        raise BadScan(f"{Path(path).name} is no readable NIfTI file ({error})") from error
     return Geometry(tuple(reversed(header.get_data_shape())), tuple(float(v) for v in reversed(header.get_zooms())))
 
 
@@ -170,6 +173,8 @@ def _reason(error: Exception) -> str:
 
 
 def _check_geometry(geometry: Geometry, name: str) -> None:
+    if min(geometry.shape, default=0) < 1:
+        raise BadScan(f"{name} announces {' x '.join(map(str, geometry.shape))} voxels: its header is damaged")
     if len(geometry.shape) != 3 or min(geometry.shape) == 1:
         kind = "2D" if sum(size > 1 for size in geometry.shape) < 3 else f"{len(geometry.shape)}D"
         raise BadScan(f"{name} is {kind} ({' x '.join(map(str, geometry.shape))} voxels), not a 3D scan")

@@ -248,7 +248,9 @@ def test_a_file_that_changes_while_it_is_read_is_read_again_next_time(
     changes=st.lists(st.tuples(st.integers(0, 351), st.binary(min_size=1, max_size=8)), min_size=1, max_size=4),
     length=st.integers(0, 3000),
 )
-@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=1000, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_any_header_is_read_or_refused(tmp_path: Path, changes: list[tuple[int, bytes]], length: int) -> None:
     """Whatever stands in the header of a NIfTI file, and wherever the file ends."""
     path = tmp_path / "a.nii"

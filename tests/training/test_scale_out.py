@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 
 import pytest
 import torch
 
-from pretraining.demo.datasets import write_unlabelled_dataset
 from tests.machine import SHORT, SMALL, Machine, children, free_port, output_of, records, wait_for
 
 pytestmark = pytest.mark.slow
@@ -67,15 +65,6 @@ for layout in (torch.contiguous_format, torch.channels_last_3d):
     plain.train(), shared.train()
 dist.destroy_process_group()
 """
-
-
-@pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    root = tmp_path_factory.mktemp("machine")
-    write_unlabelled_dataset(root / "nnUNet_raw", 501, "Small", 4, 0, shape=(10, 20, 24), spacing=(28, 16, 16))
-    yield Machine(root)
-    for file in root.rglob("*.pth"):
-        file.unlink()  # gigabytes
 
 
 def test_batch_norm_is_that_of_the_joined_batch(machine: Machine) -> None:

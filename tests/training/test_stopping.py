@@ -6,26 +6,15 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 
 import pytest
 
-from pretraining.demo.datasets import write_unlabelled_dataset
 from pretraining.training.distributed import Processes
 from pretraining.training.errors import STOPPED_EXIT_CODE, ProcessLost, Stopped
 from pretraining.training.stopping import StopSignals
 from tests.machine import SHORT, Machine, output_of, records, wait_for
 
 LONG = (*SHORT, "-epochs", "1000", "-save_every", "1000")  # nothing is saved before the signal
-
-
-@pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    root = tmp_path_factory.mktemp("stopping")
-    write_unlabelled_dataset(root / "nnUNet_raw", 501, "Small", 4, 0, shape=(10, 20, 24), spacing=(28, 16, 16))
-    yield Machine(root)
-    for file in root.rglob("*.pth"):
-        file.unlink()  # gigabytes
 
 
 def stop(machine: Machine, process: subprocess.Popen[str], name: str, send: int, group: bool) -> str:

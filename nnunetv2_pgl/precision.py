@@ -9,12 +9,17 @@ from torch import Tensor, nn
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies in bfloat16 natively: CUDA from Ampere on, CPUs with AVX512-BF16 or AMX."""
+    """Whether a device is trusted to multiply in bfloat16: CUDA from Ampere on, CPUs with AMX.
+
+    CPUs with AVX512-BF16 alone (AMD's Zen 4, Intel's Cooper Lake) could, but there oneDNN 3.12 (torch 2.14) returns
+    arbitrary weight gradients for 3 x 3 x 3 convolutions of maps two voxels deep, such as the deepest ones of the
+    paper's views, and for strided ones of maps one voxel high it writes beyond its memory.
+    """
     if device.type == "cuda":
         return torch.cuda.is_available() and torch.cuda.get_device_capability(device)[0] >= 8
     if device.type == "cpu":
-        checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-        return any(check is not None and check() for check in checks)
+        has_amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
+        return has_amx is not None and has_amx()
     return False
 
 

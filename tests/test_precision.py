@@ -1,4 +1,4 @@
-"""Networks that train in bfloat16 on a CPU."""
+"""bfloat16 on a CPU: where it is used, and that its gradients are right."""
 
 from __future__ import annotations
 
@@ -7,8 +7,36 @@ import copy
 import pytest
 import torch
 
-from nnunetv2_pgl.precision import train_in_cpu_bfloat16
+from nnunetv2_pgl.precision import has_bfloat16, train_in_cpu_bfloat16
 from tests.planned_networks import small_network
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.skipif(not has_bfloat16(CPU), reason="float32 is used here")
+@pytest.mark.parametrize("stride", [1, (1, 2, 2), 2])
+@pytest.mark.parametrize("size", [(2, 3, 3), (2, 6, 6), (3, 4, 4), (4, 6, 6), (5, 7, 5)])
+def test_gradients_of_small_maps_are_right(size: tuple[int, int, int], stride: int | tuple[int, int, int]) -> None:
+    """oneDNN has kernels for other CPUs, of which those for maps two voxels deep return anything."""
+    torch.manual_seed(0)
+    x = torch.randn(8, 32, *size).bfloat16().contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+    weight = (0.05 * torch.randn(32, 32, 3, 3, 3)).bfloat16().requires_grad_()
+    y = torch.nn.functional.conv3d(x, weight, stride=stride, padding=1)
+    errors = torch.randn_like(y)
+    half = torch.autograd.grad(y, (x, weight), errors)
+    inputs = [tensor.detach().double().requires_grad_() for tensor in (x, weight)]
+    exact = torch.autograd.grad(torch.nn.functional.conv3d(*inputs, stride=stride, padding=1), inputs, errors.double())
+    for got, expected in zip(half, exact, strict=True):
+        assert (got.double() - expected).norm() < 0.01 * expected.norm()
+
+
+@pytest.mark.parametrize(("amx", "expected"), [(True, True), (False, False), (None, False)])
+def test_amx_is_asked_for(monkeypatch: pytest.MonkeyPatch, amx: bool | None, expected: bool) -> None:
+    if amx is None:  # torch 2.4 cannot tell
+        monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
+    else:
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert has_bfloat16(CPU) is expected
 
 
 @pytest.mark.parametrize("deep_supervision", [False, True])
@@ -20,7 +48,7 @@ def test_it_trains_in_bfloat16_and_predicts_in_float32(deep_supervision: bool) -
     assert list(cast.state_dict()) == list(plain.state_dict())
     seen: list[torch.dtype] = []
     cast.encoder.stages[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    x = torch.randn(1, 1, 8, 8, 8)
+    x = torch.randn(1, 1, 16, 16, 16)  # the deepest maps have 4 x 4 x 4 voxels
 
     outputs, exact = cast.train()(x), plain.train()(x)
     assert seen == [torch.bfloat16]

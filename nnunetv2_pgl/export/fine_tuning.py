@@ -41,7 +41,7 @@ def fine_tuning(checkpoint: EncoderCheckpoint) -> list[str]:
         "```bash",
         f"nnUNetv2_plan_and_preprocess -d DATASET -c 3d_fullres -pl {plan.planner}",
         'export nnUNet_extTrainer="$(pgl_extension)"',
-        "export PGL_CHECKPOINT=checkpoint_final.pth",
+        'export PGL_CHECKPOINT="$PWD/checkpoint_final.pth"',
         f"nnUNetv2_train DATASET 3d_fullres 0 -tr nnUNetTrainerPGL -p {plan.plans}",
         "```",
         "",
@@ -61,7 +61,7 @@ def _with_nnunet(checkpoint: EncoderCheckpoint, plan: _Plan) -> list[str]:
         "```bash",
         "nnUNetv2_extract_fingerprint -d DATASET",
         "nnUNetv2_plan_experiment -d DATASET",
-        "nnUNetv2_preprocess_like_nnssl -d DATASET -n NAME -pc checkpoint_final.pth -am like_pretrained",
+        'nnUNetv2_preprocess_like_nnssl -d DATASET -n NAME -pc "$PWD/checkpoint_final.pth" -am like_pretrained',
         "nnUNetv2_train_pretrained DATASET 3d_fullres 0 -tr PretrainedTrainer -p PLANS  # the plans just written",
         "```",
         "",
@@ -69,12 +69,12 @@ def _with_nnunet(checkpoint: EncoderCheckpoint, plan: _Plan) -> list[str]:
         "",
         "```bash",
         f"nnUNetv2_plan_and_preprocess -d DATASET -c 3d_fullres -pl {plan.planner}",
-        f"nnUNetv2_plan_like_dynamic -d DATASET -n NAME -pc checkpoint_final.pth -pl {plan.plans}",
+        f'nnUNetv2_plan_like_dynamic -d DATASET -n NAME -pc "$PWD/checkpoint_final.pth" -pl {plan.plans}',
         "nnUNetv2_train_pretrained DATASET 3d_fullres 0 -tr DynamicPretrainedTrainer -p ptPlans_dynamic__NAME",
         "```",
         "",
-        "`-pc` also takes the address of this repository, `https://huggingface.co/OWNER/NAME`; then set "
-        "`nnssl_pretrained_models` to a folder for downloads.",
+        "The plans keep the path as it is given, so it is a full one. `-pc` also takes the address of this repository, "
+        "`https://huggingface.co/OWNER/NAME`; then set `nnssl_pretrained_models` to a folder for downloads.",
         "",
         *_cautions(checkpoint),
     ]
@@ -86,6 +86,7 @@ def _cautions(checkpoint: EncoderCheckpoint) -> list[str]:
     adapts = "one channel or more" if residual and channels == 1 else f"{channels}, as in the pre-training"
     lines = [
         f"- Image channels: {adapts}. For other numbers use nnUNetTrainerPGL.",
+        "- `nnUNetv2_preprocess_like_nnssl` skips the images if a folder for the same spacing and normalisation is there.",
         "- Check in the log that the weights arrive: the dynamic trainer says nothing of those that do not fit.",
         "- With nnU-Net of July 2026 (commit 0e49508) `nnUNetv2_predict` could not use the models of these two "
         "trainers; it can use those of nnUNetTrainerPGL.",

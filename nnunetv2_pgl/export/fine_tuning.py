@@ -86,7 +86,7 @@ def _cautions(checkpoint: EncoderCheckpoint) -> list[str]:
     adapts = "one channel or more" if residual and channels == 1 else f"{channels}, as in the pre-training"
     lines = [
         f"- Image channels: {adapts}. For other numbers use nnUNetTrainerPGL.",
-        "- `nnUNetv2_preprocess_like_nnssl` skips the images if a folder for the same spacing and normalisation is there.",
+        "- `nnUNetv2_preprocess_like_nnssl` skips the images if a folder of the same spacing and norm is there.",
         "- Check in the log that the weights arrive: the dynamic trainer says nothing of those that do not fit.",
         "- With nnU-Net of July 2026 (commit 0e49508) `nnUNetv2_predict` could not use the models of these two "
         "trainers; it can use those of nnUNetTrainerPGL.",

@@ -24,7 +24,7 @@ from pretraining.views import ViewPairBatch, ViewPairDataset
 
 Sample = dict[str, NDArray[Any]]
 
-_UNTIL_IT_SHOWS = 2.0  # seconds in which a process that no longer answers has died
+_UNTIL_IT_SHOWS = 10.0  # seconds in which a process that no longer answers has died, on a busy machine too
 
 
 class _WatchedPairs(Dataset[Sample | DataError]):

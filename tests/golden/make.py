@@ -1,0 +1,120 @@
+"""Writes the golden files anew; run by hand for a new format version, with `python -m tests.golden.make`.
+
+They are a data set of four scans, their store, and a run of two epochs on them: its state after the first one, and its
+encoder. `test_golden_files.py` reads them with the code of today.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from nnunetv2_pgl.networks import PlannedNetwork
+from pretraining.config import PretrainConfig
+from pretraining.pretrain import RunOptions, pretrain
+from pretraining.training import loop
+from pretraining.views import ViewSettings
+
+GOLDEN = Path(__file__).parent
+DATASET, RUN = "Dataset601_Golden", "golden"
+FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+
+
+def config() -> PretrainConfig:
+    """A network of 1,400 weights, views of 8 x 8 x 8."""
+    preset = PlannedNetwork.preset("plain", (8, 8, 8), (1, 1, 1))
+    small: dict[str, Any] = {
+        "n_stages": 2,
+        "features_per_stage": [4, 8],
+        "kernel_sizes": [[3, 3, 3]] * 2,
+        "strides": [[1, 1, 1], [2, 2, 2]],
+        "n_conv_per_stage": [1, 1],
+        "n_conv_per_stage_decoder": [1],
+    }
+    return PretrainConfig(
+        datasets=(DATASET,),
+        views=ViewSettings(size=(8, 8, 8)),
+        architecture="plain",
+        network=replace(preset, kwargs={**preset.kwargs, **small}).to_dict(),
+        epochs=2,
+        batch_size=2,
+        pairs_per_epoch=4,
+        optimizer="adamw",
+        learning_rate=1e-2,
+        warmup_epochs=0,
+        hidden_channels=8,
+        out_channels=8,
+        validation_scans=1,
+    )
+
+
+@contextmanager
+def machine(root: Path) -> Iterator[None]:
+    """nnU-Net's folders below a root; runs read in their own process and compute in float32."""
+    wanted = {name: str(root / name) for name in FOLDERS} | {"nnUNet_n_proc_DA": "0"}
+    before = {name: os.environ.get(name) for name in wanted}
+    has_bfloat16 = loop.has_bfloat16
+    os.environ.update(wanted)
+    loop.has_bfloat16 = lambda device: False
+    try:
+        yield
+    finally:
+        loop.has_bfloat16 = has_bfloat16
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def main() -> None:
+    """Entry point."""
+    with tempfile.TemporaryDirectory() as temporary, machine(Path(temporary)):
+        root = Path(temporary)
+        images = root / "nnUNet_raw" / DATASET / "imagesTr"
+        images.mkdir(parents=True)
+        (images.parent / "dataset.json").write_text('{"channel_names": {"0": "CT"}, "file_ending": ".nrrd"}\n')
+        rng = np.random.default_rng(0)
+        for number in range(4):
+            image = sitk.GetImageFromArray(rng.normal(0, 200, (12, 14, 16)).astype(np.int16))
+            image.SetSpacing((1, 1, 2))
+            sitk.WriteImage(image, str(images / f"scan_{number}_0000.nrrd"), useCompression=True)
+        run = root / "nnUNet_results" / "PGL" / RUN
+        saved = loop.TrainingState.save
+
+        def keep_the_first(state: Any, path: Path) -> None:
+            saved(state, path)
+            if state.epoch == 1:
+                shutil.copy(path, root / "after_one_epoch.pth")
+
+        loop.TrainingState.save = keep_the_first  # type: ignore[method-assign]
+        pretrain(config(), RunOptions(RUN, False, "cpu", 1, 1))
+        _collect(root, run)
+
+
+def _collect(root: Path, run: Path) -> None:
+    for name in (*FOLDERS, "expected.json"):
+        shutil.rmtree(GOLDEN / name, ignore_errors=True)
+    shutil.copytree(root / "nnUNet_raw", GOLDEN / "nnUNet_raw")
+    shutil.copytree(root / "nnUNet_preprocessed", GOLDEN / "nnUNet_preprocessed")
+    for record in (GOLDEN / "nnUNet_preprocessed").rglob("*.json"):
+        record.write_text(record.read_text().replace(str(root), "/data"))
+    kept = GOLDEN / "nnUNet_results" / "PGL" / RUN
+    kept.mkdir(parents=True)
+    shutil.copy(root / "after_one_epoch.pth", kept / "checkpoint_latest.pth")
+    for name in ("checkpoint_final.pth", "config.json", "manifest.json"):
+        shutil.copy(run / name, kept / name)
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    expected = {"losses": [record["loss"] for record in records]}
+    (GOLDEN / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

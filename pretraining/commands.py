@@ -12,11 +12,17 @@ import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from pretraining.training.errors import STOPPED_EXIT_CODE
+
 _CHUNK = 4096
 
 
 class CommandError(Exception):
     """A command is missing or failed; the message says which, and where its log is."""
+
+
+class CommandStopped(CommandError):  # noqa: N818 - not an error
+    """A command was asked by a signal to end, has saved its work and can go on."""
 
 
 def find_command(name: str) -> str:
@@ -57,7 +63,8 @@ class CommandRunner:
         """Run a command; its output goes to the console and to its log as it comes.
 
         Raises:
-            CommandError: It is missing or ends with an exit code other than 0.
+            CommandStopped: It ends with the exit code of commands that go on when they are called again.
+            CommandError: It is missing or ends with another exit code than 0.
         """
         name = command[0]
         executable = find_command(name)
@@ -67,6 +74,8 @@ class CommandRunner:
         with log.open("w", encoding="utf-8") as log_file:
             log_file.write(f"$ {shlex.join(command)}\n")
             exit_code = self._stream([executable, *command[1:]], log_file.write)
+        if exit_code == STOPPED_EXIT_CODE:
+            raise CommandStopped(f"{name} was stopped and has saved; its output is in {log}")
         if exit_code:
             raise CommandError(f"{name} ended with exit code {exit_code}; its output is in {log}")
 

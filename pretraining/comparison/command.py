@@ -9,7 +9,7 @@ import torch
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 
 from nnunetv2_pgl.checkpoint import CheckpointError
-from pretraining.commands import CommandError
+from pretraining.commands import CommandError, CommandStopped
 from pretraining.comparison.arguments import STEPS, parse, settings_given
 from pretraining.comparison.comparison import Comparison
 from pretraining.comparison.errors import ComparisonError
@@ -21,6 +21,7 @@ from pretraining.comparison.settings import ComparisonSettings
 from pretraining.comparison.trainer import find_trainer
 from pretraining.data import DataError
 from pretraining.run_folder import RunError
+from pretraining.training.errors import STOPPED_EXIT_CODE
 
 
 def compare_entry() -> None:
@@ -28,6 +29,9 @@ def compare_entry() -> None:
     arguments = parse(sys.argv[1:])
     try:
         failures = _compare(arguments)
+    except CommandStopped as stopped:
+        print(f"pgl_compare: {stopped}. Call it again to go on", file=sys.stderr)
+        sys.exit(STOPPED_EXIT_CODE)
     except (ComparisonError, CommandError, CheckpointError, DataError, RunError, OSError) as error:
         sys.exit(f"pgl_compare: {error}")
     if failures:

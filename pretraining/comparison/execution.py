@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from pretraining.commands import CommandError
+from pretraining.commands import CommandError, CommandStopped
 from pretraining.comparison.comparison import Comparison
 from pretraining.comparison.errors import ComparisonError
 from pretraining.comparison.folder import read_json, write_json
@@ -30,12 +30,18 @@ _MOST_PREDICTION_PROCESSES = 3  # nnU-Net's default
 
 
 def pretrain_all(comparison: Comparison, inits: Sequence[Initialisation]) -> Failures:
-    """Runs the pre-trainings that are not done; returns those that failed and why."""
+    """Runs the pre-trainings that are not done; returns those that failed and why.
+
+    Raises:
+        CommandStopped: A signal has ended one; those to come are left for the next call.
+    """
     failures: Failures = {}
     for init in inits:
         try:
             if not (_is_own(comparison, init) and state_of_pretraining(comparison.folder, init) is State.DONE):
                 _pretrain(comparison, init)
+        except CommandStopped:
+            raise
         except (CommandError, ComparisonError, RunError) as error:
             failures[f"pre-training {init.name}"] = str(error)
             print(f"FAILED: {error}", flush=True)

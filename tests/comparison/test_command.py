@@ -40,7 +40,7 @@ with open(os.environ["JOURNAL"], "a") as journal:
 broken = os.environ.get("BROKEN", "")
 if broken and broken in " ".join([name, *words]):
     print("it broke")
-    sys.exit(3)
+    sys.exit(int(os.environ.get("BROKEN_CODE", "3")))
 if name == "nnUNetv2_plan_and_preprocess":
     (preprocessed / "data").mkdir(parents=True)
     configuration = {"3d_fullres": {"data_identifier": "data"}}
@@ -232,6 +232,18 @@ def test_a_failed_pretraining_spares_the_other_starts(desk: Desk) -> None:
     assert sum(line.startswith("nnUNetv2_train") for line in ran) == 2
     assert "3 failed:" in desk.output
     assert "its pre-training is not done" in desk.output
+
+
+def test_a_stopped_pretraining_stops_all(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a job's time limit: what comes next would only be cut off."""
+    monkeypatch.setenv("BROKEN_CODE", "75")
+    ran, code = desk.call(*TINY, broken="pgl_pretrain")
+    assert code == 75
+    assert ran[-1].startswith("pgl_pretrain")
+    assert "FAILED" not in desk.output
+    ran, code = desk.call(*TINY)
+    assert code == 0
+    assert ran[0].startswith("pgl_pretrain")
 
 
 def test_everything_failed(desk: Desk) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from pretraining.commands import CommandError, CommandRunner, find_command
+from pretraining.commands import CommandError, CommandRunner, CommandStopped, find_command
 from pretraining.demo.folder import DemoFolder, DemoFolderError
 from pretraining.demo.phantoms import LABELS, make_phantom
 from pretraining.demo.pictures import PredictedCase, Volume, draw_phantom, draw_predictions
@@ -55,6 +55,13 @@ def test_a_failing_command_is_named_with_its_log(tmp_path: Path, script_folder: 
     with pytest.raises(CommandError, match=r"fall_over ended with exit code 3; .*01_fall_over\.txt$"):
         CommandRunner(tmp_path / "logs", os.environ).run(["fall_over"])
     assert "why" in (tmp_path / "logs" / "01_fall_over.txt").read_text()
+
+
+@posix_only
+def test_a_stopped_command_has_not_failed(tmp_path: Path, script_folder: Path) -> None:
+    write_script(script_folder, "rest", "import sys; sys.exit(75)")
+    with pytest.raises(CommandStopped, match=r"rest was stopped and has saved; .*01_rest\.txt$"):
+        CommandRunner(tmp_path / "logs", os.environ).run(["rest"])
 
 
 def test_a_missing_command_is_named() -> None:

@@ -2,7 +2,7 @@
 
 python -m benchmarks.reliability [--kills 100] [--epochs 400] [--seed 0]
 
-Needs Linux or macOS; about 25 minutes. Two runs of `pgl_pretrain` with a small network, tiny views and one loading
+Needs Linux or macOS; some 35 minutes. Two runs of `pgl_pretrain` with a small network, tiny views and one loading
 process, in float32 on one thread. Each attempt of the first is a process group that is ended with SIGKILL, so moments
 fall on starting, reading, steps, saving and drawing alike. After each the state on disk has to be whole and no older
 than before, and temporary files must not pile up. At the end losses, weights and the optimiser's state have to be those
@@ -33,7 +33,7 @@ _RUN = (
     *("-d", "501", "-a", "plain", "-patch", "16", "16", "16", "-b", "2", "-pairs", "4", "-val_scans", "1"),
     *("-spacing", "native", "-save_every", "1", "-np", "1"),
 )
-# Runs in bfloat16 would be as equal; float32 has the same kernels on all CPUs.
+# In float32, whatever the CPU.
 _COMMAND = """
 from pretraining.training import loop
 loop.has_bfloat16 = lambda device: False
@@ -51,10 +51,9 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as root:
         runs = _Runs(Path(root), arguments.epochs)
-        started = time.monotonic()
+        begin = time.monotonic()
         runs.finish("undisturbed")
-        alone = time.monotonic() - started
-        print(f"undisturbed: {arguments.epochs} epochs in {alone:.0f} s", flush=True)
+        print(f"undisturbed: {arguments.epochs} epochs in {time.monotonic() - begin:.0f} s", flush=True)
         _kill(runs, arguments.kills, random.Random(arguments.seed))
         runs.finish("killed")
         equal = _compare(runs.state("undisturbed"), runs.state("killed"))

@@ -7,23 +7,22 @@ encoder. `test_golden_files.py` reads them with the code of today.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import SimpleITK as sitk
 
-from nnunetv2_pgl.networks import PlannedNetwork
 from pretraining.config import PretrainConfig
 from pretraining.pretrain import RunOptions, pretrain
 from pretraining.training import loop
 from pretraining.views import ViewSettings
+from tests.planned_networks import small_network
 
 GOLDEN = Path(__file__).parent
 DATASET, RUN = "Dataset601_Golden", "golden"
@@ -31,21 +30,12 @@ FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 
 def config() -> PretrainConfig:
-    """A network of 1,400 weights, views of 8 x 8 x 8."""
-    preset = PlannedNetwork.preset("plain", (8, 8, 8), (1, 1, 1))
-    small: dict[str, Any] = {
-        "n_stages": 2,
-        "features_per_stage": [4, 8],
-        "kernel_sizes": [[3, 3, 3]] * 2,
-        "strides": [[1, 1, 1], [2, 2, 2]],
-        "n_conv_per_stage": [1, 1],
-        "n_conv_per_stage_decoder": [1],
-    }
+    """An encoder of 1,008 weights, views of 8 x 8 x 8."""
     return PretrainConfig(
         datasets=(DATASET,),
         views=ViewSettings(size=(8, 8, 8)),
         architecture="plain",
-        network=replace(preset, kwargs={**preset.kwargs, **small}).to_dict(),
+        network=small_network(features=(4, 8)).to_dict(),
         epochs=2,
         batch_size=2,
         pairs_per_epoch=4,
@@ -61,17 +51,12 @@ def config() -> PretrainConfig:
 @contextmanager
 def machine(root: Path) -> Iterator[None]:
     """nnU-Net's folders below a root; runs read in their own process and compute in float32."""
-    wanted = {name: str(root / name) for name in FOLDERS} | {"nnUNet_n_proc_DA": "0"}
-    before = {name: os.environ.get(name) for name in wanted}
-    has_bfloat16 = loop.has_bfloat16
-    os.environ.update(wanted)
-    loop.has_bfloat16 = lambda device: False
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in FOLDERS:
+            patch.setenv(name, str(root / name))
+        patch.setenv("nnUNet_n_proc_DA", "0")
+        patch.setattr(loop, "has_bfloat16", lambda device: False)
         yield
-    finally:
-        loop.has_bfloat16 = has_bfloat16
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def main() -> None:

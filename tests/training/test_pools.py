@@ -13,7 +13,6 @@ import pytest
 import SimpleITK as sitk
 
 from nnunetv2_pgl.checkpoint import load_checkpoint
-from nnunetv2_pgl.networks import PlannedNetwork
 from pretraining.config import PretrainConfig
 from pretraining.data import PlannedPreprocessing
 from pretraining.pretrain import RunOptions, pretrain
@@ -22,21 +21,13 @@ from pretraining.training import loop
 from pretraining.training.loading import PairLoader
 from pretraining.training.state import TrainingState
 from pretraining.views import ViewSettings
+from tests.planned_networks import small_network
 
-SMALL: dict[str, Any] = {
-    "n_stages": 2,
-    "features_per_stage": [4, 8],
-    "kernel_sizes": [[3, 3, 3]] * 2,
-    "strides": [[1, 1, 1], [2, 2, 2]],
-    "n_conv_per_stage": [1, 1],
-    "n_conv_per_stage_decoder": [1],
-}
-_PRESET = PlannedNetwork.preset("plain", (4, 8, 8), (1, 1, 1))
 CONFIG = PretrainConfig(
     datasets=("Dataset011_Two", "Dataset012_One"),
     views=ViewSettings(size=(4, 8, 8)),
     architecture="plain",
-    network=replace(_PRESET, kwargs={**_PRESET.kwargs, **SMALL}).to_dict(),
+    network=small_network(features=(4, 8)).to_dict(),
     epochs=1,
     batch_size=2,
     pairs_per_epoch=2,

@@ -15,9 +15,12 @@ from torch import Tensor
 
 from nnunetv2_pgl.foreign import is_legacy_file, what_it_is
 from nnunetv2_pgl.nnssl import NnsslError, read_nnssl
+from nnunetv2_pgl.provenance import ProvenanceError, require_citations, require_plain, require_provenance
+from nnunetv2_pgl.whole_files import flush_to_disk, replacing
 
 FORMAT_VERSION = 1
 _PREFIX = "encoder."
+_GET_IT_AGAIN = "copy it again from where it was made"
 CITATIONS = [
     {
         "type": "Pretraining",
@@ -63,26 +66,12 @@ class EncoderCheckpoint:
 def atomic_save(content: object, path: str | os.PathLike[str]) -> None:
     """`torch.save` that leaves either the old file or the new one, never half of one.
 
-    A process that is killed leaves its temporary file, which the next one overwrites.
-
     Raises:
         OSError: If the file cannot be written; a former file of that name is intact.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        kept = " (the former one is intact)" if path.exists() else ""
-        raise OSError(f"could not write {path}{kept}: {error}") from error
-    except BaseException:  # an interrupt: leave nothing half-written behind
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        torch.save(content, file)
+        flush_to_disk(file)
 
 
 def save_checkpoint(checkpoint: EncoderCheckpoint, path: str | os.PathLike[str]) -> None:
@@ -111,23 +100,39 @@ def load_plain(path: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint; give the checkpoint_final.pth of a pgl_pretrain run")
-    if not zipfile.is_zipfile(path) and not is_legacy_file(path):
-        raise CheckpointError(f"{path}: truncated, or not a PyTorch checkpoint; copy it again from where it was made")
+    if not is_legacy_file(path):
+        _require_stored(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path}: holds pickled objects other than tensors and plain values, which could run code, and was not "
-            "loaded; use a checkpoint_final.pth written by pgl_pretrain (nnU-Net's own checkpoints go to "
+            f"{path}: holds pickled objects other than tensors and plain values, which could run code, or is damaged, "
+            "and was not loaded; use a checkpoint_final.pth written by pgl_pretrain (nnU-Net's own checkpoints go to "
             "-pretrained_weights)"
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: damaged ({_first_line(error)}); copy it again from where it was made"
-        ) from error
+    except Exception as error:  # torch checks little of what it reads
+        raise CheckpointError(f"{path}: damaged ({_first_line(error)}); {_GET_IT_AGAIN}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint written by pgl_pretrain")
     return content
+
+
+def _require_stored(path: Path) -> None:
+    """Refuses an archive that unpacks to more than the file: `torch.save` compresses nothing.
+
+    Raises:
+        CheckpointError: It does, or is no archive.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+    except Exception as error:  # of a damaged table of contents, too
+        raise CheckpointError(f"{path}: truncated, or not a PyTorch checkpoint; {_GET_IT_AGAIN}") from error
+    unpacked = sum(part.file_size for part in parts)
+    if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or unpacked > path.stat().st_size:
+        raise CheckpointError(
+            f"{path}: would unpack to {unpacked} bytes, more than it has, which PyTorch never writes; {_GET_IT_AGAIN}"
+        )
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> EncoderCheckpoint:
@@ -146,9 +151,29 @@ def load_checkpoint(path: str | os.PathLike[str]) -> EncoderCheckpoint:
     from_nnssl = pgl is None and isinstance(content.get("nnssl_adaptation_plan"), dict)
     if not (isinstance(pgl, dict) or from_nnssl) or not isinstance(weights, dict):
         raise CheckpointError(f"{path}: {_what_else(content)}")
-    if not weights or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()):
+    if not weights or not all(map(_is_name, weights)) or not all(map(_is_whole_tensor, weights.values())):
         raise CheckpointError(f"{path}: network_weights is not a table of named tensors")
-    return _of_nnssl(content, path) if from_nnssl else _of_pgl(content, path)
+    checkpoint = _of_nnssl(content, path) if from_nnssl else _of_pgl(content, path)
+    try:
+        require_provenance(checkpoint.pgl)
+        require_plain(checkpoint.nnssl_adaptation_plan)
+        require_citations(checkpoint.citations)
+    except ProvenanceError as error:
+        raise CheckpointError(f"{path}: {error}; {_GET_IT_AGAIN}") from error
+    return checkpoint
+
+
+def _is_name(key: object) -> bool:
+    return isinstance(key, str) and key.isprintable()
+
+
+def _is_whole_tensor(value: object) -> bool:
+    """Whether it is a plain tensor that has all of its values, not a small storage in a large shape."""
+    if not isinstance(value, Tensor) or value.device.type != "cpu":
+        return False
+    if value.layout != torch.strided or value.is_quantized:
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def _of_pgl(content: dict[str, Any], path: str | os.PathLike[str]) -> EncoderCheckpoint:
@@ -159,12 +184,10 @@ def _of_pgl(content: dict[str, Any], path: str | os.PathLike[str]) -> EncoderChe
             f"{path}: format version {version}, this nnunetv2-pgl reads {FORMAT_VERSION}; install the version it was "
             "written with or a newer one"
         )
-    if not isinstance(pgl.get("architecture"), dict):
-        raise CheckpointError(f"{path}: does not say which architecture it is for")
     encoder = {key.removeprefix(_PREFIX): value for key, value in weights.items() if key.startswith(_PREFIX)}
     decoder = {key: value for key, value in weights.items() if not key.startswith(_PREFIX)}
-    plan = content.get("nnssl_adaptation_plan")
-    return EncoderCheckpoint(encoder, pgl, plan if isinstance(plan, dict) else {}, _citations(content), decoder)
+    plan, citations = content.get("nnssl_adaptation_plan"), content.get("citations") or []
+    return EncoderCheckpoint(encoder, pgl, plan if isinstance(plan, dict) else {}, citations, decoder)
 
 
 def _of_nnssl(content: dict[str, Any], path: str | os.PathLike[str]) -> EncoderCheckpoint:
@@ -172,12 +195,7 @@ def _of_nnssl(content: dict[str, Any], path: str | os.PathLike[str]) -> EncoderC
         made = read_nnssl(content)
     except NnsslError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return EncoderCheckpoint(made.weights, made.pgl, content["nnssl_adaptation_plan"], _citations(content))
-
-
-def _citations(content: dict[str, Any]) -> list[dict[str, Any]]:
-    citations = content.get("citations")
-    return [entry for entry in citations if isinstance(entry, dict)] if isinstance(citations, list) else []
+    return EncoderCheckpoint(made.weights, made.pgl, content["nnssl_adaptation_plan"], content.get("citations") or [])
 
 
 def _what_else(content: dict[str, Any]) -> str:

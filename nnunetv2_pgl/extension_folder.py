@@ -9,6 +9,8 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
+from nnunetv2_pgl.whole_files import write_text
+
 VARIABLE = "nnUNet_extTrainer"
 _LINK_NAME = "nnUNetTrainerPGL_link.py"
 _MARK = "# Written by pgl_extension --link; pgl_extension --unlink removes it."
@@ -55,9 +57,7 @@ def link() -> Path:
     """
     file = link_file()
     _require_ours(file)
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(_LINK)
-    os.replace(temporary, file)
+    write_text(file, _LINK)
     return file
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from nnunetv2_pgl.whole_files import write_text
 from pretraining.config import PretrainConfig
 from pretraining.data import Volume
 from pretraining.data.candidate import distinct
@@ -55,9 +55,7 @@ class Manifest:
 
     def write(self, path: Path) -> None:
         """Write it at once."""
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(self.text, encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(path, self.text)
 
     def summary(self) -> dict[str, Any]:
         """Plain values for the checkpoint: SHA-256 of the file, and the number of scans of each source."""

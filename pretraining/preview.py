@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from nnunetv2_pgl.whole_files import replacing
 from pretraining.alignment import FeatureGrid, align
 from pretraining.data import Volume
 from pretraining.views import ViewGeometry, ViewPairBatch, ViewPairDataset, ViewSettings, overlap_box, overlap_fraction
@@ -41,9 +41,8 @@ def draw_pairs(volumes: Sequence[Volume], settings: ViewSettings, seed: int, pat
         batch = ViewPairBatch.collate([sample])
         shown = row % batch.crops.shape[1]
         _draw_row(rows[row], volumes[index], int(sample["index"][1]), shown, batch, settings)
-    temporary = path.with_name(f".{path.stem}.tmp.png")
-    figure.savefig(temporary, dpi=110)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
 
 
 def _draw_row(

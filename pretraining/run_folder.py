@@ -12,6 +12,7 @@ from pathlib import Path
 
 from nnunetv2.paths import nnUNet_results
 
+from nnunetv2_pgl.whole_files import write_text
 from pretraining.config import PretrainConfig
 
 try:
@@ -69,16 +70,14 @@ class RunFolder:
         """Makes the folder of a new run and writes its settings.
 
         Raises:
-            RunError: If a run is already there.
+            RunError: If a run is already there, or the folder cannot be made.
         """
         if self.latest.exists() or self.final.exists():
             raise RunError(
                 f"{self.path} already holds a run: add --c to continue it, choose another name with -o, or delete it"
             )
-        self.path.mkdir(parents=True, exist_ok=True)
-        temporary = self.config_file.with_name(".config.json.tmp")
-        temporary.write_text(json.dumps(config.to_dict(), indent=4) + "\n")
-        os.replace(temporary, self.config_file)
+        self._make()
+        write_text(self.config_file, json.dumps(config.to_dict(), indent=4) + "\n")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -88,9 +87,9 @@ class RunFolder:
         as long, so that is waited for.
 
         Raises:
-            RunError: If a run is at work here.
+            RunError: If a run is at work here, or the folder cannot be made.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        self._make()
         if fcntl is None:
             yield
             return
@@ -106,6 +105,14 @@ class RunFolder:
             yield
         finally:
             os.close(folder)
+
+    def _make(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(
+                f"{self.path} cannot be made ({error.strerror}): set nnUNet_results to a folder that can be written to"
+            ) from error
 
     def settings_to_continue(self) -> PretrainConfig:
         """Settings of the run that is there.

@@ -12,7 +12,6 @@ import torch
 from nnunetv2_pgl.checkpoint import (
     CheckpointError,
     EncoderCheckpoint,
-    atomic_save,
     load_checkpoint,
     save_checkpoint,
 )
@@ -136,30 +135,6 @@ def test_not_ours(tmp_path: Path) -> None:
     torch.save({"pgl": {"format_version": 1}, "network_weights": {"encoder.w": "x"}}, path)
     with pytest.raises(CheckpointError, match="named tensors"):
         load_checkpoint(path)
-
-
-def test_full_disk_keeps_the_old_file(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "checkpoint.pth"
-    path.write_bytes(b"old")
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"could not write .*checkpoint\.pth \(the former one is intact\).*No space"):
-        atomic_save({"x": torch.zeros(3)}, path)
-    assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["checkpoint.pth"]
-
-
-def test_an_interrupt_while_saving_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        atomic_save({"x": 1}, tmp_path / "checkpoint.pth")
-    assert os.listdir(tmp_path) == []
 
 
 def test_a_decoder_that_was_trained_is_kept_apart_and_loaded_on_request(tmp_path: Path) -> None:

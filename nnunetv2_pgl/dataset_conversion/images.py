@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,24 +11,22 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunetv2_pgl.dataset_conversion.collection import Case, ConversionError
+from nnunetv2_pgl.nifti_files import write_nifti
+from nnunetv2_pgl.whole_files import replacing
 
 
 def place(source: Path, target: Path, link: bool) -> None:
     """Copy a file, or link to it; one that is not compressed is compressed in any case."""
+    write: Callable[[Path, Path], object]
     if source.suffix != ".gz":
-        written(target, lambda temporary: _compress(source, temporary))
+        write = _compress
     elif link:
-        written(target, lambda temporary: os.symlink(source.resolve(), temporary))
+        write = _link
     else:
-        written(target, lambda temporary: shutil.copyfile(source, temporary))
-
-
-def written(target: Path, write: Callable[[Path], object]) -> None:
-    """Let a file be written under a hidden name beside ``target`` and rename it when it is complete."""
-    temporary = target.with_name(f".{target.name}")
-    temporary.unlink(missing_ok=True)
-    write(temporary)
-    os.replace(temporary, target)
+        write = shutil.copyfile
+    with replacing(target) as temporary:
+        temporary.unlink(missing_ok=True)  # a link cannot be made over what was left there
+        write(source, temporary)
 
 
 def z_first(case: Case, source: Path, target: Path) -> None:
@@ -56,7 +53,7 @@ def z_first(case: Case, source: Path, target: Path) -> None:
             f"{source}: the header says that pixels are {x:g} x {y:g} mm, so it does not tell which axis is which "
             "(KiTS19 had such headers before 16 April 2019, see its issues 8 and 15): download it again"
         )
-    written(target, lambda temporary: sitk.WriteImage(oriented, str(temporary), useCompression=True))
+    write_nifti(oriented, target)
 
 
 def one_class(case: Case, source: Path, target: Path) -> None:
@@ -65,7 +62,11 @@ def one_class(case: Case, source: Path, target: Path) -> None:
     values = (sitk.GetArrayFromImage(label) != 0).astype(np.uint8)
     merged = sitk.GetImageFromArray(values)
     merged.CopyInformation(label)
-    written(target, lambda temporary: sitk.WriteImage(merged, str(temporary), useCompression=True))
+    write_nifti(merged, target)
+
+
+def _link(source: Path, target: Path) -> None:
+    target.symlink_to(source.resolve())
 
 
 def _compress(source: Path, target: Path) -> None:

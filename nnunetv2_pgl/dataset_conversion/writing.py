@@ -18,6 +18,7 @@ from tqdm import tqdm
 from nnunetv2_pgl.dataset_conversion.collection import Case, Collection, ConversionError
 from nnunetv2_pgl.dataset_conversion.images import place
 from nnunetv2_pgl.json_files import load_json
+from nnunetv2_pgl.whole_files import write_text
 
 FILE_ENDING = ".nii.gz"
 RECORD = "conversion.json"
@@ -131,4 +132,4 @@ def _is_same_conversion(path: Path, record: dict[str, Any]) -> bool:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=2) + "\n")

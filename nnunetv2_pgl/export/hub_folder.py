@@ -21,6 +21,7 @@ from typing import Any
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint, save_checkpoint, sha256_of
 from nnunetv2_pgl.export.licence import Licence
 from nnunetv2_pgl.export.model_card import model_card
+from nnunetv2_pgl.whole_files import write_text
 
 CHECKPOINT, PLAN, CONFIG = "checkpoint_final.pth", "adaptation_plan.json", "config.json"
 CARD, LICENCE = "README.md", "LICENSE"
@@ -77,9 +78,9 @@ def _describe(checkpoint: EncoderCheckpoint, licence: Licence, folder: Path) -> 
     digest = sha256_of(folder / CHECKPOINT)
     _write_json(folder / PLAN, checkpoint.nnssl_adaptation_plan)
     _write_json(folder / CONFIG, _config(checkpoint, licence, digest))
-    (folder / CARD).write_text(model_card(checkpoint, licence, digest), encoding="utf-8")
+    write_text(folder / CARD, model_card(checkpoint, licence, digest))
     if not licence.is_known:
-        (folder / LICENCE).write_text(licence.text + "\n", encoding="utf-8")
+        write_text(folder / LICENCE, licence.text + "\n")
 
 
 def _config(checkpoint: EncoderCheckpoint, licence: Licence, digest: str) -> dict[str, Any]:
@@ -145,4 +146,4 @@ def _relative(value: Any) -> Any:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=2) + "\n")

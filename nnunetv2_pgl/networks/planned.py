@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pydoc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,6 +24,7 @@ _PLAIN, _RESIDUAL = f"{_MODULE}.PlainConvUNet", f"{_MODULE}.ResidualEncoderUNet"
 # nnU-Net's default and residual planners (experiment_planning.experiment_planners, version 2.8.1): M, L and XL differ
 # in the memory that they plan for, thus in patch and batch, not in blocks or widths.
 _WIDTH, _MOST_WIDTH, _LEAST_CELLS = 32, 320, 4
+_LARGEST = 2**16  # channels and strides of a network that could be built
 _RESIDUAL_BLOCKS = (1, 3, 4, *(6,) * 10)
 
 
@@ -63,18 +65,23 @@ class PlannedNetwork:
         """The inverse of `to_dict`.
 
         Raises:
-            PlanError: It is not a 3D PlainConvUNet or ResidualEncoderUNet; the message starts with ``name``.
+            PlanError: It is not a 3D PlainConvUNet or ResidualEncoderUNet, is incomplete, or names something else than
+                PyTorch's layers, which nnU-Net would call; the message starts with ``name``.
         """
-        class_name = str(values["class_name"])
+        try:
+            network = cls(str(values["class_name"]), dict(values["kwargs"]), tuple(values["requires_import"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise PlanError(f"{name}: what it says of the network is incomplete ({error!r}); plan anew") from error
+        class_name, kwargs = network.class_name, network.kwargs
         if class_name not in (_PLAIN, _RESIDUAL):
             raise PlanError(
                 f"{name}: the network {class_name.rsplit('.', 1)[-1]} is not known here; PlainConvUNet and "
                 "ResidualEncoderUNet are"
             )
-        kwargs = dict(values["kwargs"])
         if not str(kwargs.get("conv_op")).endswith("Conv3d"):
             raise PlanError(f"{name}: a network of 2D convolutions; use a 3D configuration such as 3d_fullres")
-        return cls(class_name, kwargs, tuple(values["requires_import"]))
+        network._check(name)
+        return network
 
     @classmethod
     def preset(cls, name: PlannedName, patch_size: Sequence[int], spacing: Sequence[float]) -> PlannedNetwork:
@@ -104,6 +111,19 @@ class PlannedNetwork:
         }
         return cls(_PLAIN if name == "plain" else _RESIDUAL, kwargs, ("conv_op", "norm_op", "dropout_op", "nonlin"))
 
+    def _check(self, name: str) -> None:
+        for key in self.requires_import:
+            layer = self.kwargs.get(key)
+            if layer is not None and not _is_layer(layer):
+                raise PlanError(f"{name}: its {key} is {str(layer)[:80]!r}, which is no layer of PyTorch; plan anew")
+        try:
+            numbers = (*self.channels, *(n for strides in self.strides for n in strides))
+            is_sound = len(self.channels) == len(self.strides) == self.kwargs["n_stages"]
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise PlanError(f"{name}: the stages of its network are not told ({error!r}); plan anew") from error
+        if not is_sound or not all(0 < number <= _LARGEST for number in numbers):
+            raise PlanError(f"{name}: the stages of its network contradict each other; plan anew")
+
     @property
     def is_residual(self) -> bool:
         """Whether it is a ResidualEncoderUNet."""
@@ -121,22 +141,38 @@ class PlannedNetwork:
         return tuple(int(width) for width in self.kwargs["features_per_stage"])
 
     def build(self, in_channels: int, classes: int, deep_supervision: bool = False) -> nn.Module:
-        """The network with nnU-Net's initialisation."""
-        network: nn.Module = get_network_from_plans(
-            self.class_name,
-            dict(self.kwargs),
-            self.requires_import,
-            in_channels,
-            classes,
-            allow_init=True,
-            deep_supervision=deep_supervision,
-        )
+        """The network with nnU-Net's initialisation.
+
+        Raises:
+            PlanError: Its class does not take the plan's arguments, or not with these values.
+        """
+        try:
+            network: nn.Module = get_network_from_plans(
+                self.class_name,
+                dict(self.kwargs),
+                self.requires_import,
+                in_channels,
+                classes,
+                allow_init=True,
+                deep_supervision=deep_supervision,
+            )
+        except Exception as error:  # whatever the values of a plan provoke
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise PlanError(f"the plan's {self.class_name.rsplit('.', 1)[-1]} cannot be built ({reason})") from error
         return network
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         kwargs = json.loads(json.dumps(dict(self.kwargs)))
         return {"class_name": self.class_name, "kwargs": kwargs, "requires_import": list(self.requires_import)}
+
+
+def _is_layer(name: object) -> bool:
+    """Whether a name is of a class of layers; what is found on the way there is imported, so that must be PyTorch."""
+    if not isinstance(name, str) or not name.startswith("torch.nn."):
+        return False
+    found = pydoc.locate(name)
+    return isinstance(found, type) and issubclass(found, nn.Module)
 
 
 class PlannedEncoder(nn.Module):

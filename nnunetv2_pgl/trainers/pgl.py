@@ -26,6 +26,7 @@ from nnunetv2_pgl.trainers.planned_run import PlannedRun, PlannedRunError
 from nnunetv2_pgl.trainers.schedule import WarmupPolyLRScheduler
 from nnunetv2_pgl.trainers.source import find_encoder_checkpoint
 from nnunetv2_pgl.trainers.start import Start
+from nnunetv2_pgl.whole_files import replacing
 
 __all__ = ["PLANS_KEY", "network_strides", "nnUNetTrainerPGL", "nnUNetTrainerPGLScratch"]
 
@@ -140,6 +141,14 @@ class nnUNetTrainerPGL(nnUNetTrainer):
             self._restoring = False
         if self._planned_run is not None:  # else the epochs to come would draw what the first ones drew
             self._planned_run.seed_all(self.current_epoch, self.local_rank)
+
+    def save_checkpoint(self, filename: str) -> None:
+        """nnU-Net's, but a training that is killed while it saves leaves the former checkpoint whole."""
+        if self.local_rank != 0 or self.disable_checkpointing:
+            super().save_checkpoint(filename)
+            return
+        with replacing(filename) as temporary:
+            super().save_checkpoint(str(temporary))
 
     def _stop(self, error: Exception) -> SystemExit:
         """What to raise to end with one line, which is also in the log."""

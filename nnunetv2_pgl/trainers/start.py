@@ -18,6 +18,7 @@ from nnunetv2_pgl.networks import PGLSegmenter
 from nnunetv2_pgl.trainers.differences import intensity_difference, spacing_difference
 from nnunetv2_pgl.trainers.source import decoder_is_wanted, partial_is_allowed
 from nnunetv2_pgl.transfer import LoadReport, load_decoder, load_encoder
+from nnunetv2_pgl.whole_files import write_text
 
 _RECORDED = ("method", "architecture", "epochs", "num_scans", "spacing", "datasets")
 
@@ -93,7 +94,7 @@ class Start:
         record: dict[str, Any] = {"path": str(self.path), "sha256": self.sha256, "named_by": self.named_by}
         record |= {key: self.checkpoint.pgl.get(key) for key in _RECORDED}
         record |= {"share_loaded": report.share, "changes": report.lines()}
-        Path(folder, "pgl_checkpoint.json").write_text(json.dumps(record, indent=4) + "\n")
+        write_text(Path(folder, "pgl_checkpoint.json"), json.dumps(record, indent=4) + "\n")
 
 
 def encoder_strides(network: nn.Module) -> list[int]:

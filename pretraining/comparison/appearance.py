@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from nnunetv2_pgl.whole_files import replacing
 
 # Okabe and Ito's palette, told apart by the colour-blind; markers and dashes tell curves apart in black and white too.
 _FIXED = {"random": "#6e6e6e", "models_genesis": "#e69f00", "byol": "#0072b2", "pgl": "#d55e00", "pgl_mae": "#009e73"}
@@ -63,7 +64,6 @@ def new_figure(width: float, height: float) -> Figure:
 def save(figure: Figure, path: Path) -> Path:
     """Write a PNG, under a temporary name first."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    figure.savefig(temporary, format="png", dpi=130)
-    os.replace(temporary, path)
+    with replacing(path, shared=True) as temporary:
+        figure.savefig(temporary, format="png", dpi=130)
     return path

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 from nnunetv2.paths import nnUNet_results
 
 from nnunetv2_pgl.json_files import load_json
+from nnunetv2_pgl.whole_files import write_text
 from pretraining.comparison.errors import ComparisonError
 
 _NAME = re.compile(r"[A-Za-z0-9]+([_.-][A-Za-z0-9]+)*")
@@ -34,10 +33,7 @@ def require_name(text: str, option: str) -> str:
 def write_atomically(path: Path, text: str) -> None:
     """Writes a text file; whoever reads it finds the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not by process number alone: jobs on several machines may share a folder.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, text, shared=True)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
+from nnunetv2_pgl.whole_files import replacing
 from pretraining.comparison.comparison import Comparison
 from pretraining.comparison.errors import ComparisonError
 from pretraining.comparison.folder import read_json, write_atomically, write_json
@@ -84,9 +85,8 @@ def _link_test_images(comparison: Comparison) -> None:
             try:
                 link.symlink_to(image.resolve())
             except OSError:
-                temporary = link.with_name(f".{link.name}.tmp")
-                shutil.copyfile(image, temporary)
-                os.replace(temporary, link)
+                with replacing(link, shared=True) as temporary:
+                    shutil.copyfile(image, temporary)
 
 
 def _plan_and_preprocess(comparison: Comparison) -> None:

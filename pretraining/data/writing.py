@@ -1,22 +1,20 @@
 """Write preprocessed volumes: compressed in blocks that suit the crops, and never seen half written."""
 
 import json
-import os
 import time
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import blosc2
 import numpy as np
 
-from nnunetv2_pgl.checkpoint import sha256_of
+from nnunetv2_pgl.whole_files import write_bytes, write_text
 from pretraining.data.scan import DataError
 from pretraining.data.store import FORMAT_VERSION, Volume
 
-_LEFTOVER_AGE = 3600.0  # s; nothing takes as long to write, so an older temporary file has lost its writer
+_LEFTOVER_AGE = 600.0  # s without a change; an older temporary file has lost its writer
 _LARGEST_BLOCK = 32  # voxels per axis: 8 x 32 x 32 int16 are 16 KiB, which stays in the first-level cache
 
 # Measured with 25 x 137 x 137 crops from int16 120 x 400 x 400 (a CT resampled to that size, with noise of 12 HU; file
@@ -47,28 +45,24 @@ def write_volume(path: Path, data: np.ndarray, record: Mapping[str, Any], crop_s
     Raises:
         DataError: If the disk is full or not writable.
     """
+    chunks, blocks = storage_layout(data.shape, crop_size)
+    # In memory first: blosc2 itself takes a full disk for an error of the array.
+    array = blosc2.asarray(np.ascontiguousarray(data), chunks=chunks, blocks=blocks, cparams=_COMPRESSION)
+    content = array.to_cframe()
+    del array
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, content, shared=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
     record = {
         "format_version": FORMAT_VERSION,
         **record,
         "shape": list(data.shape),
         "dtype": data.dtype.name,
+        "file_size": len(content),
+        "sha256": sha256(content).hexdigest(),
     }
-    chunks, blocks = storage_layout(data.shape, crop_size)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _replacing(path) as temporary:
-            blosc2.asarray(
-                np.ascontiguousarray(data),
-                urlpath=temporary,
-                mode="w",
-                chunks=chunks,
-                blocks=blocks,
-                cparams=_COMPRESSION,
-            )
-            record["file_size"] = Path(temporary).stat().st_size
-            record["sha256"] = sha256_of(temporary)
-    except OSError as error:
-        raise _unwritable(path, error) from error
     write_record(path, record)
     return Volume.from_record(path, record)
 
@@ -84,8 +78,8 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
         DataError: If the disk is full or not writable.
     """
     try:
-        with _replacing(path.with_suffix(".json")) as temporary:
-            Path(temporary).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+        write_text(path.with_suffix(".json"), text, shared=True)
     except OSError as error:
         raise _unwritable(path, error) from error
 
@@ -103,7 +97,8 @@ def discard_record(path: Path) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> DataError:
-    return DataError(f"{path} cannot be written ({error.strerror or error}): check space and rights")
+    reason = f"could not write {path}: {error.strerror}" if error.strerror else str(error)
+    return DataError(f"{reason}; check space and rights")
 
 
 def storage_layout(shape: Sequence[int], crop_size: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -130,14 +125,3 @@ def remove_leftovers(folder: Path) -> None:
     for path in folder.glob(".*.tmp"):
         if time.time() - path.stat().st_mtime > _LEFTOVER_AGE:
             path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[str]:
-    """Give a temporary name beside ``path``, renamed to it on success and removed on failure."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # jobs on other nodes may have the same pid
-    try:
-        yield str(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

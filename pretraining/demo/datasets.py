@@ -14,6 +14,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from nnunetv2_pgl.nifti_files import write_nifti
 from pretraining.demo.phantoms import DEFAULT_SHAPE, DEFAULT_SPACING, LABELS, Phantom, make_phantom
 from pretraining.demo.shapes import Vector
 
@@ -135,7 +136,7 @@ def _write_volume(volume: NDArray[Any], spacing: Vector, path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
     image = sitk.GetImageFromArray(volume)
     image.SetSpacing(spacing[::-1])
-    sitk.WriteImage(image, str(path), useCompression=True)
+    write_nifti(image, path)
 
 
 def _write_dataset_json(folder: Path, n_train: int, labels: dict[str, int] | None) -> None:

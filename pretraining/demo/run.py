@@ -42,7 +42,7 @@ def demo_entry() -> None:
     try:
         folder.prepare(arguments.overwrite)
         _run_demo(folder, arguments.device, arguments.seed)
-    except (DemoFolderError, CommandError) as error:
+    except (DemoFolderError, CommandError, OSError) as error:
         sys.exit(f"pgl_demo: {error}")
 
 

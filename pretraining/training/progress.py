@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from nnunetv2_pgl.whole_files import replacing, write_text
 
 COLLAPSE_BELOW = 0.1
 
@@ -27,14 +28,25 @@ class RunLog:
         self.file = None if folder is None else folder / f"training_log_{datetime.now():%Y_%m_%d_%H_%M_%S}.txt"
 
     def __call__(self, *lines: str) -> None:
-        """Writes lines to console and file."""
+        """Writes lines to console and file.
+
+        Raises:
+            OSError: If the file cannot be written.
+        """
         if self.file is None:
             return
         for line in lines:
             stamped = f"{datetime.now()}: {line}" if line else ""
             print(stamped, flush=True)
+            self._append(stamped + "\n")
+
+    def _append(self, text: str) -> None:
+        assert self.file is not None
+        try:
             with open(self.file, "a", encoding="utf-8") as file:
-                file.write(stamped + "\n")
+                file.write(text)
+        except OSError as error:
+            raise OSError(f"could not write {self.file}: {error.strerror or error}") from error
 
 
 def epoch_lines(record: dict[str, Any], seconds_left: float) -> list[str]:
@@ -85,9 +97,7 @@ def _health(record: dict[str, Any]) -> list[str]:
 
 def write_metrics(history: Sequence[dict[str, Any]], path: Path) -> None:
     """One JSON line per epoch, replaced as a whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in history))
-    os.replace(temporary, path)
+    write_text(path, "".join(json.dumps(record) + "\n" for record in history))
 
 
 def plot_progress(history: Sequence[dict[str, Any]], baseline: dict[str, float] | None, path: Path) -> None:
@@ -129,9 +139,8 @@ def plot_progress(history: Sequence[dict[str, Any]], baseline: dict[str, float] 
     speed.set_xlabel("epoch")
     if history:
         speed.set_xlim(history[0]["epoch"] - 0.5, history[-1]["epoch"] + 0.5)
-    temporary = path.with_name(f".{path.stem}.tmp.png")
-    figure.savefig(temporary, dpi=100)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)
 
 
 def _curve(axes: Any, history: Sequence[dict[str, Any]], key: str, label: str, color: str, **style: Any) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import blosc2
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -18,6 +17,7 @@ from nnunetv2.preprocessing.resampling.default_resampling import resample_data_o
 
 from pretraining.data import DataError, Scan, Volume, find_scans, preprocess
 from pretraining.data.reading import read_scan
+from tests.full_disk import room_for
 
 Write = Callable[..., Path]
 
@@ -240,18 +240,23 @@ def test_leftovers_of_a_killed_run_go_and_those_at_work_stay(
     assert sorted(path.name for path in volume.path.parent.iterdir()) == [young.name, "a.b2nd", "a.json"]
 
 
-def test_a_failed_write_leaves_nothing_and_names_the_file(
-    tmp_path: Path, write_scan: Write, ct_values: np.ndarray, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_full_disk_ends_the_run_and_leaves_nothing_half_written(
+    tmp_path: Path, write_scan: Write, ct_values: np.ndarray, processes: int
 ) -> None:
-    def full(*args: Any, urlpath: str, **options: Any) -> None:
-        Path(urlpath).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    write_scan(tmp_path / "in" / "a.nii.gz", ct_values)
-    monkeypatch.setattr(blosc2, "asarray", full)
-    with pytest.raises(DataError, match=r"a\.b2nd cannot be written \(No space left"):
-        run(tmp_path / "in")
-    assert [path for path in (tmp_path / "preprocessed").rglob("*") if path.is_file()] == []
+    """No scan may be skipped for it: the run would go on with the few that had room."""
+    for name in ("a", "b", "c"):
+        write_scan(tmp_path / "in" / f"{name}.nii.gz", ct_values)
+    for room in (0, 500, 3000):
+        with (
+            room_for(room),
+            pytest.raises(DataError, match=r"could not write .*[abc]\.b2nd: File too large; check space and rights$"),
+        ):
+            run(tmp_path / "in", processes=processes)
+        assert [path for path in (tmp_path / "preprocessed").rglob("*") if path.is_file()] == []
+    volumes, skipped = run(tmp_path / "in", processes=processes)
+    assert len(volumes) == 3
+    assert not skipped
 
 
 def test_runs_at_the_same_time_share_the_work_and_do_not_disturb_each_other(
@@ -272,7 +277,7 @@ def test_runs_at_the_same_time_share_the_work_and_do_not_disturb_each_other(
         os.rename(source, target)
 
     monkeypatch.setattr("pretraining.data.preprocessing.read_scan", read_while_another_run_prepares_all)
-    monkeypatch.setattr("pretraining.data.writing.os.replace", replace_with_all_records_in_place)
+    monkeypatch.setattr("nnunetv2_pgl.whole_files.os.replace", replace_with_all_records_in_place)
     volumes, skipped = run(tmp_path / "in")
     assert volumes == seen_by_other
     assert skipped == {}

@@ -21,6 +21,7 @@ from nnunetv2_pgl.trainers import (
     nnUNetTrainerPGLScratch,
 )
 from nnunetv2_pgl.trainers.pgl import network_strides
+from tests.full_disk import room_for
 
 CPU = torch.device("cpu")
 Workplace = Any  # the fixture of conftest.py
@@ -155,6 +156,19 @@ def test_train_resume_and_validate_without_the_checkpoint(workplace: Workplace, 
         stored, configuration, 1, 8, enable_deep_supervision=False
     )
     for_prediction.load_state_dict(again.network.state_dict())
+
+
+def test_a_full_disk_keeps_the_former_checkpoint(workplace: Workplace) -> None:
+    """nnU-Net alone would have begun to overwrite it."""
+    trainer = workplace.make(nnUNetTrainerPGLScratch)
+    trainer.initialize()
+    latest = Path(trainer.output_folder, "checkpoint_latest.pth")
+    trainer.save_checkpoint(str(latest))
+    before = latest.read_bytes()
+    with room_for(10_000_000), pytest.raises(RuntimeError, match="write failed"):
+        trainer.save_checkpoint(str(latest))
+    assert latest.read_bytes() == before
+    assert [path.name for path in latest.parent.glob("*checkpoint*")] == [latest.name]
 
 
 def test_folds_of_one_model_have_one_network(workplace: Workplace, save_encoder: SaveEncoder) -> None:

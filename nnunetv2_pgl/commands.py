@@ -10,6 +10,7 @@ from typing import Any
 from nnunetv2_pgl.adaptation import canonical
 from nnunetv2_pgl.checkpoint import CheckpointError, EncoderCheckpoint, load_checkpoint, sha256_of
 from nnunetv2_pgl.extension_folder import check, export_line, extension_folder, link, unlink
+from nnunetv2_pgl.messages import one_line
 
 
 def extension_entry() -> None:
@@ -31,7 +32,7 @@ def extension_entry() -> None:
     try:
         _extension(arguments)
     except OSError as error:
-        sys.exit(f"pgl_extension: {error}")
+        sys.exit(one_line(f"pgl_extension: {error}"))
 
 
 def _extension(arguments: argparse.Namespace) -> None:
@@ -58,7 +59,7 @@ def info_entry() -> None:
     try:
         checkpoint = load_checkpoint(arguments.checkpoint)
     except CheckpointError as error:
-        sys.exit(f"pgl_info: {error}")
+        sys.exit(one_line(f"pgl_info: {error}"))
     print("\n".join(describe(checkpoint)))
     print(f"sha256        {sha256_of(arguments.checkpoint)}")
 
@@ -75,7 +76,7 @@ def describe(checkpoint: EncoderCheckpoint) -> list[str]:
         "network": _network(network) if network else "the paper's",
         "parameters": f"{parameters:,} in {len(weights)} tensors",
         "decoder": f"{len(checkpoint.decoder_weights)} tensors" if checkpoint.decoder_weights else "none",
-        "data": ", ".join(map(str, pgl.get("datasets", []))) or None,
+        "data": ", ".join(map(str, pgl.get("datasets") or [])) or None,
         "scans": pgl.get("num_scans"),
         "epochs": pgl.get("epochs"),
         "views": f"{pgl['view_size']} voxels (z, y, x)" if pgl.get("view_size") else None,
@@ -87,7 +88,7 @@ def describe(checkpoint: EncoderCheckpoint) -> list[str]:
     }
     lines = [f"{name:<13} {'unknown' if value is None else value}" for name, value in facts.items()]
     for citation in checkpoint.citations:
-        lines += [f"{'cite':<13} {reference}" for reference in citation.get("apa_citations", [])]
+        lines += [f"{'cite':<13} {reference}" for reference in citation.get("apa_citations") or []]
     return lines
 
 

@@ -60,7 +60,9 @@ def require_plain(value: object, levels: int = _DEEPEST) -> None:
     elif isinstance(value, str):
         if len(value) > _LONGEST or not value.replace("\n", "").isprintable():
             raise ProvenanceError(f"its description has the text {value[:40]!r}, which cannot be printed")
-    elif value is not None and not isinstance(value, bool | int | float):
+    elif isinstance(value, int) and abs(value) >= 2**63:
+        raise ProvenanceError("its description holds a number of more than 64 bits")
+    elif value is not None and not isinstance(value, int | float):
         raise ProvenanceError(f"its description holds a {type(value).__name__}")
 
 
@@ -118,7 +120,7 @@ def _anything(_: Any) -> bool:
 _PGL: dict[str, Callable[[Any], bool]] = {
     "method": _is_text,
     "framework": _is_text,
-    "untrained_stages": _are_texts,
+    "untrained_stages": lambda value: isinstance(value, list) and all(_is_text(s) or _is_count(s) for s in value),
     "datasets": _are_texts,
     "epochs": _is_count,
     "num_scans": _is_count,

@@ -14,6 +14,7 @@ from typing import NoReturn
 import torch
 
 from nnunetv2_pgl.checkpoint import CheckpointError
+from nnunetv2_pgl.messages import one_line
 from pretraining.config import PretrainConfig
 from pretraining.data import DataError, resolve_source
 from pretraining.options import (
@@ -89,7 +90,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _exit_with(command: str, error: Exception) -> NoReturn:
     _tell_torchrun(f"{command}: {error}")
-    sys.exit(f"{command}: {error}")
+    sys.exit(one_line(f"{command}: {error}"))
 
 
 def _exit_stopped(command: str, stopped: Stopped) -> NoReturn:

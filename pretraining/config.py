@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from nnunetv2_pgl.json_files import load_json
 from nnunetv2_pgl.networks import PAPER_STRIDES, PlannedName, PlannedNetwork, resnet_skip_strides
+from pretraining.field_types import require_field_types
 from pretraining.views import IntensityRanges, ViewSettings
 from pretraining.views.pairs import Channels
 
@@ -166,6 +167,7 @@ class PretrainConfig:
         Raises:
             ValueError: Names the option, its value and what is allowed.
         """
+        self._require_ranges()
         low, high = self.views.scale
         problems = {
             f"-scale {low:g} {high:g}: give two positive sizes in rising order": not 0 < low <= high,
@@ -193,6 +195,24 @@ class PretrainConfig:
         for problem, is_wrong in problems.items():
             if is_wrong:
                 raise ValueError(problem)
+
+    def _require_ranges(self) -> None:
+        """Refuses what the options do not let through, but a ``config.json`` could hold."""
+        at_least = {"epochs": 1, "batch_size": 1, "accumulate": 1, "hidden_channels": 1, "out_channels": 1}
+        at_least |= {"pairs_per_epoch": 1, "in_channels": 1, "validation_scans": 0, "warmup_epochs": 0, "seed": 0}
+        for name, least in at_least.items():
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"{name} {value}: must be at least {least}")
+        if min(self.views.size) < 1:
+            raise ValueError(f"-patch {_spaced(self.views.size)}: give sizes of at least 1")
+        if isinstance(self.spacing, tuple) and min(self.spacing) <= 0:
+            raise ValueError(f"-spacing {_spaced(self.spacing)}: give positive sizes")
+        shares = {"target_decay": self.target_decay, "mask_ratio": self.mask_ratio}
+        shares |= {"flip_probability": self.views.flip_probability, "min_overlap": self.views.min_overlap}
+        shares |= {k: v for k, v in vars(self.views.intensity).items() if k.endswith("probability")}
+        for name, share in shares.items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"-{name} {share}: give a number from 0 to 1")
 
     def _problems_of_network(self) -> dict[str, bool]:
         """What is wrong with encoder and levels, as text and whether it is so."""
@@ -224,6 +244,7 @@ class PretrainConfig:
 
         Raises:
             ValueError: If a setting is unknown.
+            TypeError: If one is of another type.
         """
         unknown = sorted(values.keys() - {f.name for f in fields(cls)})
         if unknown:
@@ -233,7 +254,9 @@ class PretrainConfig:
             views = {key: _tuples(value) for key, value in plain["views"].items()}
             ranges = {key: _tuples(value) for key, value in views.pop("intensity", {}).items()}
             plain["views"] = ViewSettings(**views, intensity=IntensityRanges(**ranges))
-        return cls(**plain)
+        config = cls(**plain)
+        require_field_types(config)
+        return config
 
     @classmethod
     def load(cls, path: Path) -> PretrainConfig:
@@ -254,7 +277,7 @@ class PretrainConfig:
         return [(key, own.get(key), others.get(key)) for key in keys if own.get(key) != others.get(key)]
 
 
-def _spaced(values: Sequence[int]) -> str:
+def _spaced(values: Sequence[float]) -> str:
     return " ".join(map(str, values))
 
 

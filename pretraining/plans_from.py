@@ -11,6 +11,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_pgl.json_files import load_json
 from nnunetv2_pgl.networks import PlanError, PlannedNetwork
+from pretraining.data import DataError
 from pretraining.data.planned import PlannedPreprocessing
 from pretraining.run_folder import RunError
 
@@ -34,7 +35,19 @@ def settings_of_plan(dataset: str, plans_name: str, configuration: str, architec
     """
     file = plans_file(dataset, plans_name)
     where = f"-plans_from {dataset} -p {plans_name}"
-    plans = _read(file)
+    try:
+        return _settings(_read(file), plans_name, configuration, architecture, where)
+    except (RunError, DataError):
+        raise
+    except Exception as error:  # nnU-Net checks little of what it reads
+        raise RunError(
+            f"{file}: not a plan as nnU-Net writes it ({type(error).__name__}: {error}); plan the data set anew"
+        ) from error
+
+
+def _settings(
+    plans: dict[str, Any], plans_name: str, configuration: str, architecture: str | None, where: str
+) -> dict[str, Any]:
     available = plans.get("configurations") or {}
     if configuration not in available:
         raise RunError(

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import os
-import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,28 +81,6 @@ def test_a_misfit_changes_nothing(encoder: ResNet50Encoder) -> None:
     with pytest.raises(CheckpointError, match="left over"):
         load_encoder(other, ResNet50Encoder(norm="instance").state_dict() | {"surprise": torch.zeros(1)}, "file.pth")
     assert all(torch.equal(value, before[key]) for key, value in other.state_dict().items())
-
-
-class Payload:
-    """Unpickling this would create a file."""
-
-    def __init__(self, witness: Path):
-        self.witness = witness
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, (f"touch {self.witness}",)
-
-
-def test_pickled_code_is_not_run(tmp_path: Path) -> None:
-    witness, path = tmp_path / "witness", tmp_path / "hostile.pth"
-    torch.save({"network_weights": {}, "pgl": Payload(witness)}, path)
-    with pytest.raises(CheckpointError, match="could run code"):
-        load_checkpoint(path)
-    legacy = tmp_path / "legacy.pth"
-    legacy.write_bytes(pickle.dumps(Payload(witness)))
-    with pytest.raises(CheckpointError, match="not a PyTorch checkpoint"):
-        load_checkpoint(legacy)
-    assert not witness.exists()
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.3, 0.9, 0.999])

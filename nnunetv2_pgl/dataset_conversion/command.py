@@ -14,6 +14,7 @@ from nnunetv2_pgl.dataset_conversion.msd import read_msd
 from nnunetv2_pgl.dataset_conversion.ribfrac import read_ribfrac
 from nnunetv2_pgl.dataset_conversion.splits import DEFAULT_SEED
 from nnunetv2_pgl.dataset_conversion.writing import RECORD, write_dataset
+from nnunetv2_pgl.messages import one_line
 
 _SHOWN = 20
 
@@ -24,7 +25,7 @@ def convert_entry() -> None:
     try:
         _convert(arguments)
     except (ConversionError, OSError) as error:
-        sys.exit(f"pgl_convert: {error}")
+        sys.exit(one_line(f"pgl_convert: {error}"))
     except KeyboardInterrupt:
         sys.exit("pgl_convert: interrupted; the same command goes on where it stopped")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nnunetv2_pgl.checkpoint import CheckpointError
 from nnunetv2_pgl.export.hub_folder import ExportError, write_hub_folder
+from nnunetv2_pgl.messages import one_line
 
 
 def export_entry() -> None:
@@ -23,7 +24,7 @@ def export_entry() -> None:
             arguments.checkpoint, arguments.hub, arguments.licence.strip(), overwrite=arguments.overwrite
         )
     except (CheckpointError, ExportError, OSError) as error:
-        sys.exit(f"pgl_export: {error}")
+        sys.exit(one_line(f"pgl_export: {error}"))
     except KeyboardInterrupt:
         sys.exit("pgl_export: interrupted; nothing was written")
     print("\n".join(_next_steps(folder)))

@@ -69,7 +69,8 @@ class PlannedNetwork:
                 PyTorch's layers, which nnU-Net would call; the message starts with ``name``.
         """
         try:
-            network = cls(str(values["class_name"]), dict(values["kwargs"]), tuple(values["requires_import"]))
+            imports = tuple(map(str, values["requires_import"]))
+            network = cls(str(values["class_name"]), dict(values["kwargs"]), imports)
         except (KeyError, TypeError, ValueError) as error:
             raise PlanError(f"{name}: what it says of the network is incomplete ({error!r}); plan anew") from error
         class_name, kwargs = network.class_name, network.kwargs

@@ -13,6 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunetv2_pgl.checkpoint import CheckpointError, load_checkpoint
+from nnunetv2_pgl.messages import one_line
 from nnunetv2_pgl.networks import PGLSegmenter
 from nnunetv2_pgl.trainers.network import (
     PLANS_KEY,
@@ -82,7 +83,7 @@ class nnUNetTrainerPGL(nnUNetTrainer):
                 plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
             )
         except NetworkError as error:
-            raise SystemExit(f"{PLANS_KEY} in the plans {plans_manager.plans_name}: {error}") from error
+            raise SystemExit(one_line(f"{PLANS_KEY} in the plans {plans_manager.plans_name}: {error}")) from error
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """nnU-Net's, where the network has it."""
@@ -153,7 +154,7 @@ class nnUNetTrainerPGL(nnUNetTrainer):
     def _stop(self, error: Exception) -> SystemExit:
         """What to raise to end with one line, which is also in the log."""
         self.print_to_log_file(f"ERROR: {error}", also_print_to_console=False)
-        return SystemExit(f"{type(self).__name__}: {error}")
+        return SystemExit(one_line(f"{type(self).__name__}: {error}"))
 
     def _start_from(self, start: Start) -> None:
         """Copies the encoder's weights and records where they come from."""

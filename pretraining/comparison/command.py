@@ -9,6 +9,7 @@ import torch
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 
 from nnunetv2_pgl.checkpoint import CheckpointError
+from nnunetv2_pgl.messages import one_line
 from pretraining.commands import CommandError, CommandStopped
 from pretraining.comparison.arguments import STEPS, parse, settings_given
 from pretraining.comparison.comparison import Comparison
@@ -33,7 +34,7 @@ def compare_entry() -> None:
         print(f"pgl_compare: {stopped}. Call it again to go on", file=sys.stderr)
         sys.exit(STOPPED_EXIT_CODE)
     except (ComparisonError, CommandError, CheckpointError, DataError, RunError, OSError) as error:
-        sys.exit(f"pgl_compare: {error}")
+        sys.exit(one_line(f"pgl_compare: {error}"))
     if failures:
         print(f"\n{len(failures)} failed:")
         for name, reason in failures.items():

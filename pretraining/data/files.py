@@ -34,4 +34,6 @@ def same_files(entries: Sequence[Entry], others: Sequence[Entry]) -> bool:
 
 
 def _identities(entries: Sequence[Entry]) -> list[tuple[str, int, int]]:
+    if not all(isinstance(entry.get("sha256", ""), str) for entry in entries):
+        raise TypeError("a hash is no text")
     return [(Path(entry["path"]).name, entry["size"], entry["mtime_ns"]) for entry in entries]

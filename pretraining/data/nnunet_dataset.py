@@ -54,7 +54,8 @@ def _read_dataset_json(folder: Path) -> dict[str, Any]:
         content = load_json(path)
     except ValueError as error:
         raise DataError(f"{path} is not valid JSON ({error}): correct the file") from error
-    if not isinstance(content, dict) or "file_ending" not in content:
+    ending = content.get("file_ending") if isinstance(content, dict) else None
+    if not isinstance(ending, str) or not ending or Path(ending).name != ending:
         raise DataError(f'{path} has no "file_ending": add the ending of the image files, such as ".nii.gz"')
     return content
 
@@ -64,7 +65,9 @@ def _channel_names(folder: Path, dataset_json: dict[str, Any]) -> tuple[str, ...
     names = dataset_json.get("channel_names", dataset_json.get("modality"))
     if not isinstance(names, dict) or not names:
         raise DataError(f'{folder / "dataset.json"} has no "channel_names": add them, such as {{"0": "CT"}}')
-    return tuple(str(names[key]) for key in sorted(names, key=int))
+    if sorted(names) != sorted(map(str, range(len(names)))) or not all(isinstance(n, str) for n in names.values()):
+        raise DataError(f'{folder / "dataset.json"}: "channel_names" shall give the channels "0", "1", ... their names')
+    return tuple(names[str(number)] for number in range(len(names)))
 
 
 def _declared_ct(channels: tuple[str, ...], modality: str | None) -> tuple[bool, ...]:
@@ -78,7 +81,10 @@ def _reader_name(folder: Path, dataset_json: dict[str, Any]) -> str:
     ending = dataset_json["file_ending"]
     try:
         return determine_reader_writer_from_dataset_json(dataset_json, verbose=False).__name__
-    except RuntimeError as error:
+    except (RuntimeError, AttributeError, TypeError) as error:  # no reader for these files, or none of this name
+        wanted = dataset_json.get("overwrite_image_reader_writer")
+        if wanted not in (None, "None"):
+            raise DataError(f"{folder / 'dataset.json'}: nnU-Net has no reader {str(wanted)[:80]!r}") from error
         if ending in FILE_ENDINGS:
             return DEFAULT_READER  # SimpleITK reads more than nnU-Net's class for it lists
         raise DataError(f"{folder / 'dataset.json'}: nnU-Net has no reader for {ending!r} files") from error
@@ -87,9 +93,14 @@ def _reader_name(folder: Path, dataset_json: dict[str, Any]) -> str:
 def _listed_cases(folder: Path, dataset_json: dict[str, Any]) -> dict[tuple[str, str], dict[int, Path]]:
     """Cases of nnU-Net's explicit form: dataset.json lists every image's path."""
     cases = {}
-    for case, entry in dataset_json["dataset"].items():
-        paths = [Path(folder, os.path.expandvars(image)) for image in entry["images"]]
-        cases["", case] = dict(enumerate(paths))
+    try:
+        for case, entry in dataset_json["dataset"].items():
+            paths = [Path(folder, os.path.expandvars(image)) for image in entry["images"]]
+            cases["", case] = dict(enumerate(paths))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise DataError(
+            f'{folder / "dataset.json"}: "dataset" shall give each case its list of "images" ({error!r})'
+        ) from error
     return cases
 
 
@@ -118,7 +129,7 @@ def _incomplete(files: dict[int, Path], channels: tuple[str, ...], case: str, fi
     for index, channel in enumerate(channels):
         if index not in files:
             return f"channel file {case}_{index:04d}{file_ending} ({channel}) is missing"
-        if not files[index].is_file():
+        if not os.path.isfile(files[index]):  # pathlib's raises where a name is too long
             return f"channel file {files[index]} ({channel}) is missing"
     extra = sorted(set(files) - set(range(len(channels))))
     if extra:

@@ -14,6 +14,7 @@ from pretraining.data.candidate import safe_name
 from pretraining.data.preparation import Prepared
 from pretraining.data.resampling import resampled_shape
 from pretraining.data.scan import BadScan, DataError
+from pretraining.field_types import require_field_types
 
 CT_SCHEME = "CTNormalization"
 _LARGEST_IN_FLOAT16 = 2048.0  # whole numbers up to here are exact; only unnormalised values go beyond
@@ -78,9 +79,9 @@ class PlannedPreprocessing:
                 | {key: values[key] for key in ("resampling_fn_data", "resampling_fn_data_kwargs")}
                 | {"preprocessor_name": values["preprocessor_name"]}
             )
+            planned._check()
         except KeyError as error:
             raise DataError(f"{name}: tells no {error}; plan anew with nnUNetv2_plan_experiment") from error
-        planned._check()
         return planned
 
     @classmethod
@@ -91,16 +92,17 @@ class PlannedPreprocessing:
             DataError: If a value is missing, unknown, or the configuration is not 3D.
         """
         sequences = ("spacing", "transpose_forward", "normalization_schemes", "use_mask_for_norm")
-        fields: dict[str, Any] = {key: tuple(value) if key in sequences else value for key, value in values.items()}
+        fields: dict[str, Any] = dict(values)
         try:
-            planned = cls(**fields)
+            planned = cls(**fields | {key: tuple(fields[key]) for key in sequences if key in fields})
+            if len(planned.spacing) != 3:
+                raise DataError(
+                    f"{planned.plans_name}: {planned.configuration} is not 3D (spacing {planned.spacing}); use a "
+                    "configuration such as 3d_fullres"
+                )
+            require_field_types(planned)
         except TypeError as error:
             raise DataError(f"preprocessing of a plan: {error}") from error
-        if len(planned.spacing) != 3:
-            raise DataError(
-                f"{planned.plans_name}: {planned.configuration} is not 3D (spacing {planned.spacing}); use a "
-                "configuration such as 3d_fullres"
-            )
         return planned
 
     def to_dict(self) -> dict[str, Any]:

@@ -160,8 +160,8 @@ def _record_if_up_to_date(task: _Task) -> dict[str, Any] | None:
         whole = task.path.stat().st_size == record["file_size"]
         current = same_files(record["files"], file_entries(task.scan)) and record["settings"] == _settings(task)
         Volume.from_record(task.path, record)
-        return record if whole and current else None
-    except (DataError, OSError, KeyError, TypeError):
+        return record if whole and current and record["channels"] == list(task.scan.channels) else None
+    except (DataError, OSError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -197,7 +197,9 @@ def _damaged(tasks: Sequence[_Task], processes: int, progress: bool) -> list[_Ta
 
 
 def _is_whole(task: _Task) -> bool:
-    return read_record(task.path).get("sha256") == sha256_of(task.path)
+    record = read_record(task.path)
+    same = record.get("sha256") == sha256_of(task.path)
+    return same and Volume.from_record(task.path, record).fits_its_file()
 
 
 def _preprocess_scan(task: _Task) -> _Result:

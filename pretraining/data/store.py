@@ -119,9 +119,7 @@ class Volume:
             box = f"channel {channel}, {tuple(start)} to {tuple(stop)}"
             raise ValueError(f"{self.name}: {box} is not inside the scan of shape {self.shape}")
         try:
-            array = _open(str(self.path), self.path.stat().st_mtime_ns)
-            if tuple(array.shape) != self.shape or array.dtype != np.dtype(self.dtype):
-                raise RuntimeError(f"its shape {array.shape} or type {array.dtype} is not what the record says")
+            array = self._array()
             values = np.empty([high - low for low, high in zip(start, stop, strict=True)], dtype=array.dtype)
             # What array[...] ends in, without its analysis of the index, which takes a fifth of the time.
             array.get_slice_numpy(values, ((channel, *start), (channel + 1, *stop)))
@@ -130,6 +128,20 @@ class Volume:
             raise DataError(
                 f"{self.path} cannot be read ({error}): add --verify_dataset_integrity to redo what is damaged"
             ) from error
+
+    def fits_its_file(self) -> bool:
+        """Whether the file can be opened and holds an array as the record says."""
+        try:
+            self._array()
+        except (OSError, RuntimeError, ValueError):
+            return False
+        return True
+
+    def _array(self) -> blosc2.NDArray:
+        array = _open(str(self.path), self.path.stat().st_mtime_ns)
+        if tuple(array.shape) != self.shape or array.dtype != np.dtype(self.dtype):
+            raise RuntimeError(f"its shape {array.shape} or type {array.dtype} is not what the record says")
+        return array
 
 
 @lru_cache(maxsize=_OPEN_ARRAYS)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from nnunetv2_pgl.messages import one_line
 from pretraining.commands import CommandError, CommandRunner
 from pretraining.demo.datasets import FILE_ENDING, write_labelled_dataset, write_unlabelled_dataset
 from pretraining.demo.folder import (
@@ -43,7 +44,7 @@ def demo_entry() -> None:
         folder.prepare(arguments.overwrite)
         _run_demo(folder, arguments.device, arguments.seed)
     except (DemoFolderError, CommandError, OSError) as error:
-        sys.exit(f"pgl_demo: {error}")
+        sys.exit(one_line(f"pgl_demo: {error}"))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -38,6 +38,18 @@ class EpochSoFar:
         assert self.sums is not None
         return self.sums
 
+    def check(self) -> None:
+        """Refuses what no epoch adds up to.
+
+        Raises:
+            ValueError: Something is of another type, or there are steps without sums.
+        """
+        numbers = (self.steps, self.waited, self.seconds)
+        if not isinstance(self.steps, int) or not all(isinstance(n, int | float) and n >= 0 for n in numbers):
+            raise ValueError("the epoch under way has impossible numbers")
+        if (self.sums is None) != (self.steps == 0) or not isinstance(self.sums, Tensor | None):
+            raise ValueError("the epoch under way has no sums")
+
     def add(self, output: Tensor, waited: float) -> None:
         """Counts a step."""
         self.steps += 1
@@ -98,22 +110,41 @@ class TrainingState:
         """
         content = load_plain(path)
         if content.get("training_state") not in _READABLE_VERSIONS:
-            raise CheckpointError(f"{path}: not the state of a pre-training run that this version can continue")
-        if content.get("scans") != self.scans:
-            changed = sorted(set(content.get("scans", [])) ^ set(self.scans))
+            raise CheckpointError(
+                f"{path}: not the state of a run that this version can continue; continue it with the version that it "
+                "was written with, or start a new run with -o"
+            )
+        scans = content.get("scans")
+        if scans != self.scans:
+            changed = sorted(set(map(str, scans if isinstance(scans, list) else [])) ^ set(self.scans))
             raise CheckpointError(
                 f"{path}: the run was started on other scans ({len(changed)} came or went: "
                 f"{', '.join(changed[:3])}...); restore the data, or start a new run with -o"
             )
         try:
-            self.objective.load_state_dict(content["objective"])
-            self.optimizer.load_state_dict(content["optimizer"])
-            self.so_far = EpochSoFar(**content.get("so_far", {}))
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            reason = str(error).splitlines()[0]
+            self._fill(content)
+        except Exception as error:  # torch checks little of what it is given
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise CheckpointError(f"{path}: does not fit the settings in config.json ({reason})") from error
-        self.epoch = int(content["epoch"])
+
+    def _fill(self, content: dict[str, Any]) -> None:
+        self.objective.load_state_dict(content["objective"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.so_far = EpochSoFar(**content.get("so_far", {}))
+        self.so_far.check()
         if self.so_far.sums is not None:
             self.so_far.sums = self.so_far.sums.to(next(self.objective.parameters()).device)
-        self.history = list(content["history"])
-        self.baseline = content["baseline"]
+        self.epoch, self.history, self.baseline = content["epoch"], content["history"], content["baseline"]
+        _require_records(self.history, self.epoch, self.baseline)
+
+
+def _require_records(history: Any, epochs: Any, baseline: Any) -> None:
+    """Checks what the log and the curves take for granted."""
+    if not isinstance(history, list) or len(history) != epochs or not all(map(_are_numbers, history)):
+        raise ValueError(f"not one record of numbers for each of {epochs!r} epochs")
+    if baseline is not None and not (_are_numbers(baseline) and "correspondence" in baseline):
+        raise ValueError("no correspondence before training")
+
+
+def _are_numbers(record: Any) -> bool:
+    return isinstance(record, dict) and all(isinstance(value, int | float) for value in record.values())

@@ -1,8 +1,9 @@
-"""Content that others may have put into a file: values of every wrong kind in every place of a good one."""
+"""What others may have put into a file: bytes changed at random, and values of every wrong kind in every place."""
 
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,3 +48,17 @@ def _without(content: Any, place: tuple[Any, ...]) -> Any:
     else:
         del changed[place[0]]
     return changed
+
+
+def harmed(content: bytes, rng: random.Random, start: int = 0, stop: int | None = None) -> bytes:
+    """One to five bytes of ``[start, stop)`` changed, or up to eight lost or put in there."""
+    changed = bytearray(content)
+    for _ in range(rng.randint(1, 5)):
+        at, kind = rng.randrange(start, min(stop or len(changed), len(changed))), rng.random()
+        if kind < 0.6:
+            changed[at] = rng.randrange(256)
+        elif kind < 0.8:
+            del changed[at : at + rng.randint(1, 8)]
+        else:
+            changed[at:at] = rng.randbytes(rng.randint(1, 8))
+    return bytes(changed)

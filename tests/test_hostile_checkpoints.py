@@ -28,7 +28,7 @@ from pretraining.pretrain import RunOptions, pretrain
 from pretraining.training.start import initial_state
 from pretraining.training.state import TrainingState
 from tests.golden.make import FOLDERS, GOLDEN, RUN, config, machine
-from tests.hostile import variants
+from tests.hostile import harmed, variants
 from tests.planned_networks import small_network
 
 FINAL = GOLDEN / "nnUNet_results" / "PGL" / RUN / "checkpoint_final.pth"
@@ -69,19 +69,6 @@ def repacked(change: Callable[[bytes], bytes], method: int = zipfile.ZIP_STORED)
             content = good.read(name)
             archive.writestr(name, change(content) if name.endswith("data.pkl") else content)
     return packed.getvalue()
-
-
-def harmed(content: bytes, rng: random.Random) -> bytes:
-    changed = bytearray(content)
-    for _ in range(rng.randint(1, 5)):
-        at, kind = rng.randrange(len(changed)), rng.random()
-        if kind < 0.6:
-            changed[at] = rng.randrange(256)
-        elif kind < 0.8:
-            del changed[at : at + rng.randint(1, 8)]
-        else:
-            changed[at:at] = rng.randbytes(rng.randint(1, 8))
-    return bytes(changed)
 
 
 def test_whatever_bytes_it_has(tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
+from pretraining.data.dicom_lengths import damaged_element
 from pretraining.data.scan import BadScan
 
 _MODALITY, _DESCRIPTION, _NUMBER = "0008|0060", "0008|103e", "0020|0011"
@@ -29,23 +31,33 @@ def find_series(folder: Path, files: Sequence[Path]) -> tuple[list[tuple[str, tu
         Name and ordered slices of each series; and name and reason of those that hold no image. A series is named
         after its folder, with number and description where the folder holds several.
     """
-    if not any(_is_dicom(file) for file in files):
+    dicom_files = [file for file in files if _is_dicom(file)]
+    if not dicom_files:
         return [], []
+    damaged = {file: element for file in dicom_files if (element := damaged_element(file))}
     try:
-        uids = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-        files_of = {uid: tuple(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid)) for uid in uids}
-    except RuntimeError as error:
+        if damaged:
+            all_slices = _slices_without(folder, [file for file in files if file not in damaged])
+        else:
+            all_slices = _slices_by_series(folder)
+    except (RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[-1]
         return [], [(folder.name, f"a DICOM file in its folder is damaged ({reason}): take it out")]
     series, no_images = [], []
-    for slices in files_of.values():
+    strangers = {str(file) for file in dicom_files if file.stem != "DICOMDIR"}.difference(*all_slices)
+    if strangers:
+        first = Path(min(strangers))
+        where = f" at its element {damaged[first]}" if first in damaged else " or of no DICOM series"
+        others = f", and {len(strangers) - 1} others" if len(strangers) > 1 else ""
+        no_images.append((folder.name, f"{first.name} is truncated or damaged{where}{others}: passed over"))
+    for slices in all_slices:
         name = folder.name
         try:
             header = _header(slices[0])
         except BadScan as error:
             no_images.append((name, str(error)))
             continue
-        if len(uids) > 1:
+        if len(all_slices) > 1:
             name = "_".join(part for part in (name, _tag(header, _NUMBER), _tag(header, _DESCRIPTION)) if part)
         modality = _tag(header, _MODALITY)
         if modality in _NO_IMAGES:
@@ -53,6 +65,20 @@ def find_series(folder: Path, files: Sequence[Path]) -> tuple[list[tuple[str, tu
         else:
             series.append((name, slices))
     return series, no_images
+
+
+def _slices_by_series(folder: Path) -> list[tuple[str, ...]]:
+    """Ordered slices of each series in a folder."""
+    find = sitk.ImageSeriesReader.GetGDCMSeriesFileNames
+    return [tuple(find(str(folder), uid)) for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))]
+
+
+def _slices_without(folder: Path, files: Sequence[Path]) -> list[tuple[str, ...]]:
+    """The same for some of its files: GDCM, which takes a folder, gets one with links to them."""
+    with TemporaryDirectory() as temporary:
+        for file in files:
+            Path(temporary, file.name).symlink_to(file.resolve())
+        return [tuple(str(folder / Path(link).name) for link in links) for links in _slices_by_series(Path(temporary))]
 
 
 def read_series_geometry(slices: Sequence[str]) -> tuple[tuple[int, ...], tuple[float, ...]]:
@@ -134,7 +160,10 @@ def _depth(header: sitk.ImageFileReader) -> float:
 
 
 def _numbers(text: str, count: int) -> list[float]:
-    values = [float(value) for value in re.split(r"\\", text) if value.strip()]
-    if len(values) != count:
+    try:
+        values = [float(value) for value in re.split(r"\\", text) if value.strip()]
+    except ValueError:
+        values = []
+    if len(values) != count or not np.isfinite(values).all():
         raise BadScan("a DICOM slice does not say where it lies (image position or orientation is missing)")
     return values

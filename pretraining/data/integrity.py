@@ -181,8 +181,11 @@ def _metaimage_voxels(file: Path) -> tuple[_Voxels | None, int]:
     start = start if named == "LOCAL" else 0
     order = fields.get("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", "False"))
     dtype = np.dtype((">" if order.lower() == "true" else "<") + kind)
-    count = math.prod(int(size) for size in fields.get("DimSize", "0").split())
-    count *= int(fields.get("ElementNumberOfChannels", "1"))
+    try:
+        count = math.prod(int(size) for size in fields.get("DimSize", "0").split())
+        count *= int(fields.get("ElementNumberOfChannels", "1"))
+    except ValueError as error:
+        raise BadScan(f"{file.name} does not tell how many voxels it has: its header is damaged") from error
     is_compressed = fields.get("CompressedData", "").lower() == "true"
     return (_Voxels(data, 0, dtype, start) if is_compressed else _Voxels(data, start, dtype, None)), count
 

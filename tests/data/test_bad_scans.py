@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pretraining.data import BadScan, Scan, find_scans, preprocess, read_geometry, read_scan
+from tests.hostile import harmed
 
 Write = Callable[..., Path]
 VALUES = np.random.default_rng(0).integers(-1024, 325, (8, 10, 12)).astype(np.int16)
@@ -263,3 +264,19 @@ def test_any_header_is_read_or_refused(tmp_path: Path, changes: list[tuple[int, 
     for read in (read_geometry, read_scan):
         with suppress(BadScan):  # anything else is a fault of ours
             read(scan)
+
+
+@pytest.mark.parametrize("ending", ["mha", "nrrd", "nii.gz"])
+def test_any_bytes_are_read_or_refused(tmp_path: Path, write_scan: Write, ending: str) -> None:
+    path, rng = tmp_path / f"a.{ending}", random.Random(0)
+    good = write_scan(tmp_path / f"good.{ending}", VALUES, SPACING, compress=ending != "nrrd").read_bytes()
+    scan = Scan("a", "a", "in", "in", (str(path),), ("CT",), (True,))
+    refused = 0
+    for _ in range(500):
+        path.write_bytes(harmed(good, rng, stop=500))
+        for read in (read_geometry, read_scan):
+            try:
+                read(scan)
+            except BadScan:  # anything else is a fault of ours
+                refused += 1
+    assert refused

@@ -118,21 +118,39 @@ class PairLoader:
         self.sampler.epoch, self.sampler.first_step = number, first_step
         try:
             yield self._batches()
-        except (RuntimeError, OSError, EOFError) as error:  # torch's own, or what breaks when the other end is gone
-            dead = None if isinstance(error, TrainingError | ProcessLost) else self._dead_worker()
-            if dead is None:
+        except BaseException as error:
+            try:
+                self._explain(error)
                 raise
-            if dead.exitcode == -signal.SIGTERM and "TORCHELASTIC_RUN_ID" in os.environ:  # it ends all below it
-                raise ProcessLost(STOPPED) from error
-            raise TrainingError(self._obituary(dead)) from error
+            finally:
+                self._end_workers()
 
     def _batches(self) -> Iterator[ViewPairBatch]:
+        others = multiprocessing.active_children()
         batches = iter(self._loader)
-        self._workers = multiprocessing.active_children()
+        self._workers += [child for child in multiprocessing.active_children() if child not in others]
         for batch in batches:
             if isinstance(batch, DataError):
                 raise batch
             yield batch
+
+    def _end_workers(self) -> None:
+        """At once. Python would send them SIGTERM at its own end, which leaves them time, and wait for them."""
+        with _untold_of_deaths():
+            for worker in self._workers:
+                worker.kill()
+                worker.join(_UNTIL_IT_SHOWS)
+
+    def _explain(self, error: BaseException) -> None:
+        """Raises what is to be said of a loading process that has died, if one has."""
+        if not isinstance(error, RuntimeError | OSError | EOFError) or isinstance(error, TrainingError | ProcessLost):
+            return  # neither torch's own nor what breaks when the other end is gone
+        dead = self._dead_worker()
+        if dead is None:
+            return
+        if dead.exitcode == -signal.SIGTERM and "TORCHELASTIC_RUN_ID" in os.environ:  # it ends all below it
+            raise ProcessLost(STOPPED) from error
+        raise TrainingError(self._obituary(dead)) from error
 
     def _dead_worker(self) -> BaseProcess | None:
         """The loading process that did not end well."""

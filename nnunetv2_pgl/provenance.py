@@ -109,8 +109,9 @@ def _table_of(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _is_properties(value: Any) -> bool:
+    """Those of a channel of CT; a channel of anything else has none."""
     needed = {"mean", "std", "percentile_00_5", "percentile_99_5"}
-    return _table_of(_is_number)(value) and needed <= value.keys() and value["std"] > 0
+    return _table_of(_is_number)(value) and (not value or (needed <= value.keys() and value["std"] > 0))
 
 
 def _anything(_: Any) -> bool:

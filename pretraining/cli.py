@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -33,6 +31,7 @@ from pretraining.preview import draw_pairs
 from pretraining.run_folder import RunError, RunFolder, require_same
 from pretraining.training.distributed import spawn
 from pretraining.training.errors import STOPPED_EXIT_CODE, ProcessLost, Stopped, TrainingError
+from pretraining.training.restart import tell_torchrun
 
 _EPILOG = """examples:
   pgl_pretrain -d 501                                  one GPU, the paper's settings
@@ -89,12 +88,12 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _exit_with(command: str, error: Exception) -> NoReturn:
-    _tell_torchrun(f"{command}: {error}")
+    tell_torchrun(f"{command}: {error}")
     sys.exit(one_line(f"{command}: {error}"))
 
 
 def _exit_stopped(command: str, stopped: Stopped) -> NoReturn:
-    _tell_torchrun(f"{command}: {stopped}")
+    tell_torchrun(f"{command}: {stopped}")
     print(f"{command}: {stopped}", file=sys.stderr, flush=True)
     sys.exit(STOPPED_EXIT_CODE)
 
@@ -105,14 +104,6 @@ def _exit_after_another(command: str, lost: ProcessLost) -> NoReturn:
         print(f"{command}: {lost}", file=sys.stderr, flush=True)
     time.sleep(_UNTIL_TORCHRUN_LOOKS)
     sys.exit(1)
-
-
-def _tell_torchrun(line: str) -> None:
-    """Writes the line where torchrun looks for the cause, which it prints at the end."""
-    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if file:
-        with suppress(OSError):
-            Path(file).write_text(json.dumps({"message": line, "timestamp": int(time.time())}))
 
 
 def pretrain_entry() -> None:

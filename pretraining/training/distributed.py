@@ -7,14 +7,16 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,12 +28,16 @@ from torch.multiprocessing.spawn import spawn as spawn_processes
 from tqdm import tqdm
 
 from pretraining.training.errors import HOW_TO_GO_ON, STOPPED, ProcessLost, Stopped, TrainingError
+from pretraining.training.heartbeat import heartbeat
+from pretraining.training.restart import tell_torchrun
 
 T = TypeVar("T")
 
 # The others wait while the main process preprocesses, perhaps for hours, and while it saves.
 _WAIT_FOR_MAIN = timedelta(days=2)
 _WAIT_FOR_ALL = timedelta(minutes=30)
+
+_SILENT = "its machine is down or hangs, or the network between them"
 
 # What gloo, NCCL and the store say when the process at the other end is gone.
 _GONE = re.compile(
@@ -136,7 +142,10 @@ def process_group(kind: str) -> Iterator[Processes]:
             store = PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         backend = "nccl" if kind == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=_WAIT_FOR_ALL, store=store, rank=rank, world_size=count)
-        yield Processes(rank, count, local_rank, here, PrefixStore("pgl_pretrain", store))
+        processes = Processes(rank, count, local_rank, here, PrefixStore("pgl_pretrain", store))
+        attempt = processes.from_main(lambda: uuid.uuid4().hex)
+        with heartbeat(store, attempt, rank, count, lambda lost: _end_without(lost, count)):
+            yield processes
     except RuntimeError as error:
         if isinstance(error, TrainingError | ProcessLost) or not _GONE.search(str(error)):
             raise
@@ -148,6 +157,14 @@ def process_group(kind: str) -> Iterator[Processes]:
         signal.signal(signal.SIGTERM, handler)
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _end_without(lost: int, count: int) -> NoReturn:
+    """Ends this process from a thread, since its main one may wait for the lost process where nothing interrupts it."""
+    line = f"pgl_pretrain: nothing was heard of process {lost} of {count} for a minute: {_SILENT}. {HOW_TO_GO_ON}"
+    tell_torchrun(line)
+    print(f"\n{line}", file=sys.stderr, flush=True)  # below the progress bar
+    os._exit(1)
 
 
 def _told_to_end(*_: object) -> None:

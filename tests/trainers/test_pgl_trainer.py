@@ -165,7 +165,7 @@ def test_a_full_disk_keeps_the_former_checkpoint(workplace: Workplace) -> None:
     latest = Path(trainer.output_folder, "checkpoint_latest.pth")
     trainer.save_checkpoint(str(latest))
     before = latest.read_bytes()
-    with room_for(10_000_000), pytest.raises(RuntimeError, match="write failed"):
+    with room_for(10_000_000), pytest.raises(RuntimeError, match=r"write failed|unexpected pos"):
         trainer.save_checkpoint(str(latest))
     assert latest.read_bytes() == before
     assert [path.name for path in latest.parent.glob("*checkpoint*")] == [latest.name]

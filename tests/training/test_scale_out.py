@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -91,6 +92,30 @@ def test_two_processes_are_one_with_the_joined_batch(machine: Machine) -> None:
     for key, value in states[0].items():
         difference = (states[1][key].double() - value.double()).norm() / value.double().norm().clamp(min=1e-3)
         assert difference < 1e-6, f"{key}: {difference:.2e}"
+
+
+# A process of a run in which ten beats take three seconds.
+QUICK_BEATS = """
+from functools import partial
+from pretraining.training import distributed
+distributed.heartbeat = partial(distributed.heartbeat, seconds=0.3)
+from pretraining.cli import pretrain_entry
+pretrain_entry()
+"""
+
+
+def test_a_process_that_hangs_ends_the_run_in_one_line(machine: Machine) -> None:
+    """As when its machine hangs: no connection is closed."""
+    first, second = machine.start_ranks(QUICK_BEATS, (*SHORT, "-epochs", "1000", "-o", "hanging"))
+    wait_for(machine.run_folder("hanging") / "checkpoint_latest.pth", first)
+    os.kill(second.pid, signal.SIGSTOP)
+    begin = time.monotonic()
+    output = output_of(first, 1)
+    second.kill()
+    second.communicate()
+    assert time.monotonic() - begin < 30
+    assert "Traceback" not in output
+    assert output.splitlines()[-1].startswith("pgl_pretrain: nothing was heard of process 1 of 2 for a minute")
 
 
 def test_a_killed_process_ends_the_run_in_one_line(machine: Machine) -> None:

@@ -108,6 +108,11 @@ def test_a_process_that_hangs_ends_the_run_in_one_line(machine: Machine) -> None
     """As when its machine hangs: no connection is closed."""
     first, second = machine.start_ranks(QUICK_BEATS, (*SHORT, "-epochs", "1000", "-o", "hanging"))
     wait_for(machine.run_folder("hanging") / "checkpoint_latest.pth", first)
+    for number in (signal.SIGSTOP, signal.SIGCONT):  # as a scheduler does that suspends the whole job
+        for process in (first, second):
+            os.kill(process.pid, number)
+        time.sleep(6)
+    assert first.poll() is None
     os.kill(second.pid, signal.SIGSTOP)
     begin = time.monotonic()
     output = output_of(first, 1)

@@ -26,7 +26,6 @@ from pretraining.training.errors import Stopped, TrainingError
 from pretraining.training.state import TrainingState
 from pretraining.training.step import Stepper
 from pretraining.views import ViewSettings
-from tests.full_disk import room_for
 
 CONFIG = PretrainConfig(
     datasets=("Dataset501_Small",),
@@ -250,21 +249,6 @@ def test_other_scans_are_not_passed_over(straight: RunFolder, folders: Path) -> 
             pretrain(CONFIG, options("other_scans", resume=True))
     finally:
         hidden.rename(scan)
-
-
-def test_a_full_disk_costs_nothing_that_was_saved(straight: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It fills after the first epoch; the run goes on from there once there is room."""
-    full = RunFolder.named("full")
-    with monkeypatch.context() as patch:
-        killed_after_the_first_epoch(patch)
-        with pytest.raises(Killed):
-            pretrain(CONFIG, options("full"))
-    message = r"could not write .*full/checkpoint_latest\.pth \(the former one is intact\): File too large"
-    with room_for(10_000_000), pytest.raises(OSError, match=message):
-        pretrain(CONFIG, options("full", resume=True))
-    pretrain(CONFIG, options("full", resume=True))
-    weights = encoder_of(full)
-    assert all(torch.equal(value, weights[key]) for key, value in encoder_of(straight).items())
 
 
 def test_a_truncated_state_is_named(straight: RunFolder, folders: Path) -> None:

@@ -1,0 +1,68 @@
+"""Runs of the golden data set on a machine with faults: they end as an undisturbed run."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from nnunetv2_pgl.checkpoint import load_checkpoint
+from pretraining.pretrain import RunOptions, pretrain
+from pretraining.run_folder import RunFolder
+from pretraining.training.state import TrainingState
+from tests.full_disk import room_for
+from tests.golden import make
+
+CONFIG = replace(make.config(), hidden_channels=512, out_channels=256)  # a state of megabytes, more than any picture
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunFolder]:
+    root = tmp_path_factory.mktemp("faults")
+    shutil.copytree(make.GOLDEN / "nnUNet_raw", root / "nnUNet_raw")
+    with make.machine(root):
+        yield run("undisturbed")
+
+
+def run(name: str, resume: bool = False) -> RunFolder:
+    pretrain(CONFIG, RunOptions(name, resume, "cpu", 1, 1))
+    return RunFolder.named(name)
+
+
+def require_equal(one: RunFolder, other: RunFolder) -> None:
+    encoders = [load_checkpoint(folder.final).encoder_weights for folder in (one, other)]
+    assert all(torch.equal(value, encoders[1][key]) for key, value in encoders[0].items())
+
+
+def test_a_full_disk_costs_nothing_that_was_saved(undisturbed: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It fills after the first epoch; the run goes on from there once there is room."""
+    full, save = RunFolder.named("full"), TrainingState.save
+
+    def save_until_it_is_full(state: TrainingState, path: Path) -> None:
+        with room_for(1_000_000) if state.epoch == 2 else nullcontext():
+            save(state, path)
+
+    message = r"could not write .*full/checkpoint_latest\.pth \(the former one is intact\): File too large"
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingState, "save", save_until_it_is_full)
+        with pytest.raises(OSError, match=message):
+            run("full")
+    assert torch.load(full.latest, weights_only=True)["epoch"] == 1
+    require_equal(undisturbed, run("full", resume=True))
+
+
+def test_a_clock_that_jumps_does_not_matter(undisturbed: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    jumps, clock = itertools.cycle((0, -40 * 86400, 86400, 3)), time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + next(jumps))
+    jumping = run("jumping")
+    records = [json.loads(line) for line in (jumping.path / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 < record["seconds"] < 300 for record in records)
+    require_equal(undisturbed, jumping)

@@ -6,12 +6,13 @@ import multiprocessing
 import os
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pretraining.config import PretrainConfig
 from pretraining.data import DataError
@@ -50,7 +51,10 @@ class Scan:
             raise MemoryError("Unable to allocate 3 GiB")
         if self.does == "bug":
             raise KeyError("a mistake of ours")
-        return np.zeros([b - a for a, b in zip(start, stop, strict=True)], dtype=np.int16)
+        shape = [b - a for a, b in zip(start, stop, strict=True)]
+        if self.does == "count":
+            return np.arange(np.prod(shape)).reshape(shape).astype(np.int16) + int(self.name[-1]) + sum(start)
+        return np.zeros(shape, dtype=np.int16)
 
 
 def read_all(does: str, workers: int) -> int:
@@ -64,6 +68,31 @@ def read_all(does: str, workers: int) -> int:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_readable_scans_give_all_batches(workers: int) -> None:
     assert read_all("", workers) == 8
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a machine with fewer cores
+def test_crops_do_not_depend_on_the_number_of_workers() -> None:
+    """Nor on where an epoch was resumed."""
+    alone = crops_of_two_epochs(0)
+    assert len(alone) == 12
+    for workers in (1, 3):
+        for one, other in zip(alone, crops_of_two_epochs(workers), strict=True):
+            assert torch.equal(one, other)
+    for one, other in zip(alone[4:], crops_of_two_epochs(1, first_step=4), strict=True):
+        assert torch.equal(one, other)
+
+
+def crops_of_two_epochs(workers: int, first_step: int = 0) -> list[torch.Tensor]:
+    """Crops, boxes and intensity changes of each batch of two."""
+    scans: Any = [Scan(f"case_{i}", "count") for i in range(4)]
+    loader = PairLoader(scans, replace(CONFIG, batch_size=2), PairSampler(4, 6, 2, 1, seed=0), workers, pin=False)
+    batches = []
+    for epoch in (0, 1):
+        with loader.epoch(epoch, first_step if epoch == 0 else 0) as loaded:
+            for batch in loaded:
+                parts = (batch.crops, batch.starts, batch.sizes, batch.flips, batch.intensity)
+                batches.append(torch.cat([part.reshape(-1).double() for part in parts]))
+    return batches
 
 
 def test_the_scan_of_a_killed_worker_is_named() -> None:

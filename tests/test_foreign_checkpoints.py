@@ -206,7 +206,7 @@ def test_what_others_wrote_is_named(tmp_path: Path, content: Any, message: str, 
 def test_an_old_file_that_is_cut_off(tmp_path: Path) -> None:
     path = saved(tmp_path, {"state_dict": parallel(Genesis())}, _use_new_zipfile_serialization=False)
     path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(CheckpointError, match=r"given\.pth: (damaged|truncated)"):
+    with pytest.raises(CheckpointError, match=r"given\.pth: .*(damaged|truncated)"):
         load_checkpoint(path)
 
 

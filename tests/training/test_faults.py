@@ -16,7 +16,7 @@ import torch
 
 from nnunetv2_pgl.checkpoint import load_checkpoint
 from pretraining.pretrain import RunOptions, pretrain
-from pretraining.run_folder import RunFolder
+from pretraining.run_folder import RunError, RunFolder
 from pretraining.training.state import TrainingState
 from tests.full_disk import room_for
 from tests.golden import make
@@ -66,3 +66,13 @@ def test_a_clock_that_jumps_does_not_matter(undisturbed: RunFolder, monkeypatch:
     records = [json.loads(line) for line in (jumping.path / "metrics.jsonl").read_text().splitlines()]
     assert all(0 < record["seconds"] < 300 for record in records)
     require_equal(undisturbed, jumping)
+
+
+def test_a_results_folder_that_cannot_be_written_to(
+    undisturbed: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file in its place, since nothing is read-only for root."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "file"))
+    with pytest.raises(RunError, match=r"file/PGL/refused cannot be made \(Not a directory\): set nnUNet_results"):
+        run("refused")

@@ -19,8 +19,9 @@ from pretraining.config import PretrainConfig
 from pretraining.data import Volume
 from pretraining.training import loop
 from pretraining.training.correspondence import validation_batches
-from pretraining.training.distributed import process_group, spawn
+from pretraining.training.distributed import process_group
 from pretraining.training.progress import RunLog
+from pretraining.training.spawning import spawn
 from pretraining.views import ViewSettings
 
 _PAIRS = 4  # per process and step

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from nnunetv2_pgl.networks.planned import PlannedNetwork
+from nnunetv2_pgl.networks.plan import PlannedNetwork
 
 _LEAST_CELLS = 2  # instance norms need more than one value while training
 

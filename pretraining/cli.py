@@ -14,6 +14,7 @@ import torch
 from nnunetv2_pgl.checkpoint import CheckpointError
 from nnunetv2_pgl.messages import one_line
 from pretraining.config import PretrainConfig
+from pretraining.config_checks import check_config
 from pretraining.data import DataError, resolve_source
 from pretraining.options import (
     OptionParser,
@@ -29,9 +30,9 @@ from pretraining.options import (
 from pretraining.pretrain import RunOptions, prepare_volumes, pretrain
 from pretraining.preview import draw_pairs
 from pretraining.run_folder import RunError, RunFolder, require_same
-from pretraining.training.distributed import spawn
 from pretraining.training.errors import STOPPED_EXIT_CODE, ProcessLost, Stopped, TrainingError
 from pretraining.training.restart import tell_torchrun
+from pretraining.training.spawning import spawn
 
 _EPILOG = """examples:
   pgl_pretrain -d 501                                  one GPU, the paper's settings
@@ -70,7 +71,7 @@ def _run(arguments: argparse.Namespace) -> None:
     else:
         config = _settings(arguments)
         folder = RunFolder.named(arguments.o or _default_name(config))
-    config.check()
+    check_config(config)
     options = RunOptions(
         name=folder.path.name,
         resume=arguments.c,
@@ -145,7 +146,7 @@ def preview_entry() -> None:
         output = arguments.o
         del arguments.o
         config = with_options(arguments, PretrainConfig(datasets=()))
-        config.check()
+        check_config(config)
         volumes, skipped = prepare_volumes(config, arguments.np, arguments.verify_dataset_integrity)
         draw_pairs(volumes, config.views, config.seed, output, arguments.n)
         for item in skipped:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -161,79 +160,6 @@ class PretrainConfig:
         fine = [level for level, strides in enumerate(self.map_strides) if max(strides) <= _LARGEST_CELL]
         return (fine[-1],)
 
-    def check(self) -> None:
-        """Refuses settings that no run can have.
-
-        Raises:
-            ValueError: Names the option, its value and what is allowed.
-        """
-        self._require_ranges()
-        low, high = self.views.scale
-        problems = {
-            f"-scale {low:g} {high:g}: give two positive sizes in rising order": not 0 < low <= high,
-            f"-b {self.batch_size}: not a multiple of -accumulate {self.accumulate}": self.batch_size % self.accumulate,
-            f"-lr {self.learning_rate}: must be positive": self.peak_learning_rate <= 0,
-            f"-wd {self.weight_decay}: must not be negative": self.weight_decay < 0,
-            f"-restoration_weight {self.restoration_weight}: must not be negative": self.restoration_weight < 0,
-            f"-strides {self.encoder_strides}: powers of two between 1 and 16": any(
-                stride not in (1, 2, 4, 8, 16) for stride in self.encoder_strides
-            ),
-        }
-        problems |= self._problems_of_network()
-        if self.weights is not None:
-            given = "-weights " + " ".join(f"{weight:g}" for weight in self.weights)
-            sources = len(self.datasets)
-            problems[f"{given}: give {sources}, one for each of -d"] = len(self.weights) != sources
-            problems[f"{given}: give numbers that are not negative, at least one of them positive"] = not (
-                all(0 <= weight < float("inf") for weight in self.weights) and any(self.weights)
-            )
-        for name, value in vars(self.views.intensity).items():
-            if isinstance(value, tuple):
-                problems[f"-{name} {value[0]:g} {value[1]:g}: give two values >= 0 in rising order"] = not (
-                    0 <= value[0] <= value[1]
-                )
-        for problem, is_wrong in problems.items():
-            if is_wrong:
-                raise ValueError(problem)
-
-    def _require_ranges(self) -> None:
-        """Refuses what the options do not let through, but a ``config.json`` could hold."""
-        at_least = {"epochs": 1, "batch_size": 1, "accumulate": 1, "hidden_channels": 1, "out_channels": 1}
-        at_least |= {"pairs_per_epoch": 1, "in_channels": 1, "validation_scans": 0, "warmup_epochs": 0, "seed": 0}
-        for name, least in at_least.items():
-            if (value := getattr(self, name)) is not None and value < least:
-                raise ValueError(f"{name} {value}: must be at least {least}")
-        if min(self.views.size) < 1:
-            raise ValueError(f"-patch {_spaced(self.views.size)}: give sizes of at least 1")
-        if isinstance(self.spacing, tuple) and min(self.spacing) <= 0:
-            raise ValueError(f"-spacing {_spaced(self.spacing)}: give positive sizes")
-        shares = {"target_decay": self.target_decay, "mask_ratio": self.mask_ratio}
-        shares |= {"flip_probability": self.views.flip_probability, "min_overlap": self.views.min_overlap}
-        shares |= {k: v for k, v in vars(self.views.intensity).items() if k.endswith("probability")}
-        for name, share in shares.items():
-            if not 0 <= share <= 1:
-                raise ValueError(f"-{name} {share}: give a number from 0 to 1")
-
-    def _problems_of_network(self) -> dict[str, bool]:
-        """What is wrong with encoder and levels, as text and whether it is so."""
-        problems: dict[str, bool] = {}
-        if self.align_stages is not None:
-            given, maps = " ".join(map(str, self.align_stages)), len(self.map_strides)
-            problems[f"-align_stages {given}: this encoder has the maps 0 to {maps - 1}"] = not all(
-                0 <= level < maps for level in self.align_stages
-            )
-            problems[f"-align_stages {given}: only pgl and pgl_mae align"] = self.method not in ("pgl", "pgl_mae")
-        if self.planned_network is None:
-            return problems
-        own = f"-a {self.architecture}"
-        problems[f"-strides: {own} has those of its plan; leave it out"] = self.strides is not None
-        problems[f"-norm: {own} has that of its plan; leave it out"] = self.norm != "batch"
-        deepest = self.encoder_strides
-        problems[f"-patch {_spaced(self.views.size)}: {own} needs multiples of {_spaced(deepest)}"] = any(
-            size % stride for size, stride in zip(self.views.size, deepest, strict=True)
-        )
-        return problems
-
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as written to ``config.json``."""
         return json.loads(json.dumps(asdict(self)))
@@ -275,10 +201,6 @@ class PretrainConfig:
         own, others = _flat(self.to_dict()), _flat(other.to_dict())
         keys = [*own, *(key for key in others if key not in own)]  # a group of settings may be None in one of them
         return [(key, own.get(key), others.get(key)) for key in keys if own.get(key) != others.get(key)]
-
-
-def _spaced(values: Sequence[float]) -> str:
-    return " ".join(map(str, values))
 
 
 def _fitting_stride(size: int, stride: int) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pretraining.config import PretrainConfig
+from pretraining.config_checks import check_config
 from pretraining.data import DataError, find_scans, preprocess
 from pretraining.manifest import Manifest
 from pretraining.plans_from import settings_of_plan
@@ -110,7 +111,7 @@ def test_the_settings_of_a_run(tmp_path: Path) -> None:
     refused = 0
     for what in written(file, content):
         try:
-            PretrainConfig.load(file).check()
+            check_config(PretrainConfig.load(file))
         except ValueError:
             refused += 1
         except Exception as error:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pretraining.config import PretrainConfig
+from pretraining.config_checks import check_config
 from pretraining.options import (
     OptionParser,
     add_data_options,
@@ -93,7 +94,7 @@ def settings(*options: str) -> PretrainConfig:
 
 def test_the_plans_network_patch_and_preprocessing_are_taken() -> None:
     config = settings("-plans_from", "17", "-p", "nnUNetResEncUNetLPlans")
-    config.check()
+    check_config(config)
     assert config.architecture == "resenc_l"
     assert config.plans == "Dataset017_BCV/nnUNetResEncUNetLPlans/3d_fullres"
     assert config.views.size == (24, 32, 32)
@@ -109,14 +110,14 @@ def test_the_plans_network_patch_and_preprocessing_are_taken() -> None:
 
 def test_options_come_before_the_plan() -> None:
     config = settings("-plans_from", "Dataset017_BCV", "-patch", "16", "32", "32", "-a", "plain")
-    config.check()
+    check_config(config)
     assert config.views.size == (16, 32, 32)
     assert config.architecture == "plain"
 
 
 def test_the_papers_encoder_takes_all_but_the_network() -> None:
     config = settings("-plans_from", "17", "-a", "resnet50")
-    config.check()
+    check_config(config)
     assert config.architecture == "resnet50"
     assert config.planned_network is None
     assert config.strides == (4, 4, 4)  # what the plan pools to, which is what nnUNetTrainerPGL will use
@@ -156,7 +157,7 @@ def test_what_does_not_match_is_one_line(options: list[str], message: str) -> No
 )
 def test_settings_that_no_run_can_have(options: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        settings(*options).check()
+        check_config(settings(*options))
 
 
 def test_levels_are_the_deepest_whose_cells_are_fine_enough() -> None:

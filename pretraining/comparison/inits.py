@@ -14,6 +14,7 @@ from pretraining.comparison.errors import ComparisonError
 from pretraining.comparison.folder import ComparisonFolder, require_name
 from pretraining.comparison.settings import ComparisonSettings
 from pretraining.config import PretrainConfig
+from pretraining.config_checks import check_config
 from pretraining.options import (
     OptionParser,
     add_data_options,
@@ -161,7 +162,7 @@ def _config(options: Sequence[str], what: str, reserved: Sequence[str]) -> Pretr
             if getattr(arguments, name):
                 raise ComparisonError(f"-{name} is set by the comparison; leave it out")
         config = with_options(arguments, PretrainConfig(datasets=()))
-        config.check()
+        check_config(config)
     except (ComparisonError, RunError, ValueError) as error:
         raise ComparisonError(f"{what}: {error}") from error
     return config

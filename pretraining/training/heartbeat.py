@@ -43,36 +43,47 @@ def heartbeat(
         seconds: Between two beats.
         most_missed: Beats.
     """
-    ended, watched = threading.Event(), (rank + 1) % count
-    client = PrefixStore(name, _client_of(store))
-    heard = [client.add(str(watched), 0)]
-
-    def beat() -> None:
-        with suppress(RuntimeError):  # the store has gone, which those who wait for it notice
-            while not ended.wait(seconds):
-                client.add(str(rank), 1)
-                heard[0] = client.add(str(watched), 0)
-
-    def watch() -> None:
-        last, missed = heard[0], 0
-        while not ended.wait(seconds) and last < _LEFT:
-            missed = missed + 1 if heard[0] == last else 0
-            last = heard[0]
-            if missed >= most_missed and beating.is_alive():
-                lost(watched)
-                return
-
-    beating, watching = (threading.Thread(target=target, daemon=True) for target in (beat, watch))
-    beating.start()
-    watching.start()
+    beats = _Beats(PrefixStore(name, _client_of(store)), rank, (rank + 1) % count, seconds)
+    beats.beating.start()
+    threading.Thread(target=beats.watch, args=(most_missed, lost), daemon=True).start()
     try:
         yield
     finally:
-        ended.set()
-        with suppress(RuntimeError):
-            beating.join(seconds)
-            if not beating.is_alive():  # else the store does not answer
-                client.add(str(rank), _LEFT)
+        beats.leave()
+
+
+class _Beats:
+    """Beats of this process and of the one that it watches, as the store counts them."""
+
+    def __init__(self, store: Store, rank: int, watched: int, seconds: float):
+        self._store, self._rank, self._watched, self._seconds = store, rank, watched, seconds
+        self._heard = store.add(str(watched), 0)
+        self._left = threading.Event()
+        self.beating = threading.Thread(target=self._beat, daemon=True)
+
+    def _beat(self) -> None:
+        with suppress(RuntimeError):  # the store has gone, which those who wait for it notice
+            while not self._left.wait(self._seconds):
+                self._store.add(str(self._rank), 1)
+                self._heard = self._store.add(str(self._watched), 0)
+
+    def watch(self, most_missed: int, lost: Callable[[int], None]) -> None:
+        last, missed = self._heard, 0
+        while not self._left.wait(self._seconds) and last < _LEFT:
+            heard = self._heard
+            missed = missed + 1 if heard == last else 0
+            last = heard
+            if missed >= most_missed and self.beating.is_alive():
+                lost(self._watched)
+                return
+
+    def leave(self) -> None:
+        """So that nobody takes this process for lost."""
+        self._left.set()
+        self.beating.join(self._seconds)
+        if not self.beating.is_alive():  # else the store does not answer
+            with suppress(RuntimeError):
+                self._store.add(str(self._rank), _LEFT)
 
 
 def _client_of(store: Store) -> Store:

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,25 @@ def crops_of_two_epochs(workers: int, first_step: int = 0) -> list[torch.Tensor]
                 parts = (batch.crops, batch.starts, batch.sizes, batch.flips, batch.intensity)
                 batches.append(torch.cat([part.reshape(-1).double() for part in parts]))
     return batches
+
+
+@pytest.fixture
+def spawning() -> Iterator[None]:
+    """Processes that share nothing with their parent, as on Windows and macOS."""
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    yield
+    multiprocessing.set_start_method(before, force=True)
+
+
+def test_spawned_workers_give_the_same_crops(spawning: None) -> None:
+    for one, other in zip(crops_of_two_epochs(0), crops_of_two_epochs(1), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_spawned_worker_that_died_is_told(spawning: None) -> None:
+    with pytest.raises(TrainingError, match="killed by SIGKILL while it read case_2"):
+        read_all("die", 1)
 
 
 def test_the_scan_of_a_killed_worker_is_named() -> None:

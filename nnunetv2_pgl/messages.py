@@ -7,6 +7,6 @@ _LONGEST = 2000  # characters
 
 def one_line(message: object) -> str:
     """A message, or that of an error, in one line of printable characters."""
-    words = " ".join(str(message).split())
-    shown = "".join(character if character.isprintable() else "?" for character in words)
+    line = " ".join(part.strip() for part in str(message).splitlines())
+    shown = "".join(character if character.isprintable() else "?" for character in line)
     return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}..."

@@ -1,0 +1,10 @@
+from __future__ import annotations
+
+from nnunetv2_pgl.messages import one_line
+
+
+def test_a_message_is_one_line_that_a_terminal_can_show() -> None:
+    assert one_line(ValueError("/data/two  blanks/Schädel.nii.gz: is 2D")) == "/data/two  blanks/Schädel.nii.gz: is 2D"
+    assert one_line("first\n  second\r\nthird\n") == "first second third"
+    assert one_line("\x1b[2J\x1b]0;title\x07") == "?[2J?]0;title?"
+    assert one_line("x" * 10**6) == "x" * 2000 + "..."

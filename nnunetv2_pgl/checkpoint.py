@@ -6,7 +6,7 @@ import hashlib
 import os
 import pickle
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nnunetv2_pgl.foreign import is_legacy_file, what_it_is
 from nnunetv2_pgl.nnssl import NnsslError, read_nnssl
-from nnunetv2_pgl.provenance import ProvenanceError, require_citations, require_plain, require_provenance
+from nnunetv2_pgl.provenance import ProvenanceError, readable_citations, require_plain, require_provenance
 from nnunetv2_pgl.whole_files import flush_to_disk, replacing
 
 FORMAT_VERSION = 1
@@ -157,10 +157,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> EncoderCheckpoint:
     try:
         require_provenance(checkpoint.pgl)
         require_plain(checkpoint.nnssl_adaptation_plan)
-        require_citations(checkpoint.citations)
+        return replace(checkpoint, citations=readable_citations(checkpoint.citations))
     except ProvenanceError as error:
         raise CheckpointError(f"{path}: {error}; {_GET_IT_AGAIN}") from error
-    return checkpoint
 
 
 def _is_name(key: object) -> bool:

@@ -88,7 +88,7 @@ def describe(checkpoint: EncoderCheckpoint) -> list[str]:
     }
     lines = [f"{name:<13} {'unknown' if value is None else value}" for name, value in facts.items()]
     for citation in checkpoint.citations:
-        lines += [f"{'cite':<13} {reference}" for reference in citation.get("apa_citations") or []]
+        lines += [f"{'cite':<13} {' '.join(reference.split())}" for reference in citation["apa_citations"]]
     return lines
 
 

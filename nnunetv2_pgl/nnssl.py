@@ -60,27 +60,32 @@ def read_nnssl(content: Mapping[str, Any]) -> NnsslEncoder:
     Raises:
         NnsslError: It is for another kind of network, or the plan is incomplete.
     """
-    plan = content["nnssl_adaptation_plan"]
     try:
-        network = _network(plan["architecture_plans"])
-        weights = _encoder_weights(content["network_weights"], plan["key_to_encoder"], plan["key_to_stem"])
-        configuration = next(iter(plan["pretrain_plan"]["configurations"].values()))
-        in_channels = int(plan.get("pretrain_num_input_channels") or 1)
-    except (KeyError, TypeError, AttributeError, StopIteration) as error:
+        return _read(content)
+    except PlanError as error:
+        raise NnsslError(str(error)) from error
+    except NnsslError:
+        raise
+    except Exception as error:  # whatever is in the plan
         raise NnsslError(
             f"a checkpoint of nnssl whose nnssl_adaptation_plan is incomplete ({type(error).__name__}: {error}); write "
             "it again with a newer nnssl"
         ) from error
-    except PlanError as error:
-        raise NnsslError(str(error)) from error
+
+
+def _read(content: Mapping[str, Any]) -> NnsslEncoder:
+    plan = content["nnssl_adaptation_plan"]
+    network = _network(plan["architecture_plans"])
+    weights = _encoder_weights(content["network_weights"], plan["key_to_encoder"], plan["key_to_stem"])
     architecture = {
         "name": "resenc_l" if network.is_residual else "plain",
         "norm": "instance" if "InstanceNorm" in str(network.kwargs.get("norm_op")) else "batch",
         "centred": False,
         "strides": list(network.strides[-1]),
-        "in_channels": in_channels,
+        "in_channels": int(plan.get("pretrain_num_input_channels") or 1),
         "network": network.to_dict(),
     }
+    configuration = next(iter(plan["pretrain_plan"]["configurations"].values()))
     pgl = {"framework": "nnssl", "method": _method(content), "architecture": architecture, **_data_of(configuration)}
     return NnsslEncoder(weights, pgl)
 

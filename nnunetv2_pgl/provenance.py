@@ -31,17 +31,15 @@ def require_provenance(pgl: Mapping[str, Any]) -> None:
     _require(pgl.get("intensity") or {}, _INTENSITY, "intensity.")
 
 
-def require_citations(citations: object) -> None:
-    """Checks the entry ``citations`` of a checkpoint: a list of tables, whose ``apa_citations`` are texts.
+def readable_citations(citations: object) -> list[dict[str, Any]]:
+    """Those of the entry ``citations`` of a checkpoint that are tables with a list of ``apa_citations``.
 
     Raises:
-        ProvenanceError: It is something else.
+        ProvenanceError: They cannot be printed.
     """
     require_plain(citations)
-    if not isinstance(citations, list) or not all(map(_table_of(_anything), citations)):
-        raise ProvenanceError("its citations are no list of tables")
-    for citation in citations:
-        _require(citation, {"apa_citations": _are_texts}, "citations.")
+    found = citations if isinstance(citations, list) else []
+    return [entry for entry in found if isinstance(entry, dict) and _are_references(entry.get("apa_citations"))]
 
 
 def require_plain(value: object, levels: int = _DEEPEST) -> None:
@@ -99,6 +97,10 @@ def _is_range(value: Any) -> bool:
 
 def _are_texts(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(map(_is_text, value))
+
+
+def _are_references(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def _table_of(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:

@@ -16,6 +16,7 @@ from nnunetv2_pgl.commands import describe
 from nnunetv2_pgl.networks import PlannedEncoder, PlannedNetwork, ResNet50Encoder
 from nnunetv2_pgl.nnssl import read_nnssl
 from nnunetv2_pgl.transfer import load_encoder
+from tests.hostile import variants
 from tests.planned_networks import small_architecture, small_network
 
 
@@ -133,6 +134,21 @@ def test_nnssl_checkpoints_that_cannot_be_used(tmp_path: Path, change: Any, mess
     content = copy.deepcopy(nnssl_content(small_network("resenc")))
     change(content["nnssl_adaptation_plan"])
     require_line(saved(tmp_path, content), message)
+
+
+def test_whatever_nnssl_s_plan_says(tmp_path: Path) -> None:
+    content, path = nnssl_content(small_network("plain", (4, 8))), tmp_path / "given.pth"
+    refused = 0
+    for entry in ("nnssl_adaptation_plan", "citations", "trainer_name"):
+        for what, value in variants(content[entry]):
+            torch.save({**content, entry: value}, path)
+            try:
+                describe(load_checkpoint(path))
+            except CheckpointError:
+                refused += 1
+            except Exception as error:
+                raise AssertionError(f"{entry} {what}: {type(error).__name__}: {error}") from error
+    assert refused > 100
 
 
 def require_line(path: Path, message: str) -> None:

@@ -2,7 +2,7 @@
 
 python -m benchmarks.reliability [--only kills preprocessing soak] [--kills 100] [--epochs 400] [--steps 3000]
 
-Needs Linux; about an hour and a half on two cores, one thread each. Runs of `pgl_pretrain` with a small network, tiny
+Needs Linux; about an hour on two cores, one thread each. Runs of `pgl_pretrain` with a small network, tiny
 views and one loading process, in float32. Attempts that are killed are process groups that are ended with SIGKILL, so
 moments fall on starting, reading, steps, saving and drawing alike. Exits with 1 where something is not as it should be.
 """

@@ -13,7 +13,7 @@ from benchmarks.processes import MIB, memory_of
 from benchmarks.small_runs import SmallRuns, are_equal
 
 _STEPS = 100  # of an epoch: one record each
-_WARM_UP = 5  # epochs
+_WARM_UP = 10  # epochs
 _MOST = 0.02  # growth after it
 
 
@@ -28,7 +28,7 @@ class _Record:
 def soak(root: Path, steps: int, losses: int) -> bool:
     """Trains for many steps, recording each hundred; and once more, killing the loading process now and then.
 
-    Memory and open files may grow by 2 % after the first 500 steps. The second run, continued after each loss, has to
+    Memory and open files may grow by 2 % after the first 1,000 steps. The second run, continued after each loss, has to
     end as the first one, to the bit.
     """
     epochs = -(-steps // _STEPS)

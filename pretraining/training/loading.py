@@ -116,8 +116,18 @@ class PairLoader:
             TrainingError: If a loading process has died, at whatever point of the epoch that is noticed.
         """
         self.sampler.epoch, self.sampler.first_step = number, first_step
-        try:
+        with self.explaining_deaths():
             yield self._batches()
+
+    @contextmanager
+    def explaining_deaths(self) -> Iterator[None]:
+        """Around all that is done while there are loading processes: torch tells of their death wherever that is.
+
+        Raises:
+            ProcessLost, TrainingError: See `epoch`.
+        """
+        try:
+            yield
         except BaseException as error:
             try:
                 self._explain(error)
@@ -140,6 +150,7 @@ class PairLoader:
             for worker in self._workers:
                 worker.kill()
                 worker.join(_UNTIL_IT_SHOWS)
+        self._workers = []
 
     def _explain(self, error: BaseException) -> None:
         """Raises what is to be said of a loading process that has died, if one has."""
@@ -156,6 +167,8 @@ class PairLoader:
         """The loading process that did not end well."""
         pids = {pid for pid, _, _ in self._dataset.notes.tolist()}
         workers = {worker.sentinel: worker for worker in self._workers if worker.pid in pids}
+        if not workers:
+            return None
         with _untold_of_deaths():
             ended = connection.wait(list(workers), timeout=_UNTIL_IT_SHOWS)
             for sentinel in workers.keys() & ended:

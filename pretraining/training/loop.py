@@ -96,8 +96,9 @@ def train(
     elif runtime.processes.is_main:
         run.measure_baseline()
     run.distribute()
-    while run.state.epoch < config.epochs:
-        run.epoch()
+    with run.loader.explaining_deaths():
+        while run.state.epoch < config.epochs:
+            run.epoch()
     return run.state
 
 

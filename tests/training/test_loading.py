@@ -121,6 +121,24 @@ def test_the_scan_of_a_killed_worker_is_named() -> None:
         read_all("die", 1)
 
 
+def test_a_worker_that_dies_between_two_epochs_is_told() -> None:
+    """torch raises its RuntimeError there, in the midst of whatever is done: measuring, drawing or saving."""
+    scans: Any = [Scan(f"case_{i}") for i in range(4)]
+    loader = PairLoader(scans, CONFIG, PairSampler(len(scans), 4, 1, 1, seed=0), 1, pin=False)
+
+    def an_epoch_and_what_follows() -> None:
+        with loader.explaining_deaths():
+            with loader.epoch(0) as batches:
+                assert len(list(batches)) == 4
+            (worker,) = loader._workers
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGKILL)
+            time.sleep(5)
+
+    with pytest.raises(TrainingError, match=r"killed by SIGKILL after it read case_\d"):
+        an_epoch_and_what_follows()
+
+
 def test_the_scan_of_a_worker_that_left_is_named() -> None:
     with pytest.raises(TrainingError, match=r"ended with exit code 3 while it read case_2 \(/store/case_2\.b2nd\)"):
         read_all("leave", 1)

@@ -6,9 +6,11 @@ reads no more of DICOM (PS3.5, section 7.1) than where each element ends.
 
 import struct
 from pathlib import Path
+from typing import BinaryIO
 
 _START = 132  # preamble and DICM
-_READ = 256 * 1024  # bytes; where the pixels begin later, what lies behind is not looked at
+_FIRST_READ = 16 * 1024  # bytes; all that stands before the pixels of most files, which are read at every start
+_MOST_READ = 256 * 1024  # where the pixels begin later, what lies behind is not looked at
 _UNDEFINED = 0xFFFFFFFF
 _LONG_FORM = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
 _SHORT_FORM = {b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN"} | {
@@ -29,11 +31,18 @@ def damaged_element(file: Path) -> str | None:
     Returns:
         Its tag, as "(0028,0010)".
     """
-    size = file.stat().st_size
     with file.open("rb") as stream:
-        head = stream.read(_READ)
+        return _damaged_element(stream, file.stat().st_size)
+
+
+def _damaged_element(stream: BinaryIO, size: int) -> str | None:
+    head = stream.read(_FIRST_READ)
     at, order, syntax = _START, "<", b""
-    while at + 8 <= len(head):
+    while True:
+        if len(head) < at + 12 and at < _MOST_READ:
+            head += stream.read(_MOST_READ - len(head))
+        if len(head) < at + 8:
+            return None
         group, element = struct.unpack_from(f"{order}HH", head, at)
         if group != _META and syntax == _DEFLATED:
             return None
@@ -63,4 +72,3 @@ def damaged_element(file: Path) -> str | None:
         if (group, element) == _TRANSFER_SYNTAX:
             syntax = head[begin : begin + length].rstrip(b"\0 ")
         at = begin if group == _ITEMS or kind == b"SQ" else begin + length
-    return None

@@ -59,6 +59,7 @@ SOUND = {
     "explicit in name only": (EXPLICIT, implicit(0x00280010, b"\x04\0"), implicit(0x7FE00010, bytes(64))),
     "zeros at the end": (EXPLICIT, ROWS, PIXELS, bytes(50)),
     "nothing": (EXPLICIT,),
+    "a long header": (EXPLICIT, explicit(0x00081030, "UT", bytes(40_000)), ROWS, PIXELS),
 }
 
 
@@ -72,6 +73,7 @@ def test_sound_files_are_let_through(tmp_path: Path, name: str) -> None:
     [
         ((EXPLICIT, ROWS, PIXELS[:-1]), "(7fe0,0010)"),
         ((EXPLICIT, explicit(0x00081030, "LO", b"", 60000), ROWS, PIXELS), "(0008,1030)"),
+        ((EXPLICIT, explicit(0x00081030, "UT", bytes(40_000)), ROWS, PIXELS[:-1]), "(7fe0,0010)"),
         ((IMPLICIT, implicit(0x00280010, b"\x04\0", 3_000_000_000)), "(0028,0010)"),
         ((BIG_ENDIAN, explicit(0x00280010, "UN", bytes(9), 10**9, ">")), "(0028,0010)"),
         ((EXPLICIT, explicit(0x00081140, "SQ", implicit(0xFFFEE000, INNER, 10**9)), ROWS), "(fffe,e000)"),

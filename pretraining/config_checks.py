@@ -57,9 +57,11 @@ def _require_ranges(config: PretrainConfig) -> None:
     if isinstance(config.spacing, tuple) and min(config.spacing) <= 0:
         raise ValueError(f"-spacing {_spaced(config.spacing)}: give positive sizes")
     shares = {"target_decay": config.target_decay, "mask_ratio": config.mask_ratio}
-    shares |= {"flip_probability": config.views.flip_probability, "min_overlap": config.views.min_overlap}
+    shares |= {"min_overlap": config.views.min_overlap}
     shares |= {k: v for k, v in vars(config.views.intensity).items() if k.endswith("probability")}
-    for name, share in shares.items():
+    flips = config.views.flip_probability
+    each = flips if isinstance(flips, tuple) else (flips,)
+    for name, share in [*shares.items(), *(("flip_probability", flip) for flip in each)]:
         if not 0 <= share <= 1:
             raise ValueError(f"-{name} {share}: give a number from 0 to 1")
 

@@ -14,7 +14,7 @@ from pretraining.data import resolve_source
 from pretraining.plans_from import DEFAULT_CONFIGURATION, DEFAULT_PLANS, settings_of_plan
 from pretraining.run_folder import RunError
 from pretraining.views import IntensityRanges, ViewSettings
-from pretraining.views.pairs import Channels
+from pretraining.views.pairs import BodyAxis, Channels
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -93,7 +93,18 @@ def add_view_options(parser: OptionParser) -> None:
     add = adder(group)
     add("patch", nargs=3, type=positive, metavar=("Z", "Y", "X"), help="size of a view in voxels (default: 16 96 96)")
     add("scale", nargs=2, type=float, metavar=("LOW", "HIGH"), help="size of a crop relative to the view (1.1 1.4)")
-    add("flip_probability", type=_probability, metavar="P", help="per view and axis (0.5)")
+    add(
+        "flip_probability",
+        nargs="+",
+        type=_probability,
+        metavar="P",
+        help="per view and axis: one value, or three z y x (0.5)",
+    )
+    add(
+        "no_flip",
+        choices=get_args(BodyAxis),
+        help="lateral: no flips along the axis from left to right of the body, as each scan's header tells it",
+    )
     add(
         "channels",
         choices=get_args(Channels),
@@ -224,6 +235,8 @@ def with_options(arguments: argparse.Namespace, base: PretrainConfig) -> Pretrai
     views: dict[str, Any] = {f.name: _tuple(given[f.name]) for f in fields(ViewSettings) if f.name in given}
     if "patch" in given:
         views["size"] = _tuple(given["patch"])
+    if "flip_probability" in given:
+        views["flip_probability"] = _one_or_three(given["flip_probability"], "-flip_probability")
     ranges = {f.name: _tuple(given[f.name]) for f in fields(IntensityRanges) if f.name in given}
     intensity = replace(base.views.intensity, **ranges)
     return replace(base, **changes, views=replace(base.views, **views, intensity=intensity))
@@ -258,6 +271,12 @@ def names_in(file: Path, option: str) -> tuple[str, ...]:
     if not names:
         raise RunError(f"{option} {file}: holds no names; give one a line")
     return names
+
+
+def _one_or_three(values: Sequence[float], option: str) -> Any:
+    if len(values) not in (1, 3):
+        raise RunError(f"{option} {' '.join(f'{value:g}' for value in values)}: give one value, or three z y x")
+    return values[0] if len(values) == 1 else tuple(values)
 
 
 def _tuple(value: Any) -> Any:

@@ -6,14 +6,17 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pretraining import cli
 from pretraining.config import PretrainConfig
+from pretraining.config_checks import check_config
 from pretraining.demo.datasets import write_unlabelled_dataset
-from pretraining.options import OptionParser, add_training_options
+from pretraining.options import OptionParser, add_training_options, add_view_options, with_options
 from pretraining.run_folder import RunFolder
+from pretraining.views import ViewSettings
 
 
 @pytest.fixture
@@ -70,6 +73,7 @@ def test_no_cuda(nnunet: Path, pgl_pretrain: Callable[..., str], monkeypatch: py
         (("-weights", "0"), "-weights 0: give numbers that are not negative, at least one of them positive"),
         (("-weights", "nan"), "-weights nan: give numbers"),
         (("-gamma", "1.5", "0.7"), "-gamma 1.5 0.7"),
+        (("-flip_probability", "0.5", "0"), "-flip_probability 0.5 0: give one value, or three z y x"),
         (("-o", "a/b"), "not a name"),
     ],
 )
@@ -134,6 +138,34 @@ def test_config_survives_json() -> None:
     config = PretrainConfig(("a", "/b"), spacing=(3.0, 1.0, 1.0), strides=(8, 8, 8), learning_rate=0.1)
     assert PretrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert PretrainConfig.from_dict(PretrainConfig(("a",)).to_dict()) == PretrainConfig(("a",))
+
+
+def test_flips_as_given_by_options_and_by_old_settings() -> None:
+    parser = OptionParser()
+    add_view_options(parser)
+    for given, expected in [((), 0.5), (("0.2",), 0.2), (("0", "0.5", "1"), (0.0, 0.5, 1.0))]:
+        arguments = ["-flip_probability", *given, "-no_flip", "lateral"] if given else []
+        config = with_options(parser.parse_args(arguments), PretrainConfig(("a",)))
+        assert config.views.flip_probability == expected
+        assert config.views.no_flip == ("lateral" if given else None)
+        check_config(config)
+        assert PretrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    old = PretrainConfig(("a",)).to_dict()
+    del old["views"]["no_flip"]  # release 0.1.0 has none
+    assert PretrainConfig.from_dict(old) == PretrainConfig(("a",))
+
+
+@pytest.mark.parametrize("views", [{"flip_probability": [0.5, 0.5]}, {"flip_probability": "0.5"}, {"no_flip": "z"}])
+def test_flips_of_another_type_are_named(views: dict[str, Any]) -> None:
+    values = PretrainConfig(("a",)).to_dict()
+    with pytest.raises(TypeError, match=next(iter(views))):
+        PretrainConfig.from_dict({**values, "views": {**values["views"], **views}})
+
+
+@pytest.mark.parametrize("flips", [1.5, (0.5, float("nan"), 0.5), (0.0, 0.0, -1.0)])
+def test_impossible_flips_of_old_settings_are_named(flips: float | tuple[float, float, float]) -> None:
+    with pytest.raises(ValueError, match=r"-flip_probability .*: give a number from 0 to 1"):
+        check_config(PretrainConfig(("a",), views=ViewSettings(flip_probability=flips)))
 
 
 def test_paper_is_the_default() -> None:

@@ -11,6 +11,7 @@ import blosc2
 import numpy as np
 
 from nnunetv2_pgl.json_files import load_json
+from pretraining.data.orientation import LATERAL, Orientation, body_axes, orientation_of_codes
 from pretraining.data.scan import DataError
 
 FORMAT_VERSION = 1
@@ -36,6 +37,7 @@ class Volume:
         std: Per channel, of the stored values; 1 where a plan has normalised them.
         is_ct: Per channel, whether it is CT.
         dtype: Of the stored values, ``int16``, ``float16`` or ``float32``.
+        orientation: See `Orientation`; None where the scan does not tell.
     """
 
     path: Path
@@ -47,6 +49,7 @@ class Volume:
     std: tuple[float, ...]
     is_ct: tuple[bool, ...]
     dtype: str
+    orientation: Orientation | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> "Volume":
@@ -80,6 +83,7 @@ class Volume:
                 std=tuple(float(value) for value in record["std"]),
                 is_ct=tuple(bool(value) for value in record["is_ct"]),
                 dtype=str(record["dtype"]),
+                orientation=orientation_of_codes(record.get("orientation")),
             )
             volume._check()
         except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -94,6 +98,11 @@ class Volume:
             raise ValueError(f"not one mean, std and is_ct for each of {self.shape[0]} channels")
         if self.dtype not in _DTYPES:
             raise ValueError(f"dtype {self.dtype}")
+
+    @property
+    def lateral_axis(self) -> int | None:
+        """Which of (z, y, x) runs from left to right in the body; None where the scan does not tell."""
+        return None if self.orientation is None else body_axes(self.orientation).index(LATERAL)
 
     def renamed(self, name: str) -> "Volume":
         """The same volume under the name it has in a pool."""

@@ -58,7 +58,7 @@ def sample_view_pair(
     rng: np.random.Generator,
     *,
     scale: tuple[float, float] = (1.1, 1.4),
-    flip_probability: float = 0.5,
+    flip_probability: float | tuple[float, float, float] = 0.5,
     min_overlap: float = 0.1,
 ) -> tuple[ViewGeometry, ViewGeometry]:
     """Draws two views of one scan (section 3.2, steps 1 and 2).
@@ -72,7 +72,8 @@ def sample_view_pair(
         view_size: Size of the views in voxels (z, y, x).
         rng: Source of all randomness.
         scale: Smallest and largest size of a box relative to the view.
-        flip_probability: Probability of a flip, per view and axis.
+        flip_probability: Probability of a flip, per view and axis: one for all axes, or three (z, y, x). What else is
+            drawn does not depend on it.
         min_overlap: Smallest volume of the intersection, as a fraction of the larger of the two boxes.
 
     Raises:
@@ -82,11 +83,14 @@ def sample_view_pair(
     smallest, largest = _size_range(extent, view_size, scale)
     if not 0 <= min_overlap <= 1:
         raise ValueError(f"min_overlap must lie between 0 and 1, got {min_overlap}")
+    probabilities = np.asarray(flip_probability, dtype=np.float64)
+    if probabilities.shape not in ((), (3,)) or not ((probabilities >= 0) & (probabilities <= 1)).all():
+        raise ValueError(f"flip_probability must be one or three numbers between 0 and 1, got {flip_probability}")
     for _ in range(_TRIES):
         sizes = (_uniform(smallest, largest, rng.random(3)), _uniform(smallest, largest, rng.random(3)))
         starts = _draw_starts(extent, sizes, min_overlap, rng)
         if starts is not None:
-            first, second = (rng.random((2, 3)) < flip_probability).tolist()
+            first, second = (rng.random((2, 3)) < probabilities).tolist()
             return (
                 ViewGeometry(starts[0], sizes[0], (first[0], first[1], first[2])),
                 ViewGeometry(starts[1], sizes[1], (second[0], second[1], second[2])),

@@ -18,6 +18,7 @@ from pretraining.views.intensity import IntensityRanges, apply_intensity_, draw_
 from pretraining.views.rendering import GeometryBatch, largest_source_box, render_crops, source_box
 
 Channels = Literal["each", "joint"]
+BodyAxis = Literal["lateral"]
 
 
 class StoredScan(Protocol):
@@ -35,6 +36,10 @@ class StoredScan(Protocol):
     def std(self) -> tuple[float, ...]:
         """Standard deviation of each channel as stored."""
 
+    @property
+    def lateral_axis(self) -> int | None:
+        """Which of (z, y, x) runs from left to right in the body; None where the scan does not tell."""
+
     def read(self, channel: int, start: Sequence[int], stop: Sequence[int]) -> NDArray[Any]:
         """Voxels of a box in one channel, (d, h, w)."""
 
@@ -46,7 +51,9 @@ class ViewSettings:
     Attributes:
         size: Size of the views in voxels (z, y, x).
         scale: Smallest and largest size of the cropped box relative to the view, per axis.
-        flip_probability: Probability of a flip, per view and axis.
+        flip_probability: Probability of a flip, per view and axis: one for all axes, or three (z, y, x).
+        no_flip: "lateral": views are not flipped along the axis from left to right of the body, which each scan tells
+            for itself; where one does not, all axes are flipped.
         min_overlap: Smallest overlap of the two boxes, as a fraction of the larger one's volume.
         intensity: Ranges of the intensity changes, which are drawn for each view and channel.
         channels: "each": a view shows one channel of its scan, chosen at random; "joint": it shows all.
@@ -54,10 +61,19 @@ class ViewSettings:
 
     size: tuple[int, int, int] = (16, 96, 96)
     scale: tuple[float, float] = (1.1, 1.4)
-    flip_probability: float = 0.5
+    flip_probability: float | tuple[float, float, float] = 0.5
+    no_flip: BodyAxis | None = None
     min_overlap: float = 0.1
     intensity: IntensityRanges = field(default_factory=IntensityRanges)
     channels: Channels = "each"
+
+    def flip_probability_of(self, scan: StoredScan) -> float | tuple[float, float, float]:
+        """The one for views of this scan."""
+        if self.no_flip is None or (lateral := scan.lateral_axis) is None:
+            return self.flip_probability
+        given = self.flip_probability
+        z, y, x = given if isinstance(given, tuple) else (given,) * 3
+        return (0.0 if lateral == 0 else z, 0.0 if lateral == 1 else y, 0.0 if lateral == 2 else x)
 
 
 class ViewPairDataset(Dataset[dict[str, Any]]):
@@ -95,7 +111,7 @@ class ViewPairDataset(Dataset[dict[str, Any]]):
             settings.size,
             rng,
             scale=settings.scale,
-            flip_probability=settings.flip_probability,
+            flip_probability=settings.flip_probability_of(scan),
             min_overlap=settings.min_overlap,
         )
         joint = settings.channels == "joint"

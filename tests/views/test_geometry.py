@@ -85,6 +85,9 @@ def test_whole_overlap_at_one_scale_is_the_same_box() -> None:
         ({"volume_shape": (40, 200)}, "three positive sizes"),
         ({"scale": (1.4, 1.1)}, "rising order"),
         ({"min_overlap": 1.5}, "between 0 and 1"),
+        ({"flip_probability": 1.5}, "flip_probability must be one or three"),
+        ({"flip_probability": (0.5, 0.5)}, "flip_probability must be one or three"),
+        ({"flip_probability": (0.5, 0.5, float("nan"))}, "flip_probability must be one or three"),
         ({"scale": (0.5, 4.0), "min_overlap": 0.999}, "overlaps by"),
     ],
 )
@@ -92,3 +95,22 @@ def test_refuses(arguments: dict, message: str) -> None:
     defaults = {"volume_shape": (80, 400, 400), "view_size": VIEW, "rng": np.random.default_rng(0)}
     with pytest.raises(ValueError, match=message):
         sample_view_pair(**{**defaults, **arguments})
+
+
+def test_flips_along_each_axis_by_its_own_probability() -> None:
+    def flips(probability: float | tuple[float, float, float]) -> np.ndarray:
+        rng = np.random.default_rng(5)
+        pairs = [sample_view_pair((40, 200, 200), VIEW, rng, flip_probability=probability) for _ in range(2000)]
+        return np.array([view.flip for pair in pairs for view in pair])
+
+    assert flips((0.2, 0.0, 1.0)).mean(axis=0) == pytest.approx([0.2, 0, 1], abs=0.03)
+    assert np.array_equal(flips(0.3), flips((0.3, 0.3, 0.3)))
+    assert np.array_equal(flips((0.5, 0.0, 0.5))[:, [0, 2]], flips(0.5)[:, [0, 2]])  # what else is drawn stays
+
+
+def test_old_runs_keep_their_pairs() -> None:
+    """The numbers are what release 0.1.0 draws."""
+    one, two = sample_view_pair((40, 200, 200), VIEW, np.random.default_rng(7), flip_probability=0.5)
+    assert one.start == pytest.approx((0.10214449580055247, 56.303619538555836, 57.43702399376483))
+    assert two.size == pytest.approx((18.680994511954843, 114.2447890054433, 130.75833922741234))
+    assert (one.flip, two.flip) == ((False, False, True), (False, True, False))

@@ -21,6 +21,7 @@ class Scan:
     voxels: np.ndarray
     mean: tuple[float, ...] = (-200.0, 100.0)
     std: tuple[float, ...] = (300.0, 20.0)
+    lateral_axis: int | None = None
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -149,3 +150,26 @@ def test_single_channel_scans_are_drawn_alike_in_both_ways() -> None:
         one, other = (dataset[draw, draw % 2] for dataset in (each, joint))
         assert np.array_equal(one["starts"], other["starts"])
         assert np.array_equal(one["crops"][0][0], other["crops"][0][0])
+
+
+def test_the_lateral_axis_of_each_scan_is_left_out_and_nothing_else_changes() -> None:
+    """Flips of 60 pairs of a scan: at a probability of one half, an axis that may flip does in some."""
+    scans = [replace(pool("int16")[0], lateral_axis=axis) for axis in (0, 1, 2, None)]
+    with_all = ViewPairDataset(scans, ViewSettings(VIEW), seed=4)
+    without = ViewPairDataset(scans, ViewSettings(VIEW, no_flip="lateral"), seed=4)
+    for index, scan in enumerate(scans):
+        pairs = [(with_all[draw, index], without[draw, index]) for draw in range(60)]
+        flips = np.concatenate([pair["flips"] for _, pair in pairs])
+        assert flips.any(axis=0).tolist() == [axis != scan.lateral_axis for axis in range(3)]
+        for one, other in pairs:
+            assert np.array_equal(one["starts"], other["starts"])
+            assert np.array_equal(one["intensity"], other["intensity"])
+            kept = [axis for axis in range(3) if axis != scan.lateral_axis]
+            assert np.array_equal(one["flips"][:, kept], other["flips"][:, kept])
+
+
+def test_three_probabilities_and_the_lateral_axis_go_together() -> None:
+    scan = replace(pool("int16")[0], lateral_axis=1)
+    settings = ViewSettings(VIEW, flip_probability=(1.0, 1.0, 0.0), no_flip="lateral")
+    dataset = ViewPairDataset([scan], settings, seed=4)
+    assert all(dataset[draw, 0]["flips"].tolist() == [[True, False, False]] * 2 for draw in range(20))

@@ -1,6 +1,7 @@
 """The networks of the paper (encoder, ASPP and segmenter) and nnU-Net's own."""
 
 from nnunetv2_pgl.networks.feature_grid import FeatureGrid
+from nnunetv2_pgl.networks.padding import PaddingName
 from nnunetv2_pgl.networks.plan import PlanError, PlannedName, PlannedNetwork
 from nnunetv2_pgl.networks.planned import PlannedEncoder, PlannedSegmenter
 from nnunetv2_pgl.networks.resnet3d import PAPER_STRIDES, NormName, ResNet50Encoder, resnet_skip_strides
@@ -15,6 +16,7 @@ __all__ = [
     "FeatureGrid",
     "NormName",
     "PGLSegmenter",
+    "PaddingName",
     "PlanError",
     "PlannedEncoder",
     "PlannedName",

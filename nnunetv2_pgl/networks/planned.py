@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nnunetv2_pgl.networks.feature_grid import FeatureGrid
+from nnunetv2_pgl.networks.padding import PaddingName, pad_by_replication, require_padding
 from nnunetv2_pgl.networks.plan import PlannedNetwork
 from nnunetv2_pgl.networks.strided import Triple
 
@@ -18,6 +19,7 @@ class PlannedEncoder(nn.Module):
     Args:
         network: What the plans say.
         in_channels: Number of image channels.
+        padding: "zeros", which is what nnU-Net's networks do, or "replicate"; see `ResNet50Encoder`.
 
     Attributes:
         strides: Total stride per axis of the deepest map.
@@ -28,14 +30,17 @@ class PlannedEncoder(nn.Module):
 
     centred = False
 
-    def __init__(self, network: PlannedNetwork, in_channels: int = 1):
+    def __init__(self, network: PlannedNetwork, in_channels: int = 1, padding: PaddingName = "zeros"):
         super().__init__()
+        self.padding: PaddingName = require_padding(padding)
         encoder: Any = network.build(in_channels, 1).encoder
         self.network, self.in_channels = network, in_channels
         self.stem: nn.Module | None = getattr(encoder, "stem", None)
         self.stages: nn.Sequential = encoder.stages
         self.skip_strides, self.skip_channels = network.strides, network.channels
         self.strides: Triple = self.skip_strides[-1]
+        if padding == "replicate":
+            pad_by_replication(self)
         self.norm_name = "instance" if "InstanceNorm" in str(network.kwargs.get("norm_op")) else "batch"
 
     def forward(self, x: Tensor, deepest: int = -1) -> list[Tensor]:
@@ -73,11 +78,14 @@ class PlannedSegmenter(nn.Module):
         network: What the plans say.
         num_input_channels: Number of image channels.
         num_classes: Number of output channels.
+        padding: Of the encoder.
     """
 
-    def __init__(self, network: PlannedNetwork, num_input_channels: int, num_classes: int):
+    def __init__(
+        self, network: PlannedNetwork, num_input_channels: int, num_classes: int, padding: PaddingName = "zeros"
+    ):
         super().__init__()
-        self.encoder = PlannedEncoder(network, num_input_channels)
+        self.encoder = PlannedEncoder(network, num_input_channels, padding)
         decoder: Any = network.build(num_input_channels, num_classes).decoder
         del decoder.encoder  # nnU-Net's decoder keeps the encoder that it was built for
         for head in decoder.seg_layers[:-1]:  # of deep supervision, which there is none of

@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from nnunetv2_pgl.networks.feature_grid import FeatureGrid
+from nnunetv2_pgl.networks.padding import PaddingName, require_padding
 from nnunetv2_pgl.networks.strided import StridedConv, StridedMaxPool, Triple
 
 NormName = Literal["batch", "instance"]
@@ -72,12 +73,20 @@ class Shortcut(nn.Module):
 class Bottleneck(nn.Module):
     """1x1x1, 3x3x3 (strided), 1x1x1 convolutions with a residual connection (He et al. 2016)."""
 
-    def __init__(self, in_channels: int, width: int, stride: Triple, shifted: Sequence[bool], norm: NormName):
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        stride: Triple,
+        shifted: Sequence[bool],
+        norm: NormName,
+        padding: PaddingName,
+    ):
         super().__init__()
         out_channels = width * _EXPANSION
         self.conv1 = nn.Conv3d(in_channels, width, 1, bias=False)
         self.norm1 = make_norm(norm, width)
-        self.conv2 = StridedConv(width, width, 3, stride, shifted)
+        self.conv2 = StridedConv(width, width, 3, stride, shifted, padding)
         self.norm2 = make_norm(norm, width)
         self.conv3 = nn.Conv3d(width, out_channels, 1, bias=False)
         self.norm3 = make_norm(norm, out_channels)
@@ -111,6 +120,8 @@ class ResNet50Encoder(nn.Module):
         centred: Shift the padding of the last strided layer of each axis by one cell. With plain padding cell ``i`` of
             a total stride ``s`` sits on voxel ``s * i``, half a cell off the middle of the voxels it stands for; under
             flips the maps of two views are then almost a cell apart. Centred, it sits half a voxel from the middle.
+        padding: What the convolutions see beyond the edge of a view: "zeros", or "replicate" the outermost cells, so
+            that features do not tell the place in the view. Weights do not depend on it.
 
     Attributes:
         strides: Total stride per axis.
@@ -118,7 +129,7 @@ class ResNet50Encoder(nn.Module):
         skip_channels: Channels of each map that `forward` returns.
 
     Raises:
-        ValueError: If a stride is not a power of two between 1 and 16.
+        ValueError: If a stride is not a power of two between 1 and 16, or the padding is unknown.
     """
 
     skip_channels = (64, 256, 512, 2048)
@@ -129,6 +140,7 @@ class ResNet50Encoder(nn.Module):
         strides: Sequence[int] = PAPER_STRIDES,
         norm: NormName = "batch",
         centred: bool = True,
+        padding: PaddingName = "zeros",
     ):
         super().__init__()
         if len(strides) != 3 or any(s not in (1, 2, 4, 8, 16) for s in strides):
@@ -136,20 +148,21 @@ class ResNet50Encoder(nn.Module):
         self.strides: Triple = (int(strides[0]), int(strides[1]), int(strides[2]))
         self.norm_name: NormName = norm
         self.centred = centred
+        self.padding: PaddingName = require_padding(padding)
         layer_strides = _strides_per_layer(self.strides)
         shifts = _shifted_axes(layer_strides) if centred else {}
         none = (False, False, False)
 
-        self.conv = StridedConv(in_channels, 64, 7, layer_strides["stem"], shifts.get("stem", none))
+        self.conv = StridedConv(in_channels, 64, 7, layer_strides["stem"], shifts.get("stem", none), padding)
         self.norm = make_norm(norm, 64)
         self.pool = StridedMaxPool(layer_strides["pool"], shifts.get("pool", none))
         stages = []
         channels = 64
         for name, blocks, width in zip(("stage1", "stage2", "stage3", "stage4"), _BLOCKS, _WIDTHS, strict=True):
             stride, shifted = layer_strides.get(name, (1, 1, 1)), shifts.get(name, none)
-            first = Bottleneck(channels, width, stride, shifted, norm)
+            first = Bottleneck(channels, width, stride, shifted, norm, padding)
             channels = width * _EXPANSION
-            rest = [Bottleneck(channels, width, (1, 1, 1), none, norm) for _ in range(blocks - 1)]
+            rest = [Bottleneck(channels, width, (1, 1, 1), none, norm, padding) for _ in range(blocks - 1)]
             stages.append(nn.Sequential(first, *rest))
         self.stage1, self.stage2, self.stage3, self.stage4 = stages
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from nnunetv2_pgl.networks.aspp import ASPP, SepConv
+from nnunetv2_pgl.networks.padding import PaddingName
 from nnunetv2_pgl.networks.resnet3d import (
     PAPER_STRIDES,
     NormName,
@@ -70,6 +71,7 @@ class PGLSegmenter(nn.Module):
         centred: See `ResNet50Encoder`.
         cpu_bfloat16: Run under bfloat16 autocast when the input is on a CPU. nnU-Net uses autocast on CUDA only, in
             training and in prediction; inside the network it serves both.
+        padding: Of the encoder, see there; ASPP and decoder pad with zeros.
     """
 
     def __init__(
@@ -80,10 +82,11 @@ class PGLSegmenter(nn.Module):
         norm: NormName = "batch",
         centred: bool = True,
         cpu_bfloat16: bool = False,
+        padding: PaddingName = "zeros",
     ):
         super().__init__()
         self.cpu_bfloat16 = cpu_bfloat16
-        self.encoder = ResNet50Encoder(num_input_channels, strides, norm, centred)
+        self.encoder = ResNet50Encoder(num_input_channels, strides, norm, centred, padding)
         *skip_channels, deepest_channels = self.encoder.skip_channels
         self.aspp = ASPP(deepest_channels, _ASPP_WIDTH, norm)
         in_channels = _ASPP_WIDTH

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from nnunetv2_pgl.networks.padding import PaddingName, Pads, replicate_pad
+
 Triple = tuple[int, int, int]
 
 _FEW_CHANNELS = 8
@@ -34,7 +36,9 @@ def _padding_left(padding: int, shifted: Sequence[bool]) -> Triple:
     return (z, y, x)
 
 
-def fold_stride(x: Tensor, weight: Tensor, stride: Triple, padding: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+def fold_stride(
+    x: Tensor, weight: Tensor, stride: Triple, padding: Pads, mode: PaddingName = "zeros"
+) -> tuple[Tensor, Tensor]:
     """Image and kernel of an equal convolution of stride 1 (space to depth).
 
     The ``stride`` voxels of each step along an axis become channels, and so do the kernel's. Convolutions that read one
@@ -44,25 +48,32 @@ def fold_stride(x: Tensor, weight: Tensor, stride: Triple, padding: Sequence[tup
         x: (B, C, D, H, W).
         weight: (C', C, k, l, m).
         stride: Per axis.
-        padding: Zeros before and after, per axis.
+        padding: Cells to add before and after, per axis.
+        mode: What these cells hold: zeros, or what the outermost cells of ``x`` do.
 
     Returns:
         (B, C * prod(stride), D', H', W') in channels-last memory, padded, and
         (C', C * prod(stride), ceil(k / stride), ...). Without padding, the one convolved with the other is ``x``
         convolved with ``weight``.
     """
-    pads: list[int] = []
+    pads: list[tuple[int, int]] = []
     kernel_pads: list[int] = []
     sizes, kernels = [], []
     for size, kernel, step, (before, after) in zip(x.shape[2:], weight.shape[2:], stride, padding, strict=True):
         taps = math.ceil(kernel / step)
         cells = (size + before + after - kernel) // step + taps  # one output cell per stop, and what the last one sees
-        pads = [before, cells * step - size - before, *pads]  # F.pad counts from the last axis
-        kernel_pads = [0, taps * step - kernel, *kernel_pads]
+        pads.append((before, cells * step - size - before))
+        kernel_pads = [0, taps * step - kernel, *kernel_pads]  # F.pad counts from the last axis
         sizes.append(cells)
         kernels.append(taps)
-    folded = _steps_to_channels(F.pad(x, pads), sizes, stride)
+    folded = _steps_to_channels(_pad(x, pads, mode), sizes, stride)
     return folded, _steps_to_channels(F.pad(weight, kernel_pads), kernels, stride)
+
+
+def _pad(x: Tensor, pads: Pads, mode: PaddingName) -> Tensor:
+    if mode == "replicate":
+        return replicate_pad(x, pads)
+    return F.pad(x, [cells for pair in reversed(pads) for cells in pair])
 
 
 def _steps_to_channels(x: Tensor, sizes: Sequence[int], stride: Triple) -> Tensor:
@@ -81,21 +92,33 @@ class StridedConv(nn.Conv3d):
     alone the two are equal; in float32 the plain convolution is faster (92 against 129 ms).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: Triple, shifted: Sequence[bool]):
-        padding = _padding_left(kernel_size // 2, shifted)
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=False)
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: Triple,
+        shifted: Sequence[bool],
+        padding: PaddingName = "zeros",
+    ):
+        left = _padding_left(kernel_size // 2, shifted)
+        super().__init__(in_channels, out_channels, kernel_size, stride, left, bias=False)
         self.shifted = tuple(shifted)
+        self.mode: PaddingName = padding
         steps = math.prod(stride)
         self.folds = steps > 1 and in_channels * steps <= _FEW_CHANNELS
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, D, H, W) -> (B, C', ceil(D / stride), ...)."""
         padding = self.kernel_size[0] // 2
-        if not (self.folds and _is_half(x)):
+        folds = self.folds and _is_half(x)
+        if self.mode == "zeros" and not folds:  # most of the padding then costs nothing
             return super().forward(pad_before_stride(x, padding, self.shifted))
         both_sides = [(padding - shift, padding + shift) for shift in map(int, self.shifted)]
+        if not folds:
+            return F.conv3d(replicate_pad(x, both_sides), self.weight, None, self.stride)
         z, y, x_step = self.stride
-        folded, weight = fold_stride(x, self.weight, (z, y, x_step), both_sides)
+        folded, weight = fold_stride(x, self.weight, (z, y, x_step), both_sides, self.mode)
         return F.conv3d(folded, weight)
 
 
@@ -108,7 +131,11 @@ def _is_half(x: Tensor) -> bool:
 
 
 class StridedMaxPool(nn.Module):
-    """3x3x3 max pooling with the same shift as `StridedConv`."""
+    """3x3x3 max pooling with the same shift as `StridedConv`.
+
+    Beyond the edge it sees nothing (minus infinity), which is what replicated cells would give: these are in its windows
+    already.
+    """
 
     def __init__(self, stride: Triple, shifted: Sequence[bool]):
         super().__init__()

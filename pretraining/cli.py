@@ -13,6 +13,7 @@ import torch
 
 from nnunetv2_pgl.checkpoint import CheckpointError
 from nnunetv2_pgl.messages import one_line
+from pretraining.body_axes import axis_warnings
 from pretraining.config import PretrainConfig
 from pretraining.config_checks import check_config
 from pretraining.data import DataError, resolve_source
@@ -149,7 +150,7 @@ def preview_entry() -> None:
         check_config(config)
         volumes, skipped = prepare_volumes(config, arguments.np, arguments.verify_dataset_integrity)
         draw_pairs(volumes, config.views, config.seed, output, arguments.n)
-        for item in skipped:
+        for item in [*skipped, *axis_warnings(volumes, config.views)]:
             print(f"WARNING: {item}")
         print(output)
     except (DataError, RunError, OSError, ValueError) as error:

@@ -11,6 +11,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunetv2_pgl.checkpoint import save_checkpoint
+from pretraining.body_axes import axis_warnings, require_lateral
 from pretraining.config import PretrainConfig
 from pretraining.data import (
     PlannedPreprocessing,
@@ -23,6 +24,7 @@ from pretraining.data import (
     resolve_store,
     with_joint_channels,
 )
+from pretraining.data.directions import read_orientation
 from pretraining.data.scan import in_few_lines
 from pretraining.manifest import Manifest
 from pretraining.preview import draw_pairs
@@ -138,7 +140,8 @@ def _with_channels(config: PretrainConfig, channels: int) -> PretrainConfig:
 def _preprocess(
     config: PretrainConfig, scans: Sequence[Scan], processes: int, verify: bool, progress: bool = True
 ) -> tuple[list[Volume], list[Skipped]]:
-    return preprocess(
+    require_lateral(map(read_orientation, scans), config.views)  # now: preprocessing may take hours
+    volumes, skipped = preprocess(
         scans,
         spacing=config.spacing,
         crop_size=largest_source_box(config.views.size, config.views.scale),
@@ -147,6 +150,8 @@ def _preprocess(
         planned=_planned(config),
         verify=verify,
     )
+    require_lateral((volume.orientation for volume in volumes), config.views)
+    return volumes, skipped
 
 
 def _open(folder: RunFolder, config: PretrainConfig, options: RunOptions, held: ExitStack) -> bool:
@@ -176,7 +181,7 @@ def _prepare(
 
     log("", "Preparing the scans of " + ", ".join(config.datasets))
     volumes, sources, skipped = processes.from_main(prepare)
-    log(*(f"WARNING: {line}" for line in in_few_lines(skipped)))
+    log(*(f"WARNING: {line}" for line in [*in_few_lines(skipped), *axis_warnings(volumes, config.views)]))
     return volumes, sources, skipped
 
 

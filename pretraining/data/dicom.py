@@ -14,6 +14,8 @@ from pretraining.data.scan import BadScan
 
 _MODALITY, _DESCRIPTION, _NUMBER = "0008|0060", "0008|103e", "0020|0011"
 _POSITION, _ORIENTATION = "0020|0032", "0020|0037"
+_ORIENTATION_BYTES = b"\x20\x00\x37\x00"  # little endian, as nearly all files are
+_HEAD = 1 << 20  # bytes in which an object of many frames tells how the first lies
 # Objects that have pixels but are no images of a patient.
 _NO_IMAGES = {"SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "PR", "SR", "KO", "REG", "DOC"}
 # Slice distances may differ by this share of their median: positions are written with few digits.
@@ -93,6 +95,24 @@ def read_series_geometry(slices: Sequence[str]) -> tuple[tuple[int, ...], tuple[
     return (len(slices), rows, columns), (distance, header.GetSpacing()[1], header.GetSpacing()[0])
 
 
+def series_direction(slices: Sequence[str]) -> tuple[float, ...] | None:
+    """Direction cosines of a series as ITK gives them, nine numbers, from the first and the last slice's header alone.
+
+    Returns:
+        None where it does not say how it lies in the patient.
+
+    Raises:
+        BadScan: If a header cannot be read.
+    """
+    header = _header(slices[0])
+    if len(slices) == 1:
+        return header.GetDirection() if len(header.GetDirection()) == 9 and _tells_orientation(slices[0]) else None
+    numbers = _numbers(_tag(header, _ORIENTATION), 6)
+    row, column = np.array(numbers[:3]), np.array(numbers[3:])
+    normal = np.cross(row, column) * np.sign(_depth(_header(slices[-1])) - _depth(header))
+    return tuple(np.stack((row, column, normal), axis=1).ravel().tolist())
+
+
 def read_series(slices: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
     """Read a series like nnU-Net's readers: float32 (1, z, y, x), and properties with the spacing (z, y, x) in mm.
 
@@ -135,6 +155,12 @@ def _is_dicom(file: Path) -> bool:
             return stream.read(4) == b"DICM"
     except OSError:
         return False
+
+
+def _tells_orientation(file: str) -> bool:
+    """Whether the tag occurs, at whatever depth: an object of many frames has it within its functional groups."""
+    with open(file, "rb") as stream:
+        return _ORIENTATION_BYTES in stream.read(_HEAD)
 
 
 def _header(file: str) -> sitk.ImageFileReader:

@@ -11,7 +11,8 @@ from nnunetv2.paths import nnUNet_preprocessed
 from tqdm import tqdm
 
 from nnunetv2_pgl.checkpoint import sha256_of
-from pretraining.data.files import are_hashed, file_entries, hashed, same_files
+from pretraining.data.files import file_entries, hashed, same_files
+from pretraining.data.older_records import StoredVolume, completed, is_complete
 from pretraining.data.planned import CT_SCHEME, PlannedPreprocessing, prepare_as_planned
 from pretraining.data.preparation import HU_RANGE, prepare
 from pretraining.data.reading import read_scan
@@ -19,7 +20,7 @@ from pretraining.data.scan import BadScan, DataError, Scan, Skipped
 from pretraining.data.spacing import Spacing, none_left, spacing_name, target_spacing
 from pretraining.data.store import Volume, read_record
 from pretraining.data.workers import run_tasks
-from pretraining.data.writing import discard_record, remove_leftovers, write_record, write_volume
+from pretraining.data.writing import discard_record, remove_leftovers, write_volume
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,11 @@ class _Task:
     spacing: Spacing | None
     crop_size: tuple[int, int, int]
     planned: PlannedPreprocessing | None
+
+    @property
+    def stored(self) -> StoredVolume:
+        """Where the volume is, and what it is made from."""
+        return StoredVolume(self.path, self.scan, (0, 1, 2) if self.planned is None else self.planned.transpose_forward)
 
 
 @dataclass(frozen=True)
@@ -87,15 +93,16 @@ def preprocess(
     for folder in {task.path.parent for task in tasks}:
         remove_leftovers(folder)
     results: dict[str, Volume] = {}
-    todo, unhashed = [], []
+    todo, older = [], []
     for task in tasks:
         record = _record_if_up_to_date(task)
         if record is None:
             todo.append(task)
         else:
             results[task.scan.name] = Volume.from_record(task.path, record).renamed(task.scan.name)
-            unhashed += [] if are_hashed(record["files"]) else [task]
-    _hash_files_of(unhashed, processes, progress)
+            older += [] if is_complete(record) else [(task.stored, record)]
+    for stored, volume in completed(older, processes, progress):
+        results[stored.scan.name] = volume.renamed(stored.scan.name)
     if verify:
         for task in _damaged([task for task in tasks if task.scan.name in results], processes, progress):
             discard_record(task.path)
@@ -165,22 +172,6 @@ def _record_if_up_to_date(task: _Task) -> dict[str, Any] | None:
         return None
 
 
-def _hash_files_of(tasks: Sequence[_Task], processes: int, progress: bool) -> None:
-    """Hash the files of volumes that an earlier version has stored, once."""
-    failed = []
-    with tqdm(total=len(tasks), desc="hashing files", disable=not (progress and tasks)) as bar:
-        for _, outcome in run_tasks(_hash_files, tasks, processes if len(tasks) > 1 else 1):
-            bar.update()
-            failed += [outcome] if isinstance(outcome, Exception) else []
-    if failed:
-        logger.warning("%d scans stay without the hash of their files, the first because: %s", len(failed), failed[0])
-
-
-def _hash_files(task: _Task) -> None:
-    record = read_record(task.path)
-    write_record(task.path, {**record, "files": hashed(file_entries(task.scan))})
-
-
 def _damaged(tasks: Sequence[_Task], processes: int, progress: bool) -> list[_Task]:
     """Those whose volume is not the one that was written."""
     damaged = []
@@ -214,6 +205,7 @@ def _preprocess_scan(task: _Task) -> _Result:
         array, spacing, _ = read_scan(scan)
     except OSError as error:
         raise BadScan(f"{error.filename or scan.files[0]} cannot be read ({error.strerror or error})") from error
+    orientation = task.stored.orientation()
     shape = list(array.shape)
     if task.planned is None:
         prepared = prepare(array, spacing, scan.is_ct, task.spacing)
@@ -229,6 +221,7 @@ def _preprocess_scan(task: _Task) -> _Result:
         "original": {"shape": shape, "spacing": list(spacing)},
         "bbox": [list(axis) for axis in prepared.bbox],
         "spacing": list(prepared.spacing),
+        "orientation": None if orientation is None else list(orientation),
         "mean": list(prepared.mean),
         "std": list(prepared.std),
         "settings": _settings(task),

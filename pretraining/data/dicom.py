@@ -14,7 +14,8 @@ from pretraining.data.scan import BadScan
 
 _MODALITY, _DESCRIPTION, _NUMBER = "0008|0060", "0008|103e", "0020|0011"
 _POSITION, _ORIENTATION = "0020|0032", "0020|0037"
-_ORIENTATION_BYTES = b"\x20\x00\x37\x00"  # little endian, as nearly all files are
+# The same tag, explicit or implicit, in little endian as nearly all files are, and the beginning of its text.
+_ORIENTATION_ELEMENT = re.compile(rb"\x20\x00\x37\x00(?:DS..|..\x00\x00)[ +-]*[0-9.][0-9.eE+-]* *\\", re.DOTALL)
 _HEAD = 1 << 20  # bytes in which an object of many frames tells how the first lies
 # Objects that have pixels but are no images of a patient.
 _NO_IMAGES = {"SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "PR", "SR", "KO", "REG", "DOC"}
@@ -106,7 +107,11 @@ def series_direction(slices: Sequence[str]) -> tuple[float, ...] | None:
     """
     header = _header(slices[0])
     if len(slices) == 1:
-        return header.GetDirection() if len(header.GetDirection()) == 9 and _tells_orientation(slices[0]) else None
+        if header.GetDimension() != 3 or not _tells_orientation(slices[0]):
+            return None
+        # Frames against the normal have a negative spacing in the header, but not in the image.
+        ways = (1.0, 1.0, np.sign(header.GetSpacing()[2]))
+        return tuple((np.reshape(header.GetDirection(), (3, 3)) * ways).ravel().tolist())
     numbers = _numbers(_tag(header, _ORIENTATION), 6)
     row, column = np.array(numbers[:3]), np.array(numbers[3:])
     normal = np.cross(row, column) * np.sign(_depth(_header(slices[-1])) - _depth(header))
@@ -160,7 +165,7 @@ def _is_dicom(file: Path) -> bool:
 def _tells_orientation(file: str) -> bool:
     """Whether the tag occurs, at whatever depth: an object of many frames has it within its functional groups."""
     with open(file, "rb") as stream:
-        return _ORIENTATION_BYTES in stream.read(_HEAD)
+        return _ORIENTATION_ELEMENT.search(stream.read(_HEAD)) is not None
 
 
 def _header(file: str) -> sitk.ImageFileReader:

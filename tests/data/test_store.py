@@ -110,6 +110,10 @@ def test_damaged_records_are_named(tmp_path: Path, content: str | None, message:
         {"is_ct": [True]},
         {"dtype": "object"},
         {"name": None, "shape": None},
+        {"orientation": "SPL"},
+        {"orientation": ["S", "P"]},
+        {"orientation": ["S", "P", "I"]},
+        {"orientation": ["S", "P", {}]},
     ],
     ids=str,
 )

@@ -67,6 +67,39 @@ def align(
     return aligned, in_z[:, :, None, None] & in_y[:, None, :, None] & in_x[:, None, None, :]
 
 
+def sampled_places(
+    geometries: GeometryBatch, partners: GeometryBatch, grid: FeatureGrid, cells: Sequence[int]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Where the values that `align` gives come from: its points, those beyond the outermost centres moved onto them.
+
+    Args:
+        geometries: Of B views.
+        partners: Of the other view of each pair.
+        grid: Where the cells of the maps lie in a view.
+        cells: Size of the maps, and of the aligned maps.
+
+    Returns:
+        For each axis (z, y, x) the places of its n points in the view, in cells of the map, and in the scan, in source
+        voxels, (B, n) each.
+    """
+    start = torch.maximum(geometries.starts, partners.starts)
+    size = torch.minimum(geometries.starts + geometries.sizes, partners.starts + partners.sizes) - start
+    in_view, in_scan = [], []
+    for axis, count in enumerate(cells):
+        points = bin_centres(start[:, axis], size[:, axis], count)
+        in_view.append(_cells_from_scan(points, geometries, grid, axis).clamp(0, count - 1))
+        in_scan.append(_scan_from_cells(in_view[-1], geometries, grid, axis))
+    return in_view, in_scan
+
+
+def _scan_from_cells(cells: Tensor, views: GeometryBatch, grid: FeatureGrid, axis: int) -> Tensor:
+    """The inverse of `_cells_from_scan`."""
+    length = grid.view_size[axis]
+    in_view = cells * grid.stride[axis] + grid.offset[axis]
+    in_view = torch.where(views.flips[:, axis : axis + 1], length - in_view, in_view)
+    return in_view / length * views.sizes[:, axis : axis + 1] + views.starts[:, axis : axis + 1]
+
+
 def _cells_from_scan(points: Tensor, views: GeometryBatch, grid: FeatureGrid, axis: int) -> Tensor:
     """Carries points (B, n) on one axis of the scan into cell indices of each view's feature map."""
     length = grid.view_size[axis]

@@ -163,10 +163,14 @@ class PGL(Objective):
         inside = own_inside & target_inside
         valid = inside if self.interpolated_only else torch.ones_like(inside)
         half = len(projection) // 2
-        first = local_consistency_loss(prediction[:half], target[:half], valid[:half])
-        second = local_consistency_loss(prediction[half:], target[half:], valid[half:])
+        first = self.compare(prediction[:half], target[:half], valid[:half])
+        second = self.compare(prediction[half:], target[half:], valid[half:])
         online = projection.detach()
         return PGLOutput(first + second, feature_spread(online), within_view_share(online), inside.float().mean())
+
+    def compare(self, prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+        """Loss of one direction: (B, C, d, h, w), the same, and (B, d, h, w) bool -> a scalar (eq. 8)."""
+        return local_consistency_loss(prediction, target, valid)
 
     def rehearse(self, views: Tensor) -> Tensor:
         """See `Objective.rehearse`; the aligner's small maps are left out."""

@@ -1,0 +1,318 @@
+"""What an encoder has learned: anatomy, or where a cell lies in the view?
+
+python -m benchmarks.anatomy CHECKPOINT -d 4 --only held_out.txt --labels --json anatomy.json
+
+Reads scans that the encoder has not seen, draws 64 pairs of views as in its pre-training (half of them with a relative
+flip), and writes, beside the same for random weights, the voxels themselves and a code of the place in the view:
+
+flipped_right, unflipped_right  cells that find their place in the other view, in pairs with and without relative flip
+decoy           flipped pairs: cells that find the same place of the view instead
+position_code   flipped_right of a code of the place in the view, by geometry alone (unflipped_position_code likewise)
+ceiling         that of a perfect code of the place in the scan, by geometry alone (unflipped_ceiling likewise)
+axes            along each axis, in pairs flipped along it: cells found at the right place, and at the mirrored one
+noise_match     pairs of views of unrelated smoothed noise: cells whose nearest is the one at the same place of the view
+chance          what guessing gives in noise_match
+
+and with --labels, from cells of other scans, the R2 of the share of each label per cell: knn5, knn20 (cosine), probe
+(ridge regression); on views with the flips of the pre-training and on the same without flips.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from benchmarks.frozen_features import neighbour_estimates, probe_estimates, r_squared
+from benchmarks.held_out_labels import LabelledVolume, label_fractions, labels_of
+from nnunetv2_pgl.checkpoint import CheckpointError
+from nnunetv2_pgl.encoder import load_encoder_network, untrained_encoder
+from nnunetv2_pgl.networks import Encoder, FeatureGrid
+from nnunetv2_pgl.precision import has_bfloat16
+from nnunetv2_pgl.whole_files import write_text
+from pretraining.config import PretrainConfig
+from pretraining.data import DataError, Volume, find_scans
+from pretraining.options import OptionParser, adder, names_in
+from pretraining.pretrain import prepare_volumes
+from pretraining.run_folder import RunError
+from pretraining.training.correspondence import compare_maps, nearest, validation_batches
+from pretraining.views import ViewPairBatch
+
+_NOISE_PAIRS = 32
+_BATCH = 16
+_SEED = 2
+
+Features = Callable[[Tensor], Tensor]  # views (B, C, D, H, W) -> maps (B, C', d, h, w)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The views that all are measured on.
+
+    Attributes:
+        volumes: Held-out scans.
+        batches: Pairs of views of them.
+        scans: Of each view, batch by batch, the number of its scan.
+    """
+
+    volumes: Sequence[Volume]
+    batches: Sequence[ViewPairBatch]
+    scans: Sequence[Tensor]
+
+
+def main() -> None:
+    """Entry point."""
+    parser = OptionParser(
+        prog="benchmarks.anatomy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="checkpoint_final.pth of pgl_pretrain")
+    add = adder(parser)
+    add("d", nargs="+", required=True, metavar="ID", help="as in pgl_pretrain: data sets or folders of scans")
+    add("only", type=Path, metavar="FILE", help="names of the held-out scans, one a line (default: all)")
+    add("labels", action="store_true", help="measure the transfer of labels, too (labelsTr of nnU-Net data sets)")
+    add("flip_probability", nargs="+", type=float, metavar="P", help="of the views (default: as in the pre-training)")
+    add("all_flips", action="store_true", help="flip along the lateral axis, even if the pre-training did not")
+    add("pairs", type=int, default=64, metavar="N", help="pairs of views (default: 64)")
+    add("modality", choices=("ct", "mr"), help="as in pgl_pretrain")
+    add("np", type=int, default=2, metavar="N", help="preprocessing processes (default: 2)")
+    add("json", type=Path, metavar="FILE", help="write the figures there")
+    arguments = parser.parse_args()
+    try:
+        figures = measure_checkpoint(arguments)
+    except (CheckpointError, DataError, RunError, OSError, ValueError) as error:
+        sys.exit(f"benchmarks.anatomy: {error}")
+    print(table(figures))
+    if arguments.json is not None:
+        write_text(arguments.json, json.dumps(figures, indent=1) + "\n")
+
+
+def measure_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All figures of the command."""
+    encoder, checkpoint = load_encoder_network(arguments.checkpoint)
+    if "config" not in checkpoint.pgl:
+        raise CheckpointError(f"{arguments.checkpoint}: not of pgl_pretrain, it does not say how views were drawn")
+    stored = {**checkpoint.pgl["config"], "datasets": list(arguments.d), "exclude": [], "weights": None}
+    config = PretrainConfig.from_dict(stored)
+    views = config.views
+    if arguments.flip_probability is not None:
+        given = tuple(arguments.flip_probability)
+        if len(given) not in (1, 3) or not all(0 <= p <= 1 for p in given):
+            raise RunError("-flip_probability: give one or three (z, y, x) numbers from 0 to 1")
+        views = replace(views, flip_probability=given[0] if len(given) == 1 else given)
+    if arguments.all_flips:
+        views = replace(views, no_flip=None)
+    config = replace(config, views=views, modality=arguments.modality or config.modality)
+    if arguments.only is not None:
+        config = replace(config, exclude=_all_but(config, names_in(arguments.only, "-only")))
+    volumes, skipped = prepare_volumes(config, arguments.np)
+    for item in skipped:
+        print(f"WARNING: {item}")
+    torch.manual_seed(_SEED)
+    untrained = untrained_encoder(checkpoint, str(arguments.checkpoint))
+    labelled = labels_of(volumes, config) if arguments.labels else None
+    print(f"{len(volumes)} scans, {arguments.pairs} pairs of views", flush=True)
+    return measure(encoder, untrained, volumes, config, arguments.pairs, labelled)
+
+
+def _all_but(config: PretrainConfig, names: Sequence[str]) -> tuple[str, ...]:
+    scans, _ = find_scans(config.datasets, config.modality)
+    wanted = set(names)
+    unknown = sorted(wanted - {name for scan in scans for name in (scan.name, scan.identifier)})
+    if unknown:
+        raise RunError(f"-only names {unknown[0]}, which is no scan of -d ({len(unknown)} are not)")
+    return tuple(scan.name for scan in scans if scan.name not in wanted and scan.identifier not in wanted)
+
+
+def measure(
+    encoder: Encoder,
+    untrained: Encoder,
+    volumes: Sequence[Volume],
+    config: PretrainConfig,
+    pairs: int = 64,
+    labelled: Sequence[LabelledVolume] | None = None,
+) -> dict[str, Any]:
+    """Figures of an encoder, and under "beside" those of what it is held against."""
+    batches = validation_batches(volumes, config.views, _SEED, pairs)
+    numbers = [torch.tensor([n // 2 % len(volumes) for n in range(pairs)])[at : at + 8] for at in range(0, pairs, 8)]
+    drawn = Pairs(volumes, batches, [torch.cat((part, part)) for part in numbers])
+    level, size = config.levels[-1], config.views.size
+    grid = encoder.feature_grid(size, level)
+    measured = {
+        name: _measure_features(features, grid, drawn, config, labelled)
+        for name, features in {
+            "": _maps_of(encoder, level),
+            "random weights": _maps_of(untrained, level),
+            "raw patch": _patches(grid),
+            "code of the place in the view": _position_code(grid),
+        }.items()
+    }
+    return {**measured.pop(""), "beside": measured}
+
+
+def _measure_features(
+    features: Features,
+    grid: FeatureGrid,
+    pairs: Pairs,
+    config: PretrainConfig,
+    labelled: Sequence[LabelledVolume] | None,
+) -> dict[str, Any]:
+    size = config.views.size
+    generator = torch.Generator().manual_seed(0)
+    maps = [(features(batch.render(size, generator)), batch.geometries) for batch in pairs.batches]
+    found = compare_maps(maps, grid)
+    axes = {
+        name: None if axis is None else {"right": axis.right, "mirrored": axis.mirrored}
+        for name, axis in zip("zyx", found.axes, strict=True)
+    }
+    figures: dict[str, Any] = {**vars(found), "axes": axes, **noise_match(features, config)}
+    if labelled is not None:
+        for name, flips in (("flips", True), ("no_flips", False)):
+            figures[name] = _labels_of_features(features, grid, pairs, config, labelled, flips)
+    return figures
+
+
+@torch.no_grad()
+def noise_match(features: Features, config: PretrainConfig) -> dict[str, float]:
+    """How often the nearest cell of a view of unrelated noise is the one at the same place of the view."""
+    generator = torch.Generator().manual_seed(_SEED)
+    channels = config.encoder_channels
+    hits, count = [], 0
+    for _ in range(0, _NOISE_PAIRS, 4):
+        first, second = (features(smooth_noise(4, channels, config.views.size, generator)) for _ in range(2))
+        mean = torch.cat((first, second)).mean(dim=(0, 2, 3, 4), keepdim=True)
+        found = nearest(first - mean, second - mean)
+        d, h, w = first.shape[2:]
+        own = torch.stack(torch.unravel_index(torch.arange(d * h * w), (d, h, w)), dim=-1)
+        hits.append((found == own).all(dim=2).double().mean())
+        count = d * h * w
+    return {"noise_match": float(torch.stack(hits).mean()), "chance": 1 / count}
+
+
+def smooth_noise(views: int, channels: int, size: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Gaussian noise, smoothed over about five voxels, z-scored, (views, channels, *size)."""
+    margin = 4  # smoothing shall not tell the border
+    noise = torch.randn(views, channels, *(n + 2 * margin for n in size), generator=generator)
+    for _ in range(2):
+        noise = F.avg_pool3d(noise, 5, stride=1)
+    return (noise - noise.mean()) / noise.std()
+
+
+def _labels_of_features(
+    features: Features,
+    grid: FeatureGrid,
+    pairs: Pairs,
+    config: PretrainConfig,
+    labelled: Sequence[LabelledVolume],
+    flips: bool,
+) -> dict[str, Any]:
+    """R2 of the shares of the labels, of the mean over labels and of each."""
+    rows, targets, scans = [], [], []
+    for batch, numbers in zip(pairs.batches, pairs.scans, strict=True):
+        if not flips:
+            batch = replace(batch, flips=torch.zeros_like(batch.flips))
+        maps = features(batch.render(config.views.size, changes_intensity=False))
+        rows.append(maps.flatten(2).transpose(1, 2).flatten(0, 1))
+        volumes = [labelled[number] for number in numbers.tolist()]
+        fractions = label_fractions(volumes, batch.geometries, config.views.size, grid.stride, maps.shape[2:])
+        targets.append(fractions.flatten(2).transpose(1, 2).flatten(0, 1))
+        scans.append(numbers.repeat_interleave(maps.shape[2:].numel()))
+    x, y, of = torch.cat(rows), torch.cat(targets), torch.cat(scans)
+    estimates = {f"knn{k}": neighbour_estimates(x, y, of, k) for k in (5, 20)} | {"probe": probe_estimates(x, y, of)}
+    names = labelled[0].names
+    figures: dict[str, Any] = {}
+    for name, values in estimates.items():
+        shares = dict(zip(names, r_squared(values, y), strict=True))
+        known = [share for share in shares.values() if share is not None]
+        figures[name] = {"mean": sum(known) / len(known) if known else None, **shares}
+    return figures
+
+
+def _maps_of(encoder: Encoder, level: int) -> Features:
+    encoder.eval()
+
+    @torch.no_grad()
+    def features(views: Tensor) -> Tensor:
+        parts = []
+        precision = torch.bfloat16 if has_bfloat16(views.device) else None
+        with torch.autocast(views.device.type, dtype=precision, enabled=precision is not None):
+            for part in views.split(_BATCH):
+                parts.append(encoder(part.contiguous(memory_format=torch.channels_last_3d), level)[-1].float())
+        return torch.cat(parts)
+
+    return features
+
+
+def _patches(grid: FeatureGrid) -> Features:
+    """The voxels that a cell stands for, as channels."""
+    edges = [max(1, round(stride)) for stride in grid.stride]
+
+    def features(views: Tensor) -> Tensor:
+        for axis, (size, edge) in enumerate(zip(grid.view_size, edges, strict=True), start=2):
+            views = torch.cat((views, views.narrow(axis, size - 1, 1).repeat_interleave(-size % edge, axis)), axis)
+        cells = views
+        for edge, axis in zip(edges, (2, 3, 4), strict=True):
+            cells = cells.unfold(axis, edge, edge)
+        patches = cells.permute(0, 1, 5, 6, 7, 2, 3, 4).flatten(1, 4)
+        return patches - patches.mean(dim=1, keepdim=True)
+
+    return features
+
+
+def _position_code(grid: FeatureGrid) -> Features:
+    """A code of the cell's place in the view alone: for each axis a bump at its index."""
+    sizes = [-(-size // max(1, round(stride))) for size, stride in zip(grid.view_size, grid.stride, strict=True)]
+
+    def features(views: Tensor) -> Tensor:
+        bumps = []
+        for axis, cells in enumerate(sizes):
+            index = torch.arange(cells, dtype=torch.float32)
+            code = torch.exp(-0.5 * ((index[:, None] - index[None]) / 0.75) ** 2)  # (channels, cells)
+            shape = [cells, 1, 1, 1]
+            shape[1 + axis] = cells
+            bumps.append(code.view(shape).expand(cells, *sizes))
+        return torch.cat(bumps).expand(len(views), -1, -1, -1, -1)
+
+    return features
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The figures as a table, one row for each that is measured."""
+    columns: list[tuple[str, Callable[[dict[str, Any]], float | None]]] = [
+        (name, lambda f, name=name: f.get(name))
+        for name in ("flipped_right", "unflipped_right", "decoy", "noise_match")
+    ]
+    if "flips" in figures:
+        columns += [
+            (f"{kind} {flips}", lambda f, kind=kind, flips=flips: f[flips][kind]["mean"])
+            for flips in ("flips", "no_flips")
+            for kind in ("knn5", "knn20", "probe")
+        ]
+    rows = {"checkpoint": figures, **figures["beside"]}
+    lines = ["", " " * 30 + "".join(f"{name:>17}" for name, _ in columns)]
+    for name, row in rows.items():
+        cells = [value(row) for _, value in columns]
+        lines.append(f"{name:<30}" + "".join(f"{'-' if c is None else f'{c:.3f}':>17}" for c in cells))
+    for kind in ("", "unflipped_"):
+        if figures[f"{kind}ceiling"] is not None:
+            right = f"{kind or 'flipped_'}right"
+            lines.append(
+                f"{right} by geometry: code of the place in the view {figures[f'{kind}position_code']:.3f}, "
+                f"perfect code of the place in the scan {figures[f'{kind}ceiling']:.3f}"
+            )
+    lines.append(f"noise_match by chance: {figures['chance']:.3f}")
+    for axis, shares in figures["axes"].items():
+        if shares is not None:
+            lines.append(f"flipped along {axis}: {shares['right']:.1%} right, {shares['mirrored']:.1%} mirrored")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

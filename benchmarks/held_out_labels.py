@@ -1,0 +1,94 @@
+"""Labels of stored scans, and the share of each in the cells of a feature map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.paths import nnUNet_raw
+from torch import Tensor
+
+from nnunetv2_pgl.json_files import load_json
+from pretraining.config import PretrainConfig
+from pretraining.data import DataError, Volume
+from pretraining.data.store import read_record
+from pretraining.views import GeometryBatch
+from pretraining.views.rendering import render_crops
+
+
+@dataclass(frozen=True)
+class LabelledVolume:
+    """Labels of a stored scan.
+
+    Attributes:
+        names: Of the labels, without the background.
+        shares: Share of each label in each voxel of the stored scan, (labels, D, H, W), from 0 to 1.
+    """
+
+    names: tuple[str, ...]
+    shares: Tensor
+
+
+def labels_of(volumes: Sequence[Volume], config: PretrainConfig) -> list[LabelledVolume]:
+    """Labels of scans of nnU-Net data sets, cropped and resampled as the scans were.
+
+    Raises:
+        DataError: A scan has no label file, or is of a plain folder.
+    """
+    axes = (config.preprocessing or {}).get("transpose_forward", (0, 1, 2))
+    return [_labels(volume, axes) for volume in volumes]
+
+
+def _labels(volume: Volume, axes: Sequence[int]) -> LabelledVolume:
+    folder = Path(nnUNet_raw) / volume.source
+    if not (folder / "dataset.json").is_file():
+        raise DataError(f"--labels: {volume.source} is no data set in nnUNet_raw: {folder / 'dataset.json'} is missing")
+    described = load_json(folder / "dataset.json")
+    file = folder / "labelsTr" / f"{volume.path.stem}{described['file_ending']}"
+    if not file.is_file():
+        raise DataError(f"--labels: {file} is missing; leave scans without labels out by -only")
+    reader = determine_reader_writer_from_dataset_json(described, str(file), verbose=False)()
+    segmentation = reader.read_seg(str(file))[0][0].transpose(axes)
+    box = read_record(volume.path)["bbox"]
+    segmentation = segmentation[tuple(slice(start, stop) for start, stop in box)]
+    values = {name: value for name, value in described["labels"].items() if name not in ("background", "ignore")}
+    masks = np.stack([np.isin(segmentation, value) for value in values.values()]).astype(np.float32)
+    size = volume.shape[1:]
+    shares = F.interpolate(torch.from_numpy(masks)[None], size=size, mode="trilinear", align_corners=False)[0]
+    return LabelledVolume(tuple(values), shares)
+
+
+def label_fractions(
+    volumes: Sequence[LabelledVolume],
+    geometries: GeometryBatch,
+    view_size: Sequence[int],
+    strides: Sequence[float],
+    cells: Sequence[int],
+) -> Tensor:
+    """Share of each label in the part of a view that a cell stands for.
+
+    Args:
+        volumes: One for each view.
+        geometries: Of the views.
+        view_size: Size of the views (z, y, x).
+        strides: Voxels from cell to cell (z, y, x).
+        cells: Size of the map.
+
+    Returns:
+        (B, labels, *cells).
+    """
+    edges = [max(1, round(stride)) for stride in strides]
+    fractions = []
+    for number, labelled in enumerate(volumes):
+        one = GeometryBatch(*(t[number : number + 1] for t in (geometries.starts, geometries.sizes, geometries.flips)))
+        origin = torch.zeros(1, 3, dtype=one.starts.dtype)
+        extent = origin.new_tensor([labelled.shares.shape[1:]])
+        view = render_crops(labelled.shares[None], origin, extent, one, view_size)
+        pads = [n for cell, edge, size in zip(cells, edges, view_size, strict=True) for n in (cell * edge - size, 0)]
+        fractions.append(F.avg_pool3d(F.pad(view, pads[::-1], mode="replicate"), edges, edges)[0])
+    return torch.stack(fractions)

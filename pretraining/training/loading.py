@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import connection
@@ -67,18 +68,27 @@ def _collate(samples: Sequence[Sample | DataError]) -> ViewPairBatch | DataError
 
 @contextmanager
 def _untold_of_deaths() -> Iterator[None]:
-    """Without torch's handler, which raises RuntimeError anywhere, even between reading an exit code and noting it."""
-    if not hasattr(signal, "SIGCHLD"):
+    """Without torch's handler, which raises RuntimeError wherever the program is, be it in a destructor or a `finally`.
+
+    torch installs it when the first loading process has started. If that is in here, the handler is gone afterwards,
+    and a death shows where batches are waited for: torch looks after the processes every 5 s.
+    """
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
         yield
         return
-    handler: Any = None
-    while handler is None:
-        with suppress(RuntimeError):  # of a death before now: each is told once
-            handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    before = signal.getsignal(signal.SIGCHLD) or signal.SIG_DFL
+    _handle_deaths(signal.SIG_DFL)
     try:
         yield
     finally:
-        signal.signal(signal.SIGCHLD, handler)
+        _handle_deaths(before)
+
+
+def _handle_deaths(handler: Any) -> None:
+    while True:
+        with suppress(RuntimeError):  # of a death before now: each is told once
+            signal.signal(signal.SIGCHLD, handler)
+            return
 
 
 class PairLoader:
@@ -121,7 +131,7 @@ class PairLoader:
 
     @contextmanager
     def explaining_deaths(self) -> Iterator[None]:
-        """Around all that is done while there are loading processes: torch tells of their death wherever that is.
+        """Around all that is done while there are loading processes: they are ended with it, whatever goes wrong.
 
         Raises:
             ProcessLost, TrainingError: See `epoch`.
@@ -137,7 +147,8 @@ class PairLoader:
 
     def _batches(self) -> Iterator[ViewPairBatch]:
         others = multiprocessing.active_children()
-        batches = iter(self._loader)
+        with _untold_of_deaths():
+            batches = iter(self._loader)
         self._workers += [child for child in multiprocessing.active_children() if child not in others]
         for batch in batches:
             if isinstance(batch, DataError):

@@ -66,19 +66,21 @@ class ReplicateChannelsLast(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         """Each cell gets the gradients of all its copies."""
         (gradient,) = gradients
+        whole = gradient.clone(memory_format=torch.channels_last_3d)
         for axis, (before, after) in enumerate(ctx.pads, start=2):
-            gradient = _fold(gradient, axis, before, after)
-        return gradient.contiguous(memory_format=torch.channels_last_3d), None
+            whole = _fold(whole, axis, before, after)
+        return whole.contiguous(memory_format=torch.channels_last_3d), None
 
 
 def _fold(gradient: Tensor, axis: int, before: int, after: int) -> Tensor:
-    """Adds what lies beyond both ends of an axis to the outermost cells."""
-    if not (before or after):
-        return gradient
-    cells = gradient.shape[axis] - before - after
-    inner = gradient.narrow(axis, before, cells).clone()
-    inner.narrow(axis, 0, 1).add_(gradient.narrow(axis, 0, before).sum(axis, keepdim=True))
-    inner.narrow(axis, cells - 1, 1).add_(gradient.narrow(axis, before + cells, after).sum(axis, keepdim=True))
+    """Adds what lies beyond both ends of an axis to the outermost cells, in place, and returns the view without it."""
+    inner = gradient.narrow(axis, before, gradient.shape[axis] - before - after)
+    for beyond, outermost in (
+        (gradient.narrow(axis, 0, before), inner.narrow(axis, 0, 1)),
+        (gradient.narrow(axis, gradient.shape[axis] - after, after), inner.narrow(axis, inner.shape[axis] - 1, 1)),
+    ):
+        if beyond.shape[axis]:
+            outermost.add_(beyond.sum(axis, keepdim=True))
     return inner
 
 

@@ -133,7 +133,7 @@ def _is_half(x: Tensor) -> bool:
 class StridedMaxPool(nn.Module):
     """3x3x3 max pooling with the same shift as `StridedConv`.
 
-    Beyond the edge it sees nothing (minus infinity), which is what replicated cells would give: these are in its windows
+    Beyond the edge it sees nothing (minus infinity), which is what replicated cells would give: its windows hold these
     already.
     """
 

@@ -26,17 +26,19 @@ from pretraining.options import (
     add_view_options,
     adder,
     positive,
+    settings_of,
     with_options,
 )
 from pretraining.pretrain import RunOptions, prepare_volumes, pretrain
-from pretraining.preview import draw_pairs
+from pretraining.preview import draw_pairs, geometry_lines
 from pretraining.run_folder import RunError, RunFolder, require_same
 from pretraining.training.errors import STOPPED_EXIT_CODE, ProcessLost, Stopped, TrainingError
 from pretraining.training.restart import tell_torchrun
 from pretraining.training.spawning import spawn
 
 _EPILOG = """examples:
-  pgl_pretrain -d 501                                  one GPU, the paper's settings
+  pgl_pretrain -d 501                                  one GPU, the recommended settings
+  pgl_pretrain -d 501 --paper                          the paper to the letter
   pgl_pretrain -d 501 502 /data/scans -o pool          two nnU-Net data sets and a folder, pooled
   pgl_pretrain -d 501 -b 32 -num_gpus 4                four GPUs, 8 pairs each
   pgl_pretrain -d 501 -plans_from 17 -p nnUNetResEncUNetLPlans    the encoder, patches and voxels of an nnU-Net plan
@@ -56,21 +58,17 @@ def _default_name(config: PretrainConfig) -> str:
     return f"{config.method}_{config.architecture}_{names}".replace(" ", "_")
 
 
-def _settings(arguments: argparse.Namespace) -> PretrainConfig:
-    return with_options(arguments, PretrainConfig(datasets=()))
-
-
 def _run(arguments: argparse.Namespace) -> None:
     if arguments.d is None and not (arguments.c and arguments.o):
         raise RunError("-d is missing: give data set ids, names or folders of scans")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise RunError("no CUDA device was found: add -device cpu (or mps)")
     if arguments.c:
-        folder = RunFolder.named(arguments.o or _default_name(_settings(arguments)))
+        folder = RunFolder.named(arguments.o or _default_name(settings_of(arguments)))
         config = folder.settings_to_continue()
         require_same(with_options(arguments, config), config, folder)
     else:
-        config = _settings(arguments)
+        config = settings_of(arguments)
         folder = RunFolder.named(arguments.o or _default_name(config))
     check_config(config)
     options = RunOptions(
@@ -146,12 +144,12 @@ def preview_entry() -> None:
             raise RunError("-d is missing: give data set ids, names or folders of scans")
         output = arguments.o
         del arguments.o
-        config = with_options(arguments, PretrainConfig(datasets=()))
+        config = settings_of(arguments)
         check_config(config)
         volumes, skipped = prepare_volumes(config, arguments.np, arguments.verify_dataset_integrity)
         draw_pairs(volumes, config.views, config.seed, output, arguments.n)
         for item in [*skipped, *axis_warnings(volumes, config.views)]:
             print(f"WARNING: {item}")
-        print(output)
+        print(*geometry_lines(volumes, config), output, sep="\n")
     except (DataError, RunError, OSError, ValueError) as error:
         _exit_with("pgl_preview", error)

@@ -1,4 +1,4 @@
-"""Pictures of view pairs: their boxes on the scan, the two views, and the overlap as alignment sees it."""
+"""Pictures of view pairs: their boxes on the scan, the views, the overlap as alignment sees it; and what they allow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from torch import Tensor
 
 from nnunetv2_pgl.whole_files import replacing
 from pretraining.alignment import FeatureGrid, align
+from pretraining.config import PretrainConfig
 from pretraining.data import Volume
+from pretraining.training.correspondence import validation_batches
+from pretraining.training.places import geometry_of_pairs
+from pretraining.training.start import make_encoder
 from pretraining.views import ViewGeometry, ViewPairBatch, ViewPairDataset, ViewSettings, overlap_box, overlap_fraction
 
 _COLOURS = ("tab:cyan", "tab:orange")
@@ -43,6 +47,19 @@ def draw_pairs(volumes: Sequence[Volume], settings: ViewSettings, seed: int, pat
         _draw_row(rows[row], volumes[index], int(sample["index"][1]), shown, batch, settings)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
+
+
+def geometry_lines(volumes: Sequence[Volume], config: PretrainConfig) -> list[str]:
+    """How many cells codes of places would find in views of these scans, and a warning where the view's place tells."""
+    with torch.device("meta"):
+        encoder = make_encoder(config)
+    size, level = config.views.size, config.levels[-1]
+    grid = encoder.feature_grid(size, level)
+    strides = config.map_strides[level]
+    cells = [-(-voxels // stride) for voxels, stride in zip(size, strides, strict=True)]
+    batches = validation_batches(volumes, config.views, config.seed)
+    found = geometry_of_pairs([batch.geometries for batch in batches], grid, cells)
+    return [f"Cells of {' x '.join(map(str, strides))} voxels, as pgl_pretrain has them by default:", *found.lines()]
 
 
 def _draw_row(

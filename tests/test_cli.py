@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pretraining import cli
 from pretraining.config import PretrainConfig
 from pretraining.config_checks import check_config
 from pretraining.demo.datasets import write_unlabelled_dataset
 from pretraining.options import OptionParser, add_training_options, add_view_options, with_options
+from pretraining.preview import geometry_lines
 from pretraining.run_folder import RunFolder
+from pretraining.training.places import ByGeometry
+from pretraining.training.start import make_encoder
 from pretraining.views import ViewSettings
+from tests.known_encoders import CoordinateScan
 
 
 @pytest.fixture
@@ -195,4 +200,30 @@ def test_preview_draws(nnunet: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setattr(sys, "argv", ["pgl_preview", *arguments])
     cli.preview_entry()
     assert imread(output).std() > 0.05
-    assert str(output) in capsys.readouterr().out
+    *_, cells, flipped, unflipped, warning, last = capsys.readouterr().out.splitlines()
+    assert cells.startswith("Cells of 2 x 4 x 8 voxels")
+    assert flipped.startswith("In pairs with a relative flip, a code of the place in the view finds ")
+    assert unflipped.startswith("In pairs without one, a code of the place in the view finds ")
+    assert warning.startswith("WARNING: the scans are hardly larger than the views")
+    assert last == str(output)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "size"),
+    [("resnet50", (12, 40, 36)), ("plain", (16, 48, 32)), ("resenc_l", (16, 48, 32))],  # ours takes any size
+)
+def test_preview_knows_the_maps_of_an_encoder_without_running_it(
+    architecture: Any, size: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    config = PretrainConfig(("a",), architecture=architecture, views=ViewSettings(size=size))
+    monkeypatch.setattr(
+        "pretraining.preview.geometry_of_pairs", lambda *given: asked.append(given) or ByGeometry(*[None] * 4)
+    )
+    geometry_lines([CoordinateScan((20, 60, 60), channels=1)], config)
+    ((_, grid, cells),) = asked
+    with torch.device("meta"):
+        encoder = make_encoder(config)
+        (*_, map_) = encoder(torch.empty(1, 1, *size), config.levels[-1])
+    assert tuple(cells) == tuple(map_.shape[2:])
+    assert grid == encoder.feature_grid(size, config.levels[-1])

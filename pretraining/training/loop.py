@@ -19,10 +19,16 @@ from nnunetv2_pgl.precision import has_bfloat16
 from pretraining.config import PretrainConfig
 from pretraining.data import Volume
 from pretraining.objectives import target_decay
-from pretraining.training.correspondence import Correspondence, measure_correspondence, validation_batches
+from pretraining.training.correspondence import (
+    Correspondence,
+    correspondence_lines,
+    measure_correspondence,
+    validation_batches,
+)
 from pretraining.training.distributed import Processes
 from pretraining.training.errors import Stopped, TrainingError
 from pretraining.training.loading import PairLoader
+from pretraining.training.places import place_warnings
 from pretraining.training.progress import RunLog, epoch_lines, plot_progress, write_metrics
 from pretraining.training.sampler import PairSampler
 from pretraining.training.shares import SharedOrder
@@ -156,9 +162,9 @@ class Run:
         with torch.no_grad(), self._autocast():
             for batch in self.validation[:_CALIBRATION_BATCHES]:
                 encoder(batch.to(self.device).render(self.config.views.size))
-        measured = self._correspondence()
-        self.state.baseline = {"correspondence": measured.share, "miss_distance": measured.distance}
-        self.log(f"Before training: {measured}")
+        self.state.baseline = self._correspondence().to_record()
+        self.log("Before training:", *correspondence_lines(self.state.baseline))
+        self.log(*place_warnings(self.state.baseline))
 
     def epoch(self) -> None:
         """One pass over the pool, or what is left of it, then log, curves and state."""
@@ -196,11 +202,12 @@ class Run:
                 self._stop(so_far, stop.received or "a signal to another process")
 
     def _require_finite_loss(self, so_far: EpochSoFar) -> float:
-        """The mean loss of the epoch until now."""
+        """The mean loss of the epoch until now; it is not finite if that of a step, or a gradient, was not."""
         loss = float(so_far.total[0]) / so_far.steps
         if not math.isfinite(loss):
             raise TrainingError(
-                f"the loss is not finite in epoch {self.state.epoch} of {self.folder}: start a new run with a lower -lr"
+                f"the loss or its gradient is not finite in epoch {self.state.epoch} of {self.folder}, and nothing of "
+                "it was saved: start a new run with a lower -lr"
             )
         return loss
 
@@ -234,12 +241,7 @@ class Run:
 
     def _report(self, record: dict[str, Any]) -> None:
         """Measures the correspondence, logs the epoch, draws the curves and saves the state."""
-        measured = self._correspondence()
-        record |= {
-            "correspondence": measured.share,
-            "miss_distance": measured.distance,
-            "chance": measured.chance,
-        }
+        record |= self._correspondence().to_record()
         self.state.history.append(record)
         recent = [r["seconds"] for r in self.state.history[-5:]]
         left = self.config.epochs - self.state.epoch

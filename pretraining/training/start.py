@@ -15,7 +15,7 @@ from nnunetv2_pgl.networks import (
     Segmenter,
 )
 from pretraining.config import Method, PretrainConfig
-from pretraining.objectives import BYOL, PGL, PGLMAE, ModelsGenesis, Objective
+from pretraining.objectives import BYOL, PGL, PGLMAE, PGLNCE, ModelsGenesis, Objective
 from pretraining.training.heap import keep_freed_memory
 from pretraining.training.optimisation import make_optimizer
 from pretraining.training.state import TrainingState
@@ -38,7 +38,20 @@ def make_objective(config: PretrainConfig, precision: torch.dtype | None) -> Obj
 
 def _pgl(config: PretrainConfig, precision: torch.dtype | None) -> Objective:
     sizes = (config.hidden_channels, config.out_channels)
-    return PGL(_encoder(config), config.views.size, *sizes, config.levels, config.interpolated_only, precision)
+    return PGL(make_encoder(config), config.views.size, *sizes, config.levels, config.interpolated_only, precision)
+
+
+def _pgl_nce(config: PretrainConfig, precision: torch.dtype | None) -> Objective:
+    return PGLNCE(
+        make_encoder(config),
+        config.views.size,
+        config.hidden_channels,
+        config.out_channels,
+        config.levels,
+        config.interpolated_only,
+        precision,
+        config.temperature,
+    )
 
 
 def _pgl_mae(config: PretrainConfig, precision: torch.dtype | None) -> Objective:
@@ -56,7 +69,7 @@ def _pgl_mae(config: PretrainConfig, precision: torch.dtype | None) -> Objective
 
 
 def _byol(config: PretrainConfig, precision: torch.dtype | None) -> Objective:
-    return BYOL(_encoder(config), config.hidden_channels, config.out_channels, precision)
+    return BYOL(make_encoder(config), config.hidden_channels, config.out_channels, precision)
 
 
 def _models_genesis(config: PretrainConfig, precision: torch.dtype | None) -> Objective:
@@ -65,24 +78,26 @@ def _models_genesis(config: PretrainConfig, precision: torch.dtype | None) -> Ob
 
 _OBJECTIVES: dict[Method, Callable[[PretrainConfig, torch.dtype | None], Objective]] = {
     "pgl": _pgl,
+    "pgl_nce": _pgl_nce,
     "pgl_mae": _pgl_mae,
     "byol": _byol,
     "models_genesis": _models_genesis,
 }
 
 
-def _encoder(config: PretrainConfig) -> Encoder:
+def make_encoder(config: PretrainConfig) -> Encoder:
+    """The encoder alone, with random weights, on torch's default device."""
     network = config.planned_network
     if network is not None:
-        return PlannedEncoder(network, config.encoder_channels)
-    return ResNet50Encoder(config.encoder_channels, config.encoder_strides, config.norm)
+        return PlannedEncoder(network, config.encoder_channels, config.padding)
+    return ResNet50Encoder(config.encoder_channels, config.encoder_strides, config.norm, padding=config.padding)
 
 
 def _segmenter(config: PretrainConfig) -> Segmenter:
     network, channels = config.planned_network, config.encoder_channels
     if network is not None:
-        return PlannedSegmenter(network, channels, channels)
-    return PGLSegmenter(channels, channels, config.encoder_strides, config.norm)
+        return PlannedSegmenter(network, channels, channels, config.padding)
+    return PGLSegmenter(channels, channels, config.encoder_strides, config.norm, padding=config.padding)
 
 
 def initial_state(config: PretrainConfig, device: torch.device, precision: torch.dtype | None) -> TrainingState:

@@ -1,0 +1,146 @@
+"""What geometry alone says of pairs of views: which aligned cells lie at the same place, of the scan and of the view.
+
+A code of the place *in the view* says nothing of what is there, and a perfect code of the place *in the scan* says all.
+How many cells find their place by either follows from the crops, the flips and the feature grid, without an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pretraining.alignment import FeatureGrid, sampled_places
+from pretraining.views import GeometryBatch
+
+_SAME = 1e-6  # of a cell in the view, of a voxel in the scan; what is nearer is at one place
+_TELLING_PLACE = 0.5  # share of cells that the place in the view alone gets right
+
+
+@dataclass(frozen=True)
+class ByGeometry:
+    """Shares of aligned cells that find their place by a code of places, None where there are no such pairs.
+
+    Attributes:
+        position_code: In pairs with a relative flip, by a code of the place in the view.
+        unflipped_position_code: The same in pairs without one.
+        ceiling: In pairs with a relative flip, by a perfect code of the place in the scan: below 1, because points
+            beyond the outermost cell centres get the outermost cell's features.
+        unflipped_ceiling: The same in pairs without one.
+    """
+
+    position_code: float | None
+    unflipped_position_code: float | None
+    ceiling: float | None
+    unflipped_ceiling: float | None
+
+    @classmethod
+    def of(cls, places: Sequence[Places]) -> ByGeometry:
+        """Of all pairs together."""
+        flipped = torch.cat([part.flips.any(dim=1) for part in places])
+        in_view = torch.cat([part.share(part.near_in_view) for part in places])
+        in_scan = torch.cat([part.share(part.near_in_scan) for part in places])
+        return cls(
+            position_code=mean_of(in_view[flipped]),
+            unflipped_position_code=mean_of(in_view[~flipped]),
+            ceiling=mean_of(in_scan[flipped]),
+            unflipped_ceiling=mean_of(in_scan[~flipped]),
+        )
+
+    def lines(self) -> list[str]:
+        """In words, and a warning where the place in the view tells much."""
+        kinds = (
+            ("with a relative flip", self.position_code, self.ceiling),
+            ("without one", self.unflipped_position_code, self.unflipped_ceiling),
+        )
+        lines = [
+            f"In pairs {kind}, a code of the place in the view finds {in_view:.1%} of the cells, a perfect code of the "
+            f"place in the scan {in_scan:.1%}"
+            for kind, in_view, in_scan in kinds
+            if in_view is not None and in_scan is not None
+        ]
+        return lines + place_warnings(vars(self))
+
+
+def place_warnings(record: Mapping[str, float | None]) -> list[str]:
+    """A line where the views of a run or of a preview let a code of the place in the view pass for knowledge."""
+    by_place = record.get("unflipped_position_code") or 0.0
+    if by_place <= _TELLING_PLACE:
+        return []
+    return [
+        f"WARNING: the scans are hardly larger than the views: in pairs without a relative flip, {by_place:.0%} of the "
+        "cells find their place by where they lie in the view alone, and such pairs teach nothing else. Use a smaller "
+        "-patch or a finer -spacing, and keep flips and -padding replicate"
+    ]
+
+
+def geometry_of_pairs(geometries: Sequence[GeometryBatch], grid: FeatureGrid, cells: Sequence[int]) -> ByGeometry:
+    """What codes of places reach in pairs of views.
+
+    Args:
+        geometries: Batches of views, the first of all pairs, then the second.
+        grid: Where the cells of the maps lie in a view.
+        cells: Size of the maps.
+    """
+    return ByGeometry.of([Places.of(*halves(batch), grid, cells) for batch in geometries])
+
+
+def halves(geometries: GeometryBatch) -> tuple[GeometryBatch, GeometryBatch]:
+    """Those of the first and of the second views of the pairs of a batch."""
+    parts = [t.chunk(2) for t in (geometries.starts, geometries.sizes, geometries.flips)]
+    return GeometryBatch(*(part[0] for part in parts)), GeometryBatch(*(part[1] for part in parts))
+
+
+@dataclass(frozen=True)
+class Places:
+    """Which aligned cells of the second views lie nearest to each of the first, per axis.
+
+    Attributes:
+        size: Of the aligned maps.
+        near_in_view, near_in_scan: For each axis (B, n, n) bool: for the first view's points i the second's points j
+            that are nearest, in the view and in the scan. There may be several.
+        flips: Whether the views are flipped against each other, (B, 3).
+        steps: Source voxels between aligned cells, (B, 3).
+    """
+
+    size: tuple[int, ...]
+    near_in_view: list[Tensor]
+    near_in_scan: list[Tensor]
+    flips: Tensor
+    steps: Tensor
+
+    @classmethod
+    def of(cls, one: GeometryBatch, two: GeometryBatch, grid: FeatureGrid, cells: Sequence[int]) -> Places:
+        """Of the first and second views of pairs."""
+        size = tuple(cells)
+        firsts, seconds = sampled_places(one, two, grid, size), sampled_places(two, one, grid, size)
+        view, scan = (
+            [_nearest(a.cpu(), b.cpu()) for a, b in zip(of_one, of_two, strict=True)]
+            for of_one, of_two in zip(firsts, seconds, strict=True)
+        )
+        overlap = torch.minimum(one.starts + one.sizes, two.starts + two.sizes) - torch.maximum(one.starts, two.starts)
+        return cls(size, view, scan, (one.flips != two.flips).cpu(), (overlap / overlap.new_tensor(size)).cpu())
+
+    def right(self) -> Tensor:
+        """Indices of the right cells, (d * h * w, 3)."""
+        d, h, w = self.size
+        return torch.stack(torch.unravel_index(torch.arange(d * h * w), (d, h, w)), dim=-1)
+
+    @staticmethod
+    def share(near: Sequence[Tensor]) -> Tensor:
+        """Share of the cells that nearness gets right, (B,): an axis at a time, several nearest points share."""
+        per_axis = [n.diagonal(dim1=1, dim2=2) / n.sum(dim=2) for n in near]
+        return torch.stack([share.double().mean(dim=1) for share in per_axis]).prod(dim=0)
+
+
+def _nearest(first: Tensor, second: Tensor) -> Tensor:
+    """(B, n), (B, n) -> (B, n, n) bool: the second's points at the smallest distance from each of the first's."""
+    apart = (first.unsqueeze(2) - second.unsqueeze(1)).abs()
+    return apart <= apart.amin(dim=2, keepdim=True) + _SAME
+
+
+def mean_of(values: Tensor) -> float | None:
+    """None if there are none."""
+    return float(values.double().mean()) if len(values) else None

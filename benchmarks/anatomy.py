@@ -285,20 +285,16 @@ def _position_code(grid: FeatureGrid) -> Features:
 
 def table(figures: dict[str, Any]) -> str:
     """The figures as a table, one row for each that is measured."""
-    columns: list[tuple[str, Callable[[dict[str, Any]], float | None]]] = [
-        (name, lambda f, name=name: f.get(name))
-        for name in ("flipped_right", "unflipped_right", "decoy", "noise_match")
-    ]
+    columns: dict[str, tuple[str, ...]] = {
+        name: (name,) for name in ("flipped_right", "unflipped_right", "decoy", "noise_match")
+    }
     if "flips" in figures:
-        columns += [
-            (f"{kind} {flips}", lambda f, kind=kind, flips=flips: f[flips][kind]["mean"])
-            for flips in ("flips", "no_flips")
-            for kind in ("knn5", "knn20", "probe")
-        ]
+        keys = [(flips, kind) for flips in ("flips", "no_flips") for kind in ("knn5", "knn20", "probe")]
+        columns |= {f"{kind} {flips}": (flips, kind, "mean") for flips, kind in keys}
     rows = {"checkpoint": figures, **figures["beside"]}
-    lines = ["", " " * 30 + "".join(f"{name:>17}" for name, _ in columns)]
+    lines = ["", " " * 30 + "".join(f"{name:>17}" for name in columns)]
     for name, row in rows.items():
-        cells = [value(row) for _, value in columns]
+        cells = [_at(row, path) for path in columns.values()]
         lines.append(f"{name:<30}" + "".join(f"{'-' if c is None else f'{c:.3f}':>17}" for c in cells))
     for kind in ("", "unflipped_"):
         if figures[f"{kind}ceiling"] is not None:
@@ -312,6 +308,13 @@ def table(figures: dict[str, Any]) -> str:
         if shares is not None:
             lines.append(f"flipped along {axis}: {shares['right']:.1%} right, {shares['mirrored']:.1%} mirrored")
     return "\n".join(lines)
+
+
+def _at(figures: dict[str, Any], path: Sequence[str]) -> float | None:
+    value: Any = figures
+    for key in path:
+        value = value[key]
+    return value
 
 
 if __name__ == "__main__":

@@ -9,11 +9,12 @@ import torch
 
 from nnunetv2_pgl.precision import has_bfloat16, train_in_cpu_bfloat16
 from tests.planned_networks import small_network
+from tests.precision import needs_bfloat16
 
 CPU = torch.device("cpu")
 
 
-@pytest.mark.skipif(not has_bfloat16(CPU), reason="float32 is used here")
+@needs_bfloat16
 @pytest.mark.parametrize("stride", [1, (1, 2, 2), 2])
 @pytest.mark.parametrize("size", [(2, 3, 3), (2, 6, 6), (3, 4, 4), (4, 6, 6), (5, 7, 5)])
 def test_gradients_of_small_maps_are_right(size: tuple[int, int, int], stride: int | tuple[int, int, int]) -> None:

@@ -7,6 +7,7 @@ import torch.nn.functional as F  # noqa: N812
 from nnunetv2_pgl.networks import PGLSegmenter
 from nnunetv2_pgl.networks.aspp import DepthwiseConv
 from nnunetv2_pgl.networks.segmenter import upsample
+from tests.precision import needs_bfloat16, note_types
 
 CHANNELS_LAST = torch.channels_last_3d
 
@@ -45,6 +46,16 @@ def test_batch_of_one_trains_and_every_parameter_gets_a_gradient() -> None:
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
 
 
+def test_bfloat16_is_of_the_convolutions_and_not_of_the_logits() -> None:
+    network = PGLSegmenter(1, 2, cpu_bfloat16=True).eval()
+    types = note_types(network)
+    with torch.no_grad():
+        logits = network(torch.randn(1, 1, 16, 32, 32))
+    assert types == {torch.bfloat16}
+    assert logits.dtype == torch.float32
+
+
+@needs_bfloat16
 def test_bfloat16_stays_close_to_float32() -> None:
     torch.manual_seed(0)
     network = PGLSegmenter(1, 2).eval()
@@ -53,7 +64,6 @@ def test_bfloat16_stays_close_to_float32() -> None:
         exact = network(image)
         network.cpu_bfloat16 = True
         fast = network(image)
-    assert fast.dtype == torch.float32
     assert not torch.equal(fast, exact)
     assert (fast - exact).abs().max() < 0.1 * exact.abs().max()
 
@@ -80,6 +90,7 @@ def test_depthwise_is_the_plain_convolution(
         torch.testing.assert_close(own, other, rtol=tolerance, atol=tolerance * float(other.abs().max() + 1))
 
 
+@needs_bfloat16
 @pytest.mark.parametrize(("size", "dilation"), [((6, 6, 6), 2), ((3, 7, 5), 4), ((5, 12, 10), 1), ((4, 6, 6), 8)])
 def test_depthwise_in_bfloat16_is_as_exact_as_bfloat16(size: tuple[int, int, int], dilation: int) -> None:
     torch.manual_seed(0)

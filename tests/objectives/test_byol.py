@@ -9,6 +9,7 @@ from nnunetv2_pgl.networks import ResNet50Encoder, resnet3d
 from pretraining.objectives import ConvHead
 from pretraining.objectives.byol import BYOL
 from pretraining.views import GeometryBatch, sample_view_pair
+from tests.precision import needs_bfloat16
 
 VIEW, PAIRS = (8, 32, 32), 3
 
@@ -129,12 +130,13 @@ def test_target_after_several_steps_is_the_closed_form() -> None:
     assert all(torch.equal(a, b) for a, b in zip(byol.predictor.parameters(), predictor, strict=True))
 
 
+@needs_bfloat16
 def test_bfloat16_tracks_float32() -> None:
-    views, geometries = draw_views(), draw_geometries(0)
+    """With enough pairs for the heads' norms, which make 0.15 of the rounding over six vectors, and 0.02 over 64."""
+    views, geometries = draw_views(32), draw_geometries(0, 32)
     with torch.no_grad():
         exact, fast = (make_byol(precision)(views, geometries) for precision in (None, torch.bfloat16))
-    assert float(fast.loss) == pytest.approx(float(exact.loss), abs=0.15)
-    assert fast.loss.dtype == torch.float32
+    assert float(fast.loss) == pytest.approx(float(exact.loss), abs=0.1)
 
 
 def test_spread_tells_collapse() -> None:

@@ -9,6 +9,7 @@ from nnunetv2_pgl.networks import PGLSegmenter, ResNet50Encoder, resnet3d
 from pretraining.objectives.deformation import Deformation
 from pretraining.objectives.models_genesis import ModelsGenesis
 from pretraining.views import GeometryBatch, sample_view_pair
+from tests.precision import needs_bfloat16
 
 VIEW = (8, 32, 32)
 
@@ -146,6 +147,7 @@ def test_there_is_no_target_to_update() -> None:
     assert not genesis.changes_intensity
 
 
+@needs_bfloat16
 def test_bfloat16_tracks_float32(views: Tensor) -> None:
     with torch.no_grad():
         exact, fast = (

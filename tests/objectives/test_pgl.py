@@ -19,6 +19,7 @@ from pretraining.objectives import (
     within_view_share,
 )
 from pretraining.views import GeometryBatch, sample_view_pair
+from tests.precision import needs_bfloat16
 
 VIEW = (8, 32, 32)
 
@@ -146,6 +147,7 @@ def test_interpolated_only_drops_clamped_points(batch: tuple[Tensor, GeometryBat
     assert float(a.loss) != pytest.approx(float(b.loss), rel=1e-6)
 
 
+@needs_bfloat16
 def test_bfloat16_tracks_float32(batch: tuple[Tensor, GeometryBatch]) -> None:
     exact, fast = make_pgl(), make_pgl(precision=torch.bfloat16)
     with torch.no_grad():

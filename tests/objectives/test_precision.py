@@ -1,17 +1,21 @@
-"""bfloat16 training follows float32 training."""
+"""bfloat16 is used by the networks alone, and training in it follows training in float32."""
 
 from __future__ import annotations
+
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
 from nnunetv2_pgl.networks import ResNet50Encoder, resnet3d
-from nnunetv2_pgl.precision import has_bfloat16
+from pretraining.config import Method, PretrainConfig
 from pretraining.demo.phantoms import make_phantom
 from pretraining.objectives import PGL, target_decay
 from pretraining.training.optimisation import learning_rate_at, make_optimizer, set_learning_rate
-from pretraining.views import GeometryBatch, render_views, sample_view_pair
+from pretraining.training.start import make_objective
+from pretraining.views import GeometryBatch, ViewSettings, render_views, sample_view_pair
+from tests.precision import needs_bfloat16, note_types
 
 _STEPS, _PAIRS, _VIEW, _RATE = 200, 4, (8, 32, 32), 0.2
 
@@ -41,6 +45,21 @@ def draw_batches(count: int) -> list[tuple[torch.Tensor, GeometryBatch]]:
     return batches
 
 
+@pytest.mark.usefixtures("narrow_encoder")
+@pytest.mark.parametrize("method", get_args(Method))
+def test_convolutions_are_in_bfloat16_and_the_loss_in_float32(method: Method) -> None:
+    config = PretrainConfig((), views=ViewSettings(_VIEW), hidden_channels=64, out_channels=32, method=method)
+    objective = make_objective(config, torch.bfloat16)
+    types = note_types(objective)
+    rng = np.random.default_rng(0)
+    pairs = [sample_view_pair((20, 60, 60), _VIEW, rng) for _ in range(2)]
+    geometries = GeometryBatch.from_geometries([pair[half] for half in (0, 1) for pair in pairs])
+    with torch.no_grad():
+        loss = objective(torch.randn(4, 1, *_VIEW), geometries, torch.Generator().manual_seed(0)).loss
+    assert types == {torch.bfloat16}
+    assert loss.dtype == torch.float32
+
+
 def losses(batches: list[tuple[torch.Tensor, GeometryBatch]], precision: torch.dtype | None) -> np.ndarray:
     torch.manual_seed(0)
     pgl = PGL(ResNet50Encoder(strides=(4, 16, 16)), _VIEW, hidden_channels=64, out_channels=32, precision=precision)
@@ -58,7 +77,7 @@ def losses(batches: list[tuple[torch.Tensor, GeometryBatch]], precision: torch.d
 
 
 @pytest.mark.usefixtures("narrow_encoder")
-@pytest.mark.skipif(not has_bfloat16(torch.device("cpu")), reason="bfloat16 would be emulated, slowly")
+@needs_bfloat16
 def test_200_steps_in_bfloat16_follow_those_in_float32() -> None:
     """Within 0.1, of a loss that falls from 3.7 to 1.2, once averaged over 20 steps; 0.15 from the first step on."""
     batches = draw_batches(_STEPS)

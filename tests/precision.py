@@ -1,0 +1,20 @@
+"""bfloat16 in tests: kernels are compared with float32 where runs use them; elsewhere they may be wrong, or slow."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from nnunetv2_pgl.precision import has_bfloat16
+
+needs_bfloat16 = pytest.mark.skipif(not has_bfloat16(torch.device("cpu")), reason="runs use float32 here")
+
+
+def note_types(module: nn.Module) -> set[torch.dtype]:
+    """Fills with the types that the convolutions of a module return, from now on."""
+    types: set[torch.dtype] = set()
+    for part in module.modules():
+        if isinstance(part, nn.Conv3d):
+            part.register_forward_hook(lambda module, inputs, output: types.add(output.dtype))
+    return types

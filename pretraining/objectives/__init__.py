@@ -6,12 +6,14 @@ from pretraining.objectives.models_genesis import ModelsGenesis, ModelsGenesisOu
 from pretraining.objectives.objective import Objective
 from pretraining.objectives.pgl import PGL, PGLOutput, feature_spread, local_consistency_loss, within_view_share
 from pretraining.objectives.pgl_mae import PGLMAE, PGLMAEOutput, draw_block_mask
+from pretraining.objectives.pgl_nce import PGLNCE, local_contrastive_loss
 from pretraining.objectives.target import make_target, target_decay, update_target
 
 __all__ = [
     "BYOL",
     "PGL",
     "PGLMAE",
+    "PGLNCE",
     "BYOLOutput",
     "ConvHead",
     "ModelsGenesis",
@@ -22,6 +24,7 @@ __all__ = [
     "draw_block_mask",
     "feature_spread",
     "local_consistency_loss",
+    "local_contrastive_loss",
     "make_target",
     "target_decay",
     "update_target",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nnunetv2_pgl.networks import PlannedEncoder, PlannedSegmenter
-from pretraining.objectives import BYOL, PGL, PGLMAE, ModelsGenesis, Objective
+from pretraining.objectives import BYOL, PGL, PGLMAE, PGLNCE, ModelsGenesis, Objective
 from pretraining.views import GeometryBatch, sample_view_pair
 from tests.planned_networks import small_network
 
@@ -66,7 +66,7 @@ def test_stages_beyond_the_last_level_are_left_alone(batch: tuple[Tensor, Geomet
         assert parameter.requires_grad == (parameter.grad is not None) == (id(parameter) not in beyond)
 
 
-@pytest.mark.parametrize("method", ["byol", "models_genesis", "pgl_mae", "pgl"])
+@pytest.mark.parametrize("method", ["byol", "models_genesis", "pgl_mae", "pgl", "pgl_nce"])
 def test_every_method_trains_nnunets_encoder(method: str, batch: tuple[Tensor, GeometryBatch]) -> None:
     torch.manual_seed(0)
     small = {"hidden_channels": 16, "out_channels": 8}
@@ -75,6 +75,7 @@ def test_every_method_trains_nnunets_encoder(method: str, batch: tuple[Tensor, G
         "models_genesis": ModelsGenesis(PlannedSegmenter(NETWORK, 1, 1)),
         "pgl_mae": PGLMAE(PlannedSegmenter(NETWORK, 1, 1), VIEW, 0.5, 1.0, **small, levels=(1,)),
         "pgl": PGL(PlannedEncoder(NETWORK), VIEW, **small),
+        "pgl_nce": PGLNCE(PlannedEncoder(NETWORK, 1, "replicate"), VIEW, **small, levels=(1, 2)),
     }
     objective = made[method]
     objective(*batch, torch.Generator().manual_seed(0)).loss.backward()

@@ -1,0 +1,236 @@
+"""PGL with negatives: its loss against loops in float64, and what lowers it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from nnunetv2_pgl.networks import FeatureGrid, PlannedEncoder
+from pretraining.objectives import PGL, PGLNCE, local_contrastive_loss
+from pretraining.views import GeometryBatch, ViewGeometry, render_views, sample_view_pair
+from tests.planned_networks import small_network
+from tests.precision import needs_bfloat16
+
+VIEW = (8, 16, 16)
+
+
+def reference(
+    prediction: NDArray[Any], target: NDArray[Any], valid: NDArray[np.bool_], temperature: float
+) -> tuple[float, NDArray[np.float64]]:
+    """Loss and its gradient to the predictions, place by place: each looks for itself among the valid places."""
+    losses, gradient = [], np.zeros(prediction.shape)
+    for p, t, v, g in zip(prediction, target, valid, gradient, strict=True):
+        places = [tuple(place) for place in np.argwhere(v)]
+        for query in places:
+            z, y, x = query
+            own, length = p[:, z, y, x], np.linalg.norm(p[:, z, y, x])
+            units = [t[:, k, j, i] / np.linalg.norm(t[:, k, j, i]) for k, j, i in places]
+            logits = np.array([unit @ own / length for unit in units]) / temperature
+            shares = np.exp(logits) / np.exp(logits).sum()
+            right = places.index(query)
+            losses.append(-math.log(shares[right]))
+            to_unit = (sum(s * u for s, u in zip(shares, units, strict=True)) - units[right]) / temperature
+            g[:, z, y, x] = (to_unit - own / length * (own / length @ to_unit)) / length
+    count = max(len(losses), 1)
+    return sum(losses) / count, gradient / count
+
+
+def features(shape: Sequence[int] = (3, 5, 2, 3, 2)) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    rng = np.random.default_rng(0)
+    return rng.normal(size=shape), rng.normal(size=shape)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.1, 1.0])
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.0])
+def test_loss_and_gradient_are_those_of_loops(temperature: float, share: float) -> None:
+    p, t = features()
+    valid = np.random.default_rng(1).random((3, 2, 3, 2)) < share
+    valid[1] = share == 1  # a pair without any
+    loss, gradient = reference(p, t, valid, temperature)
+    prediction, target = torch.tensor(p, requires_grad=True), torch.tensor(t)
+    own = local_contrastive_loss(prediction, target, torch.from_numpy(valid), temperature)
+    own.backward()
+    assert own.dtype == torch.float32
+    assert float(own.detach()) == pytest.approx(loss, rel=1e-5, abs=1e-6)
+    assert prediction.grad is not None
+    np.testing.assert_allclose(prediction.grad.numpy(), gradient, rtol=1e-3, atol=1e-5)
+    if share == 1:
+        unmasked = local_contrastive_loss(prediction.detach(), target, temperature=temperature)
+        assert float(unmasked) == pytest.approx(loss, rel=1e-5)
+
+
+def test_gradients_by_differences(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tensor, "float", Tensor.double)
+    p, t = (torch.from_numpy(x) for x in features((2, 3, 1, 2, 2)))
+    valid = torch.tensor([[True, True, False, True], [True, False, True, True]]).view(2, 1, 2, 2)
+    for mask in (valid, None):
+        assert torch.autograd.gradcheck(
+            lambda a, b, mask=mask: local_contrastive_loss(a, b, mask, 0.3), (p.requires_grad_(), t.requires_grad_())
+        )
+
+
+def test_half_precision_gives_the_float32_loss_of_the_same_values() -> None:
+    p, t = (torch.from_numpy(x).bfloat16() for x in features())
+    loss = local_contrastive_loss(p, t)
+    expected, _ = reference(p.double().numpy(), t.double().numpy(), np.ones((3, 2, 3, 2), dtype=bool), 0.1)
+    assert loss.dtype == torch.float32
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_features_that_are_alike_everywhere_are_found_by_chance() -> None:
+    p, t = (torch.from_numpy(x)[:, :, :1, :1, :1].expand(-1, -1, 2, 3, 2) for x in features())
+    assert float(local_contrastive_loss(p, t)) == pytest.approx(math.log(12), rel=1e-5)
+    assert float(local_contrastive_loss(p, t, torch.zeros(3, 2, 3, 2, dtype=torch.bool))) == 0
+
+
+def test_other_pairs_are_no_negatives() -> None:
+    """What they look like does not matter to a pair's loss."""
+    p, t = (torch.from_numpy(x) for x in features())
+    alone = local_contrastive_loss(p[:1], t[:1])
+    for scale in (1.0, -1.0):
+        together = torch.cat([p[:1], p[1:] * scale])
+        others = float(local_contrastive_loss(together[1:], t[1:]))
+        loss = local_contrastive_loss(together, t)
+        assert float(loss) == pytest.approx((float(alone) + 2 * others) / 3, rel=1e-5)
+
+
+def test_loss_refuses_other_shapes() -> None:
+    with pytest.raises(ValueError, match="differ in shape"):
+        local_contrastive_loss(torch.zeros(1, 2, 3), torch.zeros(1, 2, 4))
+    with pytest.raises(ValueError, match="valid is"):
+        local_contrastive_loss(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3), torch.zeros(1, 2, 3, dtype=torch.bool))
+
+
+class Seeing(nn.Module):
+    """An encoder that knows what is there: the means of cells of 2 x 4 x 4 voxels, of views of 8 channels."""
+
+    skip_channels, skip_strides, strides = (8,), ((2, 4, 4),), (2, 4, 4)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor, deepest: int = -1) -> list[Tensor]:
+        return [F.avg_pool3d(x, self.strides) * self.weight]
+
+    def beyond(self, level: int) -> list[nn.Module]:
+        return []
+
+    def feature_grid(self, view_size: Any, level: int = -1) -> FeatureGrid:
+        return FeatureGrid(view_size, self.strides, (1.0, 2.0, 2.0))
+
+
+def smooth_scan(rng: np.random.Generator) -> Tensor:
+    noise = torch.from_numpy(rng.normal(size=(1, 8, 6, 8, 8)))
+    return F.interpolate(noise, size=(24, 48, 48), mode="trilinear")[0].float()
+
+
+def pairs(rng: np.random.Generator, count: int) -> list[tuple[ViewGeometry, ViewGeometry]]:
+    return [sample_view_pair((24, 48, 48), VIEW, rng, min_overlap=0.3) for _ in range(count)]
+
+
+def batch_of(
+    scans: Sequence[Tensor], drawn: Sequence[tuple[ViewGeometry, ViewGeometry]]
+) -> tuple[Tensor, GeometryBatch]:
+    shown = [(scan, pair[half]) for half in (0, 1) for scan, pair in zip(scans, drawn, strict=True)]
+    views = torch.cat([render_views(scan, [geometry], VIEW) for scan, geometry in shown])
+    return views, GeometryBatch.from_geometries([geometry for _, geometry in shown])
+
+
+def test_who_knows_what_is_there_finds_it_and_only_with_the_right_alignment() -> None:
+    rng = np.random.default_rng(0)
+    encoder: Any = Seeing()
+    objective = PGLNCE(encoder, VIEW, temperature=0.1)
+    for heads in (objective.projectors, objective.predictors, objective.target_projectors):
+        heads[0] = nn.Identity()
+    drawn = pairs(rng, 6)
+    views, geometries = batch_of([smooth_scan(rng) for _ in drawn], drawn)
+    by_chance = 2 * math.log(4 * 4 * 4)
+    right = float(objective(views, geometries).loss.detach())
+    unflipped = replace(geometries, flips=torch.zeros_like(geometries.flips))
+    of_others = GeometryBatch(*(getattr(geometries, name).roll(1, dims=0) for name in ("starts", "sizes", "flips")))
+    assert right < 0.5 * by_chance
+    assert right < 0.6 * float(objective(views, unflipped).loss.detach())
+    assert right < 0.6 * float(objective(views, of_others).loss.detach())
+
+
+def made(method: type[PGL], **options: Any) -> PGL:
+    torch.manual_seed(0)
+    network = small_network("resenc", features=(4, 8, 8), n_blocks_per_stage=[1, 2, 2])
+    return method(PlannedEncoder(network, 1, "replicate"), VIEW, hidden_channels=16, out_channels=8, **options)
+
+
+@pytest.fixture(scope="module")
+def batch() -> tuple[Tensor, GeometryBatch]:
+    rng = np.random.default_rng(0)
+    return batch_of([smooth_scan(rng)[:1] for _ in range(4)], pairs(rng, 4))
+
+
+@pytest.mark.parametrize("interpolated_only", [False, True])
+def test_the_loss_is_the_only_difference_to_pgl(
+    batch: tuple[Tensor, GeometryBatch], monkeypatch: pytest.MonkeyPatch, interpolated_only: bool
+) -> None:
+    options = {"levels": (1, 2), "interpolated_only": interpolated_only}
+    ours, pgl = made(PGLNCE, temperature=0.2, **options), made(PGL, **options)
+    ours.load_state_dict(pgl.state_dict(), strict=True)
+    calls = []
+
+    def contrastive(self: PGL, prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+        calls.append(valid)
+        return local_contrastive_loss(prediction, target, valid, 0.2)
+
+    monkeypatch.setattr(PGL, "compare", contrastive)
+    for own, theirs in zip(ours(*batch), pgl(*batch), strict=True):
+        assert torch.equal(own, theirs)
+    assert len(calls) == 4  # two levels, both directions
+    assert all(bool(valid.all()) != interpolated_only for valid in calls)
+
+
+def test_the_parts_of_a_step_add_up(batch: tuple[Tensor, GeometryBatch]) -> None:
+    """-accumulate changes nothing but what batch norms see: negatives are from the pair alone."""
+    objective = made(PGLNCE).eval()
+    views, geometries = batch
+    loss = objective(views, geometries).loss
+    loss.backward()
+    whole = {name: p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None}
+    objective.zero_grad()
+    for part in (slice(0, 2), slice(2, 4)):
+        chosen = [*range(8)[part], *range(4, 8)[part]]
+        own = GeometryBatch(*(getattr(geometries, name)[chosen] for name in ("starts", "sizes", "flips")))
+        (objective(views[chosen], own).loss / 2).backward()
+    for name, parameter in objective.named_parameters():
+        assert (parameter.grad is not None) == (name in whole)
+        if parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad, whole[name], rtol=1e-3, atol=1e-6)
+
+
+def test_a_few_steps_lower_the_loss(batch: tuple[Tensor, GeometryBatch]) -> None:
+    objective = made(PGLNCE)
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(15):
+        loss = objective(*batch).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        objective.update_target(0.9)
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@needs_bfloat16
+def test_bfloat16_tracks_float32(batch: tuple[Tensor, GeometryBatch]) -> None:
+    exact, fast = made(PGLNCE), made(PGLNCE, precision=torch.bfloat16)
+    with torch.no_grad():
+        loss = fast(*batch).loss
+        assert loss.dtype == torch.float32
+        assert float(loss) == pytest.approx(float(exact(*batch).loss), rel=0.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -13,12 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from pretraining.data import DataError
 from pretraining.views.geometry import sample_view_pair
 from pretraining.views.intensity import IntensityRanges, apply_intensity_, draw_intensity
 from pretraining.views.rendering import GeometryBatch, largest_source_box, render_crops, source_box
 
 Channels = Literal["each", "joint"]
 BodyAxis = Literal["lateral"]
+
+logger = logging.getLogger(__name__)
+
+_TRIES = 32  # pairs drawn of a scan
 
 
 class StoredScan(Protocol):
@@ -93,6 +99,7 @@ class ViewPairDataset(Dataset[dict[str, Any]]):
         self.settings = settings
         self.seed = seed
         self._crop_size = largest_source_box(settings.size, settings.scale)
+        self._told = torch.zeros(len(self.scans), dtype=torch.bool).share_memory_()  # by any loading process
 
     def __len__(self) -> int:
         return len(self.scans)
@@ -102,10 +109,39 @@ class ViewPairDataset(Dataset[dict[str, Any]]):
 
         The leading axis of every array counts the two views. A crop is a list of channels: blosc2 reads them one by one
         no slower than all at once, and each is copied only into the batch.
+
+        A view of one value, such as outside of the body, is drawn again: instance norms multiply its gradient by
+        1 / sqrt(eps) layer after layer, until it is not finite. Where a scan gives no other, the next scan of the pool
+        is shown instead, with a warning.
+
+        Raises:
+            DataError: No scan of the pool gives views of more than one value, or one cannot be read.
         """
         draw, index = key
-        scan, settings = self.scans[index], self.settings
         rng = np.random.default_rng((self.seed, draw))
+        for other in (*range(index, len(self.scans)), *range(index)):
+            for _ in range(_TRIES):
+                sample = self._draw(other, rng)
+                if all(_varies(sample, view) for view in (0, 1)):
+                    return sample
+            self._tell(other)
+        raise DataError(
+            "no scan of the pool gives views of more than one value: give scans that show something, or larger views "
+            "with -patch"
+        )
+
+    def _tell(self, index: int) -> None:
+        """Once of each scan."""
+        if not self._told[index]:
+            self._told[index] = True
+            logger.warning(
+                "%s shows one value nearly everywhere: of %d pairs of its views none was without a view of a single "
+                "value. Other scans are shown in its place; leave it out with -exclude",
+                *(getattr(self.scans[index], "name", f"scan {index}"), _TRIES),
+            )
+
+    def _draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        scan, settings = self.scans[index], self.settings
         pair = sample_view_pair(
             scan.shape[1:],
             settings.size,
@@ -131,6 +167,15 @@ class ViewPairDataset(Dataset[dict[str, Any]]):
             "intensity": draw_intensity(2 * len(channels), settings.intensity, rng).reshape(2, len(channels), -1),
             "index": np.array([index, channels[0]]),
         }
+
+
+def _varies(sample: dict[str, Any], view: int) -> bool:
+    """Whether the box of a view holds more than one value; the voxels around it are hardly seen."""
+    first = sample["starts"][view] - sample["origins"][view]
+    stop = first + sample["sizes"][view]
+    z, y, x = (slice(max(math.floor(low), 0), math.ceil(high)) for low, high in zip(first, stop, strict=True))
+    inside = [channel[z, y, x] for channel in sample["crops"][view]]
+    return any(channel.min() < channel.max() for channel in inside)
 
 
 @dataclass(frozen=True)

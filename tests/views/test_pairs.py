@@ -2,13 +2,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch.utils.data import DataLoader
 
-from pretraining.views import IntensityRanges, ViewPairBatch, ViewPairDataset, ViewSettings, apply_intensity
+from pretraining.data import DataError
+from pretraining.views import (
+    IntensityRanges,
+    ViewPairBatch,
+    ViewPairDataset,
+    ViewSettings,
+    apply_intensity,
+    sample_view_pair,
+)
+from pretraining.views.intensity import draw_intensity
 
 VIEW = (8, 24, 16)
 NO_CHANGES = IntensityRanges(noise_probability=0, blur_probability=0, brightness_probability=0, gamma_probability=0)
@@ -173,3 +184,73 @@ def test_three_probabilities_and_the_lateral_axis_go_together() -> None:
     settings = ViewSettings(VIEW, flip_probability=(1.0, 1.0, 0.0), no_flip="lateral")
     dataset = ViewPairDataset([scan], settings, seed=4)
     assert all(dataset[draw, 0]["flips"].tolist() == [[True, False, False]] * 2 for draw in range(20))
+
+
+def dull_scan(*filled: slice) -> Scan:
+    """One value, and another at random in a box."""
+    voxels = np.full((1, 24, 80, 60), -1024, dtype=np.int16)
+    voxels[(0, *filled)] += np.random.default_rng(0).integers(0, 2, voxels[(0, *filled)].shape, dtype=np.int16) * 900
+    return Scan(voxels, mean=(-1000.0,), std=(50.0,))
+
+
+def test_views_of_one_value_are_drawn_again_and_other_draws_stay_as_they_were() -> None:
+    """As they were: everything drawn once, in this order."""
+    scan, settings = dull_scan(slice(0, 24), slice(0, 40), slice(0, 60)), ViewSettings(VIEW, channels="each")
+    dataset = ViewPairDataset([scan], settings, seed=6)
+    again = 0
+    for draw in range(60):
+        sample = dataset[draw, 0]
+        views = ViewPairBatch.collate([sample]).render(VIEW, changes_intensity=False)
+        assert (views.amax(dim=(1, 2, 3, 4)) > views.amin(dim=(1, 2, 3, 4))).all()
+        rng = np.random.default_rng((6, draw))
+        pair = sample_view_pair(scan.shape[1:], VIEW, rng)
+        channel = int(rng.integers(1))
+        changes = draw_intensity(2, settings.intensity, rng).reshape(2, 1, -1)
+        if all(box_of(scan, view.start, view.end).std() > 0 for view in pair):
+            assert np.array_equal(sample["starts"], [view.start for view in pair])
+            assert np.array_equal(sample["flips"], [view.flip for view in pair])
+            assert np.array_equal(sample["intensity"], changes)
+            assert sample["index"].tolist() == [0, channel]
+        else:
+            again += 1
+            assert not np.array_equal(sample["starts"], [view.start for view in pair])
+    assert 5 < again < 55
+
+
+def box_of(scan: Scan, start: Sequence[float], end: Sequence[float]) -> np.ndarray:
+    return scan.voxels[0][tuple(slice(int(np.floor(a)), int(np.ceil(b))) for a, b in zip(start, end, strict=True))]
+
+
+def test_thin_scans_are_looked_at_to_their_ends() -> None:
+    """The voxels around a view are left out, but at the end of the scan there are none."""
+    voxels = np.zeros((1, 3, 40, 30), dtype=np.int16)
+    voxels[0, 0] = np.arange(30)
+    dataset = ViewPairDataset([Scan(voxels, (0.0,), (1.0,))], ViewSettings((3, 24, 16), scale=(1, 1)), seed=0)
+    assert dataset[0, 0]["index"].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("channels", ["each", "joint"])
+def test_the_next_scan_is_shown_for_one_of_one_value(channels: Any, caplog: pytest.LogCaptureFixture) -> None:
+    full, dull = replace(pool("int16")[0], voxels=pool("int16")[0].voxels[:1]), dull_scan(*[slice(0, 1)] * 3)
+    dataset = ViewPairDataset([full, dull, dull], ViewSettings(VIEW, channels=channels), seed=1)
+    for draw in range(3):
+        sample = dataset[draw, 1]
+        assert sample["index"][0] == 0
+        assert (sample["mean"] == full.mean[0]).all()
+    assert dataset[0, 0]["index"][0] == 0
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2, "once of each scan"
+    assert all("one value nearly everywhere" in line and "-exclude" in line for line in told)
+    assert "scan 1" in told[0]
+    assert "scan 2" in told[1]
+    with pytest.raises(DataError, match="no scan of the pool gives views of more than one value"):
+        ViewPairDataset([dull], ViewSettings(VIEW), seed=1)[0, 0]
+
+
+def test_one_channel_that_shows_something_is_enough() -> None:
+    voxels = pool("int16")[0].voxels.copy()
+    voxels[1] = 7
+    scan = replace(pool("int16")[0], voxels=voxels)
+    joint, each = (ViewPairDataset([scan], ViewSettings(VIEW, channels=how), seed=1) for how in ("joint", "each"))
+    assert np.array_equal(joint[0, 0]["starts"], ViewPairDataset(pool("int16"), joint.settings, seed=1)[0, 0]["starts"])
+    assert {int(each[draw, 0]["index"][1]) for draw in range(8)} == {0}

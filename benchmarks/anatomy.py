@@ -22,7 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,26 +31,28 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from benchmarks.frozen_features import neighbour_estimates, probe_estimates, r_squared
+from benchmarks.frozen_features import LEAST_SCANS, neighbour_estimates, probe_estimates, r_squared
 from benchmarks.held_out_labels import LabelledVolume, label_fractions, labels_of
-from nnunetv2_pgl.checkpoint import CheckpointError
+from benchmarks.plain_features import Features, patches, position_code
+from nnunetv2_pgl.checkpoint import CheckpointError, EncoderCheckpoint
 from nnunetv2_pgl.encoder import load_encoder_network, untrained_encoder
+from nnunetv2_pgl.messages import one_line
 from nnunetv2_pgl.networks import Encoder, FeatureGrid
 from nnunetv2_pgl.precision import has_bfloat16
 from nnunetv2_pgl.whole_files import write_text
-from pretraining.config import PretrainConfig
+from pretraining.config import PretrainConfig, Spacing
 from pretraining.data import DataError, Volume, find_scans
-from pretraining.options import OptionParser, adder, names_in
+from pretraining.options import OptionParser, adder, names_in, positive
 from pretraining.pretrain import prepare_volumes
 from pretraining.run_folder import RunError
-from pretraining.training.correspondence import compare_maps, nearest, validation_batches
+from pretraining.training.correspondence import compare_maps, nearest, validation_samples
 from pretraining.views import ViewPairBatch
 
 _NOISE_PAIRS = 32
+_PAIRS = 8  # in a batch
+_CALIBRATION_BATCHES = 4
 _BATCH = 16
 _SEED = 2
-
-Features = Callable[[Tensor], Tensor]  # views (B, C, D, H, W) -> maps (B, C', d, h, w)
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,18 @@ class Pairs:
     batches: Sequence[ViewPairBatch]
     scans: Sequence[Tensor]
 
+    @classmethod
+    def of(cls, volumes: Sequence[Volume], config: PretrainConfig, pairs: int) -> Pairs:
+        """Drawn as in the validation of a run; each scan has two at a time, without and with a relative flip."""
+        samples = validation_samples(volumes, config.views, _SEED, pairs)
+        parts = [samples[at : at + _PAIRS] for at in range(0, pairs, _PAIRS)]
+        scans = [torch.tensor([int(sample["index"][0]) for sample in part]).repeat(2) for part in parts]
+        return cls(volumes, [ViewPairBatch.collate(part) for part in parts], scans)
+
 
 def main() -> None:
     """Entry point."""
-    parser = OptionParser(
-        prog="benchmarks.anatomy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OptionParser(prog="benchmarks.anatomy", description=__doc__)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="checkpoint_final.pth of pgl_pretrain")
     add = adder(parser)
     add("d", nargs="+", required=True, metavar="ID", help="as in pgl_pretrain: data sets or folders of scans")
@@ -80,27 +88,26 @@ def main() -> None:
     add("labels", action="store_true", help="measure the transfer of labels, too (labelsTr of nnU-Net data sets)")
     add("flip_probability", nargs="+", type=float, metavar="P", help="of the views (default: as in the pre-training)")
     add("all_flips", action="store_true", help="flip along the lateral axis, even if the pre-training did not")
-    add("pairs", type=int, default=64, metavar="N", help="pairs of views (default: 64)")
+    add("pairs", type=positive, default=64, metavar="N", help="pairs of views (default: 64)")
     add("modality", choices=("ct", "mr"), help="as in pgl_pretrain")
-    add("np", type=int, default=2, metavar="N", help="preprocessing processes (default: 2)")
+    add("np", type=positive, default=2, metavar="N", help="preprocessing processes (default: 2)")
     add("json", type=Path, metavar="FILE", help="write the figures there")
     arguments = parser.parse_args()
     try:
+        if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
+            raise RunError(f"--json {arguments.json}: there is no such folder")
         figures = measure_checkpoint(arguments)
+        print(table(figures))
+        if arguments.json is not None:
+            write_text(arguments.json, json.dumps(figures, indent=1) + "\n")
     except (CheckpointError, DataError, RunError, OSError, ValueError) as error:
-        sys.exit(f"benchmarks.anatomy: {error}")
-    print(table(figures))
-    if arguments.json is not None:
-        write_text(arguments.json, json.dumps(figures, indent=1) + "\n")
+        sys.exit(one_line(f"benchmarks.anatomy: {error}"))
 
 
 def measure_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
     """All figures of the command."""
     encoder, checkpoint = load_encoder_network(arguments.checkpoint)
-    if "config" not in checkpoint.pgl:
-        raise CheckpointError(f"{arguments.checkpoint}: not of pgl_pretrain, it does not say how views were drawn")
-    stored = {**checkpoint.pgl["config"], "datasets": list(arguments.d), "exclude": [], "weights": None}
-    config = PretrainConfig.from_dict(stored)
+    config = _settings(checkpoint, arguments)
     views = config.views
     if arguments.flip_probability is not None:
         given = tuple(arguments.flip_probability)
@@ -112,14 +119,39 @@ def measure_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
     config = replace(config, views=views, modality=arguments.modality or config.modality)
     if arguments.only is not None:
         config = replace(config, exclude=_all_but(config, names_in(arguments.only, "-only")))
-    volumes, skipped = prepare_volumes(config, arguments.np)
+    volumes, skipped = prepare_volumes(replace(config, spacing=_spacing(checkpoint, config)), arguments.np)
     for item in skipped:
         print(f"WARNING: {item}")
+    if config.channels == "joint" and volumes[0].shape[0] != config.encoder_channels:
+        raise DataError(f"the encoder takes {config.encoder_channels} channels, the scans have {volumes[0].shape[0]}")
+    if arguments.labels and min(len(volumes), (arguments.pairs + 1) // 2) < LEAST_SCANS:
+        raise DataError(f"--labels: needs at least {LEAST_SCANS} scans and two pairs of views of each")
     torch.manual_seed(_SEED)
     untrained = untrained_encoder(checkpoint, str(arguments.checkpoint))
     labelled = labels_of(volumes, config) if arguments.labels else None
     print(f"{len(volumes)} scans, {arguments.pairs} pairs of views", flush=True)
     return measure(encoder, untrained, volumes, config, arguments.pairs, labelled)
+
+
+def _settings(checkpoint: EncoderCheckpoint, arguments: argparse.Namespace) -> PretrainConfig:
+    """Those of the pre-training, on other scans."""
+    stored = checkpoint.pgl.get("config")
+    if stored is None:
+        raise CheckpointError(f"{arguments.checkpoint}: not of pgl_pretrain, it does not say how views were drawn")
+    others = {"datasets": list(arguments.d), "exclude": [], "weights": None}
+    try:
+        return PretrainConfig.from_dict({**stored, **others})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{arguments.checkpoint}: not the settings of a pre-training ({error})") from error
+
+
+def _spacing(checkpoint: EncoderCheckpoint, config: PretrainConfig) -> Spacing:
+    """The voxels that the encoder knows: the median was that of the scans of the pre-training."""
+    known = checkpoint.pgl.get("spacing")
+    if config.spacing != "median" or known is None:
+        return config.spacing
+    z, y, x = (float(f"{value:.3g}") for value in known)  # resampled to whole voxels, scans are off in further digits
+    return (z, y, x)
 
 
 def _all_but(config: PretrainConfig, names: Sequence[str]) -> tuple[str, ...]:
@@ -140,18 +172,17 @@ def measure(
     labelled: Sequence[LabelledVolume] | None = None,
 ) -> dict[str, Any]:
     """Figures of an encoder, and under "beside" those of what it is held against."""
-    batches = validation_batches(volumes, config.views, _SEED, pairs)
-    numbers = [torch.tensor([n // 2 % len(volumes) for n in range(pairs)])[at : at + 8] for at in range(0, pairs, 8)]
-    drawn = Pairs(volumes, batches, [torch.cat((part, part)) for part in numbers])
+    drawn = Pairs.of(volumes, config, pairs)
     level, size = config.levels[-1], config.views.size
     grid = encoder.feature_grid(size, level)
+    _calibrate(untrained, drawn, size)
     measured = {
         name: _measure_features(features, grid, drawn, config, labelled)
         for name, features in {
             "": _maps_of(encoder, level),
             "random weights": _maps_of(untrained, level),
-            "raw patch": _patches(grid),
-            "code of the place in the view": _position_code(grid),
+            "raw patch": patches(grid),
+            "code of the place in the view": position_code(grid),
         }.items()
     }
     return {**measured.pop(""), "beside": measured}
@@ -221,7 +252,7 @@ def _labels_of_features(
         maps = features(batch.render(config.views.size, changes_intensity=False))
         rows.append(maps.flatten(2).transpose(1, 2).flatten(0, 1))
         volumes = [labelled[number] for number in numbers.tolist()]
-        fractions = label_fractions(volumes, batch.geometries, config.views.size, grid.stride, maps.shape[2:])
+        fractions = label_fractions(volumes, batch.geometries, grid)
         targets.append(fractions.flatten(2).transpose(1, 2).flatten(0, 1))
         scans.append(numbers.repeat_interleave(maps.shape[2:].numel()))
     x, y, of = torch.cat(rows), torch.cat(targets), torch.cat(scans)
@@ -250,37 +281,15 @@ def _maps_of(encoder: Encoder, level: int) -> Features:
     return features
 
 
-def _patches(grid: FeatureGrid) -> Features:
-    """The voxels that a cell stands for, as channels."""
-    edges = [max(1, round(stride)) for stride in grid.stride]
-
-    def features(views: Tensor) -> Tensor:
-        for axis, (size, edge) in enumerate(zip(grid.view_size, edges, strict=True), start=2):
-            views = torch.cat((views, views.narrow(axis, size - 1, 1).repeat_interleave(-size % edge, axis)), axis)
-        cells = views
-        for edge, axis in zip(edges, (2, 3, 4), strict=True):
-            cells = cells.unfold(axis, edge, edge)
-        patches = cells.permute(0, 1, 5, 6, 7, 2, 3, 4).flatten(1, 4)
-        return patches - patches.mean(dim=1, keepdim=True)
-
-    return features
-
-
-def _position_code(grid: FeatureGrid) -> Features:
-    """A code of the cell's place in the view alone: for each axis a bump at its index."""
-    sizes = [-(-size // max(1, round(stride))) for size, stride in zip(grid.view_size, grid.stride, strict=True)]
-
-    def features(views: Tensor) -> Tensor:
-        bumps = []
-        for axis, cells in enumerate(sizes):
-            index = torch.arange(cells, dtype=torch.float32)
-            code = torch.exp(-0.5 * ((index[:, None] - index[None]) / 0.75) ** 2)  # (channels, cells)
-            shape = [cells, 1, 1, 1]
-            shape[1 + axis] = cells
-            bumps.append(code.view(shape).expand(cells, *sizes))
-        return torch.cat(bumps).expand(len(views), -1, -1, -1, -1)
-
-    return features
+@torch.no_grad()
+def _calibrate(untrained: Encoder, pairs: Pairs, size: Sequence[int]) -> None:
+    """Batch norms of random weights have seen no image yet, and would do nothing."""
+    norms = [module for module in untrained.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = None  # the mean over the batches
+    untrained.train()
+    for batch in pairs.batches[:_CALIBRATION_BATCHES] if norms else ():
+        untrained(batch.render(size, torch.Generator().manual_seed(0)))
 
 
 def table(figures: dict[str, Any]) -> str:

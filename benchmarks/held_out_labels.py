@@ -13,7 +13,9 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunetv2.paths import nnUNet_raw
 from torch import Tensor
 
+from benchmarks.plain_features import cell_voxels
 from nnunetv2_pgl.json_files import load_json
+from nnunetv2_pgl.networks import FeatureGrid
 from pretraining.config import PretrainConfig
 from pretraining.data import DataError, Volume
 from pretraining.data.store import read_record
@@ -38,10 +40,16 @@ def labels_of(volumes: Sequence[Volume], config: PretrainConfig) -> list[Labelle
     """Labels of scans of nnU-Net data sets, cropped and resampled as the scans were.
 
     Raises:
-        DataError: A scan has no label file, or is of a plain folder.
+        DataError: A scan has no label file, is of a plain folder, or its data set has other labels.
     """
     axes = (config.preprocessing or {}).get("transpose_forward", (0, 1, 2))
-    return [_labels(volume, axes) for volume in volumes]
+    labelled = [_labels(volume, axes) for volume in volumes]
+    for volume, other in zip(volumes, labelled, strict=True):
+        if other.names != labelled[0].names:
+            raise DataError(
+                f"--labels: {volumes[0].source} and {volume.source} have other labels; measure on one at a time"
+            )
+    return labelled
 
 
 def _labels(volume: Volume, axes: Sequence[int]) -> LabelledVolume:
@@ -63,32 +71,25 @@ def _labels(volume: Volume, axes: Sequence[int]) -> LabelledVolume:
     return LabelledVolume(tuple(values), shares)
 
 
-def label_fractions(
-    volumes: Sequence[LabelledVolume],
-    geometries: GeometryBatch,
-    view_size: Sequence[int],
-    strides: Sequence[float],
-    cells: Sequence[int],
-) -> Tensor:
+def label_fractions(volumes: Sequence[LabelledVolume], geometries: GeometryBatch, grid: FeatureGrid) -> Tensor:
     """Share of each label in the part of a view that a cell stands for.
 
     Args:
         volumes: One for each view.
         geometries: Of the views.
-        view_size: Size of the views (z, y, x).
-        strides: Voxels from cell to cell (z, y, x).
-        cells: Size of the map.
+        grid: Where the cells lie in a view.
 
     Returns:
         (B, labels, *cells).
     """
-    edges = [max(1, round(stride)) for stride in strides]
+    in_z, in_y, in_x = cell_voxels(grid)
+    edges = [in_z.shape[1], in_y.shape[1], in_x.shape[1]]
     fractions = []
     for number, labelled in enumerate(volumes):
         one = GeometryBatch(*(t[number : number + 1] for t in (geometries.starts, geometries.sizes, geometries.flips)))
         origin = torch.zeros(1, 3, dtype=one.starts.dtype)
         extent = origin.new_tensor([labelled.shares.shape[1:]])
-        view = render_crops(labelled.shares[None], origin, extent, one, view_size)
-        pads = [n for cell, edge, size in zip(cells, edges, view_size, strict=True) for n in (cell * edge - size, 0)]
-        fractions.append(F.avg_pool3d(F.pad(view, pads[::-1], mode="replicate"), edges, edges)[0])
+        view = render_crops(labelled.shares[None], origin, extent, one, grid.view_size)[0]
+        voxels = view[:, in_z.flatten()][:, :, in_y.flatten()][:, :, :, in_x.flatten()]
+        fractions.append(F.avg_pool3d(voxels, edges, edges))
     return torch.stack(fractions)

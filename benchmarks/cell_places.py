@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nnunetv2_pgl.checkpoint import load_checkpoint
+from nnunetv2_pgl.encoder import load_encoder_network
 from nnunetv2_pgl.networks import Encoder, PlannedEncoder, PlannedName, PlannedNetwork, ResNet50Encoder
 
 _VIEW = (48, 48, 48)
@@ -88,16 +88,7 @@ def _untrained() -> dict[str, Encoder]:
 
 
 def _trained(path: str) -> Encoder:
-    checkpoint = load_checkpoint(path)
-    architecture: dict[str, Any] = checkpoint.architecture
-    channels = int(architecture["in_channels"])
-    encoder: Encoder
-    if "network" in architecture:
-        encoder = PlannedEncoder(PlannedNetwork.of_dict(architecture["network"], path), channels)
-    else:
-        z, y, x = architecture["strides"]
-        encoder = ResNet50Encoder(channels, (z, y, x), architecture["norm"], architecture["centred"])
-    encoder.load_state_dict(checkpoint.encoder_weights)
+    encoder, _ = load_encoder_network(path)
     return _measurable(encoder)
 
 

@@ -111,5 +111,8 @@ def _network(network: dict[str, Any]) -> str:
 def _metrics(metrics: Any) -> str:
     if not isinstance(metrics, dict):
         return "unknown"
-    wanted = ("loss", "feature_std", "correspondence", "chance", "miss_distance", "deformed", "restoration")
+    wanted = (
+        *("loss", "feature_std", "flipped_right", "unflipped_right", "decoy", "position_code", "ceiling"),
+        *("correspondence", "chance", "miss_distance", "deformed", "restoration"),  # the former two of version 0.1.0
+    )
     return ", ".join(f"{key} {metrics[key]:.4g}" for key in wanted if key in metrics)

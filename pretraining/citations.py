@@ -27,8 +27,14 @@ _MAE = _entry(
     "He, K., Chen, X., Xie, S., Li, Y., Dollar, P., & Girshick, R. (2022). Masked autoencoders are scalable vision "
     "learners. Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition.",
 )
+_INFONCE = _entry(
+    "InfoNCE",
+    "van den Oord, A., Li, Y., & Vinyals, O. (2018). Representation learning with contrastive predictive coding. "
+    "arXiv:1807.03748.",
+)
 _OF_METHOD: dict[Method, list[dict[str, Any]]] = {
     "pgl": CITATIONS,
+    "pgl_nce": [*CITATIONS, _INFONCE],
     "byol": [_BYOL, *CITATIONS],
     "models_genesis": [_MODELS_GENESIS, *CITATIONS],
     "pgl_mae": [*CITATIONS, _MAE],

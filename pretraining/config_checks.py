@@ -22,6 +22,7 @@ def check_config(config: PretrainConfig) -> None:
         ),
         f"-lr {config.learning_rate}: must be positive": config.peak_learning_rate <= 0,
         f"-wd {config.weight_decay}: must not be negative": config.weight_decay < 0,
+        f"-temperature {config.temperature}: must be positive, 0.1 is usual": not 0 < config.temperature < float("inf"),
         f"-restoration_weight {config.restoration_weight}: must not be negative": config.restoration_weight < 0,
         f"-strides {config.encoder_strides}: powers of two between 1 and 16": any(
             stride not in (1, 2, 4, 8, 16) for stride in config.encoder_strides
@@ -74,7 +75,10 @@ def _problems_of_network(config: PretrainConfig) -> dict[str, bool]:
         problems[f"-align_stages {given}: this encoder has the maps 0 to {maps - 1}"] = not all(
             0 <= level < maps for level in config.align_stages
         )
-        problems[f"-align_stages {given}: only pgl and pgl_mae align"] = config.method not in ("pgl", "pgl_mae")
+        problems[f"-align_stages {given}: only pgl, pgl_nce and pgl_mae align"] = config.method not in (
+            *("pgl", "pgl_nce", "pgl_mae"),
+        )
+    problems |= _problems_of_negatives(config)
     if config.planned_network is None:
         return problems
     own = f"-a {config.architecture}"
@@ -85,6 +89,23 @@ def _problems_of_network(config: PretrainConfig) -> dict[str, bool]:
         size % stride for size, stride in zip(config.views.size, deepest, strict=True)
     )
     return problems
+
+
+def _problems_of_negatives(config: PretrainConfig) -> dict[str, bool]:
+    """A map of a single cell has none."""
+    if config.method != "pgl_nce":
+        return {}
+    view, maps = config.views.size, config.map_strides
+    single = [
+        level
+        for level in config.levels
+        if level < len(maps) and all(size <= stride for size, stride in zip(view, maps[level], strict=True))
+    ]
+    return {
+        f"-patch {_spaced(view)}: map {level} of the encoder, of stride {_spaced(maps[level])}, has a single cell, and "
+        "pgl_nce tells the cells of a view apart; use a larger -patch, smaller -strides or finer -align_stages": True
+        for level in single
+    }
 
 
 def _spaced(values: Sequence[float]) -> str:

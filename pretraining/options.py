@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
-from nnunetv2_pgl.networks import PlannedName
-from pretraining.config import Method, PretrainConfig
+from nnunetv2_pgl.networks import PaddingName, PlannedName
+from pretraining.config import Method, PretrainConfig, recommended
 from pretraining.data import resolve_source
 from pretraining.plans_from import DEFAULT_CONFIGURATION, DEFAULT_PLANS, settings_of_plan
 from pretraining.run_folder import RunError
@@ -23,6 +23,10 @@ class OptionParser(argparse.ArgumentParser):
     def __init__(self, **keywords: Any) -> None:
         formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(allow_abbrev=False, formatter_class=formatter, **keywords)
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the command with one line; argparse would list all options before it."""
+        self.exit(2, f"{self.prog}: {message}; -h lists the options\n")
 
     def _get_option_tuples(self, option_string: str) -> list[Any]:
         """Options that a text may be short for: none. argparse's ``allow_abbrev`` is only for those with two dashes."""
@@ -89,8 +93,14 @@ def add_data_options(parser: OptionParser) -> None:
 
 def add_view_options(parser: OptionParser) -> None:
     """How views are drawn."""
-    group = parser.add_argument_group("views (defaults: the paper's)")
+    group = parser.add_argument_group("views")
     add = adder(group)
+    add(
+        "paper",
+        action="store_true",
+        default=None,
+        help="the paper's settings in everything that is not given; in brackets: default, or recommended / paper's",
+    )
     add("patch", nargs=3, type=positive, metavar=("Z", "Y", "X"), help="size of a view in voxels (default: 16 96 96)")
     add("scale", nargs=2, type=float, metavar=("LOW", "HIGH"), help="size of a crop relative to the view (1.1 1.4)")
     add(
@@ -102,8 +112,9 @@ def add_view_options(parser: OptionParser) -> None:
     )
     add(
         "no_flip",
-        choices=get_args(BodyAxis),
-        help="lateral: no flips along the axis from left to right of the body, as each scan's header tells it",
+        choices=(*get_args(BodyAxis), "none"),
+        help="lateral: no flips along the axis from left to right of the body, as each scan's header tells it; none: "
+        "flips along all axes (lateral / none)",
     )
     add(
         "channels",
@@ -123,13 +134,13 @@ def add_view_options(parser: OptionParser) -> None:
 
 def add_training_options(parser: OptionParser) -> None:
     """Method, network and training."""
-    group = parser.add_argument_group("network and training (defaults: the paper's)")
+    group = parser.add_argument_group("network and training")
     add = adder(group)
     add(
         "m",
         choices=get_args(Method),
-        help="pgl; byol: global, no alignment; models_genesis: restores deformed views; pgl_mae: pgl, with hidden "
-        "blocks that are restored (default: pgl)",
+        help="pgl; pgl_nce: pgl, with the other places of the partner as negatives; byol: global, no alignment; "
+        "models_genesis: restores deformed views; pgl_mae: pgl, with hidden blocks that are restored (pgl_nce / pgl)",
     )
     add(
         "a",
@@ -144,7 +155,13 @@ def add_training_options(parser: OptionParser) -> None:
         help="maps of the encoder that are aligned, 0 is the finest (default: the deepest with cells of at most 16 "
         "voxels)",
     )
-    add("norm", choices=("batch", "instance"), help="norm of the ResNet-50 (default: batch)")
+    add("norm", choices=("batch", "instance"), help="norm of the ResNet-50 (instance / batch)")
+    add(
+        "padding",
+        choices=get_args(PaddingName),
+        help="what the encoder sees beyond the edge of a view: zeros, which tell it the place in the view, or the "
+        "outermost cells again; weights do not depend on it (replicate / zeros)",
+    )
     add(
         "strides",
         nargs=3,
@@ -155,17 +172,23 @@ def add_training_options(parser: OptionParser) -> None:
     )
     add("epochs", type=positive, metavar="N", help="an epoch draws one pair of views per scan (default: 500)")
     add("pairs", type=positive, metavar="N", help="pairs per epoch (default: number of scans, at least one batch)")
-    add("b", type=positive, metavar="N", help="pairs per step, over all GPUs (default: 128)")
+    add("b", type=positive, metavar="N", help="pairs per step, over all GPUs (8 / 128)")
     add("accumulate", type=positive, metavar="N", help="compute each step in N parts to save memory (default: 1)")
-    add("optimizer", choices=("lars", "sgd", "adamw"), help="default: lars from 32 pairs per step on, else adamw")
+    add("optimizer", choices=("lars", "sgd", "adamw"), help="adamw / lars from 32 pairs per step on, else adamw")
     add(
         "lr",
         type=float,
-        help="peak learning rate (default: 0.2 per 128 pairs for lars, 0.3 per 256 for sgd, 5e-4 for adamw)",
+        help="peak learning rate (default: 0.2 per 128 pairs for lars, 0.3 per 256 for sgd, 2e-3 for adamw)",
     )
     add("wd", type=float, help="weight decay, not on biases and norms (default: 1.5e-6)")
     add("warmup", type=natural, metavar="N", help="epochs of linear warm-up (default: 2)")
-    add("target_decay", type=_probability, metavar="TAU", help="of the target path at the start; it rises to 1 (0.996)")
+    add(
+        "target_decay",
+        type=_probability,
+        metavar="TAU",
+        help="of the target path at the start; it rises to 1 (0.9 / 0.996)",
+    )
+    add("temperature", type=float, metavar="T", help="of the similarities in pgl_nce (0.1)")
     add("interpolated_only", action="store_true", default=None, help="count only aligned points between cell centres")
     add("mask_ratio", type=_probability, metavar="F", help="share of hidden blocks in pgl_mae (0.6)")
     add("restoration_weight", type=float, metavar="W", help="weight of the restoration in pgl_mae (1)")
@@ -210,6 +233,11 @@ def adder(group: Any) -> Any:
     return add
 
 
+def settings_of(arguments: argparse.Namespace) -> PretrainConfig:
+    """The settings of a new run: the recommended ones, or with ``--paper`` the paper's, and every option given."""
+    return with_options(arguments, PretrainConfig(datasets=()) if arguments.paper else recommended())
+
+
 def with_options(arguments: argparse.Namespace, base: PretrainConfig) -> PretrainConfig:
     """The settings with every option that was given."""
     given = {key: value for key, value in vars(arguments).items() if value is not None}
@@ -226,6 +254,10 @@ def with_options(arguments: argparse.Namespace, base: PretrainConfig) -> Pretrai
     }
     known = {field.name for field in fields(PretrainConfig)}
     changes: dict[str, Any] = {names.get(k, k): _tuple(v) for k, v in given.items() if names.get(k, k) in known}
+    if "paper" in given:
+        changes["preset"] = "paper"
+    if changes.get("architecture", base.architecture) != "resnet50" and base.preset == "recommended":
+        changes.setdefault("norm", "batch")  # that of the plan
     if "exclude" in given:
         changes["exclude"] = names_in(given["exclude"], "-exclude")
     if "spacing" in given:
@@ -233,6 +265,8 @@ def with_options(arguments: argparse.Namespace, base: PretrainConfig) -> Pretrai
     if "d" in given:
         changes["datasets"] = tuple(resolve_source(source)[1] for source in given["d"])
     views: dict[str, Any] = {f.name: _tuple(given[f.name]) for f in fields(ViewSettings) if f.name in given}
+    if views.get("no_flip") == "none":
+        views["no_flip"] = None
     if "patch" in given:
         views["size"] = _tuple(given["patch"])
     if "flip_probability" in given:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pretraining.citations import citations_of
-from pretraining.config import PretrainConfig
+from pretraining.config import PretrainConfig, recommended
 from pretraining.data import Volume
 from pretraining.plans_from import DEFAULT_PLANS
 from pretraining.run_folder import RunFolder
@@ -22,12 +22,36 @@ def opening_lines(config: PretrainConfig, pool: Pool, device: str, processes: in
         "Please cite the following when using this encoder:",
         *(text for entry in citations_of(config.method) for text in entry["apa_citations"]),
         "",
+        *_preset_lines(config),
         f"{len(pool.training)} scans to train on, {held_out}; spacing {_numbers(spacing)} mm (z, y, x)",
-        f"views of {_numbers(config.views.size)} voxels, encoder strides {_numbers(config.encoder_strides)}",
+        f"views of {_numbers(config.views.size)} voxels, encoder strides {_numbers(config.encoder_strides)}, padding "
+        f"{config.padding}, method {config.method}",
         f"{config.epochs} epochs of {steps_per_epoch(config, len(pool.training))} steps of {config.batch_size} pairs, "
         f"{config.optimizer_name}, peak learning rate {config.peak_learning_rate:g}",
         f"device {device}, {processes} process(es)",
     ]
+
+
+def _preset_lines(config: PretrainConfig) -> list[str]:
+    """Which settings the run has, what was changed, and which optimiser the batch has led to."""
+    own = config.preset == "paper"
+    base = PretrainConfig(datasets=()) if own else recommended()
+    found = {"datasets", "in_channels", "exclude", "network", "preprocessing", "seed", "modality"}
+    if config.planned_network is not None:
+        found.add("norm")  # the network has its own
+    changed = [
+        f"{name} {'none' if value is None else value}"
+        for name, value, _ in config.differences(base)
+        if name.split(".")[0] not in found
+    ]
+    lines = ["The paper's settings (--paper)" if own else "The recommended settings (the paper's: --paper)"]
+    lines[0] += f", changed: {', '.join(changed)}" if changed else ""
+    if own and config.optimizer is None and config.optimizer_name != "lars":
+        lines.append(
+            f"{config.optimizer_name} in the place of the paper's lars, which lags behind with {config.batch_size} "
+            "pairs per step; -optimizer lars overrules that"
+        )
+    return lines
 
 
 def next_commands(config: PretrainConfig, folder: RunFolder) -> list[str]:

@@ -319,7 +319,7 @@ def test_torchrun_and_num_gpus_are_the_same_run(shell: Shell) -> None:
     shell.run("pgl_pretrain", *settings, "-o", "spawned", "-num_gpus", "2", OMP_NUM_THREADS="1")
     runs = [shell.results / "PGL" / name for name in ("by_torchrun", "spawned")]
     one, other = ([json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in runs)
-    measured = ("epoch", "loss", "feature_std", "within_views", "learning_rate", "tau", "correspondence")
+    measured = ("epoch", "loss", "feature_std", "within_views", "learning_rate", "tau", "flipped_right")
     assert len(one) == 1
     assert [[record[key] for key in measured] for record in one] == [[r[key] for key in measured] for r in other]
     for run in runs:

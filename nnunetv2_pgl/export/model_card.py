@@ -14,6 +14,7 @@ _METHODS = {
     "pgl": "PGL (Prior-Guided Local self-supervised learning)",
     "byol": "BYOL, the global comparison of PGL's paper",
     "models_genesis": "Models Genesis",
+    "pgl_nce": "PGL with negatives",
     "pgl_mae": "PGL with masked restoration",
 }
 _NETWORKS = {

@@ -1,6 +1,6 @@
 """Which network a model is: the paper's segmenter, or the plan's own. The plans keep it under ``pgl_network``.
 
-{"architecture": "resnet50", "norm": "batch", "centred": true}, or {"architecture": "plan"}; the names of encoders of
+{"architecture": "resnet50", "norm": "instance", "centred": true}, or {"architecture": "plan"}; the names of encoders of
 nnU-Net's networks (plain, resenc_m, ...), as `pgl_compare` writes them, mean the plan's network too.
 """
 
@@ -35,12 +35,13 @@ class ModelNetwork:
 
     Attributes:
         architecture: "resnet50", "plan", or the name of one of nnU-Net's encoders.
-        norm: Of the ResNet-50.
+        norm: Of the ResNet-50: its checkpoint's; without one instance norm, since batch norm is no good at nnU-Net's
+            two patches per batch.
         centred: See `ResNet50Encoder`.
     """
 
     architecture: str = RESNET
-    norm: str = "batch"
+    norm: str = "instance"
     centred: bool = True
 
     @classmethod

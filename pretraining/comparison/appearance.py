@@ -12,7 +12,14 @@ from matplotlib.figure import Figure
 from nnunetv2_pgl.whole_files import replacing
 
 # Okabe and Ito's palette, told apart by the colour-blind; markers and dashes tell curves apart in black and white too.
-_FIXED = {"random": "#6e6e6e", "models_genesis": "#e69f00", "byol": "#0072b2", "pgl": "#d55e00", "pgl_mae": "#009e73"}
+_FIXED = {
+    "random": "#6e6e6e",
+    "models_genesis": "#e69f00",
+    "byol": "#0072b2",
+    "pgl": "#d55e00",
+    "pgl_nce": "#cc79a7",
+    "pgl_mae": "#009e73",
+}
 _FURTHER = ("#cc79a7", "#56b4e9", "#8b6d00", "#000000", "#7f3c8d", "#a5c400")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 CLASS_COLOURS = (

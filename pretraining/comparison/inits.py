@@ -22,20 +22,22 @@ from pretraining.options import (
     add_run_options,
     add_training_options,
     add_view_options,
-    with_options,
+    settings_of,
 )
 from pretraining.run_folder import RunError, RunFolder
 
-# Options of pgl_pretrain. The ablations are the paper's (table 8): views without flips, without crops of other size and
-# place, and without both, so that they differ in intensity alone.
+# Options of pgl_pretrain: the recommended settings, and what the paper compares. The ablations are the paper's
+# (table 8): views without flips, without crops of other size and place, and without both, so that they differ in
+# intensity alone.
 BUILT_IN = {
-    "pgl": "-m pgl",
-    "byol": "-m byol",
-    "models_genesis": "-m models_genesis",
-    "pgl_mae": "-m pgl_mae",
-    "pgl_no_flips": "-m pgl -flip_probability 0",
-    "pgl_no_crops": "-m pgl -scale 1 1 -min_overlap 1",
-    "pgl_intensity_only": "-m pgl -flip_probability 0 -scale 1 1 -min_overlap 1",
+    "pgl_nce": "-m pgl_nce",
+    "pgl": "--paper -m pgl",
+    "byol": "--paper -m byol",
+    "models_genesis": "--paper -m models_genesis",
+    "pgl_mae": "--paper -m pgl_mae",
+    "pgl_no_flips": "--paper -m pgl -flip_probability 0",
+    "pgl_no_crops": "--paper -m pgl -scale 1 1 -min_overlap 1",
+    "pgl_intensity_only": "--paper -m pgl -flip_probability 0 -scale 1 1 -min_overlap 1",
 }
 _RESERVED = ("d", "o", "exclude", "c")  # set by the comparison
 
@@ -161,7 +163,7 @@ def _config(options: Sequence[str], what: str, reserved: Sequence[str]) -> Pretr
         for name in reserved:
             if getattr(arguments, name):
                 raise ComparisonError(f"-{name} is set by the comparison; leave it out")
-        config = with_options(arguments, PretrainConfig(datasets=()))
+        config = settings_of(arguments)
         check_config(config)
     except (ComparisonError, RunError, ValueError) as error:
         raise ComparisonError(f"{what}: {error}") from error

@@ -76,6 +76,7 @@ def _architecture(name: str, encoder: Encoder) -> dict[str, Any]:
         "name": name,
         "norm": encoder.norm_name,
         "centred": encoder.centred,
+        "padding": encoder.padding,
         "strides": list(encoder.strides),
     }
     if isinstance(encoder, PlannedEncoder):
@@ -132,7 +133,7 @@ def _adaptation_plan(pgl: dict[str, Any], encoder: Encoder) -> dict[str, Any]:
     return {
         "architecture_plans": {
             "arch_class_name": "PGLResNet50",
-            "arch_kwargs": {key: architecture[key] for key in ("strides", "norm", "centred")},
+            "arch_kwargs": {key: architecture[key] for key in ("strides", "norm", "centred", "padding")},
             "arch_kwargs_requiring_import": None,
         },
         "pretrain_plan": {

@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from nnunetv2_pgl.whole_files import replacing, write_text
+from pretraining.training.correspondence import correspondence_lines
 
 COLLAPSE_BELOW = 0.1
 
@@ -59,11 +60,7 @@ def epoch_lines(record: dict[str, Any], seconds_left: float) -> list[str]:
         f"train_loss {record['loss']:.4f}",
         *_health(record),
     ]
-    if "correspondence" in record:
-        lines.append(
-            f"correspondence {record['correspondence']:.1%} right (chance {record['chance']:.1%}), the others "
-            f"{record['miss_distance']:.1f} voxels away"
-        )
+    lines += correspondence_lines(record)
     lines.append(
         f"Epoch time: {record['seconds']:.2f} s, {record['scans_per_second']:.2f} scans/s, "
         f"{record['views_per_second']:.2f} views/s, waiting for data {record['waiting']:.0%}, "
@@ -108,11 +105,15 @@ def plot_progress(history: Sequence[dict[str, Any]], baseline: dict[str, float] 
     miss, decay = share.twinx(), rate.twinx()
 
     _curve(loss, history, "loss", "training loss", "tab:blue")
-    _curve(share, history, "correspondence", "held-out cells that\nfind their place", "tab:green")
-    _curve(share, history, "chance", "chance", "tab:gray", linestyle=":")
-    if baseline:
-        share.axhline(baseline["correspondence"], color="tab:orange", linestyle="--", label="before training")
-    _curve(miss, history, "miss_distance", "distance of the others", "tab:red", alpha=0.5)
+    _curve(share, history, "flipped_right", "flipped pairs: cells that\nfind their place", "tab:green")
+    _curve(share, history, "ceiling", "at most", "tab:green", linestyle=":")
+    _curve(share, history, "decoy", "the same place of\nthe view instead", "tab:red")
+    _curve(share, history, "unflipped_right", "pairs without flip", "tab:blue")
+    _curve(share, history, "unflipped_position_code", "code of the place\nin the view", "tab:blue", linestyle=":")
+    _curve(share, history, "correspondence", "all pairs\n(version 0.1.0)", "tab:cyan")
+    if baseline and "flipped_right" in baseline:
+        share.axhline(baseline["flipped_right"], color="tab:orange", linestyle="--", label="before training")
+    _curve(miss, history, "miss_distance", "distance of the others", "tab:gray", alpha=0.5)
     _curve(spread, history, "feature_std", "feature spread\n(1: even, 0: collapsed)", "tab:purple")
     _curve(spread, history, "within_views", "share of it between\nplaces of a view", "tab:olive")
     spread.axhline(COLLAPSE_BELOW, color="tab:gray", linestyle=":")

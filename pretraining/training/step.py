@@ -46,8 +46,8 @@ class Stepper:
             batches: Gives one for each part of the step.
 
         Returns:
-            The values of the method's `Objective.output`, on the device, which is not waited for; and the seconds
-            waited for batches.
+            The values of the method's `Objective.output`, on the device, which is not waited for, all of them NaN if a
+            gradient was not finite; and the seconds waited for batches.
         """
         config, optimizer, objective = self.config, self.state.optimizer, self.state.objective
         set_learning_rate(optimizer, learning_rate_at(number, self.steps, self.warmup, config.peak_learning_rate))
@@ -63,10 +63,16 @@ class Stepper:
                 output = self.model(views, batch.geometries, generator)
                 (output.loss / config.accumulate).backward()
             outputs.append(torch.stack([value.detach().float() for value in output]))
+        spoilt = self._not_finite()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         objective.update_target(target_decay(number, self.steps, config.target_decay))
-        return torch.stack(outputs).mean(dim=0), waited
+        return torch.stack(outputs).mean(dim=0) + spoilt, waited
+
+    def _not_finite(self) -> Tensor:
+        """0, or NaN if a gradient is not finite: on the device, which is not waited for."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        return 0.0 * torch.stack([norm.float() for norm in torch._foreach_norm(gradients)]).sum()
 
     def _synchronised(self, last: bool) -> Any:
         """Gradients are exchanged only with the last part of a step."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretraining.comparison.results import CaseResult, ResultSet, read_results, write_results
@@ -31,6 +31,7 @@ def test_rows_come_back(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
 
 
+@settings(deadline=None)  # a busy machine
 @given(st.floats(0, 1, exclude_min=True), st.floats(0, 1e6))
 def test_floats_keep_all_digits(tmp_path_factory: pytest.TempPathFactory, fraction: float, hd: float) -> None:
     path = tmp_path_factory.getbasetemp() / "digits.csv"

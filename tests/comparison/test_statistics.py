@@ -3,7 +3,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import wilcoxon
 
@@ -156,6 +156,7 @@ def test_holm_leaves_out_what_is_no_test() -> None:
     assert corrected[2] == pytest.approx(0.04)
 
 
+@settings(deadline=None)  # a busy machine
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
 def test_holm_is_the_closed_test_of_bonferroni(p_values: list[float]) -> None:
     # Closure principle: a hypothesis counts as much as the least significant intersection that holds it.

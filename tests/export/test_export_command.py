@@ -36,7 +36,7 @@ def checkpoint_of(**pgl: Any) -> EncoderCheckpoint:
         "intensity": {"modality": "ct", "clip": [-1024.0, 325.0], "normalisation": "z-score per scan"},
         "spacing": [3.0, 1.0, 0.75],
         "view_size": [8, 16, 16],
-        "metrics": {"loss": 1.25, "correspondence": 0.8125},
+        "metrics": {"loss": 1.25, "flipped_right": 0.8125},
         "created": "2026-01-02T03:04:05+00:00",
         "versions": {"torch": "2.9"},
     }

@@ -25,6 +25,13 @@ def beating(store: dist.Store, rank: int, lost: list[int]) -> ExitStack:
     return stack
 
 
+def wait_for(lost: list[int]) -> None:
+    end = time.monotonic() + 60
+    while not lost:
+        assert time.monotonic() < end
+        time.sleep(BEAT)
+
+
 def test_who_beats_is_not_lost(store: dist.Store) -> None:
     lost: list[int] = []
     with beating(store, 0, lost), beating(store, 1, lost):
@@ -34,11 +41,9 @@ def test_who_beats_is_not_lost(store: dist.Store) -> None:
 
 def test_who_never_beats_is_lost(store: dist.Store) -> None:
     lost: list[int] = []
+    begin = time.monotonic()
     with beating(store, 0, lost):
-        begin = time.monotonic()
-        while not lost:
-            assert time.monotonic() - begin < 20
-            time.sleep(BEAT)
+        wait_for(lost)
     assert lost == [1]
     assert time.monotonic() - begin > (MOST - 2) * BEAT
 
@@ -60,7 +65,7 @@ def test_another_attempt_starts_anew(store: dist.Store) -> None:
         pass
     with ExitStack() as second:
         second.enter_context(heartbeat(store, "second", 0, 2, lost.append, BEAT, MOST))
-        time.sleep(4 * MOST * BEAT)
+        wait_for(lost)
     assert lost == [1]
 
 

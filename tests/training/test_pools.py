@@ -18,6 +18,7 @@ from pretraining.data import PlannedPreprocessing
 from pretraining.pretrain import RunOptions, pretrain
 from pretraining.run_folder import RunFolder
 from pretraining.training import loop
+from pretraining.training.correspondence import Correspondence
 from pretraining.training.loading import PairLoader
 from pretraining.training.state import TrainingState
 from pretraining.views import ViewSettings
@@ -37,6 +38,9 @@ CONFIG = PretrainConfig(
     out_channels=8,
     validation_scans=1,
 )
+
+
+NOTHING = Correspondence(*[None] * 7, axes=(None,) * 3, miss_distance=0.0, cells=0)
 
 
 def write_dataset(raw: Path, name: str, channels: dict[str, str], scans: int) -> None:
@@ -59,9 +63,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
         patch.setenv("nnUNet_n_proc_DA", "0")
         patch.setattr(loop, "validation_batches", lambda *args: [])
         patch.setattr(loop.Run, "measure_baseline", lambda self: None)
-        patch.setattr(
-            loop, "measure_correspondence", lambda *args: type("M", (), {"share": 0, "distance": 0, "chance": 0})
-        )
+        patch.setattr(loop.Run, "_correspondence", lambda self: NOTHING)
         write_dataset(root / "nnUNet_raw", "Dataset011_Two", {"0": "T1", "1": "T2"}, 4)
         write_dataset(root / "nnUNet_raw", "Dataset012_One", {"0": "CT"}, 2)
         yield root

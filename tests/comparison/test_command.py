@@ -151,7 +151,8 @@ def test_the_whole_in_order(desk: Desk) -> None:
     assert len(test) == 3
     assert excluded.read_text().split() == test
     assert ran[0].startswith("nnUNetv2_plan_and_preprocess -d 7 -c 3d_fullres")
-    assert ran[1] == (f"pgl_pretrain -d {NAME} -o {NAME}_pgl -m pgl -epochs 3 -exclude {excluded} -device cpu -np 1")
+    options = f"--paper -m pgl -epochs 3 -exclude {excluded} -device cpu -np 1"
+    assert ran[1] == f"pgl_pretrain -d {NAME} -o {NAME}_pgl {options}"
     plans = [f"nnUNetPlans_{init}_{percent}pct_seed0" for percent in (50, 100) for init in ("random", "pgl")]
     for plan, train, predict in zip(plans, ran[2::2], ran[3::2], strict=True):
         assert train == f"nnUNetv2_train 7 3d_fullres 0 -tr nnUNetTrainerPGL -p {plan} -device cpu"

@@ -23,7 +23,7 @@ def test_schedule_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("optimizer", "batch", "expected"),
-    [("lars", 128, 0.2), ("lars", 32, 0.05), ("sgd", 256, 0.3), ("sgd", 64, 0.075), ("adamw", 128, 5e-4)],
+    [("lars", 128, 0.2), ("lars", 32, 0.05), ("sgd", 256, 0.3), ("sgd", 64, 0.075), ("adamw", 128, 2e-3)],
 )
 def test_rates_of_each_optimiser(optimizer: str, batch: int, expected: float) -> None:
     config = PretrainConfig(("x",), optimizer=optimizer, batch_size=batch)  # type: ignore[arg-type]
@@ -35,7 +35,7 @@ def test_rates_of_each_optimiser(optimizer: str, batch: int, expected: float) ->
 def test_small_batches_have_another_optimiser() -> None:
     chosen = {batch: PretrainConfig(("x",), batch_size=batch) for batch in (8, 31, 32, 128)}
     assert [config.optimizer_name for config in chosen.values()] == ["adamw", "adamw", "lars", "lars"]
-    assert [config.peak_learning_rate for config in chosen.values()] == pytest.approx([5e-4, 5e-4, 0.05, 0.2])
+    assert [config.peak_learning_rate for config in chosen.values()] == pytest.approx([2e-3, 2e-3, 0.05, 0.2])
     assert PretrainConfig(("x",), batch_size=8, optimizer="lars").peak_learning_rate == pytest.approx(0.0125)
 
 

@@ -1,0 +1,200 @@
+"""The recommended settings and the paper's: what they are, what the log says, and runs of the release before."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pretraining import cli
+from pretraining.comparison.inits import BUILT_IN
+from pretraining.config import PretrainConfig, recommended
+from pretraining.config_checks import check_config
+from pretraining.options import (
+    OptionParser,
+    add_data_options,
+    add_plan_options,
+    add_run_options,
+    add_training_options,
+    add_view_options,
+    settings_of,
+)
+from pretraining.run_folder import RunFolder
+from pretraining.telling import opening_lines
+from pretraining.training.loop import Pool
+from tests.golden.make import GOLDEN, RUN
+
+PAPER = PretrainConfig(datasets=())
+
+
+def settings(options: str) -> PretrainConfig:
+    parser = OptionParser()
+    for add in (add_data_options, add_plan_options, add_view_options, add_training_options, add_run_options):
+        add(parser)
+    config = settings_of(parser.parse_args(shlex.split(options)))
+    check_config(config)
+    return config
+
+
+def test_the_paper_is_the_data_class_and_the_default_is_recommended() -> None:
+    assert settings("--paper") == PAPER
+    assert settings("") == recommended()
+    changed = {name for name, _, _ in recommended().differences(PAPER)}
+    assert changed == {
+        *("method", "norm", "padding", "views.no_flip", "preset", "batch_size", "optimizer", "target_decay"),
+    }
+    assert (recommended().optimizer_name, recommended().peak_learning_rate) == ("adamw", 2e-3)
+    assert (PAPER.method, PAPER.norm, PAPER.padding, PAPER.target_decay) == ("pgl", "batch", "zeros", 0.996)
+    assert (PAPER.optimizer_name, PAPER.peak_learning_rate, PAPER.batch_size) == ("lars", 0.2, 128)
+    for config in (recommended(), PAPER):
+        assert PretrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_options_change_either() -> None:
+    given = "-padding zeros -temperature 0.2 -no_flip none -norm batch -m pgl -b 4 -target_decay 0.99"
+    ours, paper = settings(given), settings(f"--paper {given}")
+    assert (ours.padding, ours.temperature, ours.views.no_flip, ours.norm) == ("zeros", 0.2, None, "batch")
+    assert {name for name, _, _ in ours.differences(paper)} == {"preset", "optimizer"}
+    assert settings("--paper -padding replicate -no_flip lateral").views.no_flip == "lateral"
+
+
+@pytest.mark.parametrize("name", ["plain", "resenc_m"])
+def test_nnunets_encoders_have_their_own_norm(name: str) -> None:
+    config = settings(f"-a {name} -patch 16 32 32")
+    assert config.padding == "replicate"
+    assert "norm" not in first_line(config)
+    with pytest.raises(ValueError, match=rf"-norm: -a {name} has that of its plan"):
+        settings(f"-a {name} -patch 16 32 32 -norm instance")
+
+
+def first_line(config: PretrainConfig) -> str:
+    return preset_lines(config)[0]
+
+
+def preset_lines(config: PretrainConfig) -> list[str]:
+    volumes: Any = [SimpleNamespace(spacing=(3.0, 1.0, 1.0))] * 4
+    lines = opening_lines(config, Pool(volumes, []), "cpu", 1)
+    start = lines.index("") + 1  # after what to cite
+    return lines[start : next(i for i, line in enumerate(lines) if "scans to train on" in line)]
+
+
+def test_the_log_says_which_settings_and_what_was_changed() -> None:
+    assert preset_lines(replace(recommended(), datasets=("a",), seed=3)) == [
+        "The recommended settings (the paper's: --paper)"
+    ]
+    assert preset_lines(replace(PAPER, datasets=("a",))) == ["The paper's settings (--paper)"]
+    changed = first_line(settings("-padding zeros -no_flip none -epochs 20"))
+    assert changed.endswith(", changed: padding zeros, views.no_flip none, epochs 20")
+    (line,) = preset_lines(settings("--paper -m byol -norm instance"))
+    assert line == "The paper's settings (--paper), changed: method byol, norm instance"
+
+
+def test_the_log_says_where_lars_gave_way() -> None:
+    (_, line) = preset_lines(settings("--paper -b 8"))
+    assert line.startswith("adamw in the place of the paper's lars, which lags behind with 8 pairs per step")
+    assert "-optimizer lars" in line
+    for options in (
+        "--paper",
+        "--paper -b 32",
+        "--paper -b 8 -optimizer adamw",
+        "--paper -b 8 -optimizer lars",
+        "-b 8",
+    ):
+        assert len(preset_lines(settings(options))) == 1
+
+
+def test_settings_of_the_release_before_mean_what_they_meant() -> None:
+    values = json.loads((GOLDEN / "nnUNet_results" / "PGL" / RUN / "config.json").read_text())
+    assert not {"padding", "preset", "temperature"} & values.keys()
+    assert "no_flip" not in values["views"]
+    old = PretrainConfig.from_dict(values)
+    assert (old.padding, old.preset, old.views.no_flip) == ("zeros", "paper", None)
+    assert old.peak_learning_rate == values["learning_rate"]
+    automatic = PretrainConfig.from_dict({**values, "learning_rate": None, "optimizer": None, "batch_size": 8})
+    assert (automatic.optimizer_name, automatic.peak_learning_rate) == ("adamw", 5e-4)
+    of_lars = PretrainConfig.from_dict({**values, "learning_rate": None, "optimizer": None, "batch_size": 128})
+    assert (of_lars.optimizer_name, of_lars.peak_learning_rate) == ("lars", 0.2)
+    of_today = PretrainConfig.from_dict(replace(PAPER, batch_size=8).to_dict())
+    assert of_today.peak_learning_rate == 2e-3
+
+
+def test_the_comparisons_own_starts_are_the_papers_and_ours() -> None:
+    made = {name: settings(options) for name, options in BUILT_IN.items()}
+    assert made.pop("pgl_nce") == recommended()
+    assert made["pgl"] == PAPER
+    assert {config.preset for config in made.values()} == {"paper"}
+    assert {name: config.method for name, config in made.items() if "_no_" not in name and "only" not in name} == {
+        name: name for name in ("pgl", "byol", "models_genesis", "pgl_mae")
+    }
+    assert made["pgl_no_flips"] == replace(PAPER, views=replace(PAPER.views, flip_probability=0.0))
+    boxes = {"scale": (1.0, 1.0), "min_overlap": 1.0}
+    assert made["pgl_no_crops"] == replace(PAPER, views=replace(PAPER.views, **boxes))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def nnunet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(name, str(tmp_path / name))
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    monkeypatch.chdir(tmp_path)
+
+
+def ended(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: str) -> str:
+    """What pgl_pretrain ends with: one line."""
+    monkeypatch.setattr(sys, "argv", ["pgl_pretrain", *shlex.split(options), "-device", "cpu"])
+    with pytest.raises(SystemExit) as stop:
+        cli.pretrain_entry()
+    assert stop.value.code not in (0, None)
+    line = stop.value.code if isinstance(stop.value.code, str) else capsys.readouterr().err
+    assert line.count("\n") <= 1
+    assert line.startswith("pgl_pretrain: ")
+    return line
+
+
+@pytest.mark.usefixtures("nnunet")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("-padding reflect", ("-padding", "'reflect'", "zeros", "replicate")),
+        ("-temperature 0", ("-temperature 0.0: must be positive, 0.1 is usual",)),
+        ("-temperature -1", ("-temperature -1.0: must be positive",)),
+        ("-temperature nan", ("-temperature nan: must be positive",)),
+        ("-temperature inf", ("-temperature inf: must be positive",)),
+        ("-patch 8 16 16 -strides 8 16 16", ("-patch 8 16 16: map 3", "single cell", "-strides", "-align_stages")),
+        ("-patch 4 8 8 -strides 8 16 16 -align_stages 1 2", ("-patch 4 8 8: map 2", "stride 4 8 8")),
+        ("-align_stages 7", ("-align_stages 7: this encoder has the maps 0 to 3",)),
+    ],
+)
+def test_impossible_settings_are_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: str, words: tuple[str, ...]
+) -> None:
+    line = ended(monkeypatch, capsys, f"-d scans -o x {options}")
+    assert all(word in line for word in words), line
+
+
+def test_two_cells_are_enough_and_pgl_needs_none() -> None:
+    settings("-patch 9 16 16 -strides 8 16 16")
+    settings("-m pgl -patch 8 16 16 -strides 8 16 16")
+    settings("-patch 8 16 16")  # whose strides follow from the views
+
+
+@pytest.mark.usefixtures("nnunet")
+def test_a_run_is_not_continued_with_other_settings(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    RunFolder.named("ours").start(replace(recommended(), datasets=("a",)))
+    line = ended(monkeypatch, capsys, "-o ours --c --paper")
+    assert "preset: the run has recommended, you gave paper" in line
+    RunFolder.named("paper").start(replace(PAPER, datasets=("a",)))
+    assert "differ" not in ended(monkeypatch, capsys, "-o paper --c --paper")
+    assert "padding: the run has zeros, you gave replicate" in ended(
+        monkeypatch, capsys, "-o paper --c -padding replicate"
+    )

@@ -1,0 +1,185 @@
+"""A step against one written out, and what becomes of gradients that are not finite."""
+
+from __future__ import annotations
+
+import copy
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pretraining.config import PretrainConfig
+from pretraining.objectives import PGL, target_decay
+from pretraining.pretrain import RunOptions, pretrain
+from pretraining.run_folder import RunFolder
+from pretraining.training import loop
+from pretraining.training.errors import TrainingError
+from pretraining.training.optimisation import learning_rate_at, parameter_groups
+from pretraining.training.start import initial_state
+from pretraining.training.step import Stepper
+from pretraining.views import IntensityRanges, ViewPairBatch, ViewPairDataset, ViewSettings
+from tests.golden import make
+from tests.planned_networks import small_network
+
+NO_CHANGES = IntensityRanges(noise_probability=0, blur_probability=0, brightness_probability=0, gamma_probability=0)
+CONFIG = PretrainConfig(
+    datasets=(),
+    method="pgl_nce",
+    architecture="plain",
+    network=small_network(features=(4, 8)).to_dict(),
+    padding="replicate",
+    views=ViewSettings(size=(8, 8, 8), intensity=NO_CHANGES),
+    batch_size=4,
+    optimizer="adamw",
+    learning_rate=1e-2,
+    target_decay=0.9,
+    hidden_channels=8,
+    out_channels=8,
+)
+STEPS, WARMUP = 5, 2
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Noise."""
+
+    shape: tuple[int, int, int, int] = (1, 16, 16, 16)
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    lateral_axis: int | None = None
+
+    def read(self, channel: int, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
+        z, y, x = (slice(a, b) for a, b in zip(start, stop, strict=True))
+        return np.random.default_rng(0).normal(size=self.shape[1:]).astype(np.float32)[z, y, x]
+
+
+def parts_of(config: PretrainConfig, steps: int) -> list[ViewPairBatch]:
+    dataset, size = ViewPairDataset([Scan()], config.views, 0), config.batch_size // config.accumulate
+    draws = range(steps * config.batch_size)
+    return [ViewPairBatch.collate([dataset[d, 0] for d in draws[i : i + size]]) for i in draws[::size]]
+
+
+@pytest.mark.parametrize("method", ["pgl", "pgl_nce"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_steps_are_those_written_out(method: Any, accumulate: int) -> None:
+    """Rate, gradient of the mean over the parts, torch's SGD, target path; three steps."""
+    config = replace(CONFIG, method=method, accumulate=accumulate, optimizer="sgd")
+    state = initial_state(config, torch.device("cpu"), None)
+    reference = copy.deepcopy(state.objective)
+    optimizer = torch.optim.SGD(parameter_groups(reference, config.weight_decay), lr=1.0, momentum=0.9)
+    stepper, batches = Stepper(config, STEPS, WARMUP, state, state.objective, 0), parts_of(config, 3)
+    given = iter(batches)
+    for number in range(3):
+        values, _ = stepper(number, given)
+        parts = batches[number * accumulate : (number + 1) * accumulate]
+        outputs = [reference(part.render(config.views.size), part.geometries) for part in parts]
+        optimizer.zero_grad()
+        torch.stack([output.loss for output in outputs]).mean().backward()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(number, STEPS, WARMUP, 1e-2)
+        optimizer.step()
+        reference.update_target(target_decay(number, STEPS, 0.9))
+        expected = [torch.stack(list(value)).mean().detach() for value in zip(*outputs, strict=True)]
+        torch.testing.assert_close(values, torch.stack(expected), rtol=1e-4, atol=1e-5)
+    assert next(given, None) is None
+    for own, theirs in zip(state.objective.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(own, theirs, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan, 1.0])
+def test_a_gradient_that_is_not_finite_shows_in_all_values(value: float) -> None:
+    state = initial_state(CONFIG, torch.device("cpu"), None)
+    weight = next(p for p in state.objective.parameters() if p.requires_grad)
+
+    def spoil(gradient: Tensor) -> Tensor:
+        return torch.where(torch.arange(gradient.numel()).view_as(gradient) == 3, value, gradient)
+
+    weight.register_hook(spoil)
+    values, _ = Stepper(CONFIG, STEPS, WARMUP, state, state.objective, 0)(0, iter(parts_of(CONFIG, 1)))
+    assert torch.isfinite(values).tolist() == [math.isfinite(value)] * len(values)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    root = tmp_path_factory.mktemp("step")
+    shutil.copytree(make.GOLDEN / "nnUNet_raw", root / "nnUNet_raw")
+    with make.machine(root):
+        yield root
+
+
+DEEP = replace(
+    make.config(),
+    method="pgl_nce",
+    architecture="resnet50",
+    network=None,
+    norm="instance",
+    padding="replicate",
+    views=ViewSettings(size=(8, 8, 8), intensity=NO_CHANGES),
+    strides=(4, 4, 4),
+    learning_rate=1e-5,
+)
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ResNets as deep as the paper's, of few channels, and a short validation."""
+    monkeypatch.setattr(loop, "validation_batches", partial(loop.validation_batches, pairs=4))
+    monkeypatch.setattr("nnunetv2_pgl.networks.resnet3d._WIDTHS", (8, 8, 8, 8))
+    monkeypatch.setattr("nnunetv2_pgl.networks.ResNet50Encoder.skip_channels", (64, 32, 32, 32))
+
+
+def one_value_in(draw: int, patch: pytest.MonkeyPatch) -> None:
+    """Makes the first view of a draw of one value, after whoever would see that has looked."""
+    drawn = ViewPairDataset.__getitem__
+
+    def of_one_value(self: ViewPairDataset, key: tuple[int, int]) -> dict[str, Any]:
+        sample = drawn(self, key)
+        if key[0] == draw:
+            sample["crops"][0] = [np.zeros_like(channel) for channel in sample["crops"][0]]  # rendered without rounding
+        return sample
+
+    patch.setattr(ViewPairDataset, "__getitem__", of_one_value)
+
+
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize(
+    ("draw", "accumulate", "epochs_saved"),
+    [(0, 1, 0), (3, 1, 0), (7, 1, 1), (6, 2, 1)],
+    ids=["first step", "last step of the first epoch", "last step of all", "first part of a step"],
+)
+def test_it_stops_the_run_and_nothing_of_it_is_saved(
+    folders: Path, monkeypatch: pytest.MonkeyPatch, draw: int, accumulate: int, epochs_saved: int
+) -> None:
+    """A view of one value with instance norm and replicate padding; the loss is as finite as ever."""
+    losses = []
+    forward = PGL.forward
+
+    def noted(self: PGL, *arguments: Any) -> Any:
+        output = forward(self, *arguments)
+        losses.append(float(output.loss.detach()))
+        return output
+
+    monkeypatch.setattr(PGL, "forward", noted)
+    one_value_in(draw, monkeypatch)
+    name = f"spoilt_{draw}_{accumulate}"
+    with pytest.raises(TrainingError) as stop:
+        pretrain(replace(DEEP, accumulate=accumulate), RunOptions(name, False, "cpu", 1, 1))
+    folder = RunFolder.named(name)
+    assert f"gradient is not finite in epoch {epochs_saved} of {folder.path}" in str(stop.value)
+    assert "\n" not in str(stop.value)
+    assert all(map(math.isfinite, losses[: draw // (2 // accumulate) + 1]))
+    assert not folder.final.exists()
+    assert folder.latest.exists() == bool(epochs_saved)
+    if epochs_saved:
+        assert len((folder.path / "metrics.jsonl").read_text().splitlines()) == epochs_saved
+        state = torch.load(folder.latest, weights_only=True)
+        assert state["epoch"] == epochs_saved
+        assert all(value.isfinite().all() for value in state["objective"].values())

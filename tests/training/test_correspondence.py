@@ -273,6 +273,15 @@ def test_constant_and_random_features_are_at_chance() -> None:
     assert (constant.position_code, constant.ceiling) == (random.position_code, random.ceiling)
 
 
+def test_what_all_features_have_in_common_does_not_matter(drawn: dict[str, list[dict[str, Any]]]) -> None:
+    """Features after a ReLU do: every cosine would be close to one."""
+    case = CASES["hippocampus"]
+    maps = maps_of(drawn["hippocampus"][:16], case, in_scan)
+    common = torch.tensor([3e9, 1e9, 0, 2e9], dtype=torch.float64).view(-1, 1, 1, 1)
+    found = compare_maps([(features + common, batch) for features, batch in maps], case.grid)
+    assert measured(found) == pytest.approx(measured(compare_maps(maps, case.grid)), abs=0.01)
+
+
 def test_misses_are_told_in_voxels_of_the_scan() -> None:
     """Two cells along x, of which the wrong one is always found: half the overlap away."""
     geometry = GeometryBatch(

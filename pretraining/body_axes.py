@@ -11,12 +11,14 @@ from pretraining.views import ViewSettings
 
 
 def require_lateral(orientations: Iterable[Orientation | None], views: ViewSettings) -> None:
-    """Refuses to leave out the lateral axis where no scan tells which one it is; looks no further than the first.
+    """Refuses ``-no_flip lateral`` where no scan tells which axis that is; looks no further than the first that does.
+
+    For the default, "lateral_in_ct", which nobody asked for, the warning of `axis_warnings` will do.
 
     Raises:
         DataError: With what to do instead.
     """
-    if views.no_flip is not None and all(orientation is None for orientation in orientations):
+    if views.no_flip == "lateral" and all(orientation is None for orientation in orientations):
         raise DataError(
             f"-no_flip {views.no_flip}: no scan tells in its header how its axes lie in the body; leave the axis out "
             "by its place, as in -flip_probability 0.5 0.5 0 (z y x)"
@@ -47,8 +49,8 @@ def _of_other_order(volumes: Sequence[Volume], views: ViewSettings) -> list[str]
 
 
 def _of_unknown_lateral(volumes: Sequence[Volume], views: ViewSettings) -> list[str]:
-    unknown = [volume for volume in volumes if volume.orientation is None]
-    if views.no_flip is None or not unknown:
+    unknown = [volume for volume in volumes if volume.orientation is None and views.keeps_sides_of(volume)]
+    if not unknown:
         return []
     return [
         f"-no_flip {views.no_flip}: {len(unknown)} of {len(volumes)} scans do not tell in their headers how their axes "

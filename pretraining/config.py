@@ -222,7 +222,7 @@ def recommended() -> PretrainConfig:
         method="pgl_nce",
         norm="instance",
         padding="replicate",
-        views=ViewSettings(no_flip="lateral"),
+        views=ViewSettings(no_flip="lateral_in_ct"),
         preset="recommended",
         batch_size=8,
         optimizer="adamw",

@@ -14,7 +14,7 @@ from pretraining.data import resolve_source
 from pretraining.plans_from import DEFAULT_CONFIGURATION, DEFAULT_PLANS, settings_of_plan
 from pretraining.run_folder import RunError
 from pretraining.views import IntensityRanges, ViewSettings
-from pretraining.views.pairs import BodyAxis, Channels
+from pretraining.views.pairs import Channels, NoFlip
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -112,9 +112,9 @@ def add_view_options(parser: OptionParser) -> None:
     )
     add(
         "no_flip",
-        choices=(*get_args(BodyAxis), "none"),
-        help="lateral: no flips along the axis from left to right of the body, as each scan's header tells it; none: "
-        "flips along all axes (lateral / none)",
+        choices=(*get_args(NoFlip), "none"),
+        help="lateral: no flips along the axis from left to right of the body, as each scan's header tells it; "
+        "lateral_in_ct: the same in CT only; none: flips along all axes (lateral_in_ct / none)",
     )
     add(
         "channels",

@@ -140,9 +140,7 @@ def _with_channels(config: PretrainConfig, channels: int) -> PretrainConfig:
 def _preprocess(
     config: PretrainConfig, scans: Sequence[Scan], processes: int, verify: bool, progress: bool = True
 ) -> tuple[list[Volume], list[Skipped]]:
-    asked_for = config.preset == "paper"  # else it is a default, and a warning will do
-    if asked_for:
-        require_lateral(map(read_orientation, scans), config.views)  # now: preprocessing may take hours
+    require_lateral(map(read_orientation, scans), config.views)  # now: preprocessing may take hours
     volumes, skipped = preprocess(
         scans,
         spacing=config.spacing,
@@ -152,8 +150,7 @@ def _preprocess(
         planned=_planned(config),
         verify=verify,
     )
-    if asked_for:
-        require_lateral((volume.orientation for volume in volumes), config.views)
+    require_lateral((volume.orientation for volume in volumes), config.views)
     return volumes, skipped
 
 

@@ -66,11 +66,11 @@ def test_the_commands_say_so(
     unknown = nibabel.Nifti1Image(values, None)
     nibabel.save(unknown, tmp_path / "in" / "a.nii.gz")
     with pytest.raises(SystemExit) as stop:
-        preview(tmp_path / "in", monkeypatch, "--paper", "-no_flip", "lateral")
+        preview(tmp_path / "in", monkeypatch, "-no_flip", "lateral")
     assert str(stop.value.code).startswith("pgl_preview: -no_flip lateral: no scan tells")
     assert not (tmp_path / "nnUNet_preprocessed").exists()  # said before preprocessing
     preview(tmp_path / "in", monkeypatch)  # a recommended setting that nobody asked for
-    assert "WARNING: -no_flip lateral: 1 of 1 scans do not tell" in capsys.readouterr().out
+    assert "WARNING: -no_flip lateral_in_ct: 1 of 1 scans do not tell" in capsys.readouterr().out
     nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "in" / "b.nii.gz")
     nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "in" / "c.nii.gz")
     nibabel.save(nibabel.Nifti1Image(values, np.eye(4)[[1, 2, 0, 3]]), tmp_path / "in" / "d.nii.gz")

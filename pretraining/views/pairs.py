@@ -20,7 +20,7 @@ from pretraining.views.intensity import IntensityRanges, apply_intensity_, draw_
 from pretraining.views.rendering import GeometryBatch, largest_source_box, render_crops, source_box
 
 Channels = Literal["each", "joint"]
-BodyAxis = Literal["lateral"]
+NoFlip = Literal["lateral", "lateral_in_ct"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,10 @@ class StoredScan(Protocol):
     def lateral_axis(self) -> int | None:
         """Which of (z, y, x) runs from left to right in the body; None where the scan does not tell."""
 
+    @property
+    def is_ct(self) -> tuple[bool, ...]:
+        """Per channel, whether it is CT."""
+
     def read(self, channel: int, start: Sequence[int], stop: Sequence[int]) -> NDArray[Any]:
         """Voxels of a box in one channel, (d, h, w)."""
 
@@ -59,7 +63,7 @@ class ViewSettings:
         scale: Smallest and largest size of the cropped box relative to the view, per axis.
         flip_probability: Probability of a flip, per view and axis: one for all axes, or three (z, y, x).
         no_flip: "lateral": views are not flipped along the axis from left to right of the body, which each scan tells
-            for itself; where one does not, all axes are flipped.
+            for itself; where one does not, all axes are flipped. "lateral_in_ct": the same in CT only.
         min_overlap: Smallest overlap of the two boxes, as a fraction of the larger one's volume.
         intensity: Ranges of the intensity changes, which are drawn for each view and channel.
         channels: "each": a view shows one channel of its scan, chosen at random; "joint": it shows all.
@@ -68,14 +72,18 @@ class ViewSettings:
     size: tuple[int, int, int] = (16, 96, 96)
     scale: tuple[float, float] = (1.1, 1.4)
     flip_probability: float | tuple[float, float, float] = 0.5
-    no_flip: BodyAxis | None = None
+    no_flip: NoFlip | None = None
     min_overlap: float = 0.1
     intensity: IntensityRanges = field(default_factory=IntensityRanges)
     channels: Channels = "each"
 
+    def keeps_sides_of(self, scan: StoredScan) -> bool:
+        """Whether the lateral axis of this scan is left out, if it is known."""
+        return self.no_flip == "lateral" or (self.no_flip == "lateral_in_ct" and all(scan.is_ct))
+
     def flip_probability_of(self, scan: StoredScan) -> float | tuple[float, float, float]:
         """The one for views of this scan."""
-        if self.no_flip is None or (lateral := scan.lateral_axis) is None:
+        if not self.keeps_sides_of(scan) or (lateral := scan.lateral_axis) is None:
             return self.flip_probability
         given = self.flip_probability
         z, y, x = given if isinstance(given, tuple) else (given,) * 3

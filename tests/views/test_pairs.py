@@ -33,6 +33,7 @@ class Scan:
     mean: tuple[float, ...] = (-200.0, 100.0)
     std: tuple[float, ...] = (300.0, 20.0)
     lateral_axis: int | None = None
+    is_ct: tuple[bool, ...] = (False,)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -177,6 +178,14 @@ def test_the_lateral_axis_of_each_scan_is_left_out_and_nothing_else_changes() ->
             assert np.array_equal(one["intensity"], other["intensity"])
             kept = [axis for axis in range(3) if axis != scan.lateral_axis]
             assert np.array_equal(one["flips"][:, kept], other["flips"][:, kept])
+
+
+def test_the_default_leaves_it_out_in_ct_only() -> None:
+    ct, mr = (replace(pool("int16")[0], lateral_axis=1, is_ct=(is_ct,)) for is_ct in (True, False))
+    settings = ViewSettings(VIEW, no_flip="lateral_in_ct")
+    assert settings.flip_probability_of(ct) == (0.5, 0.0, 0.5)
+    assert settings.flip_probability_of(mr) == 0.5
+    assert ViewSettings(VIEW, no_flip="lateral").flip_probability_of(mr) == (0.5, 0.0, 0.5)
 
 
 def test_three_probabilities_and_the_lateral_axis_go_together() -> None:

@@ -243,7 +243,8 @@ def test_the_checkpoint_says_which_network_it_is_for(name: str, tmp_path: Path) 
     architecture = write(encoder_of(name, 2), name, tmp_path / "c.pth")["pgl"]["architecture"]
     network = architecture.pop("network")
     assert PlannedNetwork.of_dict(network, "c.pth").to_dict() == network_of(name).to_dict()
-    assert architecture == {"name": name, "norm": "instance", "centred": False, "strides": [2, 4, 4], "in_channels": 2}
+    padding = {"centred": False, "padding": "zeros"}
+    assert architecture == {"name": name, "norm": "instance", **padding, "strides": [2, 4, 4], "in_channels": 2}
 
 
 def test_the_published_example() -> None:

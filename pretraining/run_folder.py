@@ -121,7 +121,9 @@ class RunFolder:
             RunError: If there is nothing to continue.
         """
         if not self.config_file.exists():
-            raise RunError(f"nothing to continue: {self.path} holds no run; start it without --c")
+            others = sorted(file.parent.name for file in self.path.parent.glob("*/config.json"))
+            hint = f", or name one that is there with -o: {', '.join(others[:5])}" if others else ""
+            raise RunError(f"nothing to continue: {self.path} holds no run; start it without --c{hint}")
         return PretrainConfig.load(self.config_file)
 
 

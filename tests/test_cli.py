@@ -132,6 +132,7 @@ def test_continue_without_a_run_and_with_changed_settings(nnunet: Path, pgl_pret
     assert "nothing to continue" in pgl_pretrain("-o", "mine", "--c", "-device", "cpu")
     folder = RunFolder.named("mine")
     folder.start(PretrainConfig(("Dataset501_Small",), epochs=500))
+    assert pgl_pretrain("-o", "other", "--c", "-device", "cpu").endswith("or name one that is there with -o: mine")
     message = pgl_pretrain("-o", "mine", "--c", "-epochs", "7", "-gamma", "0.5", "2", "-device", "cpu")
     assert "epochs: the run has 500, you gave 7" in message
     assert "views.intensity.gamma: the run has [0.7, 1.5], you gave [0.5, 2.0]" in message

@@ -26,18 +26,18 @@ from pretraining.options import (
 )
 from pretraining.run_folder import RunError, RunFolder
 
-# Options of pgl_pretrain: the recommended settings, and what the paper compares. The ablations are the paper's
-# (table 8): views without flips, without crops of other size and place, and without both, so that they differ in
-# intensity alone.
+# Options of pgl_pretrain: the recommended settings, and what the paper compares, all with the norm of the former, so that
+# only the weights differ. The ablations are the paper's (table 8): views without flips, without crops of other size and
+# place, and without both, so that they differ in intensity alone.
 BUILT_IN = {
     "pgl_nce": "-m pgl_nce",
-    "pgl": "--paper -m pgl",
-    "byol": "--paper -m byol",
-    "models_genesis": "--paper -m models_genesis",
-    "pgl_mae": "--paper -m pgl_mae",
-    "pgl_no_flips": "--paper -m pgl -flip_probability 0",
-    "pgl_no_crops": "--paper -m pgl -scale 1 1 -min_overlap 1",
-    "pgl_intensity_only": "--paper -m pgl -flip_probability 0 -scale 1 1 -min_overlap 1",
+    "pgl": "--paper -norm instance -m pgl",
+    "byol": "--paper -norm instance -m byol",
+    "models_genesis": "--paper -norm instance -m models_genesis",
+    "pgl_mae": "--paper -norm instance -m pgl_mae",
+    "pgl_no_flips": "--paper -norm instance -m pgl -flip_probability 0",
+    "pgl_no_crops": "--paper -norm instance -m pgl -scale 1 1 -min_overlap 1",
+    "pgl_intensity_only": "--paper -norm instance -m pgl -flip_probability 0 -scale 1 1 -min_overlap 1",
 }
 _RESERVED = ("d", "o", "exclude", "c")  # set by the comparison
 

@@ -73,18 +73,20 @@ def test_batch_norm_is_that_of_the_joined_batch(machine: Machine) -> None:
         output_of(process, 0)
 
 
-def test_two_processes_are_one_with_the_joined_batch(machine: Machine) -> None:
-    """Twelve steps of LARS: loss curve and weights of both paths agree, to 1e-6 here.
+@pytest.mark.parametrize("preset", ["paper", "recommended"])
+def test_two_processes_are_one_with_the_joined_batch(machine: Machine, preset: str) -> None:
+    """Twelve steps: loss curve and weights of both paths agree, to 1e-6 here.
 
     Without noise: its values are drawn by each process.
     """
     settings = (
-        *SMALL, "-b", "4", "-pairs", "12", "-epochs", "4", "-noise_probability", "0", "-save_every", "4"
+        *SMALL, "-b", "4", "-pairs", "12", "-epochs", "4", "-noise_probability", "0", "-save_every", "4",
+        *(("--paper",) if preset == "paper" else ()),
     )  # fmt: skip
-    output_of(machine.start("python", "-c", IN_FLOAT64, *settings, "-o", "one"), 0)
-    for process in machine.start_ranks(IN_FLOAT64, (*settings, "-o", "two")):
+    output_of(machine.start("python", "-c", IN_FLOAT64, *settings, "-o", f"{preset}_one"), 0)
+    for process in machine.start_ranks(IN_FLOAT64, (*settings, "-o", f"{preset}_two")):
         output_of(process, 0)
-    one, two = (machine.run_folder(name) for name in ("one", "two"))
+    one, two = (machine.run_folder(f"{preset}_{name}") for name in ("one", "two"))
     losses = [[record["loss"] for record in records(folder)] for folder in (one, two)]
     assert losses[1] == pytest.approx(losses[0], abs=1e-6)
     assert max(losses[0]) - min(losses[0]) > 0.05  # it trains, so equality is not that of standing still

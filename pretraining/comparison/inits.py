@@ -27,8 +27,8 @@ from pretraining.options import (
 from pretraining.run_folder import RunError, RunFolder
 
 # Options of pgl_pretrain: the recommended settings, and what the paper compares, all with the norm of the former, so
-# that only the weights differ. The ablations are the paper's (table 8): views without flips, without crops of other size
-# and place, and without both, so that they differ in intensity alone.
+# that only the weights differ. The ablations are the paper's (table 8): views without flips, without crops of other
+# size and place, and without both, so that they differ in intensity alone.
 BUILT_IN = {
     "pgl_nce": "-m pgl_nce",
     "pgl": "--paper -norm instance -m pgl",

@@ -20,10 +20,12 @@ def check_config(config: PretrainConfig) -> None:
         f"-b {config.batch_size}: not a multiple of -accumulate {config.accumulate}": bool(
             config.batch_size % config.accumulate
         ),
-        f"-lr {config.learning_rate}: must be positive": config.peak_learning_rate <= 0,
-        f"-wd {config.weight_decay}: must not be negative": config.weight_decay < 0,
+        f"-lr {config.learning_rate}: must be positive": not 0 < config.peak_learning_rate < float("inf"),
+        f"-wd {config.weight_decay}: must not be negative": not 0 <= config.weight_decay < float("inf"),
         f"-temperature {config.temperature}: must be positive, 0.1 is usual": not 0 < config.temperature < float("inf"),
-        f"-restoration_weight {config.restoration_weight}: must not be negative": config.restoration_weight < 0,
+        f"-restoration_weight {config.restoration_weight}: must not be negative": not (
+            0 <= config.restoration_weight < float("inf")
+        ),
         f"-strides {config.encoder_strides}: powers of two between 1 and 16": any(
             stride not in (1, 2, 4, 8, 16) for stride in config.encoder_strides
         ),
@@ -79,6 +81,7 @@ def _problems_of_network(config: PretrainConfig) -> dict[str, bool]:
             *("pgl", "pgl_nce", "pgl_mae"),
         )
     problems |= _problems_of_negatives(config)
+    problems |= _problems_of_instance_norm(config)
     if config.planned_network is None:
         return problems
     own = f"-a {config.architecture}"
@@ -105,6 +108,23 @@ def _problems_of_negatives(config: PretrainConfig) -> dict[str, bool]:
         f"-patch {_spaced(view)}: map {level} of the encoder, of stride {_spaced(maps[level])}, has a single cell, and "
         "pgl_nce tells the cells of a view apart; use a larger -patch, smaller -strides or finer -align_stages": True
         for level in single
+    }
+
+
+def _problems_of_instance_norm(config: PretrainConfig) -> dict[str, bool]:
+    """A map of a single cell has no variance."""
+    network = config.planned_network
+    norm = config.norm if network is None else str(network.kwargs.get("norm_op"))
+    if "instance" not in norm.lower():
+        return {}
+    deepest = config.levels[-1] if config.method in ("pgl", "pgl_nce") else len(config.map_strides) - 1
+    view, computed = config.views.size, config.map_strides[: deepest + 1]
+    remedy = "smaller -strides or -norm batch" if network is None else "or a plan for such patches"
+    return {
+        f"-patch {_spaced(view)}: a map of the encoder, of stride {_spaced(strides)}, has a single cell, and instance "
+        f"norm needs two; use a larger -patch, {remedy}": True
+        for strides in computed
+        if all(size <= stride for size, stride in zip(view, strides, strict=True))
     }
 
 

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from nnunetv2_pgl.trainers.network import ModelNetwork
 from pretraining import cli
-from pretraining.comparison.inits import BUILT_IN
+from pretraining.comparison.inits import BUILT_IN, initialisations, random_network
+from pretraining.comparison.settings import ComparisonSettings
 from pretraining.config import PretrainConfig, recommended
 from pretraining.config_checks import check_config
 from pretraining.options import (
@@ -125,7 +127,8 @@ def test_settings_of_the_release_before_mean_what_they_meant() -> None:
 
 
 def test_the_comparisons_own_starts_are_the_papers_and_ours() -> None:
-    made = {name: settings(options) for name, options in BUILT_IN.items()}
+    inits = initialisations(ComparisonSettings("Dataset007_Scans", ("scans",), inits=tuple(BUILT_IN)))
+    made = {init.name: settings(shlex.join(init.options)) for init in inits}
     assert {config.norm for config in made.values()} == {recommended().norm}  # all start the same network
     assert made.pop("pgl_nce") == recommended()
     paper = replace(PAPER, norm="instance")
@@ -137,6 +140,35 @@ def test_the_comparisons_own_starts_are_the_papers_and_ours() -> None:
     assert made["pgl_no_flips"] == replace(paper, views=replace(PAPER.views, flip_probability=0.0))
     boxes = {"scale": (1.0, 1.0), "min_overlap": 1.0}
     assert made["pgl_no_crops"] == replace(paper, views=replace(PAPER.views, **boxes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", ["-a plain -patch 16 32 32", "-norm batch"])
+def test_the_comparisons_own_starts_take_nnunets_encoders_and_a_norm_that_is_asked_for(options: str) -> None:
+    asked = ComparisonSettings("Dataset007_Scans", ("scans",), inits=tuple(BUILT_IN), pretrain_options=options)
+    assert {(init.network or {})["norm"] for init in initialisations(asked)} == {"batch"}  # of the plan: its own
+
+
+def test_random_weights_alone_have_the_network_of_the_scratch_trainer() -> None:
+    assert random_network([]) == ModelNetwork().to_dict()
+
+
+@pytest.mark.parametrize(
+    ("options", "is_wrong"),
+    [
+        ("-m byol -patch 16 16 16 -strides 16 16 16", True),
+        ("-m pgl -patch 16 16 16 -strides 16 16 16", True),
+        ("-m pgl_mae -patch 16 16 16 -strides 16 16 16 -align_stages 2", True),
+        ("-m pgl -patch 16 16 16 -strides 16 16 16 -align_stages 2", False),
+        ("-m pgl -patch 16 16 32 -strides 16 16 16", False),
+        ("--paper -m byol -patch 16 16 16 -strides 16 16 16", False),
+    ],
+)
+def test_instance_norm_needs_two_cells(options: str, is_wrong: bool) -> None:
+    if not is_wrong:
+        settings(options)
+        return
+    with pytest.raises(ValueError, match=r"-patch 16 16 16: a map .* single cell, and instance norm needs two"):
+        settings(options)
 
 
 @pytest.fixture
@@ -184,7 +216,7 @@ def test_impossible_settings_are_told_in_one_line(
 
 def test_two_cells_are_enough_and_pgl_needs_none() -> None:
     settings("-patch 9 16 16 -strides 8 16 16")
-    settings("-m pgl -patch 8 16 16 -strides 8 16 16")
+    settings("-m pgl -norm batch -patch 8 16 16 -strides 8 16 16")
     settings("-patch 8 16 16")  # whose strides follow from the views
 
 

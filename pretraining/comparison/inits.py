@@ -13,7 +13,7 @@ from nnunetv2_pgl.trainers.planned_run import RANDOM
 from pretraining.comparison.errors import ComparisonError
 from pretraining.comparison.folder import ComparisonFolder, require_name
 from pretraining.comparison.settings import ComparisonSettings
-from pretraining.config import PretrainConfig
+from pretraining.config import PretrainConfig, recommended
 from pretraining.config_checks import check_config
 from pretraining.options import (
     OptionParser,
@@ -26,19 +26,20 @@ from pretraining.options import (
 )
 from pretraining.run_folder import RunError, RunFolder
 
-# Options of pgl_pretrain: the recommended settings, and what the paper compares, all with the norm of the former, so
-# that only the weights differ. The ablations are the paper's (table 8): views without flips, without crops of other
-# size and place, and without both, so that they differ in intensity alone.
+# Options of pgl_pretrain: the recommended settings, and what the paper compares. The ablations are the paper's (table
+# 8): views without flips, without crops of other size and place, and without both, so that they differ in intensity
+# alone.
 BUILT_IN = {
     "pgl_nce": "-m pgl_nce",
-    "pgl": "--paper -norm instance -m pgl",
-    "byol": "--paper -norm instance -m byol",
-    "models_genesis": "--paper -norm instance -m models_genesis",
-    "pgl_mae": "--paper -norm instance -m pgl_mae",
-    "pgl_no_flips": "--paper -norm instance -m pgl -flip_probability 0",
-    "pgl_no_crops": "--paper -norm instance -m pgl -scale 1 1 -min_overlap 1",
-    "pgl_intensity_only": "--paper -norm instance -m pgl -flip_probability 0 -scale 1 1 -min_overlap 1",
+    "pgl": "--paper -m pgl",
+    "byol": "--paper -m byol",
+    "models_genesis": "--paper -m models_genesis",
+    "pgl_mae": "--paper -m pgl_mae",
+    "pgl_no_flips": "--paper -m pgl -flip_probability 0",
+    "pgl_no_crops": "--paper -m pgl -scale 1 1 -min_overlap 1",
+    "pgl_intensity_only": "--paper -m pgl -flip_probability 0 -scale 1 1 -min_overlap 1",
 }
+_SAME_NORM = ("-norm", "instance")  # of the recommended settings, so that only the weights differ
 _RESERVED = ("d", "o", "exclude", "c")  # set by the comparison
 
 
@@ -94,7 +95,7 @@ def initialisations(settings: ComparisonSettings) -> list[Initialisation]:
 def random_network(inits: Sequence[Initialisation]) -> dict[str, Any]:
     """The network of the random start: that of the first of the others, so that only the weights differ."""
     networks = [init.network for init in inits if init.network is not None]
-    return networks[0] if networks else _network_of(PretrainConfig(datasets=()))
+    return networks[0] if networks else _network_of(recommended())
 
 
 def doubt_about(init: Initialisation, dataset: str, test: Sequence[str]) -> str | None:
@@ -136,8 +137,9 @@ def _initialisation(name: str, known: dict[str, str], settings: ComparisonSettin
             f"--init {name}: unknown; known are random, {', '.join(BUILT_IN)}, and what --define and --checkpoint name"
         )
     common = shlex.split(settings.pretrain_options)
-    _config(common, f"--pretrain_options {settings.pretrain_options!r}", ("m", *_RESERVED))
-    options = (*shlex.split(known[name]), *common)
+    asked = _config(common, f"--pretrain_options {settings.pretrain_options!r}", ("m", *_RESERVED))
+    norm = _SAME_NORM if name in BUILT_IN and asked.planned_network is None else ()  # nnU-Net's networks have their own
+    options = (*shlex.split(known[name]), *norm, *common)
     what = f"--define {name}" if name in settings.definitions else f"--init {name}"
     return Initialisation(name, options, network=_network_of(_config(options, what, _RESERVED)))
 

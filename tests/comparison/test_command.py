@@ -151,7 +151,7 @@ def test_the_whole_in_order(desk: Desk) -> None:
     assert len(test) == 3
     assert excluded.read_text().split() == test
     assert ran[0].startswith("nnUNetv2_plan_and_preprocess -d 7 -c 3d_fullres")
-    options = f"--paper -m pgl -epochs 3 -exclude {excluded} -device cpu -np 1"
+    options = f"--paper -m pgl -norm instance -epochs 3 -exclude {excluded} -device cpu -np 1"
     assert ran[1] == f"pgl_pretrain -d {NAME} -o {NAME}_pgl {options}"
     plans = [f"nnUNetPlans_{init}_{percent}pct_seed0" for percent in (50, 100) for init in ("random", "pgl")]
     for plan, train, predict in zip(plans, ran[2::2], ran[3::2], strict=True):
@@ -401,7 +401,7 @@ def test_without_a_gpu_what_needs_none_still_runs(desk: Desk, monkeypatch: pytes
 
 def test_a_random_start_beside_encoders_of_two_kinds_is_announced(desk: Desk) -> None:
     words = ("-d", "7", "-device", "cpu", "--only", "prepare", "--init", "random", "pgl", "other")
-    _, code = desk.call(*words, "--define", "other=-m pgl -norm instance")
+    _, code = desk.call(*words, "--define", "other=-m pgl -norm batch")
     assert code == 0
     assert "the random start has that of pgl" in desk.output
 

@@ -55,6 +55,8 @@ def _require_ranges(config: PretrainConfig) -> None:
     for name, least in at_least.items():
         if (value := getattr(config, name)) is not None and value < least:
             raise ValueError(f"{name} {value}: must be at least {least}")
+    if config.align_stages is not None and not config.align_stages:
+        raise ValueError("-align_stages: name at least one map")
     if min(config.views.size) < 1:
         raise ValueError(f"-patch {_spaced(config.views.size)}: give sizes of at least 1")
     if isinstance(config.spacing, tuple) and min(config.spacing) <= 0:

@@ -171,6 +171,11 @@ def test_flips_of_another_type_are_named(views: dict[str, Any]) -> None:
         PretrainConfig.from_dict({**values, "views": {**values["views"], **views}})
 
 
+def test_settings_without_a_map_to_align_are_refused() -> None:
+    with pytest.raises(ValueError, match="-align_stages: name at least one map"):
+        check_config(PretrainConfig(("a",), align_stages=()))
+
+
 @pytest.mark.parametrize("flips", [1.5, (0.5, float("nan"), 0.5), (0.0, 0.0, -1.0)])
 def test_impossible_flips_of_old_settings_are_named(flips: float | tuple[float, float, float]) -> None:
     with pytest.raises(ValueError, match=r"-flip_probability .*: give a number from 0 to 1"):

@@ -88,6 +88,7 @@ def _what_it_is(checkpoint: EncoderCheckpoint) -> list[str]:
         "",
         f"- Input: {_count(architecture.get('in_channels', 1), 'channel')}",
         f"- Norm: {architecture.get('norm')}",
+        f"- Padding in the pre-training: {architecture.get('padding', 'zeros')} (the weights fit either)",
         f"- Total strides (z, y, x): {_times(architecture.get('strides'))}",
         f"- Weights: {parameters:,} values in `checkpoint_final.pth`",
     ]

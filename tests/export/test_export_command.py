@@ -96,6 +96,7 @@ def test_the_card_tells_what_the_checkpoint_tells(saved: Path, tmp_path: Path, e
     told = ["`Dataset501_Chest` (6 scans), `ribs` (1 scan)", SHA, "3 x 1 x 0.75 mm", "-1024 to 325", "1.25", "0.8125"]
     told += ['"seed": 99', "Xie, Y.", "2026-01-02", sha256_of(tmp_path / "hub" / "checkpoint_final.pth"), "> CC-BY-4.0"]
     told += ["nnUNetTrainerPGL -p nnUNetResEncUNetLPlans", "nnUNetv2_preprocess_like_nnssl", "nnUNetPlannerResEncL"]
+    told += ["Padding in the pre-training: zeros"]
     for piece in told:
         assert piece in text, piece
     assert "Not trained" not in text

@@ -78,7 +78,7 @@ def _parser() -> OptionParser:
 
 def _add_comparison_options(add: Any) -> None:
     add("d", metavar="ID", help="labelled nnU-Net data set, id or name; needed unless -o names a comparison")
-    add("init", nargs="+", metavar="NAME", help="initialisations (default: random models_genesis byol pgl)")
+    add("init", nargs="+", metavar="NAME", help="initialisations (default: random models_genesis byol pgl pgl_nce)")
     add("fractions", nargs="+", type=_share, metavar="F", help="of a fold's training cases (default: 0.2 0.5 1)")
     add("folds", nargs="+", type=natural, metavar="FOLD", help="of the cross-validation (default: 0)")
     add(

@@ -44,7 +44,7 @@ class ComparisonSettings:
 
     dataset: str
     pretrain_on: tuple[str, ...]
-    inits: tuple[str, ...] = ("random", "models_genesis", "byol", "pgl")
+    inits: tuple[str, ...] = ("random", "models_genesis", "byol", "pgl", "pgl_nce")
     fractions: tuple[float, ...] = (0.2, 0.5, 1.0)
     folds: tuple[int, ...] = (0,)
     seeds: int = 3

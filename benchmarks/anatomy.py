@@ -118,7 +118,7 @@ def measure_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
         views = replace(views, no_flip=None)
     config = replace(config, views=views, modality=arguments.modality or config.modality)
     if arguments.only is not None:
-        config = replace(config, exclude=_all_but(config, names_in(arguments.only, "-only")))
+        config = replace(config, exclude=all_but(config, names_in(arguments.only, "-only")))
     volumes, skipped = prepare_volumes(replace(config, spacing=_spacing(checkpoint, config)), arguments.np)
     for item in skipped:
         print(f"WARNING: {item}")
@@ -154,7 +154,12 @@ def _spacing(checkpoint: EncoderCheckpoint, config: PretrainConfig) -> Spacing:
     return (z, y, x)
 
 
-def _all_but(config: PretrainConfig, names: Sequence[str]) -> tuple[str, ...]:
+def all_but(config: PretrainConfig, names: Sequence[str]) -> tuple[str, ...]:
+    """All scans of the settings' sources but those named.
+
+    Raises:
+        RunError: A name is that of no scan.
+    """
     scans, _ = find_scans(config.datasets, config.modality)
     wanted = set(names)
     unknown = sorted(wanted - {name for scan in scans for name in (scan.name, scan.identifier)})

@@ -122,6 +122,7 @@ class ResNet50Encoder(nn.Module):
             flips the maps of two views are then almost a cell apart. Centred, it sits half a voxel from the middle.
         padding: What the convolutions see beyond the edge of a view: "zeros", or "replicate" the outermost cells, so
             that features do not tell the place in the view. Weights do not depend on it.
+        blocks, widths: Of the four stages; others than the paper's are for tests and quick experiments.
 
     Attributes:
         strides: Total stride per axis.
@@ -141,6 +142,8 @@ class ResNet50Encoder(nn.Module):
         norm: NormName = "batch",
         centred: bool = True,
         padding: PaddingName = "zeros",
+        blocks: Sequence[int] = _BLOCKS,
+        widths: Sequence[int] = _WIDTHS,
     ):
         super().__init__()
         if len(strides) != 3 or any(s not in (1, 2, 4, 8, 16) for s in strides):
@@ -158,14 +161,15 @@ class ResNet50Encoder(nn.Module):
         self.pool = StridedMaxPool(layer_strides["pool"], shifts.get("pool", none))
         stages = []
         channels = 64
-        for name, blocks, width in zip(("stage1", "stage2", "stage3", "stage4"), _BLOCKS, _WIDTHS, strict=True):
+        for name, count, width in zip(("stage1", "stage2", "stage3", "stage4"), blocks, widths, strict=True):
             stride, shifted = layer_strides.get(name, (1, 1, 1)), shifts.get(name, none)
             first = Bottleneck(channels, width, stride, shifted, norm, padding)
             channels = width * _EXPANSION
-            rest = [Bottleneck(channels, width, (1, 1, 1), none, norm, padding) for _ in range(blocks - 1)]
+            rest = [Bottleneck(channels, width, (1, 1, 1), none, norm, padding) for _ in range(count - 1)]
             stages.append(nn.Sequential(first, *rest))
         self.stage1, self.stage2, self.stage3, self.stage4 = stages
 
+        self.skip_channels = (64, widths[0] * _EXPANSION, widths[1] * _EXPANSION, widths[3] * _EXPANSION)
         self.skip_strides = resnet_skip_strides(self.strides)
         self.apply(initialise_kaiming_uniform)
 

@@ -1,0 +1,227 @@
+"""Variants of the objective, one short pre-training each, measured on held-out scans: docs/results/anatomy.md.
+
+python -m benchmarks.objective_arms nce pgl-zeros nce-batch -d 4 --test docs/results/anatomy/hippocampus_test.txt \
+    -patch 32 40 32 -o FOLDER
+
+Writes FOLDER/ARM.json, the figures of `benchmarks.anatomy`, and FOLDER/ARM.pth at full width. An arm that is there is
+left out, so that another machine can go on. The network is a narrow ResNet, which finds the direction of an effect in
+minutes, unless --full is given. Networks, alignment, views, optimiser and schedules are those of `pgl_pretrain`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from benchmarks.anatomy import all_but, measure, table
+from benchmarks.held_out_labels import labels_of
+from nnunetv2_pgl.checkpoint import save_checkpoint
+from nnunetv2_pgl.networks import PaddingName, ResNet50Encoder
+from nnunetv2_pgl.precision import has_bfloat16
+from nnunetv2_pgl.whole_files import write_text
+from pretraining.config import PretrainConfig, recommended
+from pretraining.data import Volume
+from pretraining.objectives import PGL, PGLNCE, local_consistency_loss, target_decay
+from pretraining.options import names_in
+from pretraining.pretrain import prepare_volumes
+from pretraining.telling import median_spacing
+from pretraining.training.export import make_checkpoint
+from pretraining.training.optimisation import learning_rate_at, make_optimizer, set_learning_rate
+from pretraining.views import GeometryBatch, ViewPairBatch, ViewPairDataset, ViewSettings
+from pretraining.views.pairs import NoFlip
+
+_NARROW: dict[str, Sequence[int]] = {"blocks": (2, 2, 2, 2), "widths": (8, 16, 32, 64)}
+_WARMUP = 0.05
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is varied.
+
+    Attributes:
+        loss: "pgl", or cross-entropy with negatives from the "pair" or from the whole "batch".
+        padding: Of the encoder.
+        no_flip: See `ViewSettings`; None: all axes.
+        temperature: Of the similarities.
+        ignored: Negatives nearer than so many cells are left out.
+        consistency: Weight of PGL's loss in addition.
+        neighbours: Weight of an agreement of both views about the similarities to cells of the other pairs (NeCo).
+        rate, decay: Peak learning rate; decay of the target path at the start.
+    """
+
+    loss: Literal["pgl", "pair", "batch"] = "pair"
+    padding: PaddingName = "replicate"
+    no_flip: NoFlip | None = None
+    temperature: float = 0.1
+    ignored: float = 0.0
+    consistency: float = 0.0
+    neighbours: float = 0.0
+    rate: float = 2e-3
+    decay: float = 0.9
+
+
+ARMS = {
+    "nce": Arm(),
+    "nce-zeros": Arm(padding="zeros"),
+    "pgl": Arm("pgl"),
+    "pgl-zeros": Arm("pgl", "zeros"),
+    "nce-batch": Arm("batch"),
+    "nce-lateral": Arm(no_flip="lateral"),
+    "pgl-lateral": Arm("pgl", no_flip="lateral"),
+    "pgl-zeros-lateral": Arm("pgl", "zeros", no_flip="lateral"),
+    "nce-ignored": Arm(ignored=1.0),
+    "nce-pgl": Arm(consistency=1.0),
+    "nce-neighbours": Arm(neighbours=1.0),
+    **{f"nce-temperature-{t}": Arm(temperature=t) for t in (0.05, 0.2, 0.5)},
+    **{f"nce-rate-{rate}": Arm(rate=rate) for rate in (5e-4, 1e-3, 4e-3)},
+    **{f"nce-decay-{decay}": Arm(decay=decay) for decay in (0.5, 0.99, 0.996)},
+}
+
+
+class Variant(PGLNCE):
+    """PGL with the loss of an arm."""
+
+    def __init__(self, encoder: ResNet50Encoder, arm: Arm, view_size: Sequence[int], hidden: int):
+        precision = torch.bfloat16 if has_bfloat16(torch.device("cpu")) else None
+        super().__init__(encoder, view_size, hidden, precision=precision, temperature=arm.temperature)
+        self.arm = arm
+        self._steps = torch.zeros(0)
+
+    def consistency(self, projections: Any, targets: Any, geometries: GeometryBatch) -> Any:
+        """PGL's, after noting how far aligned places lie apart, in cells."""
+        starts, ends = geometries.starts, geometries.starts + geometries.sizes
+        half = len(starts) // 2
+        overlap = torch.minimum(ends[:half], ends[half:]) - torch.maximum(starts[:half], starts[half:])
+        self._steps = (overlap / geometries.sizes[:half]).float()
+        return super().consistency(projections, targets, geometries)
+
+    def compare(self, prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+        """Loss of one direction."""
+        arm = self.arm
+        if arm.loss == "pgl":
+            return local_consistency_loss(prediction, target)
+        queries, keys = (F.normalize(x.float().flatten(2), dim=1).transpose(1, 2) for x in (prediction, target))
+        if arm.loss == "batch":
+            logits = queries.flatten(0, 1) @ keys.flatten(0, 1).T / arm.temperature
+            loss = F.cross_entropy(logits, torch.arange(len(logits)))
+        else:
+            logits = queries @ keys.transpose(1, 2) / arm.temperature
+            if arm.ignored:
+                logits = logits.masked_fill(self._near(prediction.shape[2:]), -1e30)
+            loss = -logits.log_softmax(dim=2).diagonal(dim1=1, dim2=2).mean()
+        if arm.consistency:
+            loss = loss + arm.consistency * local_consistency_loss(prediction, target)
+        if arm.neighbours:
+            loss = loss + arm.neighbours * _disagreement(queries, keys, arm.temperature)
+        return loss
+
+    def _near(self, size: torch.Size) -> Tensor:
+        """(B, n, n) bool: other places nearer than the arm ignores."""
+        cells = torch.stack(torch.unravel_index(torch.arange(size.numel()), tuple(size)), dim=1).float()
+        apart = ((cells[None, :, None] - cells[None, None]) * self._steps[:, None, None]).norm(dim=-1)
+        return (apart < self.arm.ignored) & ~torch.eye(size.numel(), dtype=torch.bool)
+
+
+def _disagreement(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy of both views' similarities to the cells of all other pairs, the target's twice as sharp."""
+    losses = []
+    for pair in range(len(queries)):
+        others = torch.cat([keys[number] for number in range(len(keys)) if number != pair])
+        wanted = (keys[pair] @ others.T / (temperature / 2)).softmax(dim=1)
+        losses.append(-(wanted * (queries[pair] @ others.T / temperature).log_softmax(dim=1)).sum(dim=1).mean())
+    return torch.stack(losses).mean()
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("arms", nargs="+", choices=ARMS, metavar="ARM", help=", ".join(ARMS))
+    parser.add_argument("-d", nargs="+", required=True, metavar="ID", help="data sets or folders; the first has labels")
+    parser.add_argument("--test", type=Path, required=True, metavar="FILE", help="names of the scans to measure on")
+    parser.add_argument("-patch", nargs=3, type=int, required=True, metavar=("Z", "Y", "X"))
+    parser.add_argument("-o", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--steps", type=int, default=480, metavar="N")
+    parser.add_argument("--pairs", type=int, default=4, metavar="N", help="per step")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--full", action="store_true", help="the paper's widths")
+    parser.add_argument("--no_flip", choices=("lateral",), help="of the pairs that are measured on")
+    arguments = parser.parse_args()
+    arguments.o.mkdir(parents=True, exist_ok=True)
+    for name in arguments.arms:
+        if not (arguments.o / f"{name}.json").exists():
+            _run(name, arguments)
+
+
+def _run(name: str, given: argparse.Namespace) -> None:
+    """Pre-trains and measures one arm."""
+    arm, names = ARMS[name], names_in(given.test, "--test")
+    views = ViewSettings(tuple(given.patch), no_flip=arm.no_flip)
+    config = replace(recommended(), datasets=tuple(given.d), exclude=names, views=views, strides=(8, 8, 8))
+    config = replace(config, method="pgl" if arm.loss == "pgl" else "pgl_nce", padding=arm.padding)
+    config = replace(config, batch_size=given.pairs, learning_rate=arm.rate, target_decay=arm.decay, seed=given.seed)
+    volumes, _ = prepare_volumes(config, 2)
+    size = {} if given.full else _NARROW
+    torch.manual_seed(given.seed)
+    encoder = ResNet50Encoder(1, (8, 8, 8), config.norm, padding=arm.padding, **size)  # type: ignore[arg-type]
+    objective = Variant(encoder, arm, given.patch, 4096 if given.full else 1024).train()
+    started = time.perf_counter()
+    loss = _train(objective, volumes, config, given.steps, name)
+    seconds = time.perf_counter() - started
+    if given.full:
+        is_ct = all(all(volume.is_ct) for volume in volumes)
+        made = make_checkpoint(objective, config, median_spacing(volumes), is_ct, len(volumes), {"loss": loss})
+        save_checkpoint(made, given.o / f"{name}.pth")
+    torch.manual_seed(given.seed + 1)
+    untrained = ResNet50Encoder(1, (8, 8, 8), config.norm, padding=arm.padding, **size)  # type: ignore[arg-type]
+    labelled = replace(config, datasets=tuple(given.d[:1]), exclude=())
+    held_out = replace(labelled, exclude=all_but(labelled, names), spacing=median_spacing(volumes))
+    held_out = replace(held_out, views=replace(views, no_flip=given.no_flip))
+    tested, _ = prepare_volumes(held_out, 2)
+    figures = measure(encoder, untrained, tested, held_out, labelled=labels_of(tested, held_out))
+    settings = {**vars(arm), "steps": given.steps, "pairs": given.pairs, "seed": given.seed, "full": given.full}
+    write_text(
+        given.o / f"{name}.json",
+        json.dumps({"arm": settings, "loss": loss, "seconds": seconds, **figures}, indent=1) + "\n",
+    )
+    print(f"\n{name}{table(figures)}", flush=True)
+
+
+def _train(objective: PGL, volumes: Sequence[Volume], config: PretrainConfig, steps: int, name: str) -> float:
+    """Makes the steps and returns the mean loss of the last thirty."""
+    optimizer = make_optimizer("adamw", objective, config.peak_learning_rate, config.weight_decay)
+    dataset = ViewPairDataset(volumes, config.views, config.seed)
+    rng = np.random.default_rng(config.seed)
+    order: list[int] = []
+    losses: list[float] = []
+    for step in range(steps):
+        while len(order) < config.batch_size:
+            order += rng.permutation(len(volumes)).tolist()
+        chosen, order = order[: config.batch_size], order[config.batch_size :]
+        samples = [dataset[step * config.batch_size + number, index] for number, index in enumerate(chosen)]
+        batch = ViewPairBatch.collate(samples)
+        views = batch.render(config.views.size, torch.Generator().manual_seed(step))
+        rate = learning_rate_at(step, steps, round(_WARMUP * steps), config.peak_learning_rate)
+        set_learning_rate(optimizer, rate)
+        loss = objective(views, batch.geometries).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        objective.update_target(target_decay(step, steps, config.target_decay))
+        losses.append(float(loss.detach()))
+        if step % 60 == 59:
+            print(f"{name}: step {step + 1} of {steps}, loss {np.mean(losses[-60:]):.3f}", flush=True)
+    return float(np.mean(losses[-30:]))
+
+
+if __name__ == "__main__":
+    main()

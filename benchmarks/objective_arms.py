@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
@@ -31,13 +32,18 @@ from nnunetv2_pgl.precision import has_bfloat16
 from nnunetv2_pgl.whole_files import write_text
 from pretraining.config import PretrainConfig, recommended
 from pretraining.data import Volume
-from pretraining.objectives import PGL, PGLNCE, local_consistency_loss, target_decay
+from pretraining.objectives import PGL, PGLNCE, local_consistency_loss
 from pretraining.options import names_in
 from pretraining.pretrain import prepare_volumes
 from pretraining.telling import median_spacing
+from pretraining.training.errors import TrainingError
 from pretraining.training.export import make_checkpoint
-from pretraining.training.optimisation import learning_rate_at, make_optimizer, set_learning_rate
-from pretraining.views import GeometryBatch, ViewPairBatch, ViewPairDataset, ViewSettings
+from pretraining.training.loading import PairLoader
+from pretraining.training.optimisation import make_optimizer
+from pretraining.training.sampler import PairSampler
+from pretraining.training.state import TrainingState
+from pretraining.training.step import Stepper
+from pretraining.views import GeometryBatch, ViewSettings
 from pretraining.views.pairs import NoFlip
 
 _NARROW: dict[str, Sequence[int]] = {"blocks": (2, 2, 2, 2), "widths": (8, 16, 32, 64)}
@@ -197,30 +203,21 @@ def _run(name: str, given: argparse.Namespace) -> None:
 
 
 def _train(objective: PGL, volumes: Sequence[Volume], config: PretrainConfig, steps: int, name: str) -> float:
-    """Makes the steps and returns the mean loss of the last thirty."""
+    """Makes the steps as `pgl_pretrain` does and returns the mean loss of the last thirty."""
     optimizer = make_optimizer("adamw", objective, config.peak_learning_rate, config.weight_decay)
-    dataset = ViewPairDataset(volumes, config.views, config.seed)
-    rng = np.random.default_rng(config.seed)
-    order: list[int] = []
+    state = TrainingState(objective, optimizer)
+    step = Stepper(config, steps, round(_WARMUP * steps), state, objective, rank=0)
+    sampler = PairSampler(len(volumes), steps, config.batch_size, 1, config.seed)
+    loader = PairLoader(volumes, config, sampler, workers=0, pin=False)
     losses: list[float] = []
-    for step in range(steps):
-        while len(order) < config.batch_size:
-            order += rng.permutation(len(volumes)).tolist()
-        chosen, order = order[: config.batch_size], order[config.batch_size :]
-        samples = [dataset[step * config.batch_size + number, index] for number, index in enumerate(chosen)]
-        batch = ViewPairBatch.collate(samples)
-        views = batch.render(config.views.size, torch.Generator().manual_seed(step))
-        rate = learning_rate_at(step, steps, round(_WARMUP * steps), config.peak_learning_rate)
-        set_learning_rate(optimizer, rate)
-        loss = objective(views, batch.geometries).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        objective.update_target(target_decay(step, steps, config.target_decay))
-        losses.append(float(loss.detach()))
-        if step % 60 == 59:
-            print(f"{name}: step {step + 1} of {steps}, loss {np.mean(losses[-60:]):.3f}", flush=True)
-    return float(np.mean(losses[-30:]))
+    with loader.epoch(0) as batches:
+        for number in range(steps):
+            losses.append(float(step(number, batches)[0][0]))
+            if not math.isfinite(losses[-1]):
+                raise TrainingError(f"{name}: the loss or its gradient is not finite in step {number}")
+            if number % 60 == 59:
+                print(f"{name}: step {number + 1} of {steps}, loss {fmean(losses[-60:]):.3f}", flush=True)
+    return fmean(losses[-30:])
 
 
 if __name__ == "__main__":

@@ -29,14 +29,24 @@ def local_consistency_loss(prediction: Tensor, target: Tensor, valid: Tensor | N
     Raises:
         ValueError: If the shapes do not fit.
     """
-    if prediction.shape != target.shape:
-        raise ValueError(f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} differ in shape")
+    require_same_places(prediction, target, valid)
     distance = 2 - 2 * F.cosine_similarity(prediction.float(), target.float(), dim=1)
     if valid is None:
         return distance.mean()
-    if valid.shape != distance.shape:
-        raise ValueError(f"valid is {tuple(valid.shape)}, but the voxels are {tuple(distance.shape)}")
     return (distance * valid).sum() / valid.sum().clamp(min=1)
+
+
+def require_same_places(prediction: Tensor, target: Tensor, valid: Tensor | None) -> None:
+    """Checks (B, C, ...), (B, C, ...) and (B, ...) or None.
+
+    Raises:
+        ValueError: The shapes do not fit.
+    """
+    if prediction.shape != target.shape:
+        raise ValueError(f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} differ in shape")
+    voxels = (len(prediction), *prediction.shape[2:])
+    if valid is not None and valid.shape != voxels:
+        raise ValueError(f"valid is {tuple(valid.shape)}, but the voxels are {voxels}")
 
 
 def feature_spread(features: Tensor) -> Tensor:

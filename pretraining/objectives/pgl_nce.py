@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from nnunetv2_pgl.networks import Encoder
-from pretraining.objectives.pgl import PGL
+from pretraining.objectives.pgl import PGL, require_same_places
 
 
 def local_contrastive_loss(
@@ -32,14 +32,11 @@ def local_contrastive_loss(
     Raises:
         ValueError: If the shapes do not fit.
     """
-    if prediction.shape != target.shape:
-        raise ValueError(f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} differ in shape")
+    require_same_places(prediction, target, valid)
     queries, candidates = (F.normalize(x.float().flatten(2), dim=1) for x in (prediction, target))
     logits = queries.transpose(1, 2) @ candidates / temperature  # (B, queries, candidates)
     if valid is None:
         return -logits.log_softmax(dim=2).diagonal(dim1=1, dim2=2).mean()
-    if valid.shape != (len(prediction), *prediction.shape[2:]):
-        raise ValueError(f"valid is {tuple(valid.shape)}, but the voxels are {tuple(prediction[:, 0].shape)}")
     counts = valid.flatten(1)
     logits = logits.masked_fill(~counts.unsqueeze(1), torch.finfo(torch.float32).min)
     losses = -logits.log_softmax(dim=2).diagonal(dim1=1, dim2=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -36,36 +37,29 @@ def make_objective(config: PretrainConfig, precision: torch.dtype | None) -> Obj
     return objective.train()
 
 
+def _of_pgl(config: PretrainConfig, precision: torch.dtype | None) -> dict[str, Any]:
+    """What all methods that align are told."""
+    return {
+        "view_size": config.views.size,
+        "hidden_channels": config.hidden_channels,
+        "out_channels": config.out_channels,
+        "levels": config.levels,
+        "interpolated_only": config.interpolated_only,
+        "precision": precision,
+    }
+
+
 def _pgl(config: PretrainConfig, precision: torch.dtype | None) -> Objective:
-    sizes = (config.hidden_channels, config.out_channels)
-    return PGL(make_encoder(config), config.views.size, *sizes, config.levels, config.interpolated_only, precision)
+    return PGL(make_encoder(config), **_of_pgl(config, precision))
 
 
 def _pgl_nce(config: PretrainConfig, precision: torch.dtype | None) -> Objective:
-    return PGLNCE(
-        make_encoder(config),
-        config.views.size,
-        config.hidden_channels,
-        config.out_channels,
-        config.levels,
-        config.interpolated_only,
-        precision,
-        config.temperature,
-    )
+    return PGLNCE(make_encoder(config), **_of_pgl(config, precision), temperature=config.temperature)
 
 
 def _pgl_mae(config: PretrainConfig, precision: torch.dtype | None) -> Objective:
-    return PGLMAE(
-        _segmenter(config),
-        config.views.size,
-        config.mask_ratio,
-        config.restoration_weight,
-        config.hidden_channels,
-        config.out_channels,
-        config.levels,
-        config.interpolated_only,
-        precision,
-    )
+    masking: dict[str, Any] = {"mask_ratio": config.mask_ratio, "restoration_weight": config.restoration_weight}
+    return PGLMAE(_segmenter(config), **_of_pgl(config, precision), **masking)
 
 
 def _byol(config: PretrainConfig, precision: torch.dtype | None) -> Objective:

@@ -30,9 +30,10 @@ from nnunetv2_pgl.checkpoint import save_checkpoint
 from nnunetv2_pgl.networks import PaddingName, ResNet50Encoder
 from nnunetv2_pgl.precision import has_bfloat16
 from nnunetv2_pgl.whole_files import write_text
+from pretraining.alignment import align
 from pretraining.config import PretrainConfig, recommended
 from pretraining.data import Volume
-from pretraining.objectives import PGL, PGLNCE, local_consistency_loss
+from pretraining.objectives import PGLNCE, local_consistency_loss
 from pretraining.options import names_in
 from pretraining.pretrain import prepare_volumes
 from pretraining.telling import median_spacing
@@ -62,6 +63,8 @@ class Arm:
         ignored: Negatives nearer than so many cells are left out.
         consistency: Weight of PGL's loss in addition.
         neighbours: Weight of an agreement of both views about the similarities to cells of the other pairs (NeCo).
+        inside: Only places brighter than the mean of their scan ask (in CT: inside the body); all are candidates.
+        mirror: The place on the other side of the body, about the middle of the scan, is right as well.
         rate, decay: Peak learning rate; decay of the target path at the start.
     """
 
@@ -72,6 +75,8 @@ class Arm:
     ignored: float = 0.0
     consistency: float = 0.0
     neighbours: float = 0.0
+    inside: bool = False
+    mirror: bool = False
     rate: float = 2e-3
     decay: float = 0.9
 
@@ -88,6 +93,12 @@ ARMS = {
     "nce-ignored": Arm(ignored=1.0),
     "nce-pgl": Arm(consistency=1.0),
     "nce-neighbours": Arm(neighbours=1.0),
+    "nce-inside": Arm(inside=True),
+    "nce-mirror": Arm(mirror=True),
+    "nce-lateral-ignored": Arm(no_flip="lateral", ignored=1.0),
+    "nce-lateral-pgl": Arm(no_flip="lateral", consistency=1.0),
+    "nce-lateral-neighbours": Arm(no_flip="lateral", neighbours=1.0),
+    "nce-lateral-inside": Arm(no_flip="lateral", inside=True),
     **{f"nce-temperature-{t}": Arm(temperature=t) for t in (0.05, 0.2, 0.5)},
     **{f"nce-rate-{rate}": Arm(rate=rate) for rate in (5e-4, 1e-3, 4e-3)},
     **{f"nce-decay-{decay}": Arm(decay=decay) for decay in (0.5, 0.99, 0.996)},
@@ -101,15 +112,24 @@ class Variant(PGLNCE):
         precision = torch.bfloat16 if has_bfloat16(torch.device("cpu")) else None
         super().__init__(encoder, view_size, hidden, precision=precision, temperature=arm.temperature)
         self.arm = arm
-        self._steps = torch.zeros(0)
+        self.lateral: Sequence[tuple[int, int] | None] = ()  # of the scans of the coming step, see `_lateral`
+        self._inside = self._steps = self._starts = self._overlap = torch.zeros(0)
 
-    def consistency(self, projections: Any, targets: Any, geometries: GeometryBatch) -> Any:
-        """PGL's, after noting how far aligned places lie apart, in cells."""
+    def forward(self, views: Tensor, geometries: GeometryBatch, generator: torch.Generator | None = None) -> Any:
+        """PGL's, after noting which places are bright, how far they lie apart in cells, and where in the scan."""
         starts, ends = geometries.starts, geometries.starts + geometries.sizes
         half = len(starts) // 2
-        overlap = torch.minimum(ends[:half], ends[half:]) - torch.maximum(starts[:half], starts[half:])
-        self._steps = (overlap / geometries.sizes[:half]).float()
-        return super().consistency(projections, targets, geometries)
+        self._starts = torch.maximum(starts[:half], starts[half:])
+        self._overlap = torch.minimum(ends[:half], ends[half:]) - self._starts
+        self._steps = (self._overlap / geometries.sizes[:half]).float()
+        if self.arm.inside:
+            cells = F.avg_pool3d(views, [round(stride) for stride in self.grids[-1].stride])
+            partners = GeometryBatch(
+                starts.roll(half, 0), geometries.sizes.roll(half, 0), geometries.flips.roll(half, 0)
+            )
+            places, _ = align(cells, geometries, partners, self.grids[-1])
+            self._inside = (places[:half, 0] + places[half:, 0]).flatten(1) > 0
+        return super().forward(views, geometries, generator)
 
     def compare(self, prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
         """Loss of one direction."""
@@ -124,7 +144,12 @@ class Variant(PGLNCE):
             logits = queries @ keys.transpose(1, 2) / arm.temperature
             if arm.ignored:
                 logits = logits.masked_fill(self._near(prediction.shape[2:]), -1e30)
-            loss = -logits.log_softmax(dim=2).diagonal(dim1=1, dim2=2).mean()
+            found = logits.log_softmax(dim=2)
+            losses = -found.diagonal(dim1=1, dim2=2)
+            if arm.mirror:
+                losses = -torch.logaddexp(-losses, self._across(found, prediction.shape[2:]))
+            weights = self._inside.float() if arm.inside else torch.ones_like(losses)
+            loss = (losses * weights).sum() / weights.sum().clamp(min=1)
         if arm.consistency:
             loss = loss + arm.consistency * local_consistency_loss(prediction, target)
         if arm.neighbours:
@@ -136,6 +161,23 @@ class Variant(PGLNCE):
         cells = torch.stack(torch.unravel_index(torch.arange(size.numel()), tuple(size)), dim=1).float()
         apart = ((cells[None, :, None] - cells[None, None]) * self._steps[:, None, None]).norm(dim=-1)
         return (apart < self.arm.ignored) & ~torch.eye(size.numel(), dtype=torch.bool)
+
+    def _across(self, found: Tensor, size: torch.Size) -> Tensor:
+        """(B, n): log probability of the place across the body; -1e30 where it is outside the overlap or the same."""
+        cells = torch.stack(torch.unravel_index(torch.arange(size.numel()), tuple(size)))
+        rows = []
+        for pair, lateral in enumerate(self.lateral):
+            if lateral is None:
+                raise TrainingError("an arm with both sides needs scans that tell which axis is lateral")
+            axis, length = lateral
+            start, bin_size = self._starts[pair, axis], self._overlap[pair, axis] / size[axis]
+            centres = start + (cells[axis] + 0.5) * bin_size
+            wanted = ((length - centres - start) / bin_size).floor().long()
+            other = cells.clone()
+            other[axis] = wanted.clamp(0, size[axis] - 1)
+            there = found[pair].gather(1, ((other[0] * size[1] + other[1]) * size[2] + other[2]).unsqueeze(1))[:, 0]
+            rows.append(there.masked_fill((other[axis] != wanted) | (wanted == cells[axis]), -1e30))
+        return torch.stack(rows)
 
 
 def _disagreement(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
@@ -202,7 +244,13 @@ def _run(name: str, given: argparse.Namespace) -> None:
     print(f"\n{name}{table(figures)}", flush=True)
 
 
-def _train(objective: PGL, volumes: Sequence[Volume], config: PretrainConfig, steps: int, name: str) -> float:
+def _lateral(volume: Volume) -> tuple[int, int] | None:
+    """The axis that runs across the body and the scan's length along it, in voxels."""
+    axis = volume.lateral_axis
+    return None if axis is None else (axis, volume.shape[1:][axis])
+
+
+def _train(objective: Variant, volumes: Sequence[Volume], config: PretrainConfig, steps: int, name: str) -> float:
     """Makes the steps as `pgl_pretrain` does and returns the mean loss of the last thirty."""
     optimizer = make_optimizer("adamw", objective, config.peak_learning_rate, config.weight_decay)
     state = TrainingState(objective, optimizer)
@@ -210,8 +258,10 @@ def _train(objective: PGL, volumes: Sequence[Volume], config: PretrainConfig, st
     sampler = PairSampler(len(volumes), steps, config.batch_size, 1, config.seed)
     loader = PairLoader(volumes, config, sampler, workers=0, pin=False)
     losses: list[float] = []
+    drawn = list(sampler)
     with loader.epoch(0) as batches:
         for number in range(steps):
+            objective.lateral = [_lateral(volumes[scan]) for _, scan in drawn[number]]
             losses.append(float(step(number, batches)[0][0]))
             if not math.isfinite(losses[-1]):
                 raise TrainingError(f"{name}: the loss or its gradient is not finite in step {number}")

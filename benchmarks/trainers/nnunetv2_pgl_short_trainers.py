@@ -3,6 +3,11 @@
 export nnUNet_extTrainer="$(pgl_extension):$PWD/benchmarks/trainers"
 """
 
+from typing import Any
+
+from torch import nn
+
+from nnunetv2_pgl.networks.strided import StridedConv
 from nnunetv2_pgl.trainers import nnUNetTrainerPGL, nnUNetTrainerPGL_demo, nnUNetTrainerPGLScratch
 from nnunetv2_pgl.trainers.lengths import with_length
 from nnunetv2_pgl.trainers.sawtooth import Sawtooth
@@ -22,3 +27,19 @@ class nnUNetTrainerPGL_demo_sawtooth(Sawtooth, nnUNetTrainerPGL_demo):
 
 
 nnUNetTrainerPGL_demo_sawtooth_half = with_length(nnUNetTrainerPGL_demo_sawtooth, "half", num_epochs=5, batch_size=2)
+
+
+class nnUNetTrainerPGL_demo_replicate(nnUNetTrainerPGL_demo):
+    """The demo's trainer with replicate padding in the segmenter's encoder, in training and in prediction."""
+
+    @staticmethod
+    def build_network_architecture(*args: Any, **kwargs: Any) -> nn.Module:
+        """As `nnUNetTrainerPGL` builds it, but for the padding."""
+        network = nnUNetTrainerPGL_demo.build_network_architecture(*args, **kwargs)
+        for module in network.encoder.modules():
+            if isinstance(module, StridedConv):
+                module.mode = "replicate"
+        return network
+
+
+nnUNetTrainerPGL_demo_replicate_half = with_length(nnUNetTrainerPGL_demo_replicate, "half", num_epochs=5, batch_size=2)

@@ -25,6 +25,7 @@ NoFlip = Literal["lateral", "lateral_in_ct"]
 logger = logging.getLogger(__name__)
 
 _TRIES = 32  # pairs drawn of a scan
+_LEAST_CONTRAST = 0.01  # standard deviation of a view over that of its scan
 
 
 class StoredScan(Protocol):
@@ -118,9 +119,10 @@ class ViewPairDataset(Dataset[dict[str, Any]]):
         The leading axis of every array counts the two views. A crop is a list of channels: blosc2 reads them one by one
         no slower than all at once, and each is copied only into the batch.
 
-        A view of one value, such as outside of the body, is drawn again: instance norms multiply its gradient by
-        1 / sqrt(eps) layer after layer, until it is not finite. Where a scan gives no other, the next scan of the pool
-        is shown instead, with a warning.
+        A view of one value or nearly so, such as outside of the body, is drawn again: instance norms multiply its
+        gradient by 1 / sqrt(eps) layer after layer, until it is not finite. Nearly: its standard deviation is below 1 %
+        of the scan's, about what bfloat16 can tell apart. Where a scan gives no other, the next scan of the pool is
+        shown instead, with a warning.
 
         Raises:
             DataError: No scan of the pool gives views of more than one value, or one cannot be read.
@@ -130,7 +132,7 @@ class ViewPairDataset(Dataset[dict[str, Any]]):
         for other in (*range(index, len(self.scans)), *range(index)):
             for _ in range(_TRIES):
                 sample = self._draw(other, rng)
-                if all(_varies(sample, view) for view in (0, 1)):
+                if all(_varies(sample, view, self.settings.size) for view in (0, 1)):
                     return sample
             self._tell(other)
         raise DataError(
@@ -177,13 +179,18 @@ class ViewPairDataset(Dataset[dict[str, Any]]):
         }
 
 
-def _varies(sample: dict[str, Any], view: int) -> bool:
-    """Whether the box of a view holds more than one value; the voxels around it are hardly seen."""
-    first = sample["starts"][view] - sample["origins"][view]
-    stop = first + sample["sizes"][view]
-    z, y, x = (slice(max(math.floor(low), 0), math.ceil(high)) for low, high in zip(first, stop, strict=True))
-    inside = [channel[z, y, x] for channel in sample["crops"][view]]
-    return any(channel.min() < channel.max() for channel in inside)
+def _varies(sample: dict[str, Any], view: int, size: Sequence[int]) -> bool:
+    """Whether a view has contrast: every second of its voxels, taken from the nearest voxel of the crop."""
+    starts = sample["starts"][view] - sample["origins"][view]
+    nearest = []
+    for start, length, extent, voxels in zip(starts, sample["sizes"][view], sample["extents"][view], size, strict=True):
+        centres = start + (np.arange(0, voxels, 2) + 0.5) * length / voxels - 0.5
+        nearest.append(np.rint(centres).clip(0, extent - 1).astype(np.intp))
+    voxels_seen = np.ix_(*nearest)
+    return any(
+        channel[voxels_seen].std(dtype=np.float64) >= _LEAST_CONTRAST * std
+        for channel, std in zip(sample["crops"][view], sample["std"][view], strict=True)
+    )
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""Weights of a convolution for other input channels or another kernel, where a rule keeps what it computes."""
+"""Weights of a convolution for other channels, axes or kernels, where a rule keeps what it computes."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -104,6 +104,17 @@ def adapt(weight: Tensor, shape: torch.Size, is_first: bool) -> Adapted | None:
         how.append(f"kernel {_size(weight.shape[2:])} to {_size(shape[2:])}")
         weight = _with_kernel(weight, shape)
     return Adapted(weight, tuple(rules), ", ".join(how))
+
+
+def with_axes(weights: Mapping[str, Tensor], axes: Sequence[int]) -> dict[str, Tensor]:
+    """Weights for images whose axes come in another order; what they compute is turned with the image.
+
+    Args:
+        weights: Convolutions are (out, in, z, y, x).
+        axes: For each axis of the new images, which of the old ones it is.
+    """
+    order = (0, 1, *(2 + axis for axis in axes))
+    return {key: weight.permute(order) if weight.ndim == 5 else weight for key, weight in weights.items()}
 
 
 def _with_channels(weight: Tensor, channels: int) -> Tensor:

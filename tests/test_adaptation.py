@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from nnunetv2_pgl.adaptation import adapt, blocks_per_stage, canonical, unaliased
-from nnunetv2_pgl.networks import PlannedNetwork
+from nnunetv2_pgl.adaptation import adapt, blocks_per_stage, canonical, unaliased, with_axes
+from nnunetv2_pgl.networks import PlannedEncoder, PlannedNetwork, ResNet50Encoder
+from tests.planned_networks import small_network
 
 
 def convolved(image: torch.Tensor, weight: torch.Tensor, stride: int = 1) -> torch.Tensor:
@@ -114,3 +117,36 @@ def test_blocks_of_stages() -> None:
         with torch.device("meta"):
             assert blocks_per_stage(network.build(1, 2).encoder.state_dict()) == expected
     assert blocks_per_stage(["stage1.0.conv1.weight"]) == {}
+
+
+def test_kernels_of_the_resnet_turn_with_the_image() -> None:
+    """In the plane, where its layers stride alike."""
+    size: dict[str, Any] = {"blocks": (1, 1, 1, 1), "widths": (4, 4, 4, 4)}
+    encoder, turned = (ResNet50Encoder(1, s, "instance", **size).eval() for s in ((4, 8, 16), (4, 16, 8)))
+    require_turned(encoder, turned, (0, 2, 1))
+
+
+@pytest.mark.parametrize("axes", [(1, 0, 2), (2, 0, 1)])
+def test_kernels_of_nnunet_s_encoders_turn_with_the_image(axes: tuple[int, int, int]) -> None:
+    strides, kernels = [[1, 1, 1], [1, 2, 2], [2, 2, 1]], [[1, 3, 3], [3, 3, 3], [3, 3, 1]]
+    encoder, turned = (
+        PlannedEncoder(
+            small_network(
+                "resenc",
+                strides=[[stage[axis] for axis in order] for stage in strides],
+                kernel_sizes=[[stage[axis] for axis in order] for stage in kernels],
+            )
+        ).eval()
+        for order in ((0, 1, 2), axes)
+    )
+    require_turned(encoder, turned, axes)
+
+
+def require_turned(encoder: Any, turned: Any, axes: tuple[int, int, int]) -> None:
+    """The same features of a turned image, but turned."""
+    image = torch.randn(1, 1, 32, 48, 64, generator=torch.Generator().manual_seed(0))
+    turned.load_state_dict(with_axes(encoder.state_dict(), axes))
+    order = (0, 1, *(2 + axis for axis in axes))
+    with torch.no_grad():
+        for feature, other in zip(encoder(image), turned(image.permute(order)), strict=True):
+            torch.testing.assert_close(other, feature.permute(order), rtol=1e-3, atol=1e-3)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from nnunetv2_pgl.adaptation import with_axes
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, sha256_of
 from nnunetv2_pgl.networks import PGLSegmenter
 from nnunetv2_pgl.trainers.differences import intensity_difference, spacing_difference
@@ -42,6 +43,18 @@ class Start:
         """Of the file."""
         return sha256_of(self.path)
 
+    def axes(self, plans: Mapping[str, Any]) -> tuple[int, int, int]:
+        """For each axis of the plan's images, which axis of the pre-training's it is.
+
+        nnU-Net puts the axis of the largest spacing first (``transpose_forward``). Pre-training keeps the axes of the
+        files, unless it followed a plan. Of nnU-Net's encoders, turned kernels compute the same; the ResNet-50 strides
+        one layer later along its first axis, which costs little (docs/results/anatomy.md).
+        """
+        followed = (self.checkpoint.pgl.get("config") or {}).get("preprocessing") or {}
+        before = list(followed.get("transpose_forward", (0, 1, 2)))
+        z, y, x = (before.index(axis) for axis in plans.get("transpose_forward", (0, 1, 2)))
+        return z, y, x
+
     def load(self, network: nn.Module, plans: Mapping[str, Any]) -> tuple[LoadReport, str]:
         """Copies the encoder, and the decoder if it is wanted, into a network.
 
@@ -52,12 +65,13 @@ class Start:
             CheckpointError: They do not fit.
         """
         encoder: Any = network.encoder
-        report = load_encoder(
-            encoder, self.checkpoint.encoder_weights, str(self.path), allow_partial=partial_is_allowed(plans)
-        )
+        axes = self.axes(plans)
+        weights = with_axes(self.checkpoint.encoder_weights, axes)
+        report = load_encoder(encoder, weights, str(self.path), allow_partial=partial_is_allowed(plans))
         summary = str(report)
         if decoder_is_wanted(plans):
-            summary += f", and {load_decoder(network, self.checkpoint, str(self.path))} of the decoder"
+            turned = replace(self.checkpoint, decoder_weights=with_axes(self.checkpoint.decoder_weights, axes))
+            summary += f", and {load_decoder(network, turned, str(self.path))} of the decoder"
         return report, summary
 
     def lines(
@@ -75,15 +89,19 @@ class Start:
             f"{', '.join(made)}; {summary}"
         )
         spacing = [round(float(s), 4) for s in configuration.spacing]
-        strides, before = encoder_strides(network), self.checkpoint.architecture.get("strides")
-        other = f" (pre-trained with {list(before)})" if before and list(before) != strides else ""
+        axes = self.axes(plans.plans)
+        if axes != (0, 1, 2):
+            order = ", ".join("zyx"[axis] for axis in axes)
+            yield f"The plan has the pre-training's axes (z, y, x) in the order ({order}); kernels are turned with them"
+        strides, before = encoder_strides(network), _in_order(self.checkpoint.architecture.get("strides"), axes)
+        other = f" (pre-trained with {before})" if before and before != strides else ""
         yield f"This configuration has spacing {spacing} mm and encoder strides {strides}{other}"
         if untrained := pgl.get("untrained_stages"):
             yield f"The pre-training did not reach {', '.join(untrained)} of the encoder, which are random"
         schemes = configuration.normalization_schemes
         properties = plans.foreground_intensity_properties_per_channel
         for difference in (
-            spacing_difference(pgl.get("spacing"), configuration.spacing),
+            spacing_difference(_in_order(pgl.get("spacing"), axes), configuration.spacing),
             intensity_difference(pgl.get("intensity"), schemes, properties),
         ):
             if difference:
@@ -95,6 +113,11 @@ class Start:
         record |= {key: self.checkpoint.pgl.get(key) for key in _RECORDED}
         record |= {"share_loaded": report.share, "changes": report.lines()}
         write_text(Path(folder, "pgl_checkpoint.json"), json.dumps(record, indent=4) + "\n")
+
+
+def _in_order(values: Sequence[Any] | None, axes: Sequence[int]) -> list[Any] | None:
+    """One value per axis of the pre-training, in the order of the plan's axes."""
+    return [values[axis] for axis in axes] if values is not None and len(values) == len(axes) else None
 
 
 def encoder_strides(network: nn.Module) -> list[int]:

@@ -61,6 +61,26 @@ def test_the_encoder_s_weights_arrive_and_one_step_changes_them(
     assert "318 of 318 encoder tensors loaded" in log
 
 
+def test_kernels_follow_the_axes_of_the_plan(workplace: Workplace, save_encoder: SaveEncoder) -> None:
+    path = workplace.results / "PGL" / "run" / "checkpoint_final.pth"
+    kernel = save_encoder(path).state_dict()["conv.weight"]
+    plans = {**workplace.plans(), "transpose_forward": [1, 0, 2], "transpose_backward": [1, 0, 2]}
+    trainer = workplace.make(nnUNetTrainerPGL, plans=plans)
+    trainer.initialize()
+    assert torch.equal(trainer.network.encoder.conv.weight, kernel.transpose(2, 3))
+    log = Path(trainer.log_file).read_text()
+    assert "in the order (y, z, x); kernels are turned" in log
+    assert "pre-trained at 1 x 3 x 1 mm" in log, "in the plan's order, as the plan's own"
+
+    checkpoint = load_checkpoint(path)
+    followed = {"config": {"preprocessing": {"transpose_forward": [1, 0, 2]}}}
+    save_checkpoint(replace(checkpoint, pgl={**checkpoint.pgl, **followed}), path)
+    trainer = workplace.make(nnUNetTrainerPGL, fold=1, plans=plans)
+    trainer.initialize()
+    assert torch.equal(trainer.network.encoder.conv.weight, kernel)
+    assert "kernels are turned" not in Path(trainer.log_file).read_text()
+
+
 def test_the_decoder_arrives_on_request(
     workplace: Workplace, save_encoder: SaveEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,9 +33,17 @@ class nnUNetTrainerPGL_demo_replicate(nnUNetTrainerPGL_demo):
     """The demo's trainer with replicate padding in the segmenter's encoder, in training and in prediction."""
 
     @staticmethod
-    def build_network_architecture(*args: Any, **kwargs: Any) -> nn.Module:
-        """As `nnUNetTrainerPGL` builds it, but for the padding."""
-        network = nnUNetTrainerPGL_demo.build_network_architecture(*args, **kwargs)
+    def build_network_architecture(
+        plans_manager: Any,
+        configuration_manager: Any,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """As `nnUNetTrainerPGL` builds it, but for the padding (nnU-Net looks at the names of the arguments)."""
+        network = nnUNetTrainerPGL_demo.build_network_architecture(
+            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+        )
         for module in network.encoder.modules():
             if isinstance(module, StridedConv):
                 module.mode = "replicate"

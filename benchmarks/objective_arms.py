@@ -99,6 +99,7 @@ ARMS = {
     "nce-lateral-pgl": Arm(no_flip="lateral", consistency=1.0),
     "nce-lateral-neighbours": Arm(no_flip="lateral", neighbours=1.0),
     "nce-lateral-inside": Arm(no_flip="lateral", inside=True),
+    "nce-lateral-rate-0.004": Arm(no_flip="lateral", rate=4e-3),
     **{f"nce-temperature-{t}": Arm(temperature=t) for t in (0.05, 0.2, 0.5)},
     **{f"nce-rate-{rate}": Arm(rate=rate) for rate in (5e-4, 1e-3, 4e-3)},
     **{f"nce-decay-{decay}": Arm(decay=decay) for decay in (0.5, 0.99, 0.996)},
@@ -196,6 +197,7 @@ def main() -> None:
     parser.add_argument("arms", nargs="+", choices=ARMS, metavar="ARM", help=", ".join(ARMS))
     parser.add_argument("-d", nargs="+", required=True, metavar="ID", help="data sets or folders; the first has labels")
     parser.add_argument("--test", type=Path, required=True, metavar="FILE", help="names of the scans to measure on")
+    parser.add_argument("-exclude", type=Path, metavar="FILE", help="names of scans to leave out, such as a test set")
     parser.add_argument("-patch", nargs=3, type=int, required=True, metavar=("Z", "Y", "X"))
     parser.add_argument("-o", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--steps", type=int, default=480, metavar="N")
@@ -214,8 +216,9 @@ def _run(name: str, given: argparse.Namespace) -> None:
     """Pre-trains and measures one arm."""
     arm, names = ARMS[name], names_in(given.test, "--test")
     views = ViewSettings(tuple(given.patch), no_flip=arm.no_flip)
-    config = replace(recommended(), datasets=tuple(given.d), exclude=names, views=views, strides=(8, 8, 8))
-    config = replace(config, method="pgl" if arm.loss == "pgl" else "pgl_nce", padding=arm.padding)
+    left_out = names_in(given.exclude, "-exclude") if given.exclude else ()
+    config = replace(recommended(), datasets=tuple(given.d), exclude=(*names, *left_out), views=views)
+    config = replace(config, method="pgl" if arm.loss == "pgl" else "pgl_nce", padding=arm.padding, strides=(8, 8, 8))
     config = replace(config, batch_size=given.pairs, learning_rate=arm.rate, target_decay=arm.decay, seed=given.seed)
     volumes, _ = prepare_volumes(config, 2)
     size = {} if given.full else _NARROW

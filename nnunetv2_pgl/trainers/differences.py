@@ -16,7 +16,7 @@ def spacing_difference(pretrained: Sequence[float] | None, planned: Sequence[flo
     """What is to be said about the spacing; None if it is the same.
 
     Args:
-        pretrained: Of the checkpoint (z, y, x) in mm; None where it does not tell one.
+        pretrained: Of the checkpoint in mm, in the plan's order of axes; None where it does not tell one.
         planned: Of the plan's configuration, in its order of axes, in mm.
     """
     if not pretrained or len(pretrained) != len(planned):
@@ -26,8 +26,8 @@ def spacing_difference(pretrained: Sequence[float] | None, planned: Sequence[flo
         return None
     return (
         f"WARNING: pre-trained at {_sizes(pretrained)} mm, fine-tuning at {_sizes(planned)} mm: in voxels, the same "
-        f"structures are {_sizes(scales)} times as large as those the encoder has learned (z, y, x), which can cost "
-        f"part of the gain; {_REMEDY}"
+        f"structures are {_sizes(scales)} times as large as those the encoder has learned (the plan's axes), which can "
+        f"cost part of the gain; {_REMEDY}"
     )
 
 

@@ -29,9 +29,11 @@ def _maps() -> tuple[torch.Tensor, torch.Tensor]:
     return first, second
 
 
-def _run(variant: Variant, views: torch.Tensor | None = None) -> None:
+def _compare(variant: Variant, views: torch.Tensor | None = None) -> float:
+    """The loss of one direction, after a step whose boxes are `_BOXES`."""
     views = torch.randn(2, 1, *_SIZE) if views is None else views
     variant(views, GeometryBatch.from_geometries(_BOXES, torch.device("cpu")))
+    return float(variant.compare(*_maps(), torch.ones(1, *_CELLS, dtype=torch.bool)))
 
 
 def _cosines(first: torch.Tensor, second: torch.Tensor) -> list[list[float]]:
@@ -51,11 +53,10 @@ def _loss(rows: list[list[float]], right: list[set[int]], left_out: list[set[int
 def test_the_plain_arm_is_the_objective_of_pgl_nce():
     first, second = _maps()
     variant = _variant(Arm())
-    _run(variant)
 
-    loss = variant.compare(first, second, torch.ones(1, *_CELLS, dtype=torch.bool))
+    loss = _compare(variant)
 
-    assert float(loss) == pytest.approx(float(local_contrastive_loss(first, second)), rel=1e-5)
+    assert loss == pytest.approx(float(local_contrastive_loss(first, second)), rel=1e-5)
 
 
 def test_the_place_across_the_body_is_right_as_well():
@@ -64,39 +65,36 @@ def test_the_place_across_the_body_is_right_as_well():
     first, second = _maps()
     variant = _variant(Arm(mirror=True))
     variant.lateral = [(1, 34)]
-    _run(variant)
 
-    loss = variant.compare(first, second, torch.ones(1, *_CELLS, dtype=torch.bool))
+    loss = _compare(variant)
 
     across = {0: 2, 1: 1, 2: 0}
     places = [(z, y, x) for z in range(2) for y in range(3) for x in range(2)]
     right = [{n, places.index((z, across[y], x))} for n, (z, y, x) in enumerate(places)]
-    assert float(loss) == pytest.approx(_loss(_cosines(first, second), right, [set()] * 12), rel=1e-4)
+    assert loss == pytest.approx(_loss(_cosines(first, second), right, [set()] * 12), rel=1e-4)
 
 
 def test_a_place_across_that_no_view_shows_changes_nothing():
     first, second = _maps()
     variant = _variant(Arm(mirror=True))
     variant.lateral = [(1, 100)]
-    _run(variant)
 
-    loss = variant.compare(first, second, torch.ones(1, *_CELLS, dtype=torch.bool))
+    loss = _compare(variant)
 
-    assert float(loss) == pytest.approx(float(local_contrastive_loss(first, second)), rel=1e-5)
+    assert loss == pytest.approx(float(local_contrastive_loss(first, second)), rel=1e-5)
 
 
 def test_near_places_are_no_negatives():
     # Bins in cells of the first view (8 voxels): the overlap is 14, 18 and 12 voxels long in 2, 3 and 2 bins.
     first, second = _maps()
     variant = _variant(Arm(ignored=0.87))
-    _run(variant)
 
-    loss = variant.compare(first, second, torch.ones(1, *_CELLS, dtype=torch.bool))
+    loss = _compare(variant)
 
     places = [(z * 7 / 8, y * 6 / 8, x * 6 / 8) for z in range(2) for y in range(3) for x in range(2)]
     near = [{k for k, b in enumerate(places) if k != n and math.dist(a, b) < 0.87} for n, a in enumerate(places)]
     assert 0 < max(map(len, near)) < 11
-    assert float(loss) == pytest.approx(_loss(_cosines(first, second), [{n} for n in range(12)], near), rel=1e-4)
+    assert loss == pytest.approx(_loss(_cosines(first, second), [{n} for n in range(12)], near), rel=1e-4)
 
 
 def test_only_bright_places_ask():
@@ -105,11 +103,10 @@ def test_only_bright_places_ask():
     views = torch.stack([scan[3:27], scan[9:33].flip(0)])[:, None, None, :, None].expand(2, 1, 16, 24, 16)
     first, second = _maps()
     variant = _variant(Arm(inside=True))
-    _run(variant, views.contiguous())
 
-    loss = variant.compare(first, second, torch.ones(1, *_CELLS, dtype=torch.bool))
+    loss = _compare(variant, views.contiguous())
 
     rows = _cosines(first, second)
     asked = [n for n in range(12) if n // 2 % 3 == 0]
     expected = _loss([rows[n] for n in asked], [{n} for n in asked], [set()] * len(asked))
-    assert float(loss) == pytest.approx(expected, rel=1e-4)
+    assert loss == pytest.approx(expected, rel=1e-4)

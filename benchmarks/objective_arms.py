@@ -24,7 +24,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from benchmarks.anatomy import all_but, measure, table
+from benchmarks.anatomy import all_but, table
+from benchmarks.anatomy_figures import measure
 from benchmarks.held_out_labels import labels_of
 from nnunetv2_pgl.checkpoint import save_checkpoint
 from nnunetv2_pgl.networks import PaddingName, ResNet50Encoder

@@ -17,8 +17,9 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
-from benchmarks import anatomy
-from benchmarks.anatomy import Pairs, measure, noise_match, smooth_noise, table
+from benchmarks import anatomy, anatomy_figures
+from benchmarks.anatomy import table
+from benchmarks.anatomy_figures import Pairs, measure, noise_match, smooth_noise
 from benchmarks.held_out_labels import LabelledVolume
 from benchmarks.plain_features import patches
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint, save_checkpoint
@@ -195,7 +196,7 @@ def test_batch_norms_of_random_weights_have_seen_images() -> None:
     volumes: Any = [CoordinateScan(SIZE, channels=1)]
     untrained = nn.Sequential(nn.Conv3d(1, 4, 1), nn.BatchNorm3d(4))
     config = replace(KNOWN, in_channels=1)
-    anatomy._calibrate(untrained, Pairs.of(volumes, config, 8), (16, 20, 16))  # type: ignore[arg-type]
+    anatomy_figures._calibrate(untrained, Pairs.of(volumes, config, 8), (16, 20, 16))  # type: ignore[arg-type]
     views = torch.cat([b.render((16, 20, 16)) for b in Pairs.of(volumes, config, 8).batches])
     seen = untrained.eval()(views)
     assert torch.allclose(seen.mean(dim=(0, 2, 3, 4)), torch.zeros(4), atol=0.02)

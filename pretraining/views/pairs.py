@@ -1,23 +1,21 @@
-"""Pairs of views of one scan: the crops a worker reads, and the batch that the device renders."""
+"""Pairs of views of one scan: how they are drawn, and the crops that a worker reads."""
 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 from pretraining.data import DataError
 from pretraining.views.geometry import sample_view_pair
-from pretraining.views.intensity import IntensityRanges, apply_intensity_, draw_intensity
-from pretraining.views.rendering import GeometryBatch, largest_source_box, render_crops, source_box
+from pretraining.views.intensity import IntensityRanges, draw_intensity
+from pretraining.views.rendering import largest_source_box, source_box
 
 Channels = Literal["each", "joint"]
 NoFlip = Literal["lateral", "lateral_in_ct"]
@@ -191,97 +189,3 @@ def _varies(sample: dict[str, Any], view: int, size: Sequence[int]) -> bool:
         channel[voxels_seen].std(dtype=np.float64) >= _LEAST_CONTRAST * std
         for channel, std in zip(sample["crops"][view], sample["std"][view], strict=True)
     )
-
-
-@dataclass(frozen=True)
-class ViewPairBatch:
-    """A batch of pairs as tensors; views 0 .. B - 1 are the first of each pair, B .. 2 B - 1 the second.
-
-    Attributes:
-        crops: (2 B, C, D, H, W) in the stored dtype, padded at the end to a common size.
-        origins: First voxel of each crop in its scan, (2 B, 3).
-        extents: Size of each crop without the padding, (2 B, 3).
-        starts, sizes, flips: See `GeometryBatch`, (2 B, 3).
-        mean, std: Of the scan's channels as stored, (2 B, C).
-        intensity: See `draw_intensity`, (2 B, C, 4); always on the host, where it decides what is computed.
-    """
-
-    crops: Tensor
-    origins: Tensor
-    extents: Tensor
-    starts: Tensor
-    sizes: Tensor
-    flips: Tensor
-    mean: Tensor
-    std: Tensor
-    intensity: Tensor
-
-    @classmethod
-    def collate(cls, samples: Sequence[dict[str, Any]]) -> ViewPairBatch:
-        """Stacks the samples of `ViewPairDataset`; scans stored in different types are joined as float32.
-
-        All must have the same number of channels.
-        """
-        names = [f.name for f in fields(cls) if f.name != "crops"]
-        stacked = {name: np.stack([sample[name] for sample in samples], axis=1) for name in names}
-        tensors = {name: torch.from_numpy(a.reshape(-1, *a.shape[2:])) for name, a in stacked.items()}
-        crops = [sample["crops"][view] for view in (0, 1) for sample in samples]
-        return cls(crops=_padded(crops, samples[0]["padded_size"]), **tensors)
-
-    def to(self, device: torch.device) -> ViewPairBatch:
-        """The same batch on another device."""
-
-        def move(tensor: Tensor) -> Tensor:
-            if device.type == "mps" and tensor.dtype == torch.float64:
-                tensor = tensor.float()
-            return tensor.to(device, non_blocking=True)
-
-        moved = {f.name: move(getattr(self, f.name)) for f in fields(self) if f.name != "intensity"}
-        return ViewPairBatch(**moved, intensity=self.intensity)
-
-    def pin_memory(self) -> ViewPairBatch:
-        """The same batch in pinned memory (called by the data loader)."""
-        return ViewPairBatch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
-
-    @property
-    def geometries(self) -> GeometryBatch:
-        """Geometry of all 2 B views."""
-        return GeometryBatch(self.starts, self.sizes, self.flips)
-
-    def render(
-        self, view_size: Sequence[int], generator: torch.Generator | None = None, changes_intensity: bool = True
-    ) -> Tensor:
-        """All 2 B views, z-scored, with or without their intensity changes, (2 B, C, *view_size), float32.
-
-        Each channel is changed as a view of its own would be, by its own draws and within its own range: channels have
-        no common scale, and nnU-Net's augmentation treats them alike.
-        """
-        mean, std = (values[:, :, None, None, None] for values in (self.mean, self.std))
-        with torch.autocast(self.crops.device.type, enabled=False):
-            views = render_crops(self.crops, self.origins, self.extents, self.geometries, view_size)
-            views.sub_(mean).div_(std)  # after rendering, which is linear, there are fewer voxels
-            if changes_intensity:
-                alone = views.view(-1, 1, *views.shape[2:])  # channels as views, in the same memory
-                apply_intensity_(alone, self.intensity.view(len(alone), -1), generator)
-            return views
-
-
-def _padded(crops: Sequence[Sequence[NDArray[Any]]], size: tuple[int, int, int]) -> Tensor:
-    """Stacks crops padded with zeros at their ends, (len(crops), C, *size).
-
-    In a loading process they are written to shared memory right away (as torch's own collate function does), so that
-    the training process gets them without another copy.
-    """
-    dtypes = {channel.dtype for crop in crops for channel in crop}
-    dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
-    shape = (len(crops), len(crops[0]), *size)
-    if get_worker_info() is None:
-        batch = torch.from_numpy(np.zeros(shape, dtype=dtype))
-    else:
-        shared = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
-        batch = torch.from_numpy(np.empty(0, dtype=dtype)).set_(shared).view(shape)
-    for crop, places in zip(crops, batch.numpy(), strict=True):
-        for channel, place in zip(crop, places, strict=True):
-            d, h, w = channel.shape
-            place[:d, :h, :w] = channel
-    return batch

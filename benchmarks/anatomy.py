@@ -53,6 +53,7 @@ def main() -> None:
     add("labels", action="store_true", help="measure the transfer of labels, too (labelsTr of nnU-Net data sets)")
     add("flip_probability", nargs="+", type=float, metavar="P", help="of the views (default: as in the pre-training)")
     add("all_flips", action="store_true", help="flip along the lateral axis, even if the pre-training did not")
+    add("padding", choices=("zeros", "replicate"), help="of the convolutions (default: as in the pre-training)")
     add("pairs", type=positive, default=64, metavar="N", help="pairs of views (default: 64)")
     add("modality", choices=("ct", "mr"), help="as in pgl_pretrain")
     add("np", type=positive, default=2, metavar="N", help="preprocessing processes (default: 2)")
@@ -72,6 +73,11 @@ def main() -> None:
 def measure_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
     """All figures of the command."""
     encoder, checkpoint = load_encoder_network(arguments.checkpoint)
+    if arguments.padding is not None:
+        architecture = {**checkpoint.architecture, "padding": arguments.padding}
+        checkpoint = replace(checkpoint, pgl={**checkpoint.pgl, "architecture": architecture})
+        weights, encoder = encoder.state_dict(), untrained_encoder(checkpoint, str(arguments.checkpoint))
+        encoder.load_state_dict(weights)
     config = _settings(checkpoint, arguments)
     views = config.views
     if arguments.flip_probability is not None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,15 +29,17 @@ from benchmarks.anatomy import all_but, table
 from benchmarks.anatomy_figures import measure
 from benchmarks.held_out_labels import labels_of
 from nnunetv2_pgl.checkpoint import save_checkpoint
+from nnunetv2_pgl.messages import one_line
 from nnunetv2_pgl.networks import PaddingName, ResNet50Encoder
 from nnunetv2_pgl.precision import has_bfloat16
 from nnunetv2_pgl.whole_files import write_text
 from pretraining.alignment import align
 from pretraining.config import PretrainConfig, recommended
-from pretraining.data import Volume
+from pretraining.data import DataError, Volume
 from pretraining.objectives import PGLNCE, local_consistency_loss
 from pretraining.options import names_in
 from pretraining.pretrain import prepare_volumes
+from pretraining.run_folder import RunError
 from pretraining.telling import median_spacing
 from pretraining.training.errors import TrainingError
 from pretraining.training.export import make_checkpoint
@@ -207,10 +210,13 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="the paper's widths")
     parser.add_argument("--no_flip", choices=("lateral",), help="of the pairs that are measured on")
     arguments = parser.parse_args()
-    arguments.o.mkdir(parents=True, exist_ok=True)
-    for name in arguments.arms:
-        if not (arguments.o / f"{name}.json").exists():
-            _run(name, arguments)
+    try:
+        arguments.o.mkdir(parents=True, exist_ok=True)
+        for name in arguments.arms:
+            if not (arguments.o / f"{name}.json").exists():
+                _run(name, arguments)
+    except (DataError, RunError, TrainingError, OSError) as error:
+        sys.exit(one_line(f"benchmarks.objective_arms: {error}"))
 
 
 def _run(name: str, given: argparse.Namespace) -> None:

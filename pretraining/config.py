@@ -1,4 +1,4 @@
-"""Settings of a pre-training run: the data class has the paper's, `recommended` those that teach most anatomy."""
+"""Settings of a pre-training run: the data class has the paper's, `recommended` those that we chose by measuring."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ class PretrainConfig:
 
 
 def recommended() -> PretrainConfig:
-    """The settings that our measurements show to teach most anatomy (docs/method.md), but for the data sets.
+    """The settings chosen by how much anatomy they teach (docs/results/anatomy.md), but for the data sets.
 
     They differ from the paper's in what takes the place in the view away and in the rates of small batches.
     """

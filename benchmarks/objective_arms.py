@@ -92,6 +92,7 @@ ARMS = {
     "pgl-zeros": Arm("pgl", "zeros"),
     "nce-batch": Arm("batch"),
     "nce-lateral": Arm(no_flip="lateral"),
+    "nce-lateral-zeros": Arm(padding="zeros", no_flip="lateral"),
     "pgl-lateral": Arm("pgl", no_flip="lateral"),
     "pgl-zeros-lateral": Arm("pgl", "zeros", no_flip="lateral"),
     "nce-ignored": Arm(ignored=1.0),

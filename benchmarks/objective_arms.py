@@ -107,7 +107,8 @@ ARMS = {
     "nce-lateral-rate-0.004": Arm(no_flip="lateral", rate=4e-3),
     **{f"nce-temperature-{t}": Arm(temperature=t) for t in (0.05, 0.2, 0.5)},
     **{f"nce-rate-{rate}": Arm(rate=rate) for rate in (5e-4, 1e-3, 4e-3)},
-    **{f"nce-decay-{decay}": Arm(decay=decay) for decay in (0.5, 0.99, 0.996)},
+    **{f"nce-decay-{decay}": Arm(decay=decay) for decay in (0.0, 0.5, 0.99, 0.996)},
+    **{f"nce-lateral-decay-{decay}": Arm(no_flip="lateral", decay=decay) for decay in (0.0, 0.5)},
 }
 
 

@@ -268,12 +268,12 @@ def _train(objective: Variant, volumes: Sequence[Volume], config: PretrainConfig
     state = TrainingState(objective, optimizer)
     step = Stepper(config, steps, round(_WARMUP * steps), state, objective, rank=0)
     sampler = PairSampler(len(volumes), steps, config.batch_size, 1, config.seed)
-    loader = PairLoader(volumes, config, sampler, workers=0, pin=False)
+    loader = PairLoader(volumes, config, sampler, workers=0, device=torch.device("cpu"))
     losses: list[float] = []
-    drawn = list(sampler)
-    with loader.epoch(0) as batches:
+    drawn = [_lateral(volumes[scan]) for unit in sampler for _, scan in unit]
+    with loader.batches() as batches:
         for number in range(steps):
-            objective.lateral = [_lateral(volumes[scan]) for _, scan in drawn[number]]
+            objective.lateral = drawn[number * config.batch_size : (number + 1) * config.batch_size]
             losses.append(float(step(number, batches)[0][0]))
             if not math.isfinite(losses[-1]):
                 raise TrainingError(f"{name}: the loss or its gradient is not finite in step {number}")

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.report import Figure, Settings, machine, print_table, write_json
 
-PARTS = ("step", "padding", "feeding", "memory_growth", "preprocessing", "scale_out", "finetuning")
+PARTS = ("step", "whole_run", "padding", "feeding", "memory_growth", "preprocessing", "scale_out", "finetuning")
 
 
 def main() -> None:

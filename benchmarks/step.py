@@ -36,7 +36,7 @@ def measure(settings: Settings) -> list[Figure]:
     batch = settings.batch or (2 if settings.quick else _default_batch(settings.device))
     run = _make_run(settings, batch, steps=in_a_row * (rounds + 2))
     bare = BareNetworks(run.state.objective, batch, VIEW_SIZE, run.precision)
-    with run.loader.epoch(0) as batches:
+    with run.loader.batches() as batches:
         functions = {
             "step": _in_a_row(_next_step(run, batches), in_a_row, run.device),
             "network": _in_a_row(bare.step, in_a_row, run.device),

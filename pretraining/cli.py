@@ -63,13 +63,14 @@ def _run(arguments: argparse.Namespace) -> None:
         raise RunError("-d is missing: give data set ids, names or folders of scans")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise RunError("no CUDA device was found: add -device cpu (or mps)")
-    if arguments.c:
-        folder = RunFolder.named(arguments.o or _default_name(settings_of(arguments)))
-        config = folder.settings_to_continue()
+    folder = RunFolder.named(arguments.o or _default_name(settings_of(arguments)))
+    if arguments.c and folder.config_file.exists():
+        config = PretrainConfig.load(folder.config_file)
         require_same(with_options(arguments, config), config, folder)
+    elif arguments.d is None:
+        raise RunError(f"--c: {folder.path} holds no run to continue; give -d to start one{folder.neighbours()}")
     else:
         config = settings_of(arguments)
-        folder = RunFolder.named(arguments.o or _default_name(config))
     check_config(config)
     options = RunOptions(
         name=folder.path.name,

@@ -220,7 +220,12 @@ def add_run_options(parser: OptionParser) -> None:
     add("o", metavar="NAME", help="name of the run (default: from method, encoder and data sets)")
     add("device", choices=("cuda", "cpu", "mps"), default="cuda", help="default: cuda")
     add("num_gpus", type=positive, default=1, metavar="N", help="processes on this machine (default: 1)")
-    add("save_every", type=positive, default=1, metavar="N", help="epochs between two saves of the state (default: 1)")
+    add(
+        "save_every",
+        type=positive,
+        metavar="N",
+        help="epochs between two saves of the state, with curves and correspondence (default: every 10 minutes)",
+    )
     group.add_argument("--c", action="store_true", help="continue the run from its checkpoint_latest.pth")
 
 

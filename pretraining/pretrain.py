@@ -47,10 +47,10 @@ class RunOptions:
 
     Attributes:
         name: Name of the run folder.
-        resume: Continue the run that is there.
+        resume: Continue the run that is there, or start one.
         device: "cuda", "cpu" or "mps".
         preprocessing_processes: Workers of the preprocessing.
-        save_every: Epochs between two writes of the state.
+        save_every: Epochs between two writes of the state; None: every 10 minutes.
         verify: Compare scans preprocessed before with their checksums.
     """
 
@@ -58,7 +58,7 @@ class RunOptions:
     resume: bool
     device: str
     preprocessing_processes: int
-    save_every: int
+    save_every: int | None = None
     verify: bool = False
 
 
@@ -77,6 +77,8 @@ def pretrain(config: PretrainConfig, options: RunOptions) -> None:
         log = RunLog(folder.path if processes.is_main else None)
         if resume and not options.resume:
             log("", "Restarted by torchrun")
+        if options.resume and not resume:
+            log("", f"WARNING: --c, but {folder.path} holds no run to continue: starting a new one")
         volumes, sources, skipped = _prepare(config, options, processes, workers, log)
         config = _with_channels(config, volumes[0].shape[0])
         pool = split_pool(volumes, config, sources)
@@ -157,7 +159,7 @@ def _preprocess(
 def _open(folder: RunFolder, config: PretrainConfig, options: RunOptions, held: ExitStack) -> bool:
     """Starts a run in its folder, or says that the one there is to be continued; keeps other runs out."""
     held.enter_context(folder.locked())
-    if options.resume or restart.started_here(folder.path):
+    if folder.config_file.exists() and (options.resume or restart.started_here(folder.path)):
         return True
     folder.start(config)
     restart.claim(folder.path)

@@ -114,17 +114,10 @@ class RunFolder:
                 f"{self.path} cannot be made ({error.strerror}): set nnUNet_results to a folder that can be written to"
             ) from error
 
-    def settings_to_continue(self) -> PretrainConfig:
-        """Settings of the run that is there.
-
-        Raises:
-            RunError: If there is nothing to continue.
-        """
-        if not self.config_file.exists():
-            others = sorted(file.parent.name for file in self.path.parent.glob("*/config.json"))
-            hint = f", or name one that is there with -o: {', '.join(others[:5])}" if others else ""
-            raise RunError(f"nothing to continue: {self.path} holds no run; start it without --c{hint}")
-        return PretrainConfig.load(self.config_file)
+    def neighbours(self) -> str:
+        """Which runs there are, as a hint for who has named none."""
+        others = sorted(file.parent.name for file in self.path.parent.glob("*/config.json"))
+        return f", or name one that is there with -o: {', '.join(others[:5])}" if others else ""
 
 
 def _lock(folder: int) -> bool:

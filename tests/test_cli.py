@@ -132,7 +132,8 @@ def test_existing_run_is_not_overwritten(nnunet: Path, pgl_pretrain: Callable[..
 
 
 def test_continue_without_a_run_and_with_changed_settings(nnunet: Path, pgl_pretrain: Callable[..., str]) -> None:
-    assert "nothing to continue" in pgl_pretrain("-o", "mine", "--c", "-device", "cpu")
+    message = pgl_pretrain("-o", "mine", "--c", "-device", "cpu")
+    assert message.endswith("mine holds no run to continue; give -d to start one")
     folder = RunFolder.named("mine")
     folder.start(PretrainConfig(("Dataset501_Small",), epochs=500))
     assert pgl_pretrain("-o", "other", "--c", "-device", "cpu").endswith("or name one that is there with -o: mine")

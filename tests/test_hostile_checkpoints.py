@@ -118,12 +118,13 @@ def test_whatever_a_state_says(tmp_path: Path) -> None:
 def fresh_state() -> TrainingState:
     state = initial_state(config(), torch.device("cpu"), None)
     state.scans = torch.load(STATE, weights_only=True)["scans"]
+    state.steps_per_epoch = 2
     return state
 
 
 def restore(state: TrainingState, path: Path) -> None:
     state.restore(path)
-    assert state.epoch == len(state.history)
+    assert state.step == len(state.history) * state.steps_per_epoch + state.so_far.steps
     assert state.so_far.steps >= 0
 
 

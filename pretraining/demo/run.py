@@ -32,7 +32,7 @@ from pretraining.demo.results import CaseResult, dice_table, read_results
 
 N_UNLABELLED, N_TRAIN, N_TEST = 24, 8, 4
 # Chosen so that the demo takes minutes on two CPU cores; real runs keep the defaults.
-PRETRAIN_OPTIONS = "-patch 16 32 40 -strides 8 8 8 -epochs 6 -pairs 96 -save_every 6"
+PRETRAIN_OPTIONS = "-patch 16 32 40 -strides 8 8 8 -epochs 6 -pairs 96 -save_every 1"
 N_PROCESSES = "2"
 
 

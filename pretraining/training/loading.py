@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
@@ -12,6 +13,7 @@ from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -21,7 +23,9 @@ from pretraining.data import DataError, Volume
 from pretraining.training.errors import HOW_TO_GO_ON, STOPPED, ProcessLost, TrainingError
 from pretraining.training.sampler import PairSampler
 from pretraining.training.stopping import outlive_signals
+from pretraining.training.transfer import parts_on_device, require_shared_memory
 from pretraining.views import ViewPairBatch, ViewPairDataset
+from pretraining.views.rendering import largest_source_box
 
 Sample = dict[str, NDArray[Any]]
 
@@ -92,49 +96,64 @@ def _handle_deaths(handler: Any) -> None:
 
 
 class PairLoader:
-    """Batches of a training run's epochs, in the order of the sampler.
+    """Batches of a training run, in the order of the sampler.
 
     Args:
         scans: The pool to train on.
         config: How views are drawn, and the seed.
-        sampler: Which scans, and the epoch.
+        sampler: Which scans, in units that are loaded at a time.
         workers: Loading processes; 0 reads in this process.
-        pin: Whether to load into pinned memory.
+        device: Where the batches go.
+        local_processes: Training processes on this machine, which share its memory.
+
+    Raises:
+        TrainingError: The machine lacks shared memory.
     """
 
-    def __init__(self, scans: Sequence[Volume], config: PretrainConfig, sampler: PairSampler, workers: int, pin: bool):
-        self.scans, self.sampler = scans, sampler
+    def __init__(
+        self,
+        scans: Sequence[Volume],
+        config: PretrainConfig,
+        sampler: PairSampler,
+        workers: int,
+        device: torch.device,
+        local_processes: int = 1,
+    ):
+        self.scans, self.sampler, self.device = scans, sampler, device
         self._dataset = _WatchedPairs(scans, config, workers)
         self._workers: list[BaseProcess] = []
+        ahead = max(2, -(-sampler.units_per_part // max(workers, 1)))  # units of each worker: a part, or more
+        if workers:
+            units = workers * ahead + sampler.units_per_part
+            require_shared_memory(local_processes * units * _bytes_of_unit(scans, config, sampler))
         self._loader = DataLoader(
             self._dataset,
             batch_sampler=sampler,
             collate_fn=_collate,
             num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=pin,
+            prefetch_factor=ahead if workers else None,
             worker_init_fn=outlive_signals,
         )
 
     @contextmanager
-    def epoch(self, number: int, first_step: int = 0) -> Iterator[Iterator[ViewPairBatch]]:
-        """The batches of an epoch, from a step on.
+    def batches(self, first_step: int = 0) -> Iterator[Iterator[ViewPairBatch]]:
+        """The parts of all steps from one on, on the device; loading goes on whatever is done between two of them.
 
         Raises:
             DataError: If a scan cannot be read.
             ProcessLost: If torchrun has ended one together with this process.
-            TrainingError: If a loading process has died, at whatever point of the epoch that is noticed.
+            TrainingError: If a loading process has died, at whatever point that is noticed.
         """
-        self.sampler.epoch, self.sampler.first_step = number, first_step
+        self.sampler.first_step = first_step
         with self.explaining_deaths():
-            yield self._batches()
+            yield parts_on_device(self._units(), self.sampler.units_per_part, self.device)
 
     @contextmanager
     def explaining_deaths(self) -> Iterator[None]:
         """Around all that is done while there are loading processes: they are ended with it, whatever goes wrong.
 
         Raises:
-            ProcessLost, TrainingError: See `epoch`.
+            ProcessLost, TrainingError: See `batches`.
         """
         try:
             yield
@@ -145,15 +164,15 @@ class PairLoader:
             finally:
                 self._end_workers()
 
-    def _batches(self) -> Iterator[ViewPairBatch]:
+    def _units(self) -> Iterator[ViewPairBatch]:
         others = multiprocessing.active_children()
         with _untold_of_deaths():
-            batches = iter(self._loader)
+            units = iter(self._loader)
         self._workers += [child for child in multiprocessing.active_children() if child not in others]
-        for batch in batches:
-            if isinstance(batch, DataError):
-                raise batch
-            yield batch
+        for unit in units:
+            if isinstance(unit, DataError):
+                raise unit
+            yield unit
 
     def _end_workers(self) -> None:
         """At once. Python would send them SIGTERM at its own end, which leaves them time, and wait for them."""
@@ -192,9 +211,16 @@ class PairLoader:
         scan = self.scans[note[1]]
         code = worker.exitcode or 0
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        lacking = "shared memory" if hasattr(signal, "SIGBUS") and code == -signal.SIGBUS else "memory"
         return (
             f"a data loading process {how} {'while' if note[2] else 'after'} it read {scan.name} ({scan.path}). If "
-            "memory ran out, lower nnUNet_n_proc_DA; if this scan does it again, --verify_dataset_integrity redoes "
-            "what is damaged. "
-            f"{HOW_TO_GO_ON}"
+            f"{lacking} ran out, lower nnUNet_n_proc_DA; if this scan does it again, --verify_dataset_integrity "
+            f"redoes what is damaged. {HOW_TO_GO_ON}"
         )
+
+
+def _bytes_of_unit(scans: Sequence[Volume], config: PretrainConfig, sampler: PairSampler) -> int:
+    """Shared memory of a unit: the crops of both views, as stored."""
+    voxels = math.prod(largest_source_box(config.views.size, config.views.scale)) * config.encoder_channels
+    size = max(np.dtype(scan.dtype).itemsize for scan in scans)
+    return 2 * -(-sampler.part // sampler.units_per_part) * voxels * size

@@ -1,4 +1,4 @@
-"""The training loop: runs and their epochs."""
+"""The training loop: the steps of a run. An epoch is an interval of the log."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from pretraining.config import PretrainConfig
 from pretraining.data import Volume
 from pretraining.objectives import target_decay
 from pretraining.training.correspondence import (
-    Correspondence,
     correspondence_lines,
     measure_correspondence,
     validation_batches,
@@ -29,8 +28,9 @@ from pretraining.training.distributed import Processes
 from pretraining.training.errors import Stopped, TrainingError
 from pretraining.training.loading import PairLoader
 from pretraining.training.places import place_warnings
-from pretraining.training.progress import RunLog, epoch_lines, plot_progress, write_metrics
+from pretraining.training.progress import RunLog, append_metrics, epoch_lines, write_metrics
 from pretraining.training.sampler import PairSampler
+from pretraining.training.saving import SaveTimes, StateWriter
 from pretraining.training.shares import SharedOrder
 from pretraining.training.start import initial_state, prepare_device
 from pretraining.training.state import EpochSoFar, TrainingState
@@ -65,14 +65,14 @@ class Runtime:
         device: "cuda", "cpu" or "mps".
         processes: This process among those that train together.
         workers: Data loading processes; 0 reads in the training process.
-        save_every: Epochs between two writes of ``checkpoint_latest.pth``.
+        save_every: Epochs between two writes of state and curves; None: every 10 minutes.
         stop: What asks the run to end; None: nothing does.
     """
 
     device: str
     processes: Processes
     workers: int
-    save_every: int = 1
+    save_every: int | None = None
     stop: StopSignals | None = None
 
 
@@ -84,32 +84,30 @@ def steps_per_epoch(config: PretrainConfig, training_scans: int) -> int:
 def train(
     config: PretrainConfig, pool: Pool, folder: Path, runtime: Runtime, log: RunLog, resume: bool
 ) -> TrainingState:
-    """Trains, writing state and pictures to the run folder after every epoch, and returns the last state.
+    """Trains to the end of the run, writing state and curves to its folder meanwhile, and returns the last state.
 
     Raises:
         Stopped: If the run was asked to end, and has saved its state.
-        TrainingError: If the loss is not finite any more, or a loading process has died.
+        TrainingError: If the loss is not finite any more, a loading process has died, or there is too little memory for
+            them.
         DataError: If a scan cannot be read.
         CheckpointError: If a run cannot be continued.
         OSError: If the state cannot be written.
     """
     run = Run(config, pool, folder, runtime, log)
     if resume:
-        run.state.restore(folder / "checkpoint_latest.pth")
-        steps = run.state.so_far.steps
-        where = f"step {steps} of epoch {run.state.epoch}" if steps else f"epoch {run.state.epoch} of {config.epochs}"
-        log(f"Continuing after {where}")
+        run.restore()
     elif runtime.processes.is_main:
         run.measure_baseline()
     run.distribute()
-    with run.loader.explaining_deaths():
+    with run.loader.batches(run.state.step) as batches, run.writer:
         while run.state.epoch < config.epochs:
-            run.epoch()
+            run.epoch(batches)
     return run.state
 
 
 class Run:
-    """What the epochs of one run share."""
+    """What the steps of one run share."""
 
     def __init__(self, config: PretrainConfig, pool: Pool, folder: Path, runtime: Runtime, log: RunLog):
         self.config, self.folder, self.runtime, self.log = config, folder, runtime, log
@@ -117,8 +115,10 @@ class Run:
         self.device = self.processes.device(runtime.device)
         prepare_device(self.device)
         self.precision = torch.bfloat16 if has_bfloat16(self.device) else None
-        self.steps = steps_per_epoch(config, len(pool.training))
+        self.steps_per_epoch = steps_per_epoch(config, len(pool.training))
+        self.steps = self.steps_per_epoch * config.epochs
         self.state = initial_state(config, self.device, self.precision)
+        self.state.steps_per_epoch = self.steps_per_epoch
         self.state.scans = [scan.name for scan in pool.training]
         sampler = PairSampler(
             len(pool.training),
@@ -130,16 +130,32 @@ class Run:
             self.processes.count,
             SharedOrder(pool.sources, config.weights, config.seed) if config.weights else None,
         )
-        self.loader = PairLoader(pool.training, config, sampler, runtime.workers, pin=self.device.type == "cuda")
+        workers, local = runtime.workers, self.processes.local_count
+        self.loader = PairLoader(pool.training, config, sampler, workers, self.device, local)
         scans = pool.validation or pool.training
         self.validation = validation_batches(scans, config.views, config.seed) if self.processes.is_main else []
         self.step = self._stepper(self.state.objective)
+        self.times = SaveTimes(runtime.save_every, self.steps_per_epoch)
+        self.writer = StateWriter(folder)
         self._any_wants_to_stop = Agreement(self.processes, self.device)
 
     def _stepper(self, model: nn.Module) -> Stepper:
         config = self.config
-        steps, warmup = self.steps * config.epochs, self.steps * config.warmup_epochs
-        return Stepper(config, steps, warmup, self.state, model, self.processes.rank)
+        warmup = self.steps_per_epoch * config.warmup_epochs
+        return Stepper(config, self.steps, warmup, self.state, model, self.processes.rank)
+
+    def restore(self) -> None:
+        """Goes on where ``checkpoint_latest.pth`` stands; records of epochs after it are dropped.
+
+        Raises:
+            CheckpointError: See `TrainingState.restore`.
+        """
+        self.state.restore(self.folder / "checkpoint_latest.pth")
+        steps, epoch = self.state.so_far.steps, self.state.epoch
+        where = f"step {steps} of epoch {epoch}" if steps else f"epoch {epoch} of {self.config.epochs}"
+        self.log(f"Continuing after {where}")
+        if self.processes.is_main:
+            write_metrics(self.state.history, self.folder / "metrics.jsonl")
 
     def distribute(self) -> None:
         """Joins the processes' networks, which become those of the main process.
@@ -159,77 +175,104 @@ class Run:
     def measure_baseline(self) -> None:
         """The correspondence of the untrained encoder, after its norms have seen a few batches."""
         encoder = self.state.objective.encoder
+        has_statistics = next(encoder.buffers(), None) is not None
         with torch.no_grad(), self._autocast():
-            for batch in self.validation[:_CALIBRATION_BATCHES]:
+            for batch in self.validation[: _CALIBRATION_BATCHES if has_statistics else 0]:
                 encoder(batch.to(self.device).render(self.config.views.size))
-        self.state.baseline = self._correspondence().to_record()
+        with self.times.measuring():
+            self.state.baseline = self._correspondence()
         self.log("Before training:", *correspondence_lines(self.state.baseline))
         self.log(*place_warnings(self.state.baseline))
 
-    def epoch(self) -> None:
-        """One pass over the pool, or what is left of it, then log, curves and state."""
+    def epoch(self, batches: Iterator[ViewPairBatch]) -> None:
+        """The steps of an epoch that are left, and its record. Saves when it is time, and ends when it is asked to."""
         so_far = self.state.so_far
-        with self.loader.epoch(self.state.epoch, so_far.steps) as batches:
-            self._steps(batches, so_far)
-        means = self.state.objective.output(*(self.processes.mean(so_far.total) / self.steps).tolist())
-        record = self._record(so_far, means._asdict())
-        self.state.epoch += 1
-        self.state.so_far = EpochSoFar()
-        if self.processes.is_main:
-            self._report(record)
-        self.processes.barrier()
-
-    def _steps(self, batches: Iterator[ViewPairBatch], so_far: EpochSoFar) -> None:
-        """The steps of an epoch that are still to do."""
-        started = time.perf_counter() - so_far.seconds
         bar = tqdm(
-            range(so_far.steps, self.steps),
             desc=f"Epoch {self.state.epoch}",
-            total=self.steps,
+            total=self.steps_per_epoch,
             initial=so_far.steps,
             unit="step",
             leave=False,
             disable=not self.processes.is_main,
         )
-        for step in bar:
-            so_far.add(*self.step(self.state.epoch * self.steps + step, batches))
-            so_far.seconds = time.perf_counter() - started
-            if step % 10 == 0 or step == self.steps - 1:
-                bar.set_postfix(loss=f"{self._require_finite_loss(so_far):.3f}", refresh=False)
-            stop = self.runtime.stop
-            if stop is not None and self._any_wants_to_stop(stop.received is not None):
-                bar.close()
-                self._stop(so_far, stop.received or "a signal to another process")
+        with bar:
+            while so_far.steps < self.steps_per_epoch:
+                started = time.perf_counter()
+                so_far.add(*self.step(self.state.step, batches))
+                self.state.step += 1
+                if so_far.steps % 10 == 1 or so_far.steps == self.steps_per_epoch:
+                    bar.set_postfix(loss=f"{self._require_finite_loss():.3f}", refresh=False)
+                so_far.seconds += time.perf_counter() - started
+                bar.update()
+                if so_far.steps < self.steps_per_epoch:
+                    self._save_or_stop(bar)
+        self._end_epoch()
+        self._save_or_stop(bar)
 
-    def _require_finite_loss(self, so_far: EpochSoFar) -> float:
-        """The mean loss of the epoch until now; it is not finite if that of a step, or a gradient, was not."""
-        loss = float(so_far.total[0]) / so_far.steps
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss or its gradient is not finite in epoch {self.state.epoch} of {self.folder}, and nothing of "
-                "it was saved: start a new run with a lower -lr"
-            )
-        return loss
-
-    def _stop(self, so_far: EpochSoFar, signal: str) -> NoReturn:
-        """Saves the epoch under way and ends the run, on all processes."""
-        self._require_finite_loss(so_far)
-        so_far.sums = self.processes.mean(so_far.total)  # each process goes on with the mean, so the mean is kept
+    def _end_epoch(self) -> None:
+        """Adds the record of the epoch to the log."""
+        so_far = self.state.so_far
+        means = self.processes.mean(so_far.total) / self.steps_per_epoch
         if self.processes.is_main:
-            self.state.save(self.folder / "checkpoint_latest.pth")
+            record = self._record(so_far, self.state.objective.output(*means.tolist())._asdict())
+            if self.state.step == self.steps or self.times.measuring_is_due(self.state.step):
+                with self.times.measuring():
+                    record |= self._correspondence()
+            self.state.history.append(record)
+            recent = [r["seconds"] for r in self.state.history[-5:]]
+            left = self.config.epochs - len(self.state.history)
+            self.log(*epoch_lines(record, left * sum(recent) / len(recent)))
+            append_metrics(record, self.folder / "metrics.jsonl")
+        self.state.so_far = EpochSoFar()
+
+    def _save_or_stop(self, bar: tqdm[NoReturn]) -> None:
+        stop, is_done = self.runtime.stop, self.state.step == self.steps
+        if stop is not None and self._any_wants_to_stop(stop.received is not None) and not is_done:
+            bar.close()
+            self._stop(stop.received or "a signal to another process")
+        if self.processes.is_main:
+            self.writer.check()
+            if is_done or self.times.is_due(self.state.step):
+                self._save()
+
+    def _save(self) -> None:
+        if self.state.so_far.steps:
+            self._require_finite_loss()
+        self.writer.write(self.state)
+        self.times.saved()
+
+    def _stop(self, signal: str) -> NoReturn:
+        """Saves and ends the run, on all processes."""
+        so_far = self.state.so_far
+        if so_far.steps:
+            self._require_finite_loss()
+            so_far.sums = self.processes.mean(so_far.total)  # each process goes on with the mean, so the mean is kept
+        if self.processes.is_main:
+            self._save()
+            self.writer.wait()
         self.processes.barrier()  # who ends first brings the others to an end
+        done, epoch = so_far.steps or self.steps_per_epoch, self.state.epoch - (not so_far.steps)
         raise Stopped(
-            f"stopped by {signal} after step {so_far.steps} of {self.steps} in epoch {self.state.epoch}, which "
+            f"stopped by {signal} after step {done} of {self.steps_per_epoch} in epoch {epoch}, which "
             f"{self.folder / 'checkpoint_latest.pth'} holds. Add --c to go on"
         )
 
+    def _require_finite_loss(self) -> float:
+        """The mean loss of the epoch until now; it is not finite if that of a step, or a gradient, was not."""
+        so_far = self.state.so_far
+        loss = float(so_far.total[0]) / so_far.steps
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss or its gradient is not finite in epoch {self.state.epoch} of {self.folder}, and nothing was "
+                "saved since: start a new run with a lower -lr"
+            )
+        return loss
+
     def _record(self, so_far: EpochSoFar, means: dict[str, float]) -> dict[str, Any]:
-        config, epoch, seconds = self.config, self.state.epoch, so_far.seconds
-        pairs = self.steps * config.batch_size
-        last_step = (epoch + 1) * self.steps - 1
-        tau = target_decay(last_step, self.steps * config.epochs, config.target_decay)
+        seconds, pairs = so_far.seconds, self.steps_per_epoch * self.config.batch_size
+        tau = target_decay(self.state.step - 1, self.steps, self.config.target_decay)
         return {
-            "epoch": epoch,
+            "epoch": self.state.epoch,
             **means,
             "learning_rate": self.state.optimizer.param_groups[0]["lr"],
             **({"tau": tau} if self.state.objective.has_target else {}),
@@ -239,21 +282,10 @@ class Run:
             "waiting": so_far.waited / seconds,
         }
 
-    def _report(self, record: dict[str, Any]) -> None:
-        """Measures the correspondence, logs the epoch, draws the curves and saves the state."""
-        record |= self._correspondence().to_record()
-        self.state.history.append(record)
-        recent = [r["seconds"] for r in self.state.history[-5:]]
-        left = self.config.epochs - self.state.epoch
-        self.log(*epoch_lines(record, left * sum(recent) / len(recent)))
-        write_metrics(self.state.history, self.folder / "metrics.jsonl")
-        plot_progress(self.state.history, self.state.baseline, self.folder / "progress.png")
-        if self.state.epoch % self.runtime.save_every == 0 or left == 0:
-            self.state.save(self.folder / "checkpoint_latest.pth")
-
-    def _correspondence(self) -> Correspondence:
+    def _correspondence(self) -> dict[str, float]:
         encoder, size, level = self.state.objective.encoder, self.config.views.size, self.config.levels[-1]
-        return measure_correspondence(encoder, self.validation, size, self.device, self.precision, level)
+        found = measure_correspondence(encoder, self.validation, size, self.device, self.precision, level)
+        return found.to_record()
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not None)

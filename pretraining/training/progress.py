@@ -39,15 +39,7 @@ class RunLog:
         for line in lines:
             stamped = f"{datetime.now()}: {line}" if line else ""
             print(stamped, flush=True)
-            self._append(stamped + "\n")
-
-    def _append(self, text: str) -> None:
-        assert self.file is not None
-        try:
-            with open(self.file, "a", encoding="utf-8") as file:
-                file.write(text)
-        except OSError as error:
-            raise OSError(f"could not write {self.file}: {error.strerror or error}") from error
+            append_text(self.file, stamped + "\n")
 
 
 def epoch_lines(record: dict[str, Any], seconds_left: float) -> list[str]:
@@ -95,6 +87,28 @@ def _health(record: dict[str, Any]) -> list[str]:
 def write_metrics(history: Sequence[dict[str, Any]], path: Path) -> None:
     """One JSON line per epoch, replaced as a whole."""
     write_text(path, "".join(json.dumps(record) + "\n" for record in history))
+
+
+def append_metrics(record: dict[str, Any], path: Path) -> None:
+    """The line of one more epoch.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    append_text(path, json.dumps(record) + "\n")
+
+
+def append_text(path: Path, text: str) -> None:
+    """Adds to a text file.
+
+    Raises:
+        OSError: If the file cannot be written; the message names it.
+    """
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise OSError(f"could not write {path}: {error.strerror or error}") from error
 
 
 def plot_progress(history: Sequence[dict[str, Any]], baseline: dict[str, float] | None, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Everything a run needs to go on: written atomically after an epoch or when stopped, read back for ``--c``."""
+"""Everything a run needs to go on: copied to the host to be written, read back for ``--c``."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunetv2_pgl.checkpoint import CheckpointError, atomic_save, load_plain
+from nnunetv2_pgl.checkpoint import CheckpointError, load_plain
 from pretraining.objectives import Objective
 
-_FORMAT_VERSION = 2
-_READABLE_VERSIONS = (1, 2)  # version 1 has no epoch under way
+_FORMAT_VERSION = 3
+_READABLE_VERSIONS = (1, 2, 3)  # 1 and 2 count epochs, and 1 has none under way
 
 
 @dataclass
@@ -64,9 +64,10 @@ class TrainingState:
     Attributes:
         objective: Networks of the method.
         optimizer: With its momenta.
-        epoch: Epochs done.
+        step: Steps done.
+        steps_per_epoch: Steps after which an epoch's record is written.
         so_far: Of the epoch under way.
-        history: One record per epoch.
+        history: One record per epoch; of several processes, the main one has it.
         baseline: Correspondence before training.
         config: Settings as plain values, for the reader.
         scans: Names of the scans trained on, which decide what each draw means.
@@ -74,31 +75,38 @@ class TrainingState:
 
     objective: Objective
     optimizer: torch.optim.Optimizer
-    epoch: int = 0
+    step: int = 0
+    steps_per_epoch: int = 1
     so_far: EpochSoFar = field(default_factory=EpochSoFar)
     history: list[dict[str, Any]] = field(default_factory=list)
     baseline: dict[str, float] | None = None
     config: dict[str, Any] = field(default_factory=dict)
     scans: list[str] = field(default_factory=list)
 
-    def save(self, path: Path) -> None:
-        """Writes ``checkpoint_latest.pth`` atomically.
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return (self.step - self.so_far.steps) // self.steps_per_epoch
 
-        Raises:
-            OSError: If it cannot be written; the former one is intact.
-        """
-        content = {
+    def on_host(self) -> dict[str, Any]:
+        """A copy that later steps do not change, as it is written to ``checkpoint_latest.pth``; tensors on the CPU."""
+        copied = _copied_to_host(
+            {
+                "objective": self.objective.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "so_far": vars(self.so_far),
+                "history": self.history,
+            },
+            {},
+        )
+        return {
             "training_state": _FORMAT_VERSION,
-            "objective": self.objective.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "epoch": self.epoch,
-            "so_far": vars(self.so_far),
-            "history": self.history,
+            **copied,
+            "step": self.step,
             "baseline": self.baseline,
             "config": self.config,
             "scans": self.scans,
         }
-        atomic_save(content, path)
 
     def restore(self, path: Path) -> None:
         """Fills networks, optimiser and history from ``checkpoint_latest.pth``.
@@ -134,14 +142,34 @@ class TrainingState:
         self.so_far.check()
         if self.so_far.sums is not None:
             self.so_far.sums = self.so_far.sums.to(next(self.objective.parameters()).device)
-        self.epoch, self.history, self.baseline = content["epoch"], content["history"], content["baseline"]
-        _require_records(self.history, self.epoch, self.baseline)
+        self.history, self.baseline = content["history"], content["baseline"]
+        if content["training_state"] < 3:
+            self.step = content["epoch"] * self.steps_per_epoch + self.so_far.steps
+        else:
+            self.step = content["step"]
+        _require_records(self.history, self.baseline)
+        if self.step != len(self.history) * self.steps_per_epoch + self.so_far.steps:
+            raise ValueError(f"{len(self.history)} records do not belong to {self.step!r} steps")
 
 
-def _require_records(history: Any, epochs: Any, baseline: Any) -> None:
+def _copied_to_host(value: Any, copies: dict[Any, Tensor]) -> Any:
+    """Copies of all tensors in dictionaries and lists. nnU-Net's networks hold tensors under two names: one copy."""
+    if isinstance(value, Tensor):
+        key = (value.data_ptr(), value.shape, value.stride(), value.dtype)
+        if key not in copies:
+            copies[key] = value.detach().to("cpu", copy=True)
+        return copies[key]
+    if isinstance(value, dict):
+        return {key: _copied_to_host(item, copies) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_copied_to_host(item, copies) for item in value]
+    return value
+
+
+def _require_records(history: Any, baseline: Any) -> None:
     """Checks what the log and the curves take for granted."""
-    if not isinstance(history, list) or len(history) != epochs or not all(map(_are_numbers, history)):
-        raise ValueError(f"not one record of numbers for each of {epochs!r} epochs")
+    if not isinstance(history, list) or not all(map(_are_numbers, history)):
+        raise ValueError("its records are no tables of numbers")
     if baseline is not None and not _are_numbers(baseline):
         raise ValueError("no correspondence before training")
 

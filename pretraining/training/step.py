@@ -43,7 +43,7 @@ class Stepper:
 
         Args:
             number: From 0; schedules and random numbers follow from it.
-            batches: Gives one for each part of the step.
+            batches: Gives one for each part of the step, on the device.
 
         Returns:
             The values of the method's `Objective.output`, on the device, which is not waited for, all of them NaN if a
@@ -56,7 +56,7 @@ class Stepper:
         waited = 0.0
         for part in range(config.accumulate):
             started = time.perf_counter()
-            batch = next(batches).to(self.device)
+            batch = next(batches)
             waited += time.perf_counter() - started
             views = batch.render(config.views.size, generator, objective.changes_intensity)
             with self._synchronised(last=part == config.accumulate - 1):

@@ -52,6 +52,13 @@ class ViewPairBatch:
         crops = [sample["crops"][view] for view in (0, 1) for sample in samples]
         return cls(crops=_padded(crops, samples[0]["padded_size"]), **tensors)
 
+    @classmethod
+    def joined(cls, batches: Sequence[ViewPairBatch]) -> ViewPairBatch:
+        """One batch of all pairs, in their order."""
+        if len(batches) == 1:
+            return batches[0]
+        return cls(**{f.name: _joined([getattr(batch, f.name) for batch in batches]) for f in fields(cls)})
+
     def to(self, device: torch.device) -> ViewPairBatch:
         """The same batch on another device."""
 
@@ -64,8 +71,14 @@ class ViewPairBatch:
         return ViewPairBatch(**moved, intensity=self.intensity)
 
     def pin_memory(self) -> ViewPairBatch:
-        """The same batch in pinned memory (called by the data loader)."""
+        """The same batch in pinned memory, from which a GPU copies while it computes."""
         return ViewPairBatch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keeps the memory of a batch that was copied on one CUDA stream until another has used it."""
+        for f in fields(self):
+            if getattr(self, f.name).is_cuda:
+                getattr(self, f.name).record_stream(stream)
 
     @property
     def geometries(self) -> GeometryBatch:
@@ -88,6 +101,11 @@ class ViewPairBatch:
                 alone = views.view(-1, 1, *views.shape[2:])  # channels as views, in the same memory
                 apply_intensity_(alone, self.intensity.view(len(alone), -1), generator)
             return views
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """(2 B, ...) tensors, of first views, then of second ones, to one whose first half are all first views."""
+    return torch.cat([part.unflatten(0, (2, -1)) for part in parts], dim=1).flatten(0, 1)
 
 
 def _padded(crops: Sequence[Sequence[NDArray[Any]]], size: tuple[int, int, int]) -> Tensor:

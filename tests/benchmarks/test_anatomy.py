@@ -82,7 +82,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("nnUNet_n_proc_DA", "0")
         patch.setattr(loop, "validation_batches", lambda *args: [])
         patch.setattr(loop.Run, "measure_baseline", lambda self: None)
-        patch.setattr(loop.Run, "_correspondence", lambda self: type("None_", (), {"to_record": lambda _: {}})())
+        patch.setattr(loop.Run, "_correspondence", lambda self: {})
         folder = root / "nnUNet_raw" / "Dataset031_Organs"
         for part in ("imagesTr", "labelsTr"):
             (folder / part).mkdir(parents=True)

@@ -20,7 +20,7 @@ import SimpleITK as sitk
 
 from pretraining.config import PretrainConfig
 from pretraining.pretrain import RunOptions, pretrain
-from pretraining.training import loop
+from pretraining.training import loop, saving
 from pretraining.views import ViewSettings
 from tests.planned_networks import small_network
 
@@ -72,14 +72,14 @@ def main() -> None:
             image.SetSpacing((1, 1, 2))
             sitk.WriteImage(image, str(images / f"scan_{number}_0000.nrrd"), useCompression=True)
         run = root / "nnUNet_results" / "PGL" / RUN
-        saved = loop.TrainingState.save
+        save = saving.atomic_save
 
-        def keep_the_first(state: Any, path: Path) -> None:
-            saved(state, path)
-            if state.epoch == 1:
+        def keep_the_first(content: Any, path: Path) -> None:
+            save(content, path)
+            if len(content["history"]) == 1:
                 shutil.copy(path, root / "after_one_epoch.pth")
 
-        loop.TrainingState.save = keep_the_first  # type: ignore[method-assign]
+        saving.atomic_save = keep_the_first
         pretrain(config(), RunOptions(RUN, False, "cpu", 1, 1))
         _collect(root, run)
 

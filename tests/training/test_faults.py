@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ import torch
 from nnunetv2_pgl.checkpoint import load_checkpoint
 from pretraining.pretrain import RunOptions, pretrain
 from pretraining.run_folder import RunError, RunFolder
-from pretraining.training.state import TrainingState
+from pretraining.training import saving
 from tests.full_disk import room_for
 from tests.golden import make
 
@@ -44,18 +45,18 @@ def require_equal(one: RunFolder, other: RunFolder) -> None:
 
 def test_a_full_disk_costs_nothing_that_was_saved(undisturbed: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """It fills after the first epoch; the run goes on from there once there is room."""
-    full, save = RunFolder.named("full"), TrainingState.save
+    full, save = RunFolder.named("full"), saving.atomic_save
 
-    def save_until_it_is_full(state: TrainingState, path: Path) -> None:
-        with room_for(1_000_000) if state.epoch == 2 else nullcontext():
-            save(state, path)
+    def save_until_it_is_full(content: Any, path: Path) -> None:
+        with room_for(1_000_000) if len(content["history"]) == 2 else nullcontext():
+            save(content, path)
 
     message = r"could not write .*full/checkpoint_latest\.pth \(the former one is intact\): File too large"
     with monkeypatch.context() as patch:
-        patch.setattr(TrainingState, "save", save_until_it_is_full)
+        patch.setattr(saving, "atomic_save", save_until_it_is_full)
         with pytest.raises(OSError, match=message):
             run("full")
-    assert torch.load(full.latest, weights_only=True)["epoch"] == 1
+    assert len(torch.load(full.latest, weights_only=True)["history"]) == 1
     require_equal(undisturbed, run("full", resume=True))
 
 

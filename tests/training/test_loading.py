@@ -1,4 +1,4 @@
-"""A loading process that dies, or a scan that cannot be read, ends the epoch with the scan's name."""
+"""A loading process that dies, or a scan that cannot be read, ends the run with the scan's name."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from pretraining.training.loading import PairLoader
 from pretraining.training.sampler import PairSampler
 from pretraining.views import ViewSettings
 
+CPU = torch.device("cpu")
 CONFIG = PretrainConfig(datasets=(), views=ViewSettings(size=(4, 6, 6)), batch_size=1)
 
 
@@ -41,6 +42,7 @@ class Scan:
     shape: tuple[int, ...] = (1, 8, 12, 12)
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
+    dtype: str = "int16"
 
     @property
     def path(self) -> Path:
@@ -68,9 +70,8 @@ class Scan:
 
 def read_all(does: str, workers: int) -> int:
     scans: Any = [Scan(f"case_{i}", does if i == 2 else "") for i in range(4)]
-    sampler = PairSampler(len(scans), 4, 1, 1, seed=0)
-    loader = PairLoader(scans, CONFIG, sampler, workers, pin=False)
-    with loader.epoch(0) as batches:
+    loader = PairLoader(scans, CONFIG, PairSampler(len(scans), 4, 1, 1, seed=0), workers, CPU)
+    with loader.batches() as batches:
         return sum(len(batch.starts) for batch in batches)
 
 
@@ -81,26 +82,36 @@ def test_readable_scans_give_all_batches(workers: int) -> None:
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a machine with fewer cores
 def test_crops_do_not_depend_on_the_number_of_workers() -> None:
-    """Nor on where an epoch was resumed."""
-    alone = crops_of_two_epochs(0)
+    """Nor on where a run was resumed."""
+    alone = crops_of_a_run(0)
     assert len(alone) == 12
     for workers in (1, 3):
-        for one, other in zip(alone, crops_of_two_epochs(workers), strict=True):
+        for one, other in zip(alone, crops_of_a_run(workers), strict=True):
             assert torch.equal(one, other)
-    for one, other in zip(alone[4:], crops_of_two_epochs(1, first_step=4), strict=True):
+    for one, other in zip(alone[4:], crops_of_a_run(1, first_step=4), strict=True):
         assert torch.equal(one, other)
 
 
-def crops_of_two_epochs(workers: int, first_step: int = 0) -> list[torch.Tensor]:
-    """Crops, boxes and intensity changes of each batch of two."""
+@pytest.mark.parametrize("workers", [0, 1])
+def test_units_make_the_batch_that_is_loaded_at_once(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven pairs in units of three: two, two and three."""
+    whole = crops_of_a_run(workers, pairs=7)
+    monkeypatch.setattr("pretraining.training.sampler.LARGEST_UNIT", 3)
+    assert PairSampler(4, 12, 7, 1, seed=0).units_per_part == 3
+    for one, other in zip(whole, crops_of_a_run(workers, pairs=7), strict=True):
+        assert torch.equal(one, other)
+
+
+def crops_of_a_run(workers: int, first_step: int = 0, pairs: int = 2) -> list[torch.Tensor]:
+    """Crops, boxes and intensity changes of each batch of twelve steps."""
     scans: Any = [Scan(f"case_{i}", "count") for i in range(4)]
-    loader = PairLoader(scans, replace(CONFIG, batch_size=2), PairSampler(4, 6, 2, 1, seed=0), workers, pin=False)
+    sampler = PairSampler(4, 12, pairs, 1, seed=0)
+    loader = PairLoader(scans, replace(CONFIG, batch_size=pairs), sampler, workers, CPU)
     batches = []
-    for epoch in (0, 1):
-        with loader.epoch(epoch, first_step if epoch == 0 else 0) as loaded:
-            for batch in loaded:
-                parts = (batch.crops, batch.starts, batch.sizes, batch.flips, batch.intensity)
-                batches.append(torch.cat([part.reshape(-1).double() for part in parts]))
+    with loader.batches(first_step) as loaded:
+        for batch in loaded:
+            parts = (batch.crops, batch.starts, batch.sizes, batch.flips, batch.intensity)
+            batches.append(torch.cat([part.reshape(-1).double() for part in parts]))
     return batches
 
 
@@ -114,7 +125,7 @@ def spawning() -> Iterator[None]:
 
 
 def test_spawned_workers_give_the_same_crops(spawning: None) -> None:
-    for one, other in zip(crops_of_two_epochs(0), crops_of_two_epochs(1), strict=True):
+    for one, other in zip(crops_of_a_run(0), crops_of_a_run(1), strict=True):
         assert torch.equal(one, other)
 
 
@@ -129,22 +140,22 @@ def test_the_scan_of_a_killed_worker_is_named() -> None:
         read_all("die", 1)
 
 
-def test_a_worker_that_dies_between_two_epochs_is_told() -> None:
-    """In the next epoch. torch would raise at once, in the midst of whatever is done: measuring, drawing or saving."""
+def test_a_worker_that_dies_between_two_steps_is_told() -> None:
+    """When a batch is waited for. torch would raise at once, in the midst of whatever is done: measuring or saving."""
     scans: Any = [Scan(f"case_{i}") for i in range(4)]
-    loader = PairLoader(scans, CONFIG, PairSampler(len(scans), 4, 1, 1, seed=0), 1, pin=False)
+    loader = PairLoader(scans, CONFIG, PairSampler(len(scans), 100, 1, 1, seed=0), 1, CPU)
 
-    def epoch(number: int) -> int:
-        with loader.epoch(number) as batches:
-            return len(list(batches))
+    def read_after_its_death() -> int:
+        with loader.batches() as batches:
+            next(batches)
+            (worker,) = loader._workers
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGKILL)
+            os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # torch looks for those that nobody waited for
+            return sum(1 for _ in batches)
 
-    assert epoch(0) == 4
-    (worker,) = loader._workers
-    assert worker.pid is not None
-    os.kill(worker.pid, signal.SIGKILL)
-    os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # torch looks for it among those that nobody waited for
-    with pytest.raises(TrainingError, match=r"killed by SIGKILL after it read case_\d"):
-        epoch(1)
+    with pytest.raises(TrainingError, match=r"killed by SIGKILL (while|after) it read case_\d"):
+        read_after_its_death()
 
 
 def test_the_scan_of_a_worker_that_left_is_named() -> None:
@@ -166,7 +177,7 @@ def test_a_damaged_scan_is_one_line(workers: int) -> None:
     assert str(caught.value) == "/store/case_2.b2nd cannot be read (damaged): delete it to redo the scan"
 
 
-def test_an_epoch_that_ends_early_leaves_no_process() -> None:
+def test_a_run_that_ends_early_leaves_no_process() -> None:
     """Left to Python's end, they would take the 25 s that SIGTERM leaves them."""
     before = multiprocessing.active_children()
     begin = time.monotonic()

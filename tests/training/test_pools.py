@@ -17,10 +17,8 @@ from pretraining.config import PretrainConfig
 from pretraining.data import PlannedPreprocessing
 from pretraining.pretrain import RunOptions, pretrain
 from pretraining.run_folder import RunFolder
-from pretraining.training import loop
-from pretraining.training.correspondence import Correspondence
-from pretraining.training.loading import PairLoader
-from pretraining.training.state import TrainingState
+from pretraining.training import loop, saving
+from pretraining.training.sampler import PairSampler
 from pretraining.views import ViewSettings
 from tests.planned_networks import small_network
 
@@ -38,9 +36,6 @@ CONFIG = PretrainConfig(
     out_channels=8,
     validation_scans=1,
 )
-
-
-NOTHING = Correspondence(*[None] * 7, axes=(None,) * 3, miss_distance=0.0, cells=0)
 
 
 def write_dataset(raw: Path, name: str, channels: dict[str, str], scans: int) -> None:
@@ -63,7 +58,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
         patch.setenv("nnUNet_n_proc_DA", "0")
         patch.setattr(loop, "validation_batches", lambda *args: [])
         patch.setattr(loop.Run, "measure_baseline", lambda self: None)
-        patch.setattr(loop.Run, "_correspondence", lambda self: NOTHING)
+        patch.setattr(loop.Run, "_correspondence", lambda self: {})
         write_dataset(root / "nnUNet_raw", "Dataset011_Two", {"0": "T1", "1": "T2"}, 4)
         write_dataset(root / "nnUNet_raw", "Dataset012_One", {"0": "CT"}, 2)
         yield root
@@ -110,25 +105,27 @@ def test_weights_decide_who_is_drawn_and_a_run_goes_on_with_them(
     folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[tuple[int, str]] = []
-    read = PairLoader._batches
+    order = PairSampler.__iter__
 
-    def spied(self: PairLoader) -> Any:
-        epoch = list(self.sampler)
-        drawn.extend((draw, self.scans[scan].source) for part in epoch for draw, scan in part)
-        return read(self)
+    def spied(self: PairSampler) -> Any:
+        for unit in order(self):
+            drawn.extend((draw, sources[scan]) for draw, scan in unit)
+            yield unit
 
-    monkeypatch.setattr(PairLoader, "_batches", spied)
+    sources = ["Dataset011_Two"] * 4 + ["Dataset012_One"] * 2
+    monkeypatch.setattr(PairSampler, "__iter__", spied)
     config = replace(CONFIG, weights=(1.0, 3.0), epochs=2, pairs_per_epoch=4, validation_scans=0)
     with monkeypatch.context() as patch:
-        save = TrainingState.save
+        save = saving.atomic_save
 
-        def stop(self: TrainingState, path: Path) -> None:
-            save(self, path)
-            raise KeyboardInterrupt
+        def stop(content: Any, path: Path) -> None:
+            save(content, path)
+            raise OSError("no more")
 
-        patch.setattr(TrainingState, "save", stop)
-        with pytest.raises(KeyboardInterrupt):
+        patch.setattr(saving, "atomic_save", stop)
+        with pytest.raises(OSError, match="no more"):
             run("weighted", config)
+    del drawn[4:]  # by the steps until the error was told
     folder = run("weighted", config, resume=True)
     assert [draw for draw, _ in drawn] == list(range(8))
     assert [source for _, source in drawn].count("Dataset011_Two") == 2

@@ -10,26 +10,34 @@ from pretraining.training.sampler import PairSampler
 from pretraining.training.shares import SharedOrder, draws_per_pass
 
 
-def epoch(sampler: PairSampler, number: int) -> list[list[tuple[int, int]]]:
-    sampler.epoch = number
-    return list(sampler)
+def from_step(sampler: PairSampler, first: int) -> list[list[tuple[int, int]]]:
+    sampler.first_step = first
+    units = list(sampler)
+    assert len(units) == len(sampler)
+    return units
 
 
 def test_every_scan_equally_often_whatever_the_batch() -> None:
-    sampler = PairSampler(scans=7, steps=2, batch_size=3, accumulate=1, seed=0)
-    drawn = [pair for number in range(7) for part in epoch(sampler, number) for pair in part]
+    drawn = [pair for part in PairSampler(scans=7, steps=14, batch_size=3, accumulate=1, seed=0) for pair in part]
     assert [draw for draw, _ in drawn] == list(range(42))
     assert set(Counter(scan for _, scan in drawn).values()) == {6}
     assert [scan for _, scan in drawn[:7]] != [scan for _, scan in drawn[7:14]]  # each pass in its own order
 
 
 def test_processes_and_parts_together_are_one_process() -> None:
-    whole = epoch(PairSampler(5, 3, 8, 1, seed=1), 4)
-    shares = [epoch(PairSampler(5, 3, 8, 2, seed=1, rank=rank, processes=2), 4) for rank in (0, 1)]
+    whole = from_step(PairSampler(5, 15, 8, 1, seed=1), 12)
+    shares = [from_step(PairSampler(5, 15, 8, 2, seed=1, rank=rank, processes=2), 12) for rank in (0, 1)]
     assert all(len(share) == 6 for share in shares)
     for step in range(3):
         joined = [pair for share in shares for part in share[2 * step : 2 * step + 2] for pair in part]
         assert joined == whole[step]
+
+
+def test_large_parts_are_loaded_in_units_in_the_same_order() -> None:
+    """Of at most 16 pairs, all of about the same size."""
+    units = list(PairSampler(50, 3, 80, 2, seed=1))
+    assert [len(unit) for unit in units] == 6 * [13, 13, 14]
+    assert [draw for unit in units for draw, _ in unit] == list(range(240))
 
 
 def test_uneven_batch_is_refused() -> None:
@@ -75,20 +83,19 @@ def test_weighted_draws_do_not_depend_on_processes_or_on_where_a_run_resumes() -
 
     def sampler(**options: int) -> PairSampler:
         shares = SharedOrder(sources, (1.0, 3.0), seed=1)
-        return PairSampler(5, 3, 8, options.pop("accumulate", 1), seed=1, shares=shares, **options)
+        return PairSampler(5, 15, 8, options.pop("accumulate", 1), seed=1, shares=shares, **options)
 
-    straight = sampler()
-    epochs = [epoch(straight, number) for number in range(5)]
-    assert epoch(sampler(), 4) == epochs[4]
-    shares = [epoch(sampler(rank=rank, processes=2, accumulate=2), 4) for rank in (0, 1)]
+    straight = from_step(sampler(), 0)
+    assert from_step(sampler(), 12) == straight[12:]
+    shares = [from_step(sampler(rank=rank, processes=2, accumulate=2), 12) for rank in (0, 1)]
     for step in range(3):
         joined = [pair for share in shares for part in share[2 * step : 2 * step + 2] for pair in part]
-        assert joined == epochs[4][step]
+        assert joined == straight[12 + step]
 
 
 def test_without_weights_the_order_is_the_one_it_always_was() -> None:
     """Written down from the first version; a run that goes on must go on with these."""
-    drawn = [scan for part in epoch(PairSampler(6, 3, 4, 1, seed=12345), 1) for _, scan in part]
+    drawn = [scan for part in from_step(PairSampler(6, 6, 4, 1, seed=12345), 3) for _, scan in part]
     assert drawn == [1, 3, 2, 4, 5, 0, 2, 1, 0, 4, 3, 5]
 
 

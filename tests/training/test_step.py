@@ -178,5 +178,5 @@ def test_it_stops_the_run_and_nothing_of_it_is_saved(
     if epochs_saved:
         assert len((folder.path / "metrics.jsonl").read_text().splitlines()) == epochs_saved
         state = torch.load(folder.latest, weights_only=True)
-        assert state["epoch"] == epochs_saved
+        assert state["step"] == 2 * epochs_saved
         assert all(value.isfinite().all() for value in state["objective"].values())

@@ -1,30 +1,24 @@
-"""Whole small runs of the loop on stored scans: resuming, two processes, pictures, bad values."""
+"""Whole small runs of the paper's network on stored scans: what they leave, other methods, bad values."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from matplotlib.image import imread
 
-from nnunetv2_pgl.checkpoint import CheckpointError, load_checkpoint
+from nnunetv2_pgl.checkpoint import load_checkpoint
 from nnunetv2_pgl.networks import ResNet50Encoder
 from nnunetv2_pgl.transfer import load_encoder
 from pretraining.config import PretrainConfig
 from pretraining.demo.datasets import write_unlabelled_dataset
 from pretraining.pretrain import RunOptions, pretrain
-from pretraining.run_folder import RunError, RunFolder
-from pretraining.training.errors import Stopped, TrainingError
-from pretraining.training.state import TrainingState
-from pretraining.training.step import Stepper
+from pretraining.run_folder import RunFolder
+from pretraining.training.errors import TrainingError
 from pretraining.views import ViewSettings
 
 CONFIG = PretrainConfig(
@@ -79,15 +73,11 @@ def straight(folders: Path) -> RunFolder:
 
 @pytest.fixture(autouse=True)
 def only_the_shared_run_keeps_its_weights(folders: Path) -> Iterator[None]:
-    """Together, the states of all runs would take eleven gigabytes."""
+    """Together, the states of all runs would take gigabytes."""
     yield
     for file in (folders / "nnUNet_results").rglob("*.pth"):
         if file.parent.name != "straight":
             file.unlink()
-
-
-def encoder_of(folder: RunFolder) -> dict[str, torch.Tensor]:
-    return load_checkpoint(folder.final).encoder_weights
 
 
 def records(folder: RunFolder) -> list[dict[str, Any]]:
@@ -160,143 +150,6 @@ def test_the_checkpoint_says_what_it_is(straight: RunFolder) -> None:
         sum(v.numel() for k, v in checkpoint.encoder_weights.items() if "running" not in k and "num" not in k)
         == 46_155_072
     )
-
-
-class Killed(Exception):  # noqa: N818
-    pass
-
-
-def killed_after_the_first_epoch(patch: pytest.MonkeyPatch) -> None:
-    save = TrainingState.save
-
-    def die(state: TrainingState, path: Path) -> None:
-        save(state, path)
-        raise Killed
-
-    patch.setattr(TrainingState, "save", die)
-
-
-def told_to_stop(after_steps: int) -> Callable[[pytest.MonkeyPatch], None]:
-    def interrupt(patch: pytest.MonkeyPatch) -> None:
-        make_step = Stepper.__call__
-
-        def signalled(self: Stepper, number: int, batches: Any) -> Any:
-            output = make_step(self, number, batches)
-            if number + 1 == after_steps:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return output
-
-        patch.setattr(Stepper, "__call__", signalled)
-
-    return interrupt
-
-
-@pytest.mark.parametrize(
-    ("name", "interrupt", "error"),
-    [
-        ("killed_after_the_first_epoch", killed_after_the_first_epoch, Killed),
-        ("stopped_within_the_first_epoch", told_to_stop(1), Stopped),
-        ("stopped_at_the_end_of_the_first_epoch", told_to_stop(2), Stopped),
-    ],
-)
-def test_resumed_is_the_uninterrupted_run(
-    straight: RunFolder,
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
-    interrupt: Callable[[pytest.MonkeyPatch], None],
-    error: type[Exception],
-) -> None:
-    """Same losses, bit-equal encoder."""
-    with monkeypatch.context() as patch:
-        interrupt(patch)
-        with pytest.raises(error):
-            pretrain(CONFIG, options(name))
-    pretrain(CONFIG, options(name, resume=True))
-    resumed = RunFolder.named(name)
-    for one, other in zip(records(straight), records(resumed), strict=True):
-        assert one["loss"] == other["loss"]
-        assert all(one[key] == other[key] for key in CORRESPONDENCE)
-    weights = encoder_of(resumed)
-    assert all(torch.equal(value, weights[key]) for key, value in encoder_of(straight).items())
-
-
-def test_accumulated_parts_see_the_same_pairs(straight: RunFolder) -> None:
-    """With batch norm the parts are normalised alone, so losses are close, not equal."""
-    pretrain(replace(CONFIG, accumulate=2, epochs=1, norm="instance"), options("accumulated"))
-    pretrain(replace(CONFIG, epochs=1, norm="instance"), options("at_once"))
-    one, other = (records(RunFolder.named(name))[0]["loss"] for name in ("accumulated", "at_once"))
-    assert one == pytest.approx(other, rel=0.5)
-
-
-def test_a_finished_run_can_be_continued_to_no_effect(straight: RunFolder) -> None:
-    before = encoder_of(straight)
-    pretrain(CONFIG, options("straight", resume=True))
-    assert all(torch.equal(value, before[key]) for key, value in encoder_of(straight).items())
-
-
-def test_a_state_of_the_first_version_is_continued(straight: RunFolder) -> None:
-    older = RunFolder.named("older")
-    older.start(CONFIG)
-    state = torch.load(straight.latest, weights_only=True)
-    assert state.pop("training_state") == 2
-    assert state.pop("so_far")["steps"] == 0
-    torch.save({**state, "training_state": 1}, older.latest)
-    pretrain(CONFIG, options("older", resume=True))
-    weights = encoder_of(older)
-    assert all(torch.equal(value, weights[key]) for key, value in encoder_of(straight).items())
-
-
-def of_010(record: dict[str, Any]) -> dict[str, Any]:
-    """A record as version 0.1.0 wrote it."""
-    kept = {key: value for key, value in record.items() if key not in CORRESPONDENCE}
-    return {**kept, "correspondence": 0.25, "chance": 0.125, "miss_distance": 9.0}
-
-
-def test_records_of_the_first_version_are_continued(straight: RunFolder) -> None:
-    """Its correspondence was one share of all pairs, which stands in the curves beside what later epochs measured."""
-    older = RunFolder.named("older_records")
-    older.start(CONFIG)
-    state = torch.load(straight.latest, weights_only=True)
-    history = [of_010(state["history"][0])]
-    baseline = {"correspondence": 0.2, "miss_distance": 8.0}
-    torch.save({**state, "epoch": 1, "history": history, "baseline": baseline}, older.latest)
-    pretrain(CONFIG, options("older_records", resume=True))
-    *before, last = records(older)
-    assert before == history
-    assert last.keys() >= CORRESPONDENCE
-    assert "correspondence" not in last
-    assert load_checkpoint(older.final).pgl["metrics"]["flipped_right"] == last["flipped_right"]
-
-
-def test_two_runs_do_not_share_a_folder(straight: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pretraining.run_folder._UNTIL_LOADERS_END", 0.1)
-    before = straight.latest.stat().st_mtime_ns
-    with straight.locked(), pytest.raises(RunError, match=r"straight: a run is at work there; .* -o$"):
-        pretrain(CONFIG, options("straight", resume=True))
-    assert straight.latest.stat().st_mtime_ns == before
-
-
-def test_other_scans_are_not_passed_over(straight: RunFolder, folders: Path) -> None:
-    """A pool that has lost a scan would silently change what every later draw means."""
-    copied = RunFolder.named("other_scans")
-    copied.start(CONFIG)
-    shutil.copy(straight.latest, copied.latest)
-    scan = next((folders / "nnUNet_raw" / "Dataset501_Small" / "imagesTr").glob("*_003_0000.nii.gz"))
-    hidden = scan.rename(folders / scan.name)
-    try:
-        with pytest.raises(CheckpointError, match="started on other scans"):
-            pretrain(CONFIG, options("other_scans", resume=True))
-    finally:
-        hidden.rename(scan)
-
-
-def test_a_truncated_state_is_named(straight: RunFolder, folders: Path) -> None:
-    broken = RunFolder.named("broken")
-    broken.start(CONFIG)
-    content = straight.latest.read_bytes()
-    broken.latest.write_bytes(content[: len(content) // 2])
-    with pytest.raises(CheckpointError, match=r"checkpoint_latest\.pth: truncated"):
-        pretrain(CONFIG, options("broken", resume=True))
 
 
 @pytest.mark.parametrize(

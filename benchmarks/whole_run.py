@@ -1,8 +1,9 @@
 """Goal: what a run adds to its networks' arithmetic: a whole run over its steps alone.
 
-The run is `pgl_pretrain`'s own with its default settings, from stored scans to its last state, but for the arithmetic. A
-step takes its batch from the data loader and is over after 100 ms, and what the validation looks up are random maps of
-the encoder's size. Loading, rendering of the validation, log, curves and saving of the whole state are what they are.
+The run is the one of `pgl_pretrain` with its default settings, from stored scans to its last state, but for the
+arithmetic. A step takes its batch from the data loader and is over after 100 ms, and what the validation looks up are
+random maps of the encoder's size. Loading, rendering of the validation, log, curves and saving of the whole state are
+what they are.
 """
 
 from __future__ import annotations

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
+from nnunetv2_pgl.versions import nnunet_version
 from nnunetv2_pgl.whole_files import write_text
 
 VARIABLE = "nnUNet_extTrainer"
@@ -81,7 +81,7 @@ def check() -> tuple[list[str], bool]:
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
     value = os.environ.get(VARIABLE)
-    lines = [f"nnunetv2 {importlib.metadata.version('nnunetv2')} in {nnunetv2.__path__[0]}"]
+    lines = [f"nnunetv2 {nnunet_version()} in {nnunetv2.__path__[0]}"]
     lines.append(f"{VARIABLE} is not set in this shell" if value is None else f"{VARIABLE}={value}")
     for folder in (value or "").split(os.pathsep):
         if folder and not os.path.isdir(folder):

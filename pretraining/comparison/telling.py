@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
+from nnunetv2_pgl.versions import versions
 from pretraining.comparison.comparison import Comparison
 from pretraining.comparison.execution import prediction_command, pretraining_command, seconds_of, training_command
 from pretraining.comparison.report import write_report
@@ -111,10 +109,7 @@ def _facts(comparison: Comparison) -> tuple[tuple[str, str], ...]:
         ),
         ("Device", comparison.device),
         *(("Beware", warning) for warning in comparison.warnings),
-        (
-            "Versions",
-            f"nnunetv2-pgl {version('nnunetv2-pgl')}, nnunetv2 {version('nnunetv2')}, torch {torch.__version__}",
-        ),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in versions().items())),
     )
 
 

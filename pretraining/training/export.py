@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,6 +13,7 @@ from torch import Tensor
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint
 from nnunetv2_pgl.networks import Encoder, PlannedEncoder
 from nnunetv2_pgl.nnssl_plan import adaptation_plan
+from nnunetv2_pgl.versions import versions
 from pretraining.citations import citations_of
 from pretraining.config import PretrainConfig
 from pretraining.objectives import Objective
@@ -58,7 +57,7 @@ def make_checkpoint(
         "view_size": list(config.views.size),
         "metrics": {key: float(np.float64(value)) for key, value in last_record.items()},
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": _versions(),
+        "versions": versions(),
     }
     citations = citations_of(config.method)
     plan = _adaptation_plan(pgl, encoder)
@@ -117,11 +116,6 @@ def _intensity(is_ct: bool, planned: dict[str, Any] | None) -> dict[str, Any]:
     if is_ct:
         return {"modality": "ct", "clip": [-1024.0, 325.0], "normalisation": "z-score per scan"}
     return {"modality": "other", "clip": None, "normalisation": "z-score per scan and channel"}
-
-
-def _versions() -> dict[str, str]:
-    names = ("nnunetv2-pgl", "nnunetv2", "torch", "numpy")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
 
 
 def _adaptation_plan(pgl: dict[str, Any], encoder: Encoder) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from batchgenerators.utilities.file_and_folder_operations import load_json
 
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, save_checkpoint
 from nnunetv2_pgl.extension_folder import extension_folder
@@ -71,11 +71,11 @@ class Workplace:
         return made
 
     def plans(self) -> dict[str, Any]:
-        plans = load_json(str(self.root / "nnUNet_preprocessed" / DATASET / "nnUNetPlans.json"))
+        plans = json.loads((self.root / "nnUNet_preprocessed" / DATASET / "nnUNetPlans.json").read_text())
         return {**plans, "continue_training": False}
 
     def dataset_json(self) -> dict[str, Any]:
-        return load_json(str(self.root / "nnUNet_preprocessed" / DATASET / "dataset.json"))
+        return json.loads((self.root / "nnUNet_preprocessed" / DATASET / "dataset.json").read_text())
 
 
 @pytest.fixture(scope="session")

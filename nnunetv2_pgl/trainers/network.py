@@ -18,7 +18,7 @@ from torch import nn
 
 from nnunetv2_pgl.networks import PAPER_STRIDES, PGLSegmenter, PlanError, PlannedName, PlannedNetwork
 from nnunetv2_pgl.networks.strided import Triple
-from nnunetv2_pgl.precision import has_bfloat16, train_in_cpu_bfloat16
+from nnunetv2_pgl.precision import has_bfloat16
 
 PLANS_KEY = "pgl_network"
 RESNET = "resnet50"
@@ -115,17 +115,18 @@ def build_network(
         NetworkError: It is not known here.
     """
     network = ModelNetwork.of(plans.plans.get(PLANS_KEY) or {})
-    cpu_bfloat16 = has_bfloat16(torch.device("cpu"))
     if network.is_planned:
-        planned = nnUNetTrainer.build_network_architecture(plans, configuration, inputs, outputs, deep_supervision)
-        return train_in_cpu_bfloat16(planned) if cpu_bfloat16 else planned
+        planned: nn.Module = nnUNetTrainer.build_network_architecture(
+            plans, configuration, inputs, outputs, deep_supervision
+        )
+        return planned
     return PGLSegmenter(
         inputs,
         outputs,
         strides=network_strides(configuration),
         norm=network.norm,  # type: ignore[arg-type]
         centred=network.centred,
-        cpu_bfloat16=cpu_bfloat16,
+        cpu_bfloat16=has_bfloat16(torch.device("cpu")),
     )
 
 

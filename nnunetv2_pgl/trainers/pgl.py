@@ -15,6 +15,7 @@ from torch import nn
 from nnunetv2_pgl.checkpoint import CheckpointError, load_checkpoint
 from nnunetv2_pgl.messages import one_line
 from nnunetv2_pgl.networks import PGLSegmenter
+from nnunetv2_pgl.precision import has_bfloat16, train_in_cpu_bfloat16
 from nnunetv2_pgl.trainers.network import (
     PLANS_KEY,
     ModelNetwork,
@@ -110,15 +111,21 @@ class nnUNetTrainerPGL(nnUNetTrainer):
         try:
             if self._restoring or not self.starts_from_checkpoint or (run is not None and run.is_random):
                 self._use_network(self._network_without_checkpoint(), "the random start")
-                super().initialize()
+                self._initialize()
                 return
             path, named_by = find_encoder_checkpoint(self.plans_manager.plans)
             start = Start(load_checkpoint(path), path, named_by)
             self._use_network(ModelNetwork.of(start.checkpoint.architecture), f"the encoder {path}")
-            super().initialize()
+            self._initialize()
             self._start_from(start)
         except (CheckpointError, NetworkError) as error:
             raise self._stop(error) from error
+
+    def _initialize(self) -> None:
+        """nnU-Net's, and bfloat16 where its own network trains on a CPU that has it; on CUDA nnU-Net sees to that."""
+        super().initialize()
+        if self.device.type == "cpu" and has_bfloat16(self.device) and not isinstance(self.network, PGLSegmenter):
+            train_in_cpu_bfloat16(self.network)
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """The cases of ``pgl_run``, else nnU-Net's split."""

@@ -21,6 +21,7 @@ from nnunetv2_pgl.networks import PGLSegmenter, PlannedEncoder, PlannedNetwork
 from nnunetv2_pgl.trainers import nnUNetTrainerPGL, nnUNetTrainerPGL_paper, nnUNetTrainerPGLScratch
 from nnunetv2_pgl.trainers.network import network_strides
 from tests.planned_networks import small_architecture, small_network
+from tests.precision import note_types
 
 CPU = torch.device("cpu")
 SHORT = {"num_epochs": 1, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 1}
@@ -128,6 +129,37 @@ def test_the_plan_s_network_is_trained_and_predicts_in_stock_nnunet(
     stock.load_state_dict(trainer.network.state_dict())
     with torch.no_grad():
         assert torch.equal(stock.eval()(image), expected)
+
+
+@pytest.mark.parametrize(
+    ("device", "amx", "casts"), [("cpu", True, True), ("cpu", False, False), ("cuda", True, False)]
+)
+def test_only_training_on_a_cpu_with_bfloat16_gives_the_network_another_class(
+    workplace: Workplace,
+    save_planned: SavePlanned,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    amx: bool,
+    casts: bool,
+) -> None:
+    """On CUDA, torch.compile and nnU-Net's autocast meet the class that they know, as prediction does anywhere."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *arguments, **names: self)  # there may be no such device
+    network = small_network("resenc")
+    save_planned(network)
+    trainer = make(workplace, plans_for(workplace, network))
+    trainer.device = torch.device(device)
+    trainer.initialize()
+    stock = nnUNetTrainer.build_network_architecture(trainer.plans_manager, trainer.configuration_manager, 1, 2)
+    assert (type(trainer.network) is not type(stock)) is casts
+    assert isinstance(trainer.network, type(stock))
+    predicts = trainer.build_network_architecture(trainer.plans_manager, trainer.configuration_manager, 1, 2)
+    assert type(predicts) is type(stock)
+    types = note_types(trainer.network)
+    trainer.network.train()(torch.randn(1, 1, *trainer.configuration_manager.patch_size))
+    assert types == {torch.bfloat16 if casts else torch.float32}
 
 
 def test_it_goes_on_without_the_checkpoint(workplace: Workplace, save_planned: SavePlanned) -> None:

@@ -14,7 +14,7 @@ from benchmarks.frozen_features import neighbour_estimates, probe_estimates, r_s
 from benchmarks.held_out_labels import LabelledVolume, label_fractions
 from benchmarks.plain_features import Features, patches, position_code
 from nnunetv2_pgl.networks import Encoder, FeatureGrid
-from nnunetv2_pgl.precision import has_bfloat16
+from nnunetv2_pgl.precision import autocast_type
 from pretraining.config import PretrainConfig
 from pretraining.data import Volume
 from pretraining.training.correspondence import compare_maps, nearest, validation_samples
@@ -159,7 +159,7 @@ def _maps_of(encoder: Encoder, level: int) -> Features:
     @torch.no_grad()
     def features(views: Tensor) -> Tensor:
         parts = []
-        precision = torch.bfloat16 if has_bfloat16(views.device) else None
+        precision = autocast_type(views.device)
         with torch.autocast(views.device.type, dtype=precision, enabled=precision is not None):
             for part in views.split(_BATCH):
                 parts.append(encoder(part.contiguous(memory_format=torch.channels_last_3d), level)[-1].float())

@@ -31,7 +31,7 @@ from benchmarks.held_out_labels import labels_of
 from nnunetv2_pgl.checkpoint import save_checkpoint
 from nnunetv2_pgl.messages import one_line
 from nnunetv2_pgl.networks import PaddingName, ResNet50Encoder
-from nnunetv2_pgl.precision import has_bfloat16
+from nnunetv2_pgl.precision import autocast_type
 from nnunetv2_pgl.whole_files import write_text
 from pretraining.alignment import align
 from pretraining.config import PretrainConfig, recommended
@@ -116,7 +116,7 @@ class Variant(PGLNCE):
     """PGL with the loss of an arm."""
 
     def __init__(self, encoder: ResNet50Encoder, arm: Arm, view_size: Sequence[int], hidden: int):
-        precision = torch.bfloat16 if has_bfloat16(torch.device("cpu")) else None
+        precision = autocast_type(torch.device("cpu"))
         super().__init__(encoder, view_size, hidden, precision=precision, temperature=arm.temperature)
         self.arm = arm
         self.lateral: Sequence[tuple[int, int] | None] = ()  # of the scans of the coming step, see `_lateral`

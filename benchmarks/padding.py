@@ -15,7 +15,7 @@ import torch
 from benchmarks.bare_networks import BareNetworks
 from benchmarks.report import Figure, Settings, alternating, synchronise
 from nnunetv2_pgl.networks import Encoder, PaddingName, PlannedEncoder, PlannedNetwork, ResNet50Encoder
-from nnunetv2_pgl.precision import has_bfloat16
+from nnunetv2_pgl.precision import autocast_type
 from pretraining.objectives import PGL
 
 _PADDINGS: tuple[PaddingName, ...] = ("replicate", "zeros")
@@ -41,7 +41,7 @@ def _ratio(name: str, size: tuple[int, int, int], settings: Settings) -> Figure:
 def _step(
     name: str, size: tuple[int, int, int], pairs: int, padding: PaddingName, device: torch.device
 ) -> Callable[[], None]:
-    precision = torch.bfloat16 if has_bfloat16(device) else None
+    precision = autocast_type(device)
     objective = PGL(_encoder(name, size, padding), size, precision=precision).to(device)
     bare = BareNetworks(objective, pairs, size, precision)
 

@@ -23,7 +23,7 @@ _FIXED = (
 # In float32, whatever the CPU.
 _COMMAND = """
 from pretraining.training import loop
-loop.has_bfloat16 = lambda device: False
+loop.autocast_type = lambda device: None
 from pretraining.cli import pretrain_entry
 if __name__ == "__main__":
     pretrain_entry()

@@ -1,4 +1,4 @@
-"""Which devices compute in bfloat16, and networks that train so on a CPU."""
+"""What networks are computed in on a device, and networks that train in bfloat16 on a CPU."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ import torch
 from torch import Tensor, nn
 
 
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether a device is trusted to multiply in bfloat16: CUDA from Ampere on, CPUs with AMX.
+def autocast_type(device: torch.device) -> torch.dtype | None:
+    """The type that networks are computed in, None for float32.
+
+    bfloat16 on CUDA from Ampere on and on CPUs with AMX. On Volta and Turing (compute capability 7), whose tensor cores
+    know no other type, float16: gradients need a loss scaler there. Older GPUs have no tensor cores.
 
     CPUs with AVX512-BF16 alone (AMD's Zen 4, Intel's Cooper Lake) could, but there oneDNN 3.12 (torch 2.14) returns
     arbitrary weight gradients for 3 x 3 x 3 convolutions of maps two voxels deep, such as the deepest ones of the
     paper's views, and for strided ones of maps one voxel high it writes beyond its memory.
     """
-    if device.type == "cuda":
-        return torch.cuda.is_available() and torch.cuda.get_device_capability(device)[0] >= 8
+    if device.type == "cuda" and torch.cuda.is_available():
+        generation, _ = torch.cuda.get_device_capability(device)
+        return torch.bfloat16 if generation >= 8 else torch.float16 if generation == 7 else None
     if device.type == "cpu":
         has_amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
-        return has_amx is not None and has_amx()
-    return False
+        return torch.bfloat16 if has_amx is not None and has_amx() else None
+    return None
 
 
 def train_in_cpu_bfloat16(network: nn.Module) -> nn.Module:

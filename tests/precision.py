@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from nnunetv2_pgl.precision import has_bfloat16
+from nnunetv2_pgl.precision import autocast_type
 
-needs_bfloat16 = pytest.mark.skipif(not has_bfloat16(torch.device("cpu")), reason="runs use float32 here")
+needs_bfloat16 = pytest.mark.skipif(
+    autocast_type(torch.device("cpu")) is not torch.bfloat16, reason="runs use float32 here"
+)
 
 
 def note_types(module: nn.Module) -> set[torch.dtype]:

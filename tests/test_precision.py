@@ -1,4 +1,4 @@
-"""bfloat16 on a CPU: where it is used, and that its gradients are right."""
+"""Which types networks are computed in, bfloat16 on a CPU, and that its gradients are right."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from nnunetv2_pgl.precision import has_bfloat16, train_in_cpu_bfloat16
+from nnunetv2_pgl.precision import autocast_type, train_in_cpu_bfloat16
 from tests.planned_networks import small_network
 from tests.precision import needs_bfloat16
 
@@ -37,7 +37,27 @@ def test_amx_is_asked_for(monkeypatch: pytest.MonkeyPatch, amx: bool | None, exp
         monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported", raising=False)
     else:
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
-    assert has_bfloat16(CPU) is expected
+    assert autocast_type(CPU) is (torch.bfloat16 if expected else None)
+
+
+@pytest.mark.parametrize(
+    ("generation", "expected"),
+    [
+        ((6, 1), None),
+        ((7, 0), torch.float16),
+        ((7, 5), torch.float16),
+        ((8, 0), torch.bfloat16),
+        ((8, 9), torch.bfloat16),
+        ((12, 0), torch.bfloat16),
+    ],
+)
+def test_each_generation_of_gpus_gets_the_type_of_its_tensor_cores(
+    monkeypatch: pytest.MonkeyPatch, generation: tuple[int, int], expected: torch.dtype | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: generation)
+    assert autocast_type(torch.device("cuda", 1)) is expected
+    assert autocast_type(torch.device("mps")) is None
 
 
 @pytest.mark.parametrize("deep_supervision", [False, True])

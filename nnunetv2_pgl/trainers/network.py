@@ -18,7 +18,7 @@ from torch import nn
 
 from nnunetv2_pgl.networks import PAPER_STRIDES, PGLSegmenter, PlanError, PlannedName, PlannedNetwork
 from nnunetv2_pgl.networks.strided import Triple
-from nnunetv2_pgl.precision import has_bfloat16
+from nnunetv2_pgl.precision import autocast_type
 
 PLANS_KEY = "pgl_network"
 RESNET = "resnet50"
@@ -126,7 +126,7 @@ def build_network(
         strides=network_strides(configuration),
         norm=network.norm,  # type: ignore[arg-type]
         centred=network.centred,
-        cpu_bfloat16=has_bfloat16(torch.device("cpu")),
+        cpu_bfloat16=autocast_type(torch.device("cpu")) is torch.bfloat16,
     )
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from nnunetv2_pgl.checkpoint import CheckpointError, load_checkpoint
 from nnunetv2_pgl.messages import one_line
 from nnunetv2_pgl.networks import PGLSegmenter
-from nnunetv2_pgl.precision import has_bfloat16, train_in_cpu_bfloat16
+from nnunetv2_pgl.precision import autocast_type, train_in_cpu_bfloat16
 from nnunetv2_pgl.trainers.network import (
     PLANS_KEY,
     ModelNetwork,
@@ -124,7 +124,7 @@ class nnUNetTrainerPGL(nnUNetTrainer):
     def _initialize(self) -> None:
         """nnU-Net's, and bfloat16 where its own network trains on a CPU that has it; on CUDA nnU-Net sees to that."""
         super().initialize()
-        if self.device.type == "cpu" and has_bfloat16(self.device) and not isinstance(self.network, PGLSegmenter):
+        if self.device.type == "cpu" and autocast_type(self.device) and not isinstance(self.network, PGLSegmenter):
             train_in_cpu_bfloat16(self.network)
 
     def do_split(self) -> tuple[list[str], list[str]]:

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from nnunetv2_pgl.precision import has_bfloat16
+from nnunetv2_pgl.precision import autocast_type
 from pretraining.config import PretrainConfig
 from pretraining.objectives import Objective
 from pretraining.training.start import make_objective
@@ -32,7 +32,7 @@ _UNLIMITED = 2**60
 
 def bytes_of_step(config: PretrainConfig, workers: int, processes: int) -> tuple[float, float]:
     """Resident bytes that training adds to a process on a CPU: whatever the batch, and for each pair of a part."""
-    precision = torch.bfloat16 if has_bfloat16(torch.device("cpu")) else None
+    precision = autocast_type(torch.device("cpu"))
     with torch.device("meta"):
         objective = make_objective(config, precision)
     size = (config.encoder_channels, *config.views.size)

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from nnunetv2_pgl.precision import has_bfloat16
+from nnunetv2_pgl.precision import autocast_type
 from pretraining.config import PretrainConfig
 from pretraining.data import Volume
 from pretraining.objectives import target_decay
@@ -114,7 +114,7 @@ class Run:
         self.processes = runtime.processes
         self.device = self.processes.device(runtime.device)
         prepare_device(self.device)
-        self.precision = torch.bfloat16 if has_bfloat16(self.device) else None
+        self.precision = autocast_type(self.device)
         self.steps_per_epoch = steps_per_epoch(config, len(pool.training))
         self.steps = self.steps_per_epoch * config.epochs
         self.state = initial_state(config, self.device, self.precision)

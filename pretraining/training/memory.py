@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import torch
 
-from nnunetv2_pgl.precision import has_bfloat16
+from nnunetv2_pgl.precision import autocast_type
 from pretraining.config import PretrainConfig
 from pretraining.training.distributed import Processes
 from pretraining.training.errors import TrainingError
@@ -104,7 +104,7 @@ def largest_that_runs(run: Callable[[int], None], most: int) -> int:
 
 def _step_of(config: PretrainConfig, device: torch.device, processes: int) -> Callable[[int], None]:
     """A step of a number of pairs on networks of its own, which no other process has to join."""
-    precision = torch.bfloat16 if has_bfloat16(device) else None
+    precision = autocast_type(device)
     state = initial_state(config, device, precision)
     size, channels = config.views.size, config.encoder_channels
     crop = largest_source_box(size, config.views.scale)

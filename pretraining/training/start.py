@@ -98,4 +98,5 @@ def initial_state(config: PretrainConfig, device: torch.device, precision: torch
     """A run before its first epoch."""
     objective = make_objective(config, precision).to(device)
     optimizer = make_optimizer(config.optimizer_name, objective, config.peak_learning_rate, config.weight_decay)
-    return TrainingState(objective, optimizer, config=config.to_dict())
+    scaler = torch.amp.GradScaler(device.type) if precision is torch.float16 else None
+    return TrainingState(objective, optimizer, config=config.to_dict(), scaler=scaler)

@@ -71,6 +71,7 @@ class TrainingState:
         baseline: Correspondence before training.
         config: Settings as plain values, for the reader.
         scans: Names of the scans trained on, which decide what each draw means.
+        scaler: Scales losses whose gradients are in float16; None where they are not.
     """
 
     objective: Objective
@@ -82,6 +83,7 @@ class TrainingState:
     baseline: dict[str, float] | None = None
     config: dict[str, Any] = field(default_factory=dict)
     scans: list[str] = field(default_factory=list)
+    scaler: torch.amp.GradScaler | None = None
 
     @property
     def epoch(self) -> int:
@@ -106,6 +108,7 @@ class TrainingState:
             "baseline": self.baseline,
             "config": self.config,
             "scans": self.scans,
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
         }
 
     def restore(self, path: Path) -> None:
@@ -138,6 +141,8 @@ class TrainingState:
     def _fill(self, content: dict[str, Any]) -> None:
         self.objective.load_state_dict(content["objective"])
         self.optimizer.load_state_dict(content["optimizer"])
+        if self.scaler is not None and content.get("scaler") is not None:
+            self.scaler.load_state_dict(content["scaler"])
         self.so_far = EpochSoFar(**content.get("so_far", {}))
         self.so_far.check()
         if self.so_far.sums is not None:

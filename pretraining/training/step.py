@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -46,8 +47,9 @@ class Stepper:
             batches: Gives one for each part of the step, on the device.
 
         Returns:
-            The values of the method's `Objective.output`, on the device, which is not waited for, all of them NaN if a
-            gradient was not finite; and the seconds waited for batches.
+            The values of the method's `Objective.output`, on the device, which is not waited for except in float16, all
+            of them NaN if a gradient was not finite (in float16, if no scaling helps); and the seconds waited for
+            batches.
         """
         config, optimizer, objective = self.config, self.state.optimizer, self.state.objective
         set_learning_rate(optimizer, learning_rate_at(number, self.steps, self.warmup, config.peak_learning_rate))
@@ -61,13 +63,34 @@ class Stepper:
             views = batch.render(config.views.size, generator, objective.changes_intensity)
             with self._synchronised(last=part == config.accumulate - 1):
                 output = self.model(views, batch.geometries, generator)
-                (output.loss / config.accumulate).backward()
+                self._scaled(output.loss / config.accumulate).backward()
             outputs.append(torch.stack([value.detach().float() for value in output]))
-        spoilt = self._not_finite()
-        optimizer.step()
+        moved, spoilt = self._move()
         optimizer.zero_grad(set_to_none=True)
-        objective.update_target(target_decay(number, self.steps, config.target_decay))
+        if moved:
+            objective.update_target(target_decay(number, self.steps, config.target_decay))
         return torch.stack(outputs).mean(dim=0) + spoilt, waited
+
+    def _scaled(self, loss: Tensor) -> Tensor:
+        return loss if self.state.scaler is None else self.state.scaler.scale(loss)
+
+    def _move(self) -> tuple[bool, Tensor | float]:
+        """The optimiser's step; whether the weights have moved, and 0, or NaN if the run cannot go on.
+
+        In float16 the scale is raised until a gradient overflows; then it is halved and the weights stay, as does the
+        target path, which follows them. All processes have the same gradients and do the same. A gradient that
+        overflows although nothing is scaled up will not become finite.
+        """
+        optimizer, scaler = self.state.optimizer, self.state.scaler
+        if scaler is None:
+            spoilt = self._not_finite()
+            optimizer.step()
+            return True, spoilt
+        scale = scaler.get_scale()
+        scaler.step(optimizer)
+        scaler.update()
+        moved = scaler.get_scale() >= scale
+        return moved, math.nan if not moved and scale <= 1 else 0.0
 
     def _not_finite(self) -> Tensor:
         """0, or NaN if a gradient is not finite: on the device, which is not waited for."""

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 IN_FLOAT64 = """
 import torch
 from pretraining.training import loop
-loop.has_bfloat16 = lambda device: False
+loop.autocast_type = lambda device: None
 initial_state, render = loop.initial_state, loop.ViewPairBatch.render
 def in_float64(*arguments):
     torch.Tensor.float = torch.Tensor.double

@@ -59,7 +59,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name, value in variables.items():
             patch.setenv(name, value)
         patch.setenv("nnUNet_n_proc_DA", "0")
-        patch.setattr("pretraining.training.loop.has_bfloat16", lambda device: False)
+        patch.setattr("pretraining.training.loop.autocast_type", lambda device: None)
         patch.setattr("socket.socket.connect", no_network)
         write_unlabelled_dataset(root / "nnUNet_raw", 501, "Small", 4, 0, shape=(10, 20, 24), spacing=(28, 16, 16))
         yield root

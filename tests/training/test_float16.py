@@ -116,7 +116,7 @@ def test_the_scale_is_part_of_the_state(tmp_path: Path) -> None:
     at_rest = state.scaler.state_dict()
     assert (at_rest["scale"], at_rest["_growth_tracker"]) == (32, 1)
     path = tmp_path / "checkpoint_latest.pth"
-    state.save(path)
+    torch.save(state.on_host(), path)
     again = initial_state(SGD, CPU, torch.float16)
     again.restore(path)
     assert again.scaler is not None

@@ -1,4 +1,6 @@
-"""Deformed views, which Models Genesis learns to restore: drawn per view, applied on its device.
+"""Deformed views, which Models Genesis learns to restore: what is drawn of them, per view, in the loading processes.
+
+`objectives.deform` applies it to a batch on its device.
 
 Figures from Zhou et al., "Models Genesis", Medical Image Analysis 2021, and the authors' code for 3D
 (github.com/MrGiovanni/ModelsGenesis, pytorch/config.py and pytorch/utils.py), whose cubes have 64 x 64 x 32 voxels.
@@ -9,14 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-
-_CURVE_POINTS = 2**12
-_TABLE_SIZE = 2**14
 
 
 @dataclass(frozen=True)
@@ -100,31 +98,56 @@ def draw_deformation(view_size: Sequence[int], settings: Deformation, rng: np.ra
     )
 
 
-def deform(view: Tensor, draw: ViewDeformation, generator: torch.Generator | None = None) -> Tensor:
-    """Applies a deformation.
-
-    The curve and the noise are published for images in [0, 1]. Views are z-scored: the range of the view, per channel,
-    stands for [0, 1], and is kept.
+def as_arrays(
+    draw: ViewDeformation, view_size: Sequence[int], settings: Deformation, rng: np.random.Generator
+) -> dict[str, NDArray[Any]]:
+    """What was drawn, with the shuffles, as arrays whose shapes and types do not depend on chance.
 
     Args:
-        view: (C, D, H, W), floating point. All channels are shuffled, mapped and painted alike.
-        draw: What to do.
-        generator: Source of the shuffles and of the noise, on the device of ``view``.
+        draw: For a view of ``view_size`` voxels, with these settings.
+        view_size: (z, y, x).
+        settings: Bounds of what may be drawn.
+        rng: Source of the shuffles.
 
     Returns:
-        (C, D, H, W), a new tensor; equal to the bit if nothing was drawn.
+        Of the view what `deform.Deformations` holds of a batch, under the same names.
     """
-    low, high = view.amin(dim=(1, 2, 3), keepdim=True), view.amax(dim=(1, 2, 3), keepdim=True)
-    deformed = view.clone() if draw.blocks is None else _shuffle(view, draw.blocks, generator)
-    if draw.curve is not None:
-        deformed = _map_along(deformed, draw.curve, low, high)
-    windows = draw.outside if draw.inside is None else draw.inside
-    if windows is None:
-        return deformed
-    mask = torch.from_numpy(windows.covered(view.shape[1:])).to(view.device, non_blocking=True)
-    noise = torch.rand(view.shape, generator=generator, dtype=view.dtype, device=view.device)
-    noise = noise.mul_(high - low).add_(low)
-    return torch.where(mask if draw.outside is None else ~mask, noise, deformed)
+    windows = np.zeros((settings.max_windows, 2, 3), dtype=np.int64)
+    for boxes in (draw.inside, draw.outside):
+        if boxes is not None:
+            windows[: len(boxes.starts)] = np.stack((boxes.starts, boxes.starts + boxes.sizes), axis=1)
+    farthest = np.ravel_multi_index([edge - 1 for edge in _longest_edges(view_size, settings)], tuple(view_size))
+    offsets = np.zeros(tuple(view_size), dtype=np.min_scalar_type(-1 - farthest))  # to move little to the device
+    if draw.blocks is not None:
+        offsets[:] = draw_shuffles(draw.blocks, view_size, rng)
+    return {
+        "offsets": offsets,
+        "curves": np.zeros((4, 2), np.float32) if draw.curve is None else draw.curve.astype(np.float32),
+        "windows": windows,
+        "outside": np.array(draw.outside is not None),
+    }
+
+
+def draw_shuffles(blocks: Boxes, view_size: Sequence[int], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Shuffles the voxels of each block, all orders being equally likely.
+
+    Blocks of one size are worked through together, whatever their place in the order: a voxel goes by the largest
+    number of a block, and what it gets there is in the lower bits of that number.
+
+    Returns:
+        For every voxel, how many voxels further on in the flattened view its value is taken from, (D, H, W).
+    """
+    voxels = np.arange(math.prod(view_size), dtype=np.int64)
+    places = voxels.reshape(tuple(view_size))
+    taken = voxels.copy()
+    corners, ends = places[tuple(blocks.starts.T)], places[tuple(blocks.sizes.T - 1)]
+    by_size = np.argsort(ends, kind="stable")
+    for alike in np.split(by_size, np.flatnonzero(np.diff(ends[by_size])) + 1):
+        depth, height, width = blocks.sizes[alike[0]]
+        inside = corners[alike, None] + places[:depth, :height, :width].ravel()
+        moved = rng.permuted(inside, axis=1) | ((alike[:, None] + 1) << 32)
+        np.maximum.at(taken, inside.ravel(), moved.ravel())
+    return ((taken & 0xFFFFFFFF) - voxels).reshape(places.shape)
 
 
 def _draw_curve(settings: Deformation, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -139,10 +162,15 @@ def _draw_curve(settings: Deformation, rng: np.random.Generator) -> NDArray[np.f
 
 
 def _draw_blocks(view_size: Sequence[int], settings: Deformation, rng: np.random.Generator) -> Boxes:
-    largest = [min(n, max(2, _floor(n * settings.block_size))) for n in view_size]
+    largest = _longest_edges(view_size, settings)
     mean_volume = math.prod((1 + edge) / 2 for edge in largest)
     count = round(settings.shuffle_coverage * math.prod(view_size) / mean_volume)
     return _draw_boxes(count, view_size, (1, 1, 1), largest, 0, rng)
+
+
+def _longest_edges(view_size: Sequence[int], settings: Deformation) -> list[int]:
+    """Of the blocks to shuffle."""
+    return [min(n, max(2, _floor(n * settings.block_size))) for n in view_size]
 
 
 def _draw_painted(view_size: Sequence[int], settings: Deformation, rng: np.random.Generator) -> Boxes:
@@ -180,58 +208,3 @@ def _draw_boxes(
 def _floor(x: float) -> int:
     """Rounded down; shares such as 3/7 of a multiple of 7 are taken for the whole numbers they stand for."""
     return math.floor(x + 1e-9)
-
-
-def _map_along(x: Tensor, points: NDArray[np.float64], low: Tensor, high: Tensor) -> Tensor:
-    """Maps [low, high] onto itself along the curve, by linear interpolation in a table."""
-    table = torch.from_numpy(_curve_table(points)).to(x.device, x.dtype, non_blocking=True)
-    span = high - low
-    place = (x - low).div_(span.clamp(min=torch.finfo(x.dtype).tiny)).clamp_(0, 1).mul_(_TABLE_SIZE - 1)
-    index = place.long().clamp_(max=_TABLE_SIZE - 2)
-    mapped = torch.lerp(table[index], table[index + 1], place - index)
-    return torch.minimum(mapped.mul_(span).add_(low), high)
-
-
-def _curve_table(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Intensities after the curve for equidistant intensities before it, from 0 to 1."""
-    t = np.linspace(0, 1, _CURVE_POINTS)
-    bernstein = np.stack([math.comb(3, i) * t**i * (1 - t) ** (3 - i) for i in range(4)])
-    before, after = points.T @ bernstein
-    table: NDArray[np.float64] = np.interp(np.linspace(0, 1, _TABLE_SIZE), before, after)
-    return table
-
-
-def _shuffle(view: Tensor, blocks: Boxes, generator: torch.Generator | None) -> Tensor:
-    """Shuffles the voxels of each block; all blocks at once, as one list of the voxels they hold, block by block."""
-    voxels, block = _list_voxels(blocks, view.shape[1:], view.device)
-    bits = 31 - len(blocks.sizes).bit_length()  # the rest of an int32, whose sort takes half the time of an int64's
-    keys = torch.randint(2**bits, voxels.shape, generator=generator, dtype=torch.int32, device=view.device)
-    order = torch.argsort(keys.add_(block, alpha=2**bits))  # blocks stay in place, their voxels are shuffled
-    before = view.flatten(1)
-    # The last place of each voxel in the list: unlike an assignment with repeated indices, this is always the same.
-    last = torch.full((before.shape[1],), -1, device=view.device)
-    last.scatter_reduce_(0, voxels, torch.arange(len(voxels), device=view.device), "amax")
-    source = voxels.index_select(0, order.index_select(0, last.clamp(min=0)))
-    return torch.where(last >= 0, before.index_select(1, source), before).view_as(view)
-
-
-def _list_voxels(blocks: Boxes, view_size: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Flat index of every voxel of every block (int64), and the number of its block (int32), block by block.
-
-    Blocks are listed row by row on the host, rows voxel by voxel on the device.
-    """
-    strides = np.array((view_size[1] * view_size[2], view_size[2], 1))
-    rows = blocks.sizes[:, 0] * blocks.sizes[:, 1]
-    block = np.repeat(np.arange(len(rows), dtype=np.int32), rows)
-    number = np.arange(len(block)) - np.repeat(np.cumsum(rows) - rows, rows)  # of each row in its block
-    z, y = np.divmod(number, blocks.sizes[block, 1])
-    lengths = blocks.sizes[block, 2]
-    starts = (blocks.starts @ strides)[block] + z * strides[0] + y * strides[1]
-    offsets = starts - (np.cumsum(lengths) - lengths)  # from the place in the list to the voxel
-    total = int(lengths.sum())
-    repeats = torch.from_numpy(lengths).to(device, non_blocking=True)
-
-    def of_voxels(of_rows: NDArray[np.int64] | NDArray[np.int32]) -> Tensor:
-        return torch.repeat_interleave(torch.from_numpy(of_rows).to(device), repeats, output_size=total)
-
-    return of_voxels(offsets).add_(torch.arange(total, device=device)), of_voxels(block)

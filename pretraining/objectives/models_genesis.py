@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nnunetv2_pgl.networks import Encoder, Segmenter
-from pretraining.objectives.deformation import Deformation, deform, draw_deformation
+from pretraining.objectives.deform import Deformations, deform
+from pretraining.objectives.deformation import Deformation, as_arrays, draw_deformation
 from pretraining.objectives.objective import Objective
 from pretraining.views import GeometryBatch
 
@@ -39,49 +42,36 @@ class ModelsGenesis(Objective):
     Args:
         segmenter: The restoring network; as many output as input channels. Its encoder is kept.
         precision: Autocast type of the network, None for float32. Deformation and loss are always float32.
-        deformation: Probabilities and sizes of what is done to the views.
     """
 
     output = ModelsGenesisOutput
     has_target = False
     changes_intensity = False  # the views to restore are the scans' own intensities
 
-    def __init__(
-        self,
-        segmenter: Segmenter,
-        precision: torch.dtype | None = None,
-        deformation: Deformation = _PUBLISHED,
-    ):
+    def __init__(self, segmenter: Segmenter, precision: torch.dtype | None = None):
         super().__init__()
         self.segmenter = segmenter
         self.precision = precision
-        self.deformation = deformation
 
     @property
     def encoder(self) -> Encoder:  # type: ignore[override]
         """The segmenter's. Not a second module, which would be saved twice."""
         return self.segmenter.encoder
 
+    @staticmethod
+    def draw(view_size: Sequence[int], rng: np.random.Generator) -> dict[str, NDArray[Any]]:
+        """See `Objective.draw`: what happens to the view, with the published probabilities and sizes."""
+        return as_arrays(draw_deformation(view_size, _PUBLISHED, rng), view_size, _PUBLISHED, rng)
+
     def forward(
-        self, views: Tensor, geometries: GeometryBatch, generator: torch.Generator | None = None
+        self, views: Tensor, geometries: GeometryBatch, generator: torch.Generator | None = None, **drawn: Tensor
     ) -> ModelsGenesisOutput:
-        """See `Objective.forward`; places do not matter, the generator deforms."""
-        deformed = self.deform(views, generator)
+        """See `Objective.forward`; places do not matter, the generator gives the noise that views are painted with."""
+        with torch.no_grad():
+            deformed = deform(views, Deformations(**drawn), generator)
         with self.autocast(views.device):
             restored = self.segmenter(deformed)
         return ModelsGenesisOutput(F.mse_loss(restored.float(), views), F.mse_loss(deformed, views))
-
-    @torch.no_grad()
-    def deform(self, views: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Each view deformed on its own, (2 B, 1, D, H, W), a new tensor.
-
-        What happens to a view is drawn on the host, from a seed that the generator gives: sizes and numbers of blocks
-        decide what is computed, so that a GPU is waited for once a batch.
-        """
-        seed = torch.randint(2**62, (1,), generator=generator, device=views.device)
-        rng = np.random.default_rng(int(seed))
-        draws = [draw_deformation(views.shape[2:], self.deformation, rng) for _ in views]
-        return torch.stack([deform(view, draw, generator) for view, draw in zip(views, draws, strict=True)])
 
     def rehearse(self, views: Tensor) -> Tensor:
         """See `Objective.rehearse`."""

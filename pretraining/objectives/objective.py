@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnunetv2_pgl.networks import Encoder
@@ -28,6 +31,16 @@ class Objective(nn.Module):
     changes_intensity: ClassVar[bool] = True
     encoder: Encoder
     precision: torch.dtype | None
+
+    @staticmethod
+    def draw(view_size: Sequence[int], rng: np.random.Generator) -> dict[str, NDArray[Any]]:
+        """What a method draws for a view of this size in the loading processes; nothing where it does not say.
+
+        Returns:
+            Arrays of always the same shapes and types. `forward` gets them by name, of all views, as tensors (2 B, ...)
+            on the device.
+        """
+        return {}
 
     @abstractmethod
     def forward(self, views: Tensor, geometries: GeometryBatch, generator: torch.Generator | None = None) -> Any:

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from nnunetv2_pgl.precision import autocast_type
 from pretraining.config import PretrainConfig
 from pretraining.objectives import Objective
-from pretraining.training.start import make_objective
+from pretraining.training.start import bytes_drawn, make_objective
 from pretraining.views.rendering import largest_source_box
 
 # Counted is what torch asks for. Resident memory was up to 1.6 times that (buffers of the libraries, memory that the
@@ -44,7 +44,8 @@ def bytes_of_step(config: PretrainConfig, workers: int, processes: int) -> tuple
     copies = 1 + (config.optimizer_name == "adamw") + (processes > 1)
     fixed = weights + copies * trained + _OVERHEAD * max(trained, few - _PAIRS[0] * per_pair) + _LIBRARIES
     crop = 2 * config.encoder_channels * torch.Size(largest_source_box(config.views.size, config.views.scale)).numel()
-    return fixed, _OVERHEAD * per_pair + 2 * crop * (1 + 2 * workers)  # each worker is two batches ahead
+    loaded = 2 * (crop + bytes_drawn(config))
+    return fixed, _OVERHEAD * per_pair + loaded * (1 + 2 * workers)  # each worker is two batches ahead
 
 
 def available_memory() -> int | None:

@@ -22,6 +22,7 @@ from pretraining.config import PretrainConfig
 from pretraining.data import DataError, Volume
 from pretraining.training.errors import HOW_TO_GO_ON, STOPPED, ProcessLost, TrainingError
 from pretraining.training.sampler import PairSampler
+from pretraining.training.start import bytes_drawn, draw_of
 from pretraining.training.stopping import outlive_signals
 from pretraining.training.transfer import parts_on_device, require_shared_memory
 from pretraining.views import ViewPairBatch, ViewPairDataset
@@ -40,7 +41,7 @@ class _WatchedPairs(Dataset[Sample | DataError]):
 
     def __init__(self, scans: Sequence[Volume], config: PretrainConfig, workers: int):
         self.scans = scans
-        self.pairs = ViewPairDataset(scans, config.views, config.seed)
+        self.pairs = ViewPairDataset(scans, config.views, config.seed, draw_of(config.method))
         self.notes = torch.zeros(max(workers, 1), 3, dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
@@ -220,7 +221,8 @@ class PairLoader:
 
 
 def _bytes_of_unit(scans: Sequence[Volume], config: PretrainConfig, sampler: PairSampler) -> int:
-    """Shared memory of a unit: the crops of both views, as stored."""
+    """Shared memory of a unit: the crops of both views, as stored, and what is drawn for them."""
     voxels = math.prod(largest_source_box(config.views.size, config.views.scale)) * config.encoder_channels
     size = max(np.dtype(scan.dtype).itemsize for scan in scans)
-    return 2 * -(-sampler.part // sampler.units_per_part) * voxels * size
+    pairs = -(-sampler.part // sampler.units_per_part)
+    return 2 * pairs * (voxels * size + bytes_drawn(config))

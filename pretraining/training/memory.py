@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 from nnunetv2_pgl.precision import autocast_type
@@ -109,6 +110,10 @@ def _step_of(config: PretrainConfig, device: torch.device, processes: int) -> Ca
     size, channels = config.views.size, config.encoder_channels
     crop = largest_source_box(size, config.views.scale)
     geometry = ViewGeometry((0.0, 0.0, 0.0), (float(size[0]), float(size[1]), float(size[2])), (False, False, False))
+    of_a_view = {
+        name: torch.from_numpy(values).to(device)
+        for name, values in state.objective.draw(size, np.random.default_rng(0)).items()
+    }
     buckets = sum(p.numel() for p in state.objective.parameters() if p.requires_grad) if processes > 1 else 0
 
     def run(pairs: int) -> None:
@@ -117,7 +122,9 @@ def _step_of(config: PretrainConfig, device: torch.device, processes: int) -> Ca
         crops = torch.empty(2 * pairs, channels, *crop, dtype=torch.int16, device=device)
         exchanged = torch.empty(buckets, device=device)  # the gradients of all processes
         views = torch.randn(2 * pairs, channels, *size, device=device).contiguous(memory_format=torch.channels_last_3d)
-        output = state.objective(views, GeometryBatch.from_geometries([geometry] * len(views), device))
+        drawn = {name: values.expand(len(views), *values.shape) for name, values in of_a_view.items()}
+        geometries = GeometryBatch.from_geometries([geometry] * len(views), device)
+        output = state.objective(views, geometries, **drawn)
         output.loss.backward()
         state.optimizer.step()
         del crops, exchanged

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from nnunetv2_pgl.networks import (
@@ -20,6 +21,7 @@ from pretraining.objectives import BYOL, PGL, PGLMAE, PGLNCE, ModelsGenesis, Obj
 from pretraining.training.heap import keep_freed_memory
 from pretraining.training.optimisation import make_optimizer
 from pretraining.training.state import TrainingState
+from pretraining.views.pairs import Draw
 
 
 def prepare_device(device: torch.device) -> None:
@@ -77,6 +79,17 @@ _OBJECTIVES: dict[Method, Callable[[PretrainConfig, torch.dtype | None], Objecti
     "byol": _byol,
     "models_genesis": _models_genesis,
 }
+
+
+def draw_of(method: Method) -> Draw:
+    """`Objective.draw` of a method, which needs no networks."""
+    return ModelsGenesis.draw if method == "models_genesis" else Objective.draw
+
+
+def bytes_drawn(config: PretrainConfig) -> int:
+    """Of what a loading process draws for a view besides its geometry and intensity."""
+    drawn = draw_of(config.method)(config.views.size, np.random.default_rng(0))
+    return sum(values.nbytes for values in drawn.values())
 
 
 def make_encoder(config: PretrainConfig) -> Encoder:

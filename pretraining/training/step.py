@@ -62,7 +62,7 @@ class Stepper:
             waited += time.perf_counter() - started
             views = batch.render(config.views.size, generator, objective.changes_intensity)
             with self._synchronised(last=part == config.accumulate - 1):
-                output = self.model(views, batch.geometries, generator)
+                output = self.model(views, batch.geometries, generator, **batch.drawn)
                 self._scaled(output.loss / config.accumulate).backward()
             outputs.append(torch.stack([value.detach().float() for value in output]))
         moved, spoilt = self._move()

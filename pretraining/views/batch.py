@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ class ViewPairBatch:
         starts, sizes, flips: See `GeometryBatch`, (2 B, 3).
         mean, std: Of the scan's channels as stored, (2 B, C).
         intensity: See `draw_intensity`, (2 B, C, 4); always on the host, where it decides what is computed.
+        drawn: What else was drawn for the views, by name, (2 B, ...) each; see `ViewPairDataset`.
     """
 
     crops: Tensor
@@ -39,6 +40,7 @@ class ViewPairBatch:
     mean: Tensor
     std: Tensor
     intensity: Tensor
+    drawn: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def collate(cls, samples: Sequence[dict[str, Any]]) -> ViewPairBatch:
@@ -46,39 +48,45 @@ class ViewPairBatch:
 
         All must have the same number of channels.
         """
-        names = [f.name for f in fields(cls) if f.name != "crops"]
-        stacked = {name: np.stack([sample[name] for sample in samples], axis=1) for name in names}
-        tensors = {name: torch.from_numpy(a.reshape(-1, *a.shape[2:])) for name, a in stacked.items()}
+        names = [f.name for f in fields(cls) if f.name not in ("crops", "drawn")]
+        tensors = {name: _stacked([sample[name] for sample in samples]) for name in names}
+        drawn = {name: _stacked([sample["drawn"][name] for sample in samples]) for name in samples[0]["drawn"]}
         crops = [sample["crops"][view] for view in (0, 1) for sample in samples]
-        return cls(crops=_padded(crops, samples[0]["padded_size"]), **tensors)
+        return cls(crops=_padded(crops, samples[0]["padded_size"]), **tensors, drawn=drawn)
 
     @classmethod
     def joined(cls, batches: Sequence[ViewPairBatch]) -> ViewPairBatch:
         """One batch of all pairs, in their order."""
-        if len(batches) == 1:
-            return batches[0]
-        return cls(**{f.name: _joined([getattr(batch, f.name) for batch in batches]) for f in fields(cls)})
+        return batches[0] if len(batches) == 1 else cls._of(batches, _joined)
 
     def to(self, device: torch.device) -> ViewPairBatch:
         """The same batch on another device."""
 
         def move(tensor: Tensor) -> Tensor:
+            if tensor is self.intensity:
+                return tensor
             if device.type == "mps" and tensor.dtype == torch.float64:
                 tensor = tensor.float()
             return tensor.to(device, non_blocking=True)
 
-        moved = {f.name: move(getattr(self, f.name)) for f in fields(self) if f.name != "intensity"}
-        return ViewPairBatch(**moved, intensity=self.intensity)
+        return self._of([self], lambda own: move(own[0]))
 
     def pin_memory(self) -> ViewPairBatch:
         """The same batch in pinned memory, from which a GPU copies while it computes."""
-        return ViewPairBatch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+        return self._of([self], lambda own: own[0].pin_memory())
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
         """Keeps the memory of a batch that was copied on one CUDA stream until another has used it."""
-        for f in fields(self):
-            if getattr(self, f.name).is_cuda:
-                getattr(self, f.name).record_stream(stream)
+        for tensor in (*(getattr(self, f.name) for f in fields(self) if f.name != "drawn"), *self.drawn.values()):
+            if tensor.is_cuda:
+                tensor.record_stream(stream)
+
+    @classmethod
+    def _of(cls, batches: Sequence[ViewPairBatch], make: Callable[[list[Tensor]], Tensor]) -> ViewPairBatch:
+        """A batch of which each tensor is made of those of the same name."""
+        names = [f.name for f in fields(cls) if f.name != "drawn"]
+        own = {name: make([getattr(batch, name) for batch in batches]) for name in names}
+        return cls(**own, drawn={name: make([batch.drawn[name] for batch in batches]) for name in batches[0].drawn})
 
     @property
     def geometries(self) -> GeometryBatch:
@@ -106,6 +114,12 @@ class ViewPairBatch:
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     """(2 B, ...) tensors, of first views, then of second ones, to one whose first half are all first views."""
     return torch.cat([part.unflatten(0, (2, -1)) for part in parts], dim=1).flatten(0, 1)
+
+
+def _stacked(pairs: Sequence[NDArray[Any]]) -> Tensor:
+    """What samples hold of their two views, in the order of the batch: (2, ...) each -> (2 B, ...)."""
+    stacked = np.stack(pairs, axis=1)
+    return torch.from_numpy(stacked.reshape(-1, *stacked.shape[2:]))
 
 
 def _padded(crops: Sequence[Sequence[NDArray[Any]]], size: tuple[int, int, int]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -19,6 +19,7 @@ from pretraining.views.rendering import largest_source_box, source_box
 
 Channels = Literal["each", "joint"]
 NoFlip = Literal["lateral", "lateral_in_ct"]
+Draw = Callable[[Sequence[int], np.random.Generator], dict[str, NDArray[Any]]]
 
 logger = logging.getLogger(__name__)
 
@@ -99,12 +100,14 @@ class ViewPairDataset(Dataset[dict[str, Any]]):
         scans: The pool; with joint channels all have the same number of them.
         settings: How views are drawn.
         seed: Seed of the run.
+        draw: What else is drawn for each view, from its size: arrays by name, of always the same shapes and types.
     """
 
-    def __init__(self, scans: Sequence[StoredScan], settings: ViewSettings, seed: int):
+    def __init__(self, scans: Sequence[StoredScan], settings: ViewSettings, seed: int, draw: Draw | None = None):
         self.scans = list(scans)
         self.settings = settings
         self.seed = seed
+        self._draw_more = draw
         self._crop_size = largest_source_box(settings.size, settings.scale)
         self._told = torch.zeros(len(self.scans), dtype=torch.bool).share_memory_()  # by any loading process
 
@@ -131,7 +134,7 @@ class ViewPairDataset(Dataset[dict[str, Any]]):
             for _ in range(_TRIES):
                 sample = self._draw(other, rng)
                 if all(_varies(sample, view, self.settings.size) for view in (0, 1)):
-                    return sample
+                    return sample | {"drawn": self._drawn(rng)}
             self._tell(other)
         raise DataError(
             "no scan of the pool gives views of more than one value: give scans that show something, or larger views "
@@ -147,6 +150,12 @@ class ViewPairDataset(Dataset[dict[str, Any]]):
                 "value. Other scans are shown in its place; leave it out with -exclude",
                 *(getattr(self.scans[index], "name", f"scan {index}"), _TRIES),
             )
+
+    def _drawn(self, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
+        if self._draw_more is None:
+            return {}
+        one, other = (self._draw_more(self.settings.size, rng) for _ in range(2))
+        return {name: np.stack((one[name], other[name])) for name in one}
 
     def _draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         scan, settings = self.scans[index], self.settings

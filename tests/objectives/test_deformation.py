@@ -10,7 +10,15 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from pretraining.objectives.deformation import Boxes, Deformation, ViewDeformation, deform, draw_deformation
+from pretraining.objectives.deform import Deformations, deform
+from pretraining.objectives.deformation import (
+    Boxes,
+    Deformation,
+    ViewDeformation,
+    as_arrays,
+    draw_deformation,
+    draw_shuffles,
+)
 
 SIZE = (12, 32, 40)
 PUBLISHED_SIZE = (64, 64, 32)
@@ -32,6 +40,13 @@ def random_view(size: tuple[int, int, int] = SIZE, seed: int = 0) -> Tensor:
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def deform_one(view: Tensor, draw: ViewDeformation, seed: int = 0) -> Tensor:
+    """(C, D, H, W) -> (C, D, H, W)."""
+    arrays = as_arrays(draw, view.shape[1:], Deformation(block_size=0.6), np.random.default_rng(seed))
+    batch = {name: torch.from_numpy(values)[None] for name, values in arrays.items()}
+    return deform(view[None], Deformations(**batch), seeded(seed))[0]
 
 
 def within(count: int, draws: int, probability: float) -> bool:
@@ -60,24 +75,52 @@ def test_nothing_drawn_changes_nothing() -> None:
     view = random_view()
     for draw in draws_of(NOTHING, SIZE, 20):
         assert draw == ViewDeformation()
-        deformed = deform(view, draw, seeded())
+        deformed = deform_one(view, draw)
         assert torch.equal(deformed, view)
         assert deformed.data_ptr() != view.data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("size", "offsets"), [((16, 96, 96), np.int16), ((64, 64, 64), np.int16), ((40, 160, 160), np.int32)]
+)
+def test_shapes_and_types_are_the_same_for_all_views_of_a_size(size: tuple[int, int, int], offsets: type) -> None:
+    """And small: 2 bytes a voxel for the default views."""
+    rng = np.random.default_rng(0)
+    draws = [*draws_of(Deformation(), size, 8), ViewDeformation()]
+    kinds = [
+        {name: (values.shape, values.dtype) for name, values in as_arrays(draw, size, Deformation(), rng).items()}
+        for draw in draws
+    ]
+    assert all(kind == kinds[0] for kind in kinds)
+    assert kinds[0]["offsets"] == (size, offsets)
+    rest = [math.prod(shape) * dtype.itemsize for name, (shape, dtype) in kinds[0].items() if name != "offsets"]
+    assert sum(rest) < 512
+
+
+def test_offsets_fit_their_type() -> None:
+    """Also where the first voxel of the largest block comes from its last one."""
+    for size in ((16, 96, 96), (4, 6, 6), (1, 1, 1), (40, 160, 160)):
+        draw = draws_of(only(shuffle_probability=1), size, 1)[0]
+        assert draw.blocks is not None
+        arrays = as_arrays(draw, size, Deformation(), np.random.default_rng(3))
+        assert np.array_equal(arrays["offsets"], draw_shuffles(draw.blocks, size, np.random.default_rng(3)))
+        span = draw.blocks.sizes.max(axis=0) - 1
+        assert np.iinfo(arrays["offsets"].dtype).max >= span @ (size[1] * size[2], size[2], 1)
 
 
 def test_same_seed_same_view() -> None:
     view = random_view()
     everything = Deformation(1.0, shuffle_probability=1.0, paint_probability=1.0)
     first, again = (draws_of(everything, SIZE, 1)[0] for _ in range(2))
-    assert torch.equal(deform(view, first, seeded()), deform(view, again, seeded()))
-    assert not torch.equal(deform(view, first, seeded()), deform(view, first, seeded(1)))
+    assert torch.equal(deform_one(view, first), deform_one(view, again))
+    assert not torch.equal(deform_one(view, first), deform_one(view, first, seed=1))
 
 
 @pytest.mark.parametrize("size", [(4, 6, 6), (1, 1, 1), (2, 3, 5), (7, 14, 21), (16, 24, 24)])
 def test_views_of_any_size_stay_in_their_range(size: tuple[int, int, int]) -> None:
     view = random_view(size)
     for number, draw in enumerate(draws_of(Deformation(), size, 100)):
-        deformed = deform(view, draw, seeded(number))
+        deformed = deform_one(view, draw, number)
         assert deformed.shape == view.shape
         assert deformed.dtype == view.dtype
         assert view.min() <= deformed.min()
@@ -87,7 +130,7 @@ def test_views_of_any_size_stay_in_their_range(size: tuple[int, int, int]) -> No
 def test_a_constant_view_stays_so() -> None:
     view = torch.full((1, 4, 6, 6), -1.5)
     for draw in draws_of(Deformation(), (4, 6, 6), 30):
-        assert torch.equal(deform(view, draw), view)
+        assert torch.equal(deform_one(view, draw), view)
 
 
 # Intensities
@@ -110,7 +153,7 @@ def test_curve_is_the_bezier_curve_on_the_range_of_the_view() -> None:
     for draw in draws_of(only(curve_probability=1), SIZE, 40):
         assert draw.curve is not None
         expected = low + (high - low) * bezier(u, draw.curve)
-        np.testing.assert_allclose(deform(view, draw).numpy(), expected, atol=1e-3 * (high - low))
+        np.testing.assert_allclose(deform_one(view, draw).numpy(), expected, atol=1e-3 * (high - low))
 
 
 def test_curve_is_monotonic_and_keeps_the_range() -> None:
@@ -118,7 +161,7 @@ def test_curve_is_monotonic_and_keeps_the_range() -> None:
     order = view.flatten().argsort()
     directions = set()
     for draw in draws_of(only(curve_probability=1), SIZE, 100):
-        mapped = deform(view, draw).flatten()[order]
+        mapped = deform_one(view, draw).flatten()[order]
         steps = mapped.diff()
         falls = bool(mapped[0] > mapped[-1])
         directions.add(falls)
@@ -140,7 +183,7 @@ def test_control_points_are_uniform() -> None:
 def test_one_block_keeps_its_values_and_all_else_its_places() -> None:
     view = torch.arange(math.prod(SIZE), dtype=torch.float32).reshape(1, *SIZE)
     block = (slice(2, 5), slice(7, 11), slice(30, 39))
-    shuffled = deform(view, ViewDeformation(blocks=Boxes(np.array([[2, 7, 30]]), np.array([[3, 4, 9]]))), seeded())
+    shuffled = deform_one(view, ViewDeformation(blocks=Boxes(np.array([[2, 7, 30]]), np.array([[3, 4, 9]]))))
     inside, before = shuffled[0][block].flatten(), view[0][block].flatten()
     assert torch.equal(inside.sort().values, before)
     assert int((inside != before).sum()) > 90  # of 108: on average one stays in its place
@@ -154,7 +197,7 @@ def test_all_orders_of_a_block_are_equally_likely() -> None:
     corners = np.array([(0, 2 * y, 2 * x) for y in range(tiles) for x in range(tiles)])
     view = torch.arange(4.0).reshape(1, 1, 2, 2).repeat(1, 1, tiles, tiles)
     blocks = Boxes(corners, np.tile((1, 2, 2), (len(corners), 1)))
-    shuffled = deform(view, ViewDeformation(blocks=blocks), seeded())[0, 0]
+    shuffled = deform_one(view, ViewDeformation(blocks=blocks))[0, 0]
     orders = shuffled.reshape(tiles, 2, tiles, 2).permute(0, 2, 1, 3).reshape(-1, 4).long()
     assert torch.equal(orders.sort(dim=1).values, torch.arange(4).expand(len(corners), 4))
     counts = np.unique(orders.numpy(), axis=0, return_counts=True)[1]
@@ -165,7 +208,7 @@ def test_all_orders_of_a_block_are_equally_likely() -> None:
 def test_where_blocks_overlap_the_last_counts_and_shuffles_the_view_as_it_was() -> None:
     view = torch.arange(100.0).reshape(1, 1, 10, 10)
     blocks = Boxes(np.array([[0, 0, 0], [0, 3, 3]]), np.array([[1, 6, 6], [1, 6, 6]]))
-    shuffled = deform(view, ViewDeformation(blocks=blocks), seeded())[0, 0]
+    shuffled = deform_one(view, ViewDeformation(blocks=blocks))[0, 0]
     first, last = view[0, 0, :6, :6], view[0, 0, 3:9, 3:9]
     assert torch.equal(shuffled[3:9, 3:9].flatten().sort().values, last.flatten())
     rest = torch.cat((shuffled[:3, :6].flatten(), shuffled[3:6, :3].flatten()))
@@ -180,13 +223,31 @@ def test_values_come_from_within_the_longest_edge(size: tuple[int, int, int], lo
     view = torch.arange(math.prod(size), dtype=torch.float32).reshape(1, *size)
     draw = draws_of(only(shuffle_probability=1), size, 1)[0]
     assert draw.blocks is not None
-    source = np.stack(np.unravel_index(deform(view, draw, seeded())[0].numpy().astype(int), size))
+    source = np.stack(np.unravel_index(deform_one(view, draw)[0].numpy().astype(int), size))
     distance = np.abs(source - np.indices(size)).reshape(3, -1)
     assert np.all(distance.max(axis=1) == np.array(longest) - 1)
     assert np.all(draw.blocks.starts >= 0)
     assert np.all(draw.blocks.starts + draw.blocks.sizes <= size)
     moved = np.any(distance > 0, axis=0).reshape(size)
     assert not np.any(moved & ~draw.blocks.covered(size))
+
+
+@pytest.mark.parametrize("size", [SIZE, (4, 6, 6), (3, 70, 5)])
+def test_each_voxel_comes_from_the_last_block_around_it_and_none_twice(size: tuple[int, int, int]) -> None:
+    """With blocks of all sizes, painted one after the other."""
+    index = np.arange(math.prod(size)).reshape(size)
+    for seed, draw in enumerate(draws_of(only(shuffle_probability=1), size, 5)):
+        assert draw.blocks is not None
+        last = np.full(size, -1)
+        for number, ((z, y, x), (d, h, w)) in enumerate(zip(draw.blocks.starts, draw.blocks.sizes, strict=True)):
+            last[z : z + d, y : y + h, x : x + w] = number
+        sources = index + draw_shuffles(draw.blocks, size, np.random.default_rng(seed))
+        assert np.array_equal(sources[last < 0], index[last < 0])
+        blocks, places = last[last >= 0], np.stack(np.unravel_index(sources[last >= 0], size), axis=1)
+        starts = draw.blocks.starts[blocks]
+        assert np.all(places >= starts)
+        assert np.all(places < starts + draw.blocks.sizes[blocks])
+        assert len(np.unique(np.column_stack((blocks, places)), axis=0)) == len(blocks)
 
 
 def plain_shuffle(view: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
@@ -206,7 +267,7 @@ def test_as_many_voxels_move_as_far_as_in_the_published_procedure() -> None:
     draw = draws_of(only(shuffle_probability=1), size, 1)[0]
     assert draw.blocks is not None
     assert len(draw.blocks.sizes) == 10_000
-    ours = deform(torch.from_numpy(index)[None], draw, seeded())[0].numpy()
+    ours = deform_one(torch.from_numpy(index)[None], draw)[0].numpy()
     plain = plain_shuffle(index, np.random.default_rng(1))
     shares = []
     for shuffled in (ours, plain):
@@ -221,14 +282,14 @@ def test_as_many_voxels_move_as_far_as_in_the_published_procedure() -> None:
 def test_small_views_are_shuffled_as_much() -> None:
     for size in ((16, 24, 24), (16, 96, 96)):
         view = random_view(size)
-        changed = [deform(view, draw) != view for draw in draws_of(only(shuffle_probability=1), size, 5)]
+        changed = [deform_one(view, draw) != view for draw in draws_of(only(shuffle_probability=1), size, 5)]
         assert 0.5 < torch.stack(changed).float().mean() < 0.9
 
 
 def test_channels_are_shuffled_alike() -> None:
     view = random_view().repeat(2, 1, 1, 1) * torch.tensor([1.0, -3.0]).view(2, 1, 1, 1)
     draw = draws_of(only(shuffle_probability=1), SIZE, 1)[0]
-    shuffled = deform(view, draw, seeded())
+    shuffled = deform_one(view, draw)
     assert torch.equal(shuffled[1], -3 * shuffled[0])
     assert not torch.equal(shuffled, view)
 
@@ -243,7 +304,7 @@ def test_inner_windows_are_painted_and_nothing_else() -> None:
     shares = []
     for number, draw in enumerate(draws_of(only(paint_probability=1, inpaint_probability=1), SIZE, 60)):
         assert draw.inside is not None
-        changed = (deform(view, draw, seeded(number)) != view)[0]
+        changed = (deform_one(view, draw, number) != view)[0]
         assert not (changed & ~inner).any()
         assert np.array_equal(changed.numpy(), draw.inside.covered(SIZE))
         shares.append(float(changed.float().mean()) if len(draw.inside.sizes) else math.nan)
@@ -257,7 +318,7 @@ def test_outer_windows_keep_and_nothing_else() -> None:
     view = random_view()
     for number, draw in enumerate(draws_of(only(paint_probability=1, inpaint_probability=0), SIZE, 60)):
         assert draw.outside is not None
-        kept = (deform(view, draw, seeded(number)) == view)[0]
+        kept = (deform_one(view, draw, number) == view)[0]
         assert np.array_equal(kept.numpy(), draw.outside.covered(SIZE))
         assert (3 / 7) ** 3 <= float(kept.float().mean()) <= 5 * (7 / 12 * 19 / 32 * 23 / 40)
         faces = kept.clone()
@@ -268,7 +329,7 @@ def test_outer_windows_keep_and_nothing_else() -> None:
 def test_noise_is_uniform_over_the_range_of_the_view() -> None:
     view = random_view()
     draw = draws_of(only(paint_probability=1, inpaint_probability=0), SIZE, 1)[0]
-    deformed = deform(view, draw, seeded())
+    deformed = deform_one(view, draw)
     noise = deformed[deformed != view].double().numpy()
     low, high = view.min().item(), view.max().item()
     assert stats.kstest(noise, "uniform", args=(low, high - low)).pvalue > 1e-3
@@ -306,10 +367,10 @@ def test_shuffled_first_then_mapped_then_painted() -> None:
     low, high = view.double().min().item(), view.double().max().item()
     settings = Deformation(1.0, shuffle_probability=1.0, paint_probability=1.0)
     for draw in draws_of(settings, SIZE, 5):
-        shuffled = deform(view, ViewDeformation(blocks=draw.blocks), seeded())[0].double().numpy()
+        shuffled = deform_one(view, ViewDeformation(blocks=draw.blocks))[0].double().numpy()
         assert draw.curve is not None
         mapped = low + (high - low) * bezier((shuffled - low) / (high - low), draw.curve)
-        deformed = deform(view, draw, seeded())[0].numpy()
+        deformed = deform_one(view, draw)[0].numpy()
         windows = draw.inside if draw.outside is None else draw.outside
         assert windows is not None
         painted = windows.covered(SIZE) == (draw.inside is not None)

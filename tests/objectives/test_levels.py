@@ -10,6 +10,7 @@ from torch import Tensor
 from nnunetv2_pgl.networks import PlannedEncoder, PlannedSegmenter
 from pretraining.objectives import BYOL, PGL, PGLMAE, PGLNCE, ModelsGenesis, Objective
 from pretraining.views import GeometryBatch, sample_view_pair
+from tests.drawn import drawn_for
 from tests.planned_networks import small_network
 
 VIEW = (8, 16, 16)
@@ -78,7 +79,7 @@ def test_every_method_trains_nnunets_encoder(method: str, batch: tuple[Tensor, G
         "pgl_nce": PGLNCE(PlannedEncoder(NETWORK, 1, "replicate"), VIEW, **small, levels=(1, 2)),
     }
     objective = made[method]
-    objective(*batch, torch.Generator().manual_seed(0)).loss.backward()
+    objective(*batch, torch.Generator().manual_seed(0), **drawn_for(objective, batch[0])).loss.backward()
     trained = [p for p in objective.parameters() if p.requires_grad]
     assert all(p.grad is not None for p in trained)
     encoder = {id(p) for p in objective.encoder.parameters()}

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from nnunetv2_pgl.networks import PGLSegmenter, ResNet50Encoder, resnet3d
-from pretraining.objectives.deformation import Deformation
-from pretraining.objectives.models_genesis import ModelsGenesis
+from pretraining.objectives.deform import Deformations, deform
+from pretraining.objectives.models_genesis import ModelsGenesis, ModelsGenesisOutput
 from pretraining.views import GeometryBatch, sample_view_pair
+from tests.drawn import drawn_for
 from tests.precision import needs_bfloat16
 
 VIEW = (8, 32, 32)
@@ -21,9 +22,9 @@ def narrow_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ResNet50Encoder, "skip_channels", (64, 32, 64, 256))
 
 
-def make_genesis(precision: torch.dtype | None = None, deformation: Deformation | None = None) -> ModelsGenesis:
+def make_genesis(precision: torch.dtype | None = None) -> ModelsGenesis:
     torch.manual_seed(0)
-    return ModelsGenesis(PGLSegmenter(1, 1, (2, 8, 8)), precision=precision, deformation=deformation or Deformation())
+    return ModelsGenesis(PGLSegmenter(1, 1, (2, 8, 8)), precision=precision)
 
 
 def draw_geometries(seed: int) -> GeometryBatch:
@@ -43,6 +44,15 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def run(genesis: ModelsGenesis, views: Tensor, places: int = 0) -> ModelsGenesisOutput:
+    return genesis(views, draw_geometries(places), seeded(), **drawn_for(genesis, views))
+
+
+def deformed_of(views: Tensor) -> Tensor:
+    """What `run` has the network restore."""
+    return deform(views, Deformations(**drawn_for(ModelsGenesis, views)), seeded())
+
+
 class Constant(nn.Module):
     """A network that returns what it was given at its making."""
 
@@ -57,7 +67,7 @@ class Constant(nn.Module):
 def test_perfect_restoration_costs_nothing(views: Tensor) -> None:
     genesis = make_genesis()
     genesis.segmenter = Constant(views)
-    output = genesis(views, draw_geometries(0), seeded())
+    output = run(genesis, views)
     assert float(output.loss) == 0
     assert float(output.deformed) > 0.01
 
@@ -65,56 +75,41 @@ def test_perfect_restoration_costs_nothing(views: Tensor) -> None:
 def test_doing_nothing_costs_what_was_deformed(views: Tensor) -> None:
     genesis = make_genesis()
     genesis.segmenter = nn.Identity()
-    output = genesis(views, draw_geometries(0), seeded())
+    output = run(genesis, views)
     assert torch.equal(output.loss, output.deformed)
 
 
 def test_loss_is_the_mean_squared_error_to_the_views(views: Tensor) -> None:
     genesis = make_genesis().eval()
     with torch.no_grad():
-        restored = genesis.segmenter(genesis.deform(views, seeded())).double().numpy()
-        output = genesis(views, draw_geometries(0), seeded())
+        restored = genesis.segmenter(deformed_of(views)).double().numpy()
+        output = run(genesis, views)
     expected = np.mean((restored - views.double().numpy()) ** 2)
     assert float(output.loss) == pytest.approx(expected, rel=1e-5)
 
 
-def test_nothing_to_deform_leaves_the_views_to_the_bit(views: Tensor) -> None:
-    genesis = make_genesis(deformation=Deformation(0.0, shuffle_probability=0.0, paint_probability=0.0))
-    assert torch.equal(genesis.deform(views, seeded()), views)
-    assert float(genesis(views, draw_geometries(0), seeded()).deformed) == 0
-
-
-def test_deformed_views_follow_from_the_generator_alone(views: Tensor) -> None:
-    genesis = make_genesis()
+def test_the_views_given_are_not_changed(views: Tensor) -> None:
     before = views.clone()
-    generator = seeded()
-    torch.manual_seed(1)
-    first = genesis.deform(views, generator)
-    torch.manual_seed(2)
-    np.random.seed(3)
-    assert torch.equal(genesis.deform(views, seeded()), first)
-    assert not torch.equal(genesis.deform(views, generator), first)  # it goes on
-    assert not torch.equal(genesis.deform(views, seeded(1)), first)
+    output = run(make_genesis(), views)
     assert torch.equal(views, before)
+    assert float(output.deformed) == pytest.approx(float((deformed_of(views) - views).square().mean()))
 
 
-def test_views_are_deformed_each_on_its_own(views: Tensor) -> None:
-    always = Deformation(curve_probability=1.0, shuffle_probability=1.0, paint_probability=1.0)
-    same = views[:1].expand(4, -1, -1, -1, -1)
-    deformed = make_genesis(deformation=always).deform(same, seeded())
-    assert all(not torch.equal(deformed[i], deformed[j]) for i in range(4) for j in range(i))
+def test_without_what_was_drawn_nothing_is_restored(views: Tensor) -> None:
+    with pytest.raises(TypeError, match="offsets"):
+        make_genesis()(views, draw_geometries(0), seeded())
 
 
 def test_places_do_not_matter(views: Tensor) -> None:
     genesis = make_genesis().eval()
     with torch.no_grad():
-        one, other = (genesis(views, draw_geometries(seed), seeded()).loss for seed in (0, 1))
+        one, other = (run(genesis, views, seed).loss for seed in (0, 1))
     assert torch.equal(one, other)
 
 
 def test_gradients_reach_encoder_and_decoder(views: Tensor) -> None:
     genesis = make_genesis()
-    genesis(views, draw_geometries(0), seeded()).loss.backward()
+    run(genesis, views).loss.backward()
     assert all(p.grad is not None for p in genesis.parameters())
     for part in (genesis.encoder.conv, genesis.encoder.stage4, genesis.segmenter.aspp, genesis.segmenter.decoder):
         assert max(float(p.grad.abs().max()) for p in part.parameters() if p.grad is not None) > 0
@@ -150,9 +145,7 @@ def test_there_is_no_target_to_update() -> None:
 @needs_bfloat16
 def test_bfloat16_tracks_float32(views: Tensor) -> None:
     with torch.no_grad():
-        exact, fast = (
-            make_genesis(precision)(views, draw_geometries(0), seeded()) for precision in (None, torch.bfloat16)
-        )
+        exact, fast = (run(make_genesis(precision), views) for precision in (None, torch.bfloat16))
     assert torch.equal(exact.deformed, fast.deformed)
     assert float(fast.loss) == pytest.approx(float(exact.loss), rel=0.05)
 
@@ -169,7 +162,7 @@ def test_training_restores(views: Tensor) -> None:
     optimizer = torch.optim.AdamW(genesis.parameters(), lr=3e-3)
     losses = []
     for _ in range(25):
-        output = genesis(views, draw_geometries(0), seeded())
+        output = run(genesis, views)
         optimizer.zero_grad()
         output.loss.backward()
         optimizer.step()

@@ -15,6 +15,7 @@ from pretraining.objectives import PGL, target_decay
 from pretraining.training.optimisation import learning_rate_at, make_optimizer, set_learning_rate
 from pretraining.training.start import make_objective
 from pretraining.views import GeometryBatch, ViewSettings, render_views, sample_view_pair
+from tests.drawn import drawn_for
 from tests.precision import needs_bfloat16, note_types
 
 _STEPS, _PAIRS, _VIEW, _RATE = 200, 4, (8, 32, 32), 0.2
@@ -54,8 +55,9 @@ def test_convolutions_are_in_bfloat16_and_the_loss_in_float32(method: Method) ->
     rng = np.random.default_rng(0)
     pairs = [sample_view_pair((20, 60, 60), _VIEW, rng) for _ in range(2)]
     geometries = GeometryBatch.from_geometries([pair[half] for half in (0, 1) for pair in pairs])
+    views = torch.randn(4, 1, *_VIEW)
     with torch.no_grad():
-        loss = objective(torch.randn(4, 1, *_VIEW), geometries, torch.Generator().manual_seed(0)).loss
+        loss = objective(views, geometries, torch.Generator().manual_seed(0), **drawn_for(objective, views)).loss
     assert types == {torch.bfloat16}
     assert loss.dtype == torch.float32
 

@@ -5,21 +5,32 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
+from numpy.random import default_rng
 
 from benchmarks.memory import bytes_saved
-from pretraining.config import PretrainConfig
+from pretraining.config import Method, PretrainConfig
+from pretraining.objectives import ModelsGenesis
 from pretraining.training import footprint, memory
 from pretraining.training.distributed import Processes
 from pretraining.training.errors import TrainingError
 from pretraining.training.start import make_objective
 from pretraining.views import ViewSettings
+from tests.planned_networks import small_network
 
 GIB = 2**30
 CONFIG = PretrainConfig(datasets=(), views=ViewSettings(size=(8, 32, 32)), hidden_channels=64, batch_size=4096)
+SMALL = PretrainConfig(
+    datasets=(),
+    views=ViewSettings(size=(8, 8, 8)),
+    architecture="plain",
+    network=small_network(features=(4, 8)).to_dict(),
+    hidden_channels=8,
+    out_channels=8,
+)
 ALONE = Processes()
 
 
@@ -127,6 +138,23 @@ def test_unknown_memory_refuses_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     assert footprint.available_memory() is None
     monkeypatch.setattr(memory, "available_memory", lambda: None)
     assert refusal(CONFIG) is None
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+def test_what_a_gpu_tries_is_a_step_of_the_method(method: Method) -> None:
+    memory._step_of(replace(SMALL, method=method), torch.device("cpu"), 1)(2)
+
+
+def test_what_loading_processes_draw_is_counted() -> None:
+    """In the batches that wait for the training process."""
+    per_pair = {
+        (method, workers): footprint.bytes_of_step(replace(SMALL, method=method), workers, 1)[1]
+        for method in ("pgl", "models_genesis")
+        for workers in (0, 1)
+    }
+    waiting = {method: per_pair[method, 1] - per_pair[method, 0] for method in ("pgl", "models_genesis")}
+    bytes_of_a_view = sum(values.nbytes for values in ModelsGenesis.draw(SMALL.views.size, default_rng(1)).values())
+    assert waiting["models_genesis"] - waiting["pgl"] == pytest.approx(2 * 2 * bytes_of_a_view)
 
 
 @pytest.mark.gpu

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from nnunetv2_pgl.networks import ResNet50Encoder
-from pretraining.config import PretrainConfig
+from pretraining.config import Method, PretrainConfig
 from pretraining.objectives import PGL, PGLNCE, target_decay
+from pretraining.objectives.deform import Deformations, deform
 from pretraining.pretrain import RunOptions, pretrain
 from pretraining.run_folder import RunFolder
 from pretraining.training.errors import TrainingError
 from pretraining.training.optimisation import learning_rate_at, parameter_groups
-from pretraining.training.start import initial_state
+from pretraining.training.start import draw_of, initial_state
 from pretraining.training.step import Stepper
 from pretraining.views import (
     GeometryBatch,
@@ -98,6 +99,21 @@ def test_steps_are_those_written_out(method: Any, accumulate: int) -> None:
     assert next(given, None) is None
     for own, theirs in zip(state.objective.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(own, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_what_loading_processes_drew_reaches_the_method() -> None:
+    config = replace(CONFIG, method="models_genesis")
+    dataset = ViewPairDataset([Scan()], config.views, 0, draw_of("models_genesis"))
+    batch = ViewPairBatch.collate([dataset[draw, 0] for draw in range(4)])
+    state = initial_state(config, torch.device("cpu"), None)
+    stepper = Stepper(config, STEPS, WARMUP, state, state.objective, 0)
+    values, _ = stepper(2, iter([batch]))
+    views = batch.render(config.views.size, changes_intensity=False)
+    generator = torch.Generator().manual_seed(stepper._seed(2))
+    deformed = deform(views, Deformations(**batch.drawn), generator)
+    assert float(values[1]) == pytest.approx(float((deformed - views).square().mean()), rel=1e-5)
+    drawing = [method for method in get_args(Method) if draw_of(method)((2, 2, 2), np.random.default_rng(0))]
+    assert drawing == ["models_genesis"]
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan, 1.0])

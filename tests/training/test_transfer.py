@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pretraining.config import PretrainConfig
+from pretraining.objectives import ModelsGenesis
 from pretraining.training import transfer
 from pretraining.training.errors import TrainingError
 from pretraining.training.loading import PairLoader
@@ -39,15 +40,21 @@ def test_shared_memory_that_is_too_small_is_told_in_one_line(monkeypatch: pytest
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("method", ["pgl", "models_genesis"])
 @pytest.mark.parametrize(("workers", "processes", "fits"), [(0, 1, True), (1, 1, True), (2, 1, False), (1, 2, False)])
 def test_a_loader_counts_what_is_under_way(
-    monkeypatch: pytest.MonkeyPatch, workers: int, processes: int, fits: bool
+    monkeypatch: pytest.MonkeyPatch, workers: int, processes: int, fits: bool, method: Any
 ) -> None:
-    """Two units of each loading process and the one in use, of 16 pairs of two crops of 26 x 138 x 138 int16 voxels."""
-    unit = 16 * 2 * 26 * 138 * 138 * 2
+    """Two units of each loading process and the one in use, of 16 pairs of two crops of 26 x 138 x 138 int16 voxels.
+
+    Models Genesis draws an int16 number for each of the 16 x 96 x 96 voxels of a view, and little more.
+    """
+    drawn = 16 * 96 * 96 * 2 + 273 if method == "models_genesis" else 0
+    unit = 16 * 2 * (26 * 138 * 138 * 2 + drawn)
     with_free(monkeypatch, 3 * unit + 4096)
     scans: Any = [NoiseScan((1, 40, 160, 160))]
-    arguments = (PretrainConfig(()), PairSampler(1, 4, 16, 1, seed=0), workers, torch.device("cpu"), processes)
+    config = PretrainConfig((), method=method)
+    arguments = (config, PairSampler(1, 4, 16, 1, seed=0), workers, torch.device("cpu"), processes)
     if fits:
         PairLoader(scans, *arguments)
     else:
@@ -57,7 +64,7 @@ def test_a_loader_counts_what_is_under_way(
 
 def test_units_of_scans_that_are_stored_in_different_types_are_joined_as_at_once() -> None:
     scans: Any = [NoiseScan(), NoiseScan(dtype="float32")]
-    dataset = ViewPairDataset(scans, ViewSettings(size=(4, 6, 6)), 0)
+    dataset = ViewPairDataset(scans, ViewSettings(size=(4, 6, 6)), 0, ModelsGenesis.draw)
     samples = [dataset[draw, draw % 2] for draw in range(5)]
     whole = ViewPairBatch.collate(samples)
     units = [
@@ -67,9 +74,11 @@ def test_units_of_scans_that_are_stored_in_different_types_are_joined_as_at_once
     ]
     (joined,) = transfer.parts_on_device(iter(units), 3, torch.device("cpu"))
     assert {unit.crops.dtype for unit in units} == {torch.int16, torch.float32}
-    for name, value in vars(whole).items():
-        assert torch.equal(getattr(joined, name), value)
-        assert getattr(joined, name).dtype == value.dtype
+    values, own = vars(whole) | whole.drawn, vars(joined) | joined.drawn
+    assert whole.drawn
+    for name in values.keys() - {"drawn"}:
+        assert torch.equal(own[name], values[name])
+        assert own[name].dtype == values[name].dtype
 
 
 def test_units_are_joined_part_by_part() -> None:

@@ -51,7 +51,13 @@ def pool(*dtypes: str) -> list[Scan]:
 
 
 def fields_of(batch: ViewPairBatch) -> dict[str, torch.Tensor]:
-    return vars(batch)
+    fields = dict(vars(batch))
+    return fields | fields.pop("drawn")
+
+
+def draw_more(view_size: Sequence[int], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """As a method might."""
+    return {"map": rng.integers(0, 100, tuple(view_size), dtype=np.int8), "whether": np.array(rng.random() < 0.5)}
 
 
 def test_first_views_come_first_and_padding_is_zero() -> None:
@@ -75,6 +81,47 @@ def test_loading_process_hands_over_the_same_batch_in_shared_memory() -> None:
         assert loaded.crops.is_shared()
         for name, value in fields_of(ViewPairBatch.collate([dataset[key] for key in keys])).items():
             assert torch.equal(getattr(loaded, name), value), name
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_what_a_method_draws_comes_along_whoever_reads(workers: int) -> None:
+    """After all other draws of the pair, which stay as they were; each view its own."""
+    scans = pool("int16", "int16")
+    drawing, plain = (ViewPairDataset(scans, ViewSettings(VIEW), 3, draw) for draw in (draw_more, None))
+    keys = [[(0, 0), (1, 1), (2, 0)], [(3, 1), (4, 0), (5, 1)]]
+    loader = DataLoader(drawing, batch_sampler=keys, collate_fn=ViewPairBatch.collate, num_workers=workers)
+    seen = []
+    for part, batch in zip(keys, loader, strict=True):
+        without = ViewPairBatch.collate([plain[key] for key in part])
+        assert without.drawn == {}
+        assert all(torch.equal(getattr(batch, name), value) for name, value in fields_of(without).items())
+        for view, (draw, scan) in enumerate(part * 2):
+            rng = np.random.default_rng((3, draw))
+            pair = sample_view_pair(scans[scan].shape[1:], VIEW, rng)
+            assert np.array_equal(batch.starts[view], pair[view // 3].start)
+            rng.integers(2)
+            draw_intensity(2, IntensityRanges(), rng)
+            expected = [draw_more(VIEW, rng) for _ in range(2)][view // 3]
+            assert {name: values[view].tolist() for name, values in batch.drawn.items()} == {
+                name: values.tolist() for name, values in expected.items()
+            }
+        seen += list(batch.drawn["map"])
+    assert len({tuple(of_view.flatten().tolist()) for of_view in seen}) == 12
+
+
+def test_all_but_the_intensity_goes_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = ViewPairDataset(pool("int16"), ViewSettings(VIEW), 3, draw_more)
+    batch = ViewPairBatch.collate([dataset[0, 0]])
+    there = fields_of(batch.to(torch.device("meta")))
+    assert {name for name, value in there.items() if value.device.type == "cpu"} == {"intensity"}
+    assert {"map", "whether"} < there.keys()
+    seen: list[int] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: seen.append(id(tensor)) or tensor)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: seen.append(id(tensor)))
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    assert fields_of(batch.pin_memory()).keys() == there.keys()
+    batch.record_stream(None)  # type: ignore[arg-type]
+    assert sorted(seen) == sorted(2 * [id(value) for value in fields_of(batch).values()])
 
 
 def test_stored_types_are_joined_as_float32() -> None:

@@ -17,11 +17,13 @@ from torch.utils._pytree import tree_leaves
 from nnunetv2_pgl.networks import PlannedSegmenter
 from pretraining.objectives import ModelsGenesis
 from pretraining.objectives.deform import Deformations, deform
+from pretraining.objectives.deformation import Deformation, as_arrays, draw_deformation
 from pretraining.views import GeometryBatch
 from tests.drawn import drawn_for
 from tests.planned_networks import small_network
 
 SIZE = (6, 20, 24)
+HAPPENING = [(c, s, *painting) for c in (0, 1) for s in (0, 1) for painting in ((0, 0), (1, 0), (1, 1))]
 
 
 def seeded() -> torch.Generator:
@@ -45,15 +47,16 @@ def plainly(view: NDArray[np.float64], drawn: dict[str, NDArray[Any]], noise: ND
 
 
 def test_a_batch_is_what_each_view_gives_on_its_own() -> None:
-    """All combinations of the draws, in two channels of different range."""
-    views = torch.randn(40, 2, *SIZE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    """All combinations of what may happen, in two channels of different range."""
+    rng = np.random.default_rng(0)
+    combinations = [Deformation(c, 0.5, s, paint_probability=p, inpaint_probability=i) for c, s, p, i in HAPPENING]
+    of_views = [as_arrays(draw_deformation(SIZE, given, rng), SIZE, given, rng) for given in 2 * combinations]
+    drawn = {name: np.stack([of_view[name] for of_view in of_views]) for name in of_views[0]}
+    views = torch.randn(len(of_views), 2, *SIZE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     views *= torch.tensor([1.0, 30.0]).view(1, 2, 1, 1, 1)
-    given = drawn_for(ModelsGenesis, views)
-    drawn = {name: values.numpy() for name, values in given.items()}
-    shuffled, curved = drawn["offsets"].any(axis=(1, 2, 3)), drawn["curves"].any(axis=(1, 2))
-    assert len({*zip(shuffled, curved, drawn["outside"], strict=True)}) == 8
     before = views.clone()
-    deformed = deform(views, Deformations(**given), seeded())
+    deformations = Deformations(**{name: torch.from_numpy(values) for name, values in drawn.items()})
+    deformed = deform(views, deformations, seeded())
     assert torch.equal(views, before)
     noise = torch.rand(views.shape, generator=seeded(), dtype=torch.float64).numpy()
     for number, view in enumerate(views.numpy()):

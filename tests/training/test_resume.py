@@ -117,6 +117,22 @@ def test_resumed_is_the_uninterrupted_run(
     require_equal(straight, resumed)
 
 
+def test_what_loading_processes_draw_is_the_same_after_an_interruption(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whatever number of them: none at first, then two."""
+    config = replace(CONFIG, method="models_genesis")
+    pretrain(config, RunOptions("genesis_straight", False, "cpu", 1, 1))
+    with monkeypatch.context() as patch, pytest.raises(told_to_stop(4)(patch)):
+        pretrain(config, RunOptions("genesis", False, "cpu", 1, 1))
+    monkeypatch.setenv("nnUNet_n_proc_DA", "2")
+    pretrain(config, RunOptions("genesis", True, "cpu", 1, 1))
+    straight, resumed = (RunFolder.named(name) for name in ("genesis_straight", "genesis"))
+    require_equal(straight, resumed)
+    assert [r["deformed"] for r in records(straight)] == [r["deformed"] for r in records(resumed)]
+    assert min(r["deformed"] for r in records(straight)) > 0.1
+
+
 def test_records_after_the_state_are_dropped(straight: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run by the clock is killed with both epochs in its log, and a state of within the first one."""
     with monkeypatch.context() as patch:

@@ -14,6 +14,7 @@ from benchmarks.frozen_features import neighbour_estimates, probe_estimates, r_s
 from benchmarks.held_out_labels import LabelledVolume, label_fractions
 from benchmarks.plain_features import Features, patches, position_code
 from nnunetv2_pgl.networks import Encoder, FeatureGrid
+from nnunetv2_pgl.networks.layout import lay_out
 from nnunetv2_pgl.precision import autocast_type
 from pretraining.config import PretrainConfig
 from pretraining.data import Volume
@@ -162,7 +163,7 @@ def _maps_of(encoder: Encoder, level: int) -> Features:
         precision = autocast_type(views.device)
         with torch.autocast(views.device.type, dtype=precision, enabled=precision is not None):
             for part in views.split(_BATCH):
-                parts.append(encoder(part.contiguous(memory_format=torch.channels_last_3d), level)[-1].float())
+                parts.append(encoder(lay_out(part, encoder.memory_format), level)[-1].float())
         return torch.cat(parts)
 
     return features

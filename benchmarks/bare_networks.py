@@ -28,7 +28,7 @@ class BareNetworks:
         self.objective, self.precision = objective, precision
         self.device = next(objective.parameters()).device
         views = torch.randn(2 * pairs, 1, *view_size, device=self.device)
-        self.views = views.contiguous(memory_format=torch.channels_last_3d)
+        self.views = objective.laid_out(views)
 
     def step(self) -> None:
         """Online path forward and backward, target path forward."""
@@ -60,7 +60,7 @@ class BareNetworks:
     def _seconds(self, module: nn.Module, shape: torch.Size, rounds: int) -> float:
         trains = next(module.parameters()).requires_grad
         dtype = self.precision or torch.float32
-        x = torch.randn(shape, device=self.device, dtype=dtype).contiguous(memory_format=torch.channels_last_3d)
+        x = self.objective.laid_out(torch.randn(shape, device=self.device, dtype=dtype))
         x.requires_grad_(trains and shape[1] > 1)  # nobody asks for the image's gradient
         seconds = []
         for _ in range(rounds + 1):

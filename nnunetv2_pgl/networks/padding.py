@@ -41,7 +41,8 @@ def replicate_pad(x: Tensor, pads: Pads) -> Tensor:
     """
     if not any(before or after for before, after in pads):
         return x
-    if x.device.type == "cpu" or not x.is_contiguous(memory_format=torch.channels_last_3d):
+    # Images of one channel are in both layouts; their strides tell in which one they shall stay.
+    if x.device.type == "cpu" or x.stride(1) > 1 or not x.is_contiguous(memory_format=torch.channels_last_3d):
         return F.pad(x, [cells for pair in reversed(pads) for cells in pair], mode="replicate")
     padded: Tensor = ReplicateChannelsLast.apply(x, tuple(pads))
     return padded

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from nnunetv2_pgl.networks.feature_grid import FeatureGrid
+from nnunetv2_pgl.networks.layout import lay_out, memory_format_for
 from nnunetv2_pgl.networks.padding import PaddingName, pad_by_replication, require_padding
 from nnunetv2_pgl.networks.plan import PlannedNetwork
 from nnunetv2_pgl.networks.strided import Triple
@@ -52,6 +54,11 @@ class PlannedEncoder(nn.Module):
             maps.append(x)
         return maps
 
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """In which images and weights are fastest; maps have that of the images."""
+        return memory_format_for(self.norm_name)
+
     def beyond(self, level: int) -> list[nn.Module]:
         """The stages that the map of a level does not depend on."""
         return list(self.stages[level % len(self.stages) + 1 :])
@@ -91,10 +98,11 @@ class PlannedSegmenter(nn.Module):
         for head in decoder.seg_layers[:-1]:  # of deep supervision, which there is none of
             head.requires_grad_(False)
         self.decoder = decoder
+        self.to(memory_format=self.encoder.memory_format)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, num_input_channels, D, H, W) -> (B, num_classes, D, H, W), float32; sizes divisible by the strides."""
-        return self.decode(self.encoder(x)).float()
+        return self.decode(self.encoder(lay_out(x, self.encoder.memory_format))).float()
 
     def decode(self, features: Sequence[Tensor]) -> Tensor:
         """The encoder's maps, deepest last -> (B, num_classes, D, H, W)."""

@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from nnunetv2_pgl.networks.feature_grid import FeatureGrid
+from nnunetv2_pgl.networks.layout import memory_format_for
 from nnunetv2_pgl.networks.padding import PaddingName, require_padding
 from nnunetv2_pgl.networks.strided import StridedConv, StridedMaxPool, Triple
 
@@ -191,6 +192,11 @@ class ResNet50Encoder(nn.Module):
                 y = module(y)
             maps.append(y)
         return maps
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """In which images and weights are fastest; maps have that of the images."""
+        return memory_format_for(self.norm_name)
 
     def beyond(self, level: int) -> list[nn.Module]:
         """The stages that the map of a level does not depend on."""

@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from nnunetv2_pgl.networks.aspp import ASPP, SepConv
+from nnunetv2_pgl.networks.layout import lay_out
 from nnunetv2_pgl.networks.padding import PaddingName
 from nnunetv2_pgl.networks.resnet3d import (
     PAPER_STRIDES,
@@ -100,12 +101,12 @@ class PGLSegmenter(nn.Module):
         self.head = nn.Conv3d(in_channels, num_classes, 1)
         for part in (self.aspp, self.decoder, self.head):
             part.apply(initialise_kaiming_uniform)
-        self.to(memory_format=torch.channels_last_3d)
+        self.to(memory_format=self.encoder.memory_format)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, num_input_channels, D, H, W) -> logits (B, num_classes, D, H, W), float32."""
         with self._autocast(x):
-            features = self.encoder(x.contiguous(memory_format=torch.channels_last_3d))
+            features = self.encoder(lay_out(x, self.encoder.memory_format))
             logits = self.decode(features)
         return upsample(logits.float(), x.shape[2:])
 

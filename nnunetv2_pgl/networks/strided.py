@@ -52,9 +52,8 @@ def fold_stride(
         mode: What these cells hold: zeros, or what the outermost cells of ``x`` do.
 
     Returns:
-        (B, C * prod(stride), D', H', W') in channels-last memory, padded, and
-        (C', C * prod(stride), ceil(k / stride), ...). Without padding, the one convolved with the other is ``x``
-        convolved with ``weight``.
+        (B, C * prod(stride), D', H', W'), padded, and (C', C * prod(stride), ceil(k / stride), ...), both in the memory
+        format of ``weight``. Without padding, the one convolved with the other is ``x`` convolved with ``weight``.
     """
     pads: list[tuple[int, int]] = []
     kernel_pads: list[int] = []
@@ -66,8 +65,9 @@ def fold_stride(
         kernel_pads = [0, taps * step - kernel, *kernel_pads]  # F.pad counts from the last axis
         sizes.append(cells)
         kernels.append(taps)
-    folded = _steps_to_channels(_pad(x, pads, mode), sizes, stride)
-    return folded, _steps_to_channels(F.pad(weight, kernel_pads), kernels, stride)
+    channels_last = weight.stride(1) == 1  # the only trace of the memory format where there is one channel
+    folded = _steps_to_channels(_pad(x, pads, mode), sizes, stride, channels_last)
+    return folded, _steps_to_channels(F.pad(weight, kernel_pads), kernels, stride, channels_last)
 
 
 def _pad(x: Tensor, pads: Pads, mode: PaddingName) -> Tensor:
@@ -76,12 +76,14 @@ def _pad(x: Tensor, pads: Pads, mode: PaddingName) -> Tensor:
     return F.pad(x, [cells for pair in reversed(pads) for cells in pair])
 
 
-def _steps_to_channels(x: Tensor, sizes: Sequence[int], stride: Triple) -> Tensor:
-    """(B, C, D' * s, H' * t, W' * u) -> (B, s * t * u * C, D', H', W'), channels last in memory."""
+def _steps_to_channels(x: Tensor, sizes: Sequence[int], stride: Triple, channels_last: bool) -> Tensor:
+    """(B, C, D' * s, H' * t, W' * u) -> (B, s * t * u * C, D', H', W'), channels last in memory or first."""
     batch, channels = x.shape[:2]
     (d, h, w), (s, t, u) = sizes, stride
-    cells = x.reshape(batch, channels, d, s, h, t, w, u).permute(0, 2, 4, 6, 3, 5, 7, 1)
-    return cells.reshape(batch, d, h, w, s * t * u * channels).permute(0, 4, 1, 2, 3)
+    cells = x.reshape(batch, channels, d, s, h, t, w, u)
+    if not channels_last:
+        return cells.permute(0, 3, 5, 7, 1, 2, 4, 6).reshape(batch, s * t * u * channels, d, h, w)
+    return cells.permute(0, 2, 4, 6, 3, 5, 7, 1).reshape(batch, d, h, w, s * t * u * channels).permute(0, 4, 1, 2, 3)
 
 
 class StridedConv(nn.Conv3d):

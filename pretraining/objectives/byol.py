@@ -57,7 +57,7 @@ class BYOL(Objective):
         self.target_encoder = make_target(self.encoder)
         self.target_projector = make_target(self.projector)
         self.precision = precision
-        self.to(memory_format=torch.channels_last_3d)
+        self.to(memory_format=encoder.memory_format)
 
     def forward(self, views: Tensor, geometries: GeometryBatch, generator: torch.Generator | None = None) -> BYOLOutput:
         """See `Objective.forward`; places do not matter and nothing is drawn.
@@ -71,12 +71,12 @@ class BYOL(Objective):
 
     def _paths(self, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Prediction and projection of the online path, projection of the target path, (2 B, C, 1, 1, 1) each."""
-        views = views.contiguous(memory_format=torch.channels_last_3d)
+        views = self.laid_out(views)
         with self.autocast(views.device):
+            with torch.no_grad():  # first: its maps are gone before autograd keeps those of the online path
+                target = self.target_projector(_pool(self.target_encoder(views)[-1]))
             projection = self.projector(_pool(self.encoder(views)[-1]))
             prediction = self.predictor(projection)
-            with torch.no_grad():
-                target = self.target_projector(_pool(self.target_encoder(views)[-1]))
         return prediction, projection, target
 
     def rehearse(self, views: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnunetv2_pgl.networks import Encoder
+from nnunetv2_pgl.networks.layout import lay_out
 from pretraining.views import GeometryBatch
 
 
@@ -62,6 +63,10 @@ class Objective(nn.Module):
     def autocast(self, device: torch.device) -> torch.autocast:
         """The precision of the networks as a context."""
         return torch.autocast(device.type, dtype=self.precision, enabled=self.precision is not None)
+
+    def laid_out(self, views: Tensor) -> Tensor:
+        """The views in the encoder's memory format."""
+        return lay_out(views, self.encoder.memory_format)
 
     def kept_decoder(self) -> dict[str, Tensor]:
         """Weights of the segmenter besides the encoder, where a method has trained them; no segmentation head."""

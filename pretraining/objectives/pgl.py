@@ -127,14 +127,15 @@ class PGL(Objective):
         self.grids = [encoder.feature_grid(view_size, level) for level in self.levels]
         self.interpolated_only = interpolated_only
         self.precision = precision
-        self.to(memory_format=torch.channels_last_3d)
+        self.to(memory_format=encoder.memory_format)
 
     def forward(self, views: Tensor, geometries: GeometryBatch, generator: torch.Generator | None = None) -> PGLOutput:
         """See `Objective.forward`; draws nothing."""
-        views = views.contiguous(memory_format=torch.channels_last_3d)
+        views = self.laid_out(views)
+        targets = self.project_target(views)  # first: its maps are gone before autograd keeps those of the online path
         with self.autocast(views.device):
             projections = self.project(self.encoder(views, self.levels[-1]))
-        return self.consistency(projections, self.project_target(views), geometries)
+        return self.consistency(projections, targets, geometries)
 
     def project(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Projections of the online path, (2 B, C, d, h, w) for each level, from the encoder's maps."""
@@ -142,7 +143,6 @@ class PGL(Objective):
 
     def project_target(self, views: Tensor) -> list[Tensor]:
         """Projections of the target path, (2 B, C, d, h, w) for each level."""
-        views = views.contiguous(memory_format=torch.channels_last_3d)
         with torch.no_grad(), self.autocast(views.device):
             maps = self.target_encoder(views, self.levels[-1])
             return [
@@ -184,9 +184,10 @@ class PGL(Objective):
 
     def rehearse(self, views: Tensor) -> Tensor:
         """See `Objective.rehearse`; the aligner's small maps are left out."""
+        views = self.laid_out(views)
+        self.project_target(views)
         with self.autocast(views.device):
             projections = self.project(self.encoder(views, self.levels[-1]))
-        self.project_target(views)
         return self.rehearse_predictors(projections)
 
     def rehearse_predictors(self, projections: Sequence[Tensor]) -> Tensor:

@@ -92,17 +92,20 @@ class PGLMAE(PGL):
         self, views: Tensor, geometries: GeometryBatch, generator: torch.Generator | None = None
     ) -> PGLMAEOutput:
         """See `Objective.forward`; draws the hidden blocks, whose size is a cell of the deepest map."""
+        views = self.laid_out(views)
+        targets = self.project_target(views)  # first: its maps are gone before autograd keeps those of the online path
         mask = draw_block_mask(len(views), views.shape[2:], self.encoder.strides, self.mask_ratio, generator)
         mask = mask.to(views.device)
-        projections, restored = self._online(views.masked_fill(mask, 0.0))
-        local = self.consistency(projections, self.project_target(views), geometries)
+        projections, restored = self._online(self.laid_out(views.masked_fill(mask, 0.0)))
+        local = self.consistency(projections, targets, geometries)
         restoration = ((restored - views).square() * mask).sum() / (mask.sum() * views.shape[1]).clamp(min=1)
         return PGLMAEOutput(local.loss + self.restoration_weight * restoration, *local[1:], restoration)
 
     def rehearse(self, views: Tensor) -> Tensor:
         """See `Objective.rehearse`."""
-        projections, restored = self._online(views)
+        views = self.laid_out(views)
         self.project_target(views)
+        projections, restored = self._online(views)
         return self.rehearse_predictors(projections) + (restored - views).square().mean()
 
     def kept_decoder(self) -> dict[str, Tensor]:
@@ -111,7 +114,6 @@ class PGLMAE(PGL):
 
     def _online(self, views: Tensor) -> tuple[list[Tensor], Tensor]:
         """Projections and restored views, float32, at the views' size."""
-        views = views.contiguous(memory_format=torch.channels_last_3d)
         with self.autocast(views.device):
             features = self.encoder(views)
             projections, restored = self.project(features), self.segmenter.decode(features)

@@ -24,11 +24,9 @@ def make_target(online: _Module) -> _Module:
 
 @torch.no_grad()
 def update_target(target: nn.Module, online: nn.Module, decay: float) -> None:
-    """Moves target to decay * target + (1 - decay) * online, for every parameter; buffers are copied.
+    """Moves target to decay * target + (1 - decay) * online, for every parameter.
 
-    The target path normalises with the statistics of its own batch while training, as in BYOL, so its running
-    statistics serve no one; copying them keeps the state complete.
+    Buffers are left alone: the target path normalises with the statistics of its own batch, as in BYOL, so that its
+    running statistics serve no one.
     """
     torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), 1.0 - decay)
-    for own, other in zip(target.buffers(), online.buffers(), strict=True):
-        own.copy_(other)

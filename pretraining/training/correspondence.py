@@ -17,6 +17,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from nnunetv2_pgl.networks import Encoder
+from nnunetv2_pgl.networks.layout import lay_out
 from pretraining.alignment import FeatureGrid, align
 from pretraining.training.places import ByGeometry, Places, halves, mean_of
 from pretraining.views import GeometryBatch, ViewPairBatch, ViewPairDataset, ViewSettings
@@ -152,7 +153,7 @@ def measure_correspondence(
     maps = []
     for batch in batches:
         batch = batch.to(device)
-        views = batch.render(view_size, generator).contiguous(memory_format=torch.channels_last_3d)
+        views = lay_out(batch.render(view_size, generator), encoder.memory_format)
         with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
             features = encoder(views, level)[-1]
         maps.append((features.float(), batch.geometries))

@@ -96,7 +96,7 @@ def _peak_bytes(objective: Objective, view_size: tuple[int, int, int, int], pair
     with FakeTensorMode():
         tensors = {name: torch.empty(p.shape, requires_grad=p.requires_grad) for name, p in _tensors(networks)}
         with _Counter() as counter:
-            views = torch.empty(2 * pairs, *view_size).contiguous(memory_format=torch.channels_last_3d)
+            views = torch.empty(2 * pairs, *view_size)
             torch.func.functional_call(networks, tensors, (views,)).backward()
     return counter.peak
 

@@ -165,12 +165,10 @@ class Run:
         if self.processes.count == 1:
             return
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")  # of 1-channel weights
-        on_gpu = self.device.type == "cuda"
-        synchronise = nn.SyncBatchNorm.convert_sync_batchnorm if on_gpu else synchronise_batch_norms
-        module = synchronise(self.state.objective)
-        self.step = self._stepper(
-            DistributedDataParallel(module, device_ids=[self.processes.local_rank] if on_gpu else None)
-        )
+        module = synchronise_batch_norms(self.state.objective)
+        devices = [self.processes.local_rank] if self.device.type == "cuda" else None
+        # The only buffers are the norms' running statistics, which come out alike.
+        self.step = self._stepper(DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False))
 
     def measure_baseline(self) -> None:
         """The correspondence of the untrained encoder, after its norms have seen a few batches."""

@@ -121,7 +121,7 @@ def _step_of(config: PretrainConfig, device: torch.device, processes: int) -> Ca
         torch.cuda.empty_cache()
         crops = torch.empty(2 * pairs, channels, *crop, dtype=torch.int16, device=device)
         exchanged = torch.empty(buckets, device=device)  # the gradients of all processes
-        views = torch.randn(2 * pairs, channels, *size, device=device).contiguous(memory_format=torch.channels_last_3d)
+        views = torch.randn(2 * pairs, channels, *size, device=device)
         drawn = {name: values.expand(len(views), *values.shape) for name, values in of_a_view.items()}
         geometries = GeometryBatch.from_geometries([geometry] * len(views), device)
         output = state.objective(views, geometries, **drawn)

@@ -35,8 +35,8 @@ def make_optimizer(name: str, module: nn.Module, learning_rate: float, weight_de
     if name == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9)
     if name == "adamw":
-        on_cpu = all(p.device.type == "cpu" for p in module.parameters())
-        fused = True if on_cpu else None  # one pass over the weights, not ten; elsewhere torch's default
+        can_fuse = all(p.device.type in ("cpu", "cuda") for p in module.parameters())
+        fused = True if can_fuse else None  # one pass over the weights, not ten; elsewhere torch's default
         return torch.optim.AdamW(groups, lr=learning_rate, fused=fused)
     raise ValueError(f"optimizer must be lars, sgd or adamw, got '{name}'")
 

@@ -1,4 +1,8 @@
-"""Batch norm over the batches of all processes on a CPU, where torch has none (its ``SyncBatchNorm`` is CUDA's)."""
+"""Batch norm over the batches of all processes, on CPUs and GPUs.
+
+torch's ``SyncBatchNorm`` is for GPUs alone, and there makes the host wait for the device in every layer, to leave out
+processes whose batch is empty. Here all have batches of one size.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name in older versions
 
 
 class SynchronisedBatchNorm3d(nn.BatchNorm3d):
@@ -25,17 +31,12 @@ class SynchronisedBatchNorm3d(nn.BatchNorm3d):
         """(B, C, ...) -> (B, C, ...)."""
         if not (self.training and dist.is_initialized()):
             return super().forward(x)
-        y, mean, var = _Normalise.apply(x, self.weight, self.bias, self.eps)
-        self._track(mean, var, dist.get_world_size() * x.numel() / x.shape[1])
-        return y
-
-    @torch.no_grad()
-    def _track(self, mean: Tensor, var: Tensor, count: float) -> None:
         if self.num_batches_tracked is not None:
-            self.num_batches_tracked += 1
-        if self.running_mean is not None and self.running_var is not None and self.momentum is not None:
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
+            self.num_batches_tracked.add_(1)
+        normalise = NormaliseOnGPU if x.device.type == "cuda" else NormaliseOnCPU
+        running = (self.running_mean, self.running_var, self.momentum)
+        y: Tensor = normalise.apply(x, self.weight, self.bias, *running, self.eps)
+        return y
 
 
 def synchronise_batch_norms(module: nn.Module) -> nn.Module:
@@ -48,24 +49,77 @@ def synchronise_batch_norms(module: nn.Module) -> nn.Module:
     return module
 
 
-class _Normalise(torch.autograd.Function):
-    """Joined mean and variance, and the output; torch's own kernels do all that goes over the voxels but one pass."""
+class NormaliseOnGPU(torch.autograd.Function):
+    """Input, weight, bias, running mean and variance, momentum, eps -> output, by the kernels of ``SyncBatchNorm``."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        mean, var = _joined_statistics(x, weight.dtype)
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        """Joins the statistics of all processes, and normalises."""
+        own = torch.stack(torch.batch_norm_stats(x, eps))
+        means, factors = _of_all_processes(own).unbind(dim=1)
+        counts = own.new_full((len(means),), x.numel() // x.shape[1])
+        mean, factor = torch.batch_norm_gather_stats_with_counts(
+            x, means, factors, running_mean, running_var, momentum, eps, counts
+        )
+        ctx.save_for_backward(x, weight, mean, factor, counts)
+        return torch.batch_norm_elemt(x, weight, bias, mean, factor, eps)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Of weight and bias, the gradients are those of this process's batch."""
+        x, weight, mean, factor, counts = ctx.saved_tensors
+        grad = gradients[0].contiguous(memory_format=_layout(x))
+        *own, grad_weight, grad_bias = torch.batch_norm_backward_reduce(grad, x, mean, factor, weight, True, True, True)
+        sums = torch.stack(own)
+        dist.all_reduce(sums)
+        grad_x = torch.batch_norm_backward_elemt(grad, x, mean, factor, weight, sums[0], sums[1], counts.int())
+        return grad_x, grad_weight, grad_bias, None, None, None, None
+
+
+class NormaliseOnCPU(torch.autograd.Function):
+    """The same on a CPU, which lacks those kernels; torch's own do all that goes over the voxels but one pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        momentum: float | None,
+        eps: float,
+    ) -> Tensor:
+        """Joins the statistics of all processes, and normalises."""
+        unused = x.new_zeros(2, x.shape[1], dtype=weight.dtype)  # running statistics; their type is that of the results
+        own = torch.stack(torch.batch_norm_update_stats(x, unused[0], unused[1], 0.0))
+        means, variances = _of_all_processes(own).unbind(dim=1)
+        mean, var = means.mean(dim=0), variances.mean(dim=0) + means.var(dim=0, correction=0)
+        if running_mean is not None and running_var is not None and momentum is not None:
+            count = len(means) * x.numel() / x.shape[1]
+            running_mean.lerp_(mean, momentum)
+            running_var.lerp_(var * (count / (count - 1)), momentum)
         ctx.save_for_backward(x, weight, mean, var)
         ctx.eps = eps
-        ctx.mark_non_differentiable(mean, var)
-        y = torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)[0]
-        return y, mean, var
+        return torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)[0]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Of weight and bias, the gradients are those of this process's batch."""
         x, weight, mean, var = ctx.saved_tensors
+        grad = gradients[0].contiguous(memory_format=_layout(x))
         # With constant statistics: grad_x = w r grad, grad_weight = sum of grad (x - mean) r, grad_bias = sum of grad.
         grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-            grad.contiguous(memory_format=_layout(x)), x, weight, mean, var, None, None, False, ctx.eps, [True] * 3
+            grad, x, weight, mean, var, None, None, False, ctx.eps, [True] * 3
         )
         # They are not: grad_x lacks -w r (mean of grad + (x - mean) r * mean of grad (x - mean) r), means over all.
         sums = torch.stack((grad_weight, grad_bias))
@@ -77,17 +131,15 @@ class _Normalise(torch.autograd.Function):
         # slope * x + offset by the same fast kernel; x * slope mixes types and takes ten times as long in bfloat16.
         zeros, ones = torch.zeros_like(mean), torch.ones_like(var)
         grad_x -= torch.native_batch_norm(x, slope, offset, zeros, ones, False, 0.0, 0.0)[0]
-        return grad_x, grad_weight, grad_bias, None
+        return grad_x, grad_weight, grad_bias, None, None, None, None
 
 
-def _joined_statistics(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance per channel of all processes' batches."""
-    unused = x.new_zeros(2, x.shape[1], dtype=dtype)  # running statistics; their type is that of the results
-    own = torch.stack(torch.batch_norm_update_stats(x, unused[0], unused[1], 0.0))
-    gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(gathered, own)
-    means, variances = torch.stack(gathered, dim=1)
-    return means.mean(dim=0), variances.mean(dim=0) + means.var(dim=0, correction=0)
+def _of_all_processes(own: Tensor) -> Tensor:
+    """(2, C) -> (processes, 2, C)."""
+    count = dist.get_world_size()
+    gathered = own.new_empty(count * len(own), *own.shape[1:])  # gloo takes no other form
+    _all_gather(gathered, own)
+    return gathered.unflatten(0, (count, -1))
 
 
 def _layout(x: Tensor) -> torch.memory_format:

@@ -101,7 +101,7 @@ def render_by_matrices(
     in_z, in_y, in_x = (
         linear_sampling_matrix(points, cells) for points, cells in zip(positions, crops.shape[2:], strict=True)
     )
-    return apply_per_axis(crops.to(dtype), (in_z, in_y, in_x))
+    return apply_per_axis(crops.to(dtype), (in_z, in_y, in_x)).contiguous()
 
 
 def render_by_rows(

@@ -71,12 +71,11 @@ def apply_per_axis(volumes: Tensor, matrices: tuple[Tensor, Tensor, Tensor]) -> 
         matrices: For z, y and x, (B, n, D), (B, m, H) and (B, k, W).
 
     Returns:
-        (B, C, n, m, k) in the dtype of ``volumes``.
+        (B, C, n, m, k) in the dtype of ``volumes``; of several channels, these are last in memory.
     """
-    in_z, in_y, in_x = (matrix.to(volumes.dtype).unsqueeze(1) for matrix in matrices)
-    b, c, d, h, w = volumes.shape
-    n, m, k = in_z.shape[-2], in_y.shape[-2], in_x.shape[-2]
-    out = in_z @ volumes.reshape(b, c, d, h * w)  # z first: it is the cheapest and leaves least for the others
-    out = in_y.unsqueeze(2) @ out.reshape(b, c, n, h, w)
-    out = out.reshape(b, c, n * m, w) @ in_x.transpose(-1, -2)
-    return out.reshape(b, c, n, m, k)
+    batch, channels = volumes.shape[:2]
+    out = volumes.reshape(batch, -1)
+    for matrix in reversed(matrices):  # the last axis of ``out`` becomes its first: one product per sample, no copies
+        out = torch.bmm(matrix.to(out.dtype), out.view(batch, -1, matrix.shape[2]).transpose(1, 2)).flatten(1)
+    out = out.view(batch, *(matrix.shape[1] for matrix in matrices), channels)
+    return out.movedim(4, 1) if channels > 1 else out.view(batch, 1, *out.shape[1:4])

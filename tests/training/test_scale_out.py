@@ -31,9 +31,40 @@ from pretraining.cli import pretrain_entry
 pretrain_entry()
 """
 
+# What the kernels of CUDA that torch's SyncBatchNorm calls compute, for a process that has none.
+CUDA_KERNELS = """
+import torch
+from pretraining.training import synchronised
+axes = (0, 2, 3, 4)
+def per_channel(values):
+    return values.view(1, -1, 1, 1, 1)
+def batch_norm_stats(x, eps):
+    return x.mean(axes), (x.var(axes, correction=0) + eps).rsqrt()
+def batch_norm_gather_stats_with_counts(x, means, factors, running_mean, running_var, momentum, eps, counts):
+    shares = (counts / counts.sum()).unsqueeze(1)
+    mean = (shares * means).sum(0)
+    var = (shares * (factors ** -2 - eps + (means - mean) ** 2)).sum(0)
+    running_mean.lerp_(mean, momentum)
+    running_var.lerp_(var * counts.sum() / (counts.sum() - 1), momentum)
+    return mean, (var + eps).rsqrt()
+def batch_norm_elemt(x, weight, bias, mean, factor, eps):
+    return (x - per_channel(mean)) * per_channel(factor * weight) + per_channel(bias)
+def batch_norm_backward_reduce(grad, x, mean, factor, weight, of_x, of_weight, of_bias):
+    alone, with_x = grad.sum(axes), (grad * (x - per_channel(mean))).sum(axes)
+    return alone, with_x, with_x * factor, alone
+def batch_norm_backward_elemt(grad, x, mean, factor, weight, alone, with_x, counts):
+    assert counts.dtype == torch.int32
+    alone, with_x = alone / counts.sum(), with_x / counts.sum()
+    inner = grad - per_channel(alone) - (x - per_channel(mean)) * per_channel(factor ** 2 * with_x)
+    return inner * per_channel(factor * weight)
+for name, kernel in list(globals().items()):
+    if name.startswith("batch_norm_"):
+        setattr(torch, name, kernel)
+synchronised.NormaliseOnCPU = synchronised.NormaliseOnGPU
+"""
+
 # Batch norm over two processes against torch's own over the joined batch, in float64.
 NORM = """
-import os, sys
 import torch, torch.distributed as dist
 from torch import nn
 from pretraining.training.synchronised import synchronise_batch_norms
@@ -68,8 +99,9 @@ dist.destroy_process_group()
 """
 
 
-def test_batch_norm_is_that_of_the_joined_batch(machine: Machine) -> None:
-    for process in machine.start_ranks(NORM):
+@pytest.mark.parametrize("kernels", ["", CUDA_KERNELS])
+def test_batch_norm_is_that_of_the_joined_batch(machine: Machine, kernels: str) -> None:
+    for process in machine.start_ranks(kernels + NORM):
         output_of(process, 0)
 
 

@@ -17,8 +17,8 @@ from nnunetv2_pgl.networks.strided import StridedConv, StridedMaxPool, Triple
 NormName = Literal["batch", "instance"]
 
 PAPER_STRIDES: Triple = (8, 16, 16)
+PAPER_WIDTHS = (64, 128, 256, 512)
 _BLOCKS = (3, 4, 6, 3)
-_WIDTHS = (64, 128, 256, 512)
 _EXPANSION = 4
 
 # The strided layers in the order in which an axis uses them: an axis with a total stride of 2^k strides in the first k.
@@ -134,8 +134,6 @@ class ResNet50Encoder(nn.Module):
         ValueError: If a stride is not a power of two between 1 and 16, or the padding is unknown.
     """
 
-    skip_channels = (64, 256, 512, 2048)
-
     def __init__(
         self,
         in_channels: int = 1,
@@ -144,7 +142,7 @@ class ResNet50Encoder(nn.Module):
         centred: bool = True,
         padding: PaddingName = "zeros",
         blocks: Sequence[int] = _BLOCKS,
-        widths: Sequence[int] = _WIDTHS,
+        widths: Sequence[int] = PAPER_WIDTHS,
     ):
         super().__init__()
         if len(strides) != 3 or any(s not in (1, 2, 4, 8, 16) for s in strides):

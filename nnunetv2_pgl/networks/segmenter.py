@@ -14,6 +14,7 @@ from nnunetv2_pgl.networks.layout import lay_out
 from nnunetv2_pgl.networks.padding import PaddingName
 from nnunetv2_pgl.networks.resnet3d import (
     PAPER_STRIDES,
+    PAPER_WIDTHS,
     NormName,
     ResNet50Encoder,
     initialise_kaiming_uniform,
@@ -73,6 +74,7 @@ class PGLSegmenter(nn.Module):
         cpu_bfloat16: Run under bfloat16 autocast when the input is on a CPU. nnU-Net uses autocast on CUDA only, in
             training and in prediction; inside the network it serves both.
         padding: Of the encoder, see there; ASPP and decoder pad with zeros.
+        widths: Of the encoder, see there; ASPP and decoder stay as they are.
     """
 
     def __init__(
@@ -84,10 +86,11 @@ class PGLSegmenter(nn.Module):
         centred: bool = True,
         cpu_bfloat16: bool = False,
         padding: PaddingName = "zeros",
+        widths: Sequence[int] = PAPER_WIDTHS,
     ):
         super().__init__()
         self.cpu_bfloat16 = cpu_bfloat16
-        self.encoder = ResNet50Encoder(num_input_channels, strides, norm, centred, padding)
+        self.encoder = ResNet50Encoder(num_input_channels, strides, norm, centred, padding, widths=widths)
         *skip_channels, deepest_channels = self.encoder.skip_channels
         self.aspp = ASPP(deepest_channels, _ASPP_WIDTH, norm)
         in_channels = _ASPP_WIDTH

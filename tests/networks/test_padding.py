@@ -139,11 +139,7 @@ def edge(x: Any, pads: padding.Pads, name: PaddingName = "replicate") -> Tensor:
     return torch.from_numpy(np.pad(np.asarray(x), ((0, 0), (0, 0), *pads), mode=mode))
 
 
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """ResNets of few weights."""
-    monkeypatch.setattr("nnunetv2_pgl.networks.resnet3d._WIDTHS", (4, 4, 6, 8))
-    monkeypatch.setattr("nnunetv2_pgl.networks.resnet3d._BLOCKS", (2, 2, 2, 2))
+SMALL: Any = {"blocks": (2, 2, 2, 2), "widths": (4, 4, 6, 8)}  # ResNets of few weights
 
 
 def observed(encoder: nn.Module, x: Tensor) -> Iterator[tuple[str, nn.Conv3d, Tensor, Tensor]]:
@@ -157,7 +153,6 @@ def observed(encoder: nn.Module, x: Tensor) -> Iterator[tuple[str, nn.Conv3d, Te
     yield from found
 
 
-@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("strides", [(8, 16, 16), (2, 8, 4), (1, 16, 1)])
 @pytest.mark.parametrize("centred", [True, False])
 def test_each_convolution_of_the_resnet_sees_its_outermost_cells_again(
@@ -165,7 +160,7 @@ def test_each_convolution_of_the_resnet_sees_its_outermost_cells_again(
 ) -> None:
     """torch's own replicate padding where cells are not shifted, numpy's and a convolution without where they are."""
     torch.manual_seed(0)
-    encoder = ResNet50Encoder(1, strides, centred=centred, padding="replicate").double().eval()
+    encoder = ResNet50Encoder(1, strides, centred=centred, padding="replicate", **SMALL).double().eval()
     shifted = set()
     for name, conv, x, output in observed(encoder, torch.randn(1, 1, 9, 33, 32, dtype=torch.float64)):
         assert isinstance(conv, StridedConv)
@@ -214,13 +209,12 @@ def unlike_cells(encoder: Encoder, size: tuple[int, int, int]) -> list[float]:
     return [float((cells - cells.mean(dim=(2, 3, 4), keepdim=True)).abs().max() / cells.abs().max()) for cells in maps]
 
 
-@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("strides", [(8, 16, 16), (4, 8, 2), (16, 1, 16)])
 @pytest.mark.parametrize("centred", [True, False])
 def test_a_view_of_one_value_is_alike_in_every_cell(strides: tuple[int, int, int], centred: bool) -> None:
     """Nothing tells the place, at even and odd sizes; with zeros it shows in every map."""
     torch.manual_seed(0)
-    replicate, zeros = (ResNet50Encoder(1, strides, "batch", centred, name) for name in ("replicate", "zeros"))
+    replicate, zeros = (ResNet50Encoder(1, strides, "batch", centred, name, **SMALL) for name in ("replicate", "zeros"))
     zeros.load_state_dict(replicate.state_dict())
     for size in ((16, 32, 32), (17, 33, 35)):
         assert max(unlike_cells(replicate, size)) < 1e-9
@@ -272,11 +266,10 @@ def test_a_replicating_convolution_is_torch_s() -> None:
     assert type(network[1]) is nn.Conv3d
 
 
-@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("is_resnet", [True, False])
 def test_weights_and_places_do_not_depend_on_the_padding(is_resnet: bool) -> None:
     def make(name: PaddingName) -> Encoder:
-        return ResNet50Encoder(padding=name) if is_resnet else PlannedEncoder(small_network(), 1, name)
+        return ResNet50Encoder(padding=name, **SMALL) if is_resnet else PlannedEncoder(small_network(), 1, name)
 
     replicate, zeros = make("replicate"), make("zeros")
     assert {k: v.shape for k, v in replicate.state_dict().items()} == {
@@ -335,7 +328,6 @@ def layout(x: Tensor) -> list[int]:
     return sorted((axis for axis in range(x.ndim) if x.shape[axis] > 1), key=lambda axis: -x.stride()[axis])
 
 
-@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("norm", ["batch", "instance"])
 def test_replicating_adds_no_copy_between_memory_layouts(norm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The way a GPU takes, forward and backward; with 16 views, as with fewer a CPU computes some in another layout."""
@@ -347,7 +339,7 @@ def test_replicating_adds_no_copy_between_memory_layouts(norm: Any, monkeypatch:
     monkeypatch.setattr(strided, "replicate_pad", pad_as_on_a_gpu)
     counts = {}
     for name in get_args(PaddingName):
-        encoder = ResNet50Encoder(1, norm=norm, padding=name)
+        encoder = ResNet50Encoder(1, norm=norm, padding=name, **SMALL)
         encoder.to(memory_format=torch.channels_last_3d)
         x = channels_last(torch.randn(16, 1, 16, 32, 32))
         with LayoutCopies() as copies:

@@ -5,26 +5,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nnunetv2_pgl.networks import ResNet50Encoder, resnet3d
+from nnunetv2_pgl.networks import ResNet50Encoder
 from pretraining.objectives import ConvHead
 from pretraining.objectives.byol import BYOL
 from pretraining.views import GeometryBatch, sample_view_pair
 from tests.precision import needs_bfloat16
 
 VIEW, PAIRS = (8, 32, 32), 3
-
-
-@pytest.fixture(autouse=True)
-def narrow_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All layers of the ResNet-50 at an eighth of their width."""
-    monkeypatch.setattr(resnet3d, "_WIDTHS", (8, 16, 32, 64))
-    monkeypatch.setattr(ResNet50Encoder, "skip_channels", (64, 32, 64, 256))
+NARROW = (8, 16, 32, 64)  # the encoder's layers at an eighth of their width
 
 
 def make_byol(precision: torch.dtype | None = None) -> BYOL:
     """With a target path that is not the online path."""
     torch.manual_seed(0)
-    byol = BYOL(ResNet50Encoder(strides=(2, 8, 8)), hidden_channels=48, out_channels=24, precision=precision)
+    encoder = ResNet50Encoder(strides=(2, 8, 8), widths=NARROW)
+    byol = BYOL(encoder, hidden_channels=48, out_channels=24, precision=precision)
     for module in (byol.target_encoder, byol.target_projector):
         for p in module.parameters():
             p.add_(0.1 * p.std().nan_to_num() * torch.randn_like(p))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nnunetv2_pgl.networks import PGLSegmenter, ResNet50Encoder, resnet3d
+from nnunetv2_pgl.networks import PGLSegmenter
 from pretraining.objectives.deform import Deformations, deform
 from pretraining.objectives.models_genesis import ModelsGenesis, ModelsGenesisOutput
 from pretraining.views import GeometryBatch, sample_view_pair
@@ -13,18 +13,12 @@ from tests.drawn import drawn_for
 from tests.precision import needs_bfloat16
 
 VIEW = (8, 32, 32)
-
-
-@pytest.fixture(autouse=True)
-def narrow_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All layers of the ResNet-50 at an eighth of their width."""
-    monkeypatch.setattr(resnet3d, "_WIDTHS", (8, 16, 32, 64))
-    monkeypatch.setattr(ResNet50Encoder, "skip_channels", (64, 32, 64, 256))
+NARROW = (8, 16, 32, 64)  # the encoder's layers at an eighth of their width
 
 
 def make_genesis(precision: torch.dtype | None = None) -> ModelsGenesis:
     torch.manual_seed(0)
-    return ModelsGenesis(PGLSegmenter(1, 1, (2, 8, 8)), precision=precision)
+    return ModelsGenesis(PGLSegmenter(1, 1, (2, 8, 8), widths=NARROW), precision=precision)
 
 
 def draw_geometries(seed: int) -> GeometryBatch:
@@ -124,7 +118,7 @@ def test_encoder_is_the_segmenter_s_and_stored_once() -> None:
 def test_kept_decoder_and_encoder_are_the_segmenter_but_its_head() -> None:
     genesis = make_genesis()
     torch.manual_seed(1)
-    other = PGLSegmenter(1, 3, (2, 8, 8))
+    other = PGLSegmenter(1, 3, (2, 8, 8), widths=NARROW)
     kept = genesis.kept_decoder()
     missing, unexpected = other.load_state_dict(kept, strict=False)
     assert unexpected == []

@@ -22,7 +22,7 @@ def geometries(pairs: int) -> GeometryBatch:
 
 def objective(mask_ratio: float = 0.6, weight: float = 1.0) -> PGLMAE:
     torch.manual_seed(0)
-    segmenter = PGLSegmenter(1, 1, STRIDES, "instance")
+    segmenter = PGLSegmenter(1, 1, STRIDES, "instance", widths=(8, 16, 32, 64))
     return PGLMAE(segmenter, VIEW, mask_ratio, weight, hidden_channels=32, out_channels=16)
 
 
@@ -97,7 +97,7 @@ def test_a_few_steps_restore_better() -> None:
 
 def test_the_decoder_that_is_kept_fits_a_segmenter_of_any_classes() -> None:
     kept = objective().kept_decoder()
-    segmenter = PGLSegmenter(1, 5, STRIDES, "instance")
+    segmenter = PGLSegmenter(1, 5, STRIDES, "instance", widths=(8, 16, 32, 64))
     missing, unexpected = segmenter.load_state_dict(kept, strict=False)
     assert not unexpected
     assert all(key.startswith(("encoder.", "head.")) for key in missing)

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
-from nnunetv2_pgl.networks import ResNet50Encoder, resnet3d
+from nnunetv2_pgl.networks import PGLSegmenter, ResNet50Encoder
 from pretraining.config import Method, PretrainConfig
 from pretraining.demo.phantoms import make_phantom
 from pretraining.objectives import PGL, target_decay
+from pretraining.training import start
 from pretraining.training.optimisation import learning_rate_at, make_optimizer, set_learning_rate
 from pretraining.training.start import make_objective
 from pretraining.views import GeometryBatch, ViewSettings, render_views, sample_view_pair
 from tests.drawn import drawn_for
 from tests.precision import needs_bfloat16, note_types
 
+NARROW = (8, 16, 32, 64)  # the encoder's layers at an eighth of their width
 _STEPS, _PAIRS, _VIEW, _RATE = 200, 4, (8, 32, 32), 0.2
 
 
 @pytest.fixture
 def narrow_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All layers of the ResNet-50 at an eighth of their width."""
-    monkeypatch.setattr(resnet3d, "_WIDTHS", (8, 16, 32, 64))
-    monkeypatch.setattr(ResNet50Encoder, "skip_channels", (64, 32, 64, 256))
+    """The encoders that runs start from."""
+    for network in (ResNet50Encoder, PGLSegmenter):
+        monkeypatch.setattr(start, network.__name__, partial(network, widths=NARROW))
 
 
 def draw_batches(count: int) -> list[tuple[torch.Tensor, GeometryBatch]]:
@@ -64,7 +67,8 @@ def test_convolutions_are_in_bfloat16_and_the_loss_in_float32(method: Method) ->
 
 def losses(batches: list[tuple[torch.Tensor, GeometryBatch]], precision: torch.dtype | None) -> np.ndarray:
     torch.manual_seed(0)
-    pgl = PGL(ResNet50Encoder(strides=(4, 16, 16)), _VIEW, hidden_channels=64, out_channels=32, precision=precision)
+    encoder = ResNet50Encoder(strides=(4, 16, 16), widths=NARROW)
+    pgl = PGL(encoder, _VIEW, hidden_channels=64, out_channels=32, precision=precision)
     optimizer = make_optimizer("lars", pgl, _RATE, 1.5e-6)
     curve = []
     for step, (views, geometries) in enumerate(batches):
@@ -78,7 +82,6 @@ def losses(batches: list[tuple[torch.Tensor, GeometryBatch]], precision: torch.d
     return np.array(curve)
 
 
-@pytest.mark.usefixtures("narrow_encoder")
 @needs_bfloat16
 def test_200_steps_in_bfloat16_follow_those_in_float32() -> None:
     """Within 0.1, of a loss that falls from 3.7 to 1.2, once averaged over 20 steps; 0.15 from the first step on."""

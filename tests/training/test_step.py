@@ -6,7 +6,7 @@ import copy
 import math
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_pgl.networks import ResNet50Encoder
 from pretraining.config import Method, PretrainConfig
-from pretraining.objectives import PGL, PGLNCE, target_decay
+from pretraining.objectives import PGL, PGLNCE, Objective
 from pretraining.objectives.deform import Deformations, deform
 from pretraining.pretrain import RunOptions, pretrain
 from pretraining.run_folder import RunFolder
 from pretraining.training.errors import TrainingError
-from pretraining.training.optimisation import learning_rate_at, parameter_groups
 from pretraining.training.start import draw_of, initial_state
 from pretraining.training.step import Stepper
 from pretraining.views import (
@@ -74,31 +74,124 @@ def parts_of(config: PretrainConfig, steps: int) -> list[ViewPairBatch]:
     return [ViewPairBatch.collate([dataset[d, 0] for d in draws[i : i + size]]) for i in draws[::size]]
 
 
-@pytest.mark.parametrize("method", ["pgl", "pgl_nce"])
+DRAWN = IntensityRanges(noise_probability=1, blur_probability=0, brightness_probability=1, gamma_probability=0)
+RATES = (0.5, 1.0, 1.0, 0.75)  # of the peak: two steps of warm-up, then a cosine over three
+MOMENTUM, DECAY, RANK = 0.9, 0.2, 3
+
+
+@dataclass
+class StepsWrittenOut:
+    """Steps of a method's networks: autograd for the gradient, all else by hand.
+
+    Attributes:
+        objective: Its networks, changed by every step.
+        momentum: Of each trained weight.
+    """
+
+    objective: Objective
+    momentum: dict[str, Tensor] = field(default_factory=dict)
+
+    def step(self, number: int, parts: Sequence[ViewPairBatch]) -> Tensor:
+        """Gradient of the mean over the parts, momentum SGD with decay of weights, then the target path."""
+        draws = np.random.SeedSequence((CONFIG.seed, number, RANK)).generate_state(1)
+        generator = torch.Generator().manual_seed(int(draws[0]))
+        outputs = []
+        for part in parts:
+            views = part.render(CONFIG.views.size, generator, self.objective.changes_intensity)
+            outputs.append(torch.stack(list(self.objective(views, part.geometries, generator))))
+        values = torch.stack(outputs).mean(dim=0)
+        trained = {name: p for name, p in self.objective.named_parameters() if p.requires_grad}
+        gradients = torch.autograd.grad(values[0], list(trained.values()))
+        with torch.no_grad():
+            for (name, weight), gradient in zip(trained.items(), gradients, strict=True):
+                change = gradient + (DECAY * weight if weight.ndim > 1 else 0)
+                self.momentum[name] = change + MOMENTUM * self.momentum.get(name, 0)
+                weight -= 1e-2 * RATES[number] * self.momentum[name]
+            tau = 1 - (1 - 0.9) * (math.cos(math.pi * number / STEPS) + 1) / 2
+            weights, buffers = dict(self.objective.named_parameters()), dict(self.objective.named_buffers())
+            for name, weight in weights.items():
+                if name.startswith("target_"):
+                    weight.copy_(tau * weight + (1 - tau) * weights[name.removeprefix("target_")])
+            for name, buffer in buffers.items():
+                if name.startswith("target_"):
+                    buffer.copy_(buffers[name.removeprefix("target_")])
+        return values.detach()
+
+
+@pytest.mark.parametrize("method", get_args(Method))
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_steps_are_those_written_out(method: Any, accumulate: int) -> None:
-    """Rate, gradient of the mean over the parts, torch's SGD, target path; three steps."""
-    config = replace(CONFIG, method=method, accumulate=accumulate, optimizer="sgd")
+def test_steps_are_those_written_out(method: Method, accumulate: int) -> None:
+    """Four steps: seed, rate, scale of the gradient, decay, order, tau of the step; and gradients are gone."""
+    config = replace(CONFIG, method=method, accumulate=accumulate, optimizer="sgd", weight_decay=DECAY)
+    config = replace(config, views=replace(config.views, intensity=DRAWN))
     state = initial_state(config, torch.device("cpu"), None)
-    reference = copy.deepcopy(state.objective)
-    optimizer = torch.optim.SGD(parameter_groups(reference, config.weight_decay), lr=1.0, momentum=0.9)
-    stepper, batches = Stepper(config, STEPS, WARMUP, state, state.objective, 0), parts_of(config, 3)
+    reference = StepsWrittenOut(copy.deepcopy(state.objective))
+    stepper, batches = Stepper(config, STEPS, WARMUP, state, state.objective, RANK), parts_of(config, len(RATES))
     given = iter(batches)
-    for number in range(3):
+    for number in range(len(RATES)):
+        reference.objective.load_state_dict(state.objective.state_dict())  # so that rounding does not grow
         values, _ = stepper(number, given)
-        parts = batches[number * accumulate : (number + 1) * accumulate]
-        outputs = [reference(part.render(config.views.size), part.geometries) for part in parts]
-        optimizer.zero_grad()
-        torch.stack([output.loss for output in outputs]).mean().backward()
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(number, STEPS, WARMUP, 1e-2)
-        optimizer.step()
-        reference.update_target(target_decay(number, STEPS, 0.9))
-        expected = [torch.stack(list(value)).mean().detach() for value in zip(*outputs, strict=True)]
-        torch.testing.assert_close(values, torch.stack(expected), rtol=1e-4, atol=1e-5)
+        assert all(p.grad is None for p in state.objective.parameters())
+        expected = reference.step(number, batches[number * accumulate : (number + 1) * accumulate])
+        torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-6)
+        assert not values.requires_grad
+        theirs = reference.objective.state_dict()
+        for name, own in state.objective.state_dict().items():
+            torch.testing.assert_close(own, theirs[name], rtol=1e-5, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
     assert next(given, None) is None
-    for own, theirs in zip(state.objective.parameters(), reference.parameters(), strict=True):
-        torch.testing.assert_close(own, theirs, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Grad strides do not match bucket view")
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_processes_exchange_the_gradient_of_all_parts_once(accumulate: int) -> None:
+    """Asked of torch: a hook in the place of the exchange, which sees what would be sent."""
+    config = replace(CONFIG, accumulate=accumulate, batch_size=6)
+    state = initial_state(config, torch.device("cpu"), None)
+    alone = initial_state(config, torch.device("cpu"), None)
+    taken: list[int] = []
+    sent: list[tuple[int, Tensor]] = []
+
+    def given() -> Iterator[ViewPairBatch]:
+        for number, part in enumerate(parts_of(config, 1)):
+            taken.append(number)
+            yield part
+
+    def exchange(_: None, bucket):  # type: ignore[no-untyped-def]  # torch checks the annotations
+        sent.append((taken[-1], bucket.buffer().clone()))
+        done: torch.futures.Future[Tensor] = torch.futures.Future()
+        done.set_result(bucket.buffer())
+        return done
+
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        joined = DistributedDataParallel(state.objective)
+        joined.register_comm_hook(None, exchange)
+        Stepper(config, STEPS, WARMUP, state, joined, 0)(0, given())
+    finally:
+        torch.distributed.destroy_process_group()
+    assert [part for part, _ in sent] == [accumulate - 1]
+    gradients: list[Tensor] = []
+    alone.optimizer.register_step_pre_hook(
+        lambda *_: gradients.extend(p.grad.flatten() for p in alone.objective.parameters() if p.grad is not None)
+    )
+    Stepper(config, STEPS, WARMUP, alone, alone.objective, 0)(0, iter(parts_of(config, 1)))
+    torch.testing.assert_close(sent[0][1].sort()[0], torch.cat(gradients).sort()[0])  # a bucket has an order of its own
+
+
+def test_waiting_is_that_for_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that only batches, 2 s each, and the networks, 5 s, move on."""
+    clock = [100.0]
+    monkeypatch.setattr("pretraining.training.step.time.perf_counter", lambda: clock[0])
+    config = replace(CONFIG, accumulate=2)
+    state = initial_state(config, torch.device("cpu"), None)
+
+    def wait(seconds: float) -> None:
+        clock[0] += seconds
+
+    state.objective.register_forward_hook(lambda *_: wait(5))
+    parts = ((wait(2), part)[1] for part in parts_of(config, 1))
+    _, waited = Stepper(config, STEPS, WARMUP, state, state.objective, 0)(0, parts)
+    assert waited == 4
 
 
 def test_what_loading_processes_drew_reaches_the_method() -> None:

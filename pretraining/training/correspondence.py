@@ -134,7 +134,6 @@ def validation_samples(
     return samples
 
 
-@torch.no_grad()
 def measure_correspondence(
     encoder: Encoder,
     batches: Sequence[ViewPairBatch],
@@ -151,12 +150,13 @@ def measure_correspondence(
     encoder.eval()
     generator = torch.Generator(device).manual_seed(0)
     maps = []
-    for batch in batches:
-        batch = batch.to(device)
-        views = lay_out(batch.render(view_size, generator), encoder.memory_format)
-        with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
-            features = encoder(views, level)[-1]
-        maps.append((features.float(), batch.geometries))
+    with torch.no_grad():
+        for batch in batches:
+            batch = batch.to(device)
+            views = lay_out(batch.render(view_size, generator), encoder.memory_format)
+            with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
+                features = encoder(views, level)[-1]
+            maps.append((features.float(), batch.geometries))
     encoder.train(was_training)
     return compare_maps(maps, encoder.feature_grid(view_size, level))
 

@@ -69,7 +69,8 @@ class Scan:
 
 
 def parts_of(config: PretrainConfig, steps: int) -> list[ViewPairBatch]:
-    dataset, size = ViewPairDataset([Scan()], config.views, 0), config.batch_size // config.accumulate
+    dataset = ViewPairDataset([Scan()], config.views, 0, draw_of(config.method))
+    size = config.batch_size // config.accumulate
     draws = range(steps * config.batch_size)
     return [ViewPairBatch.collate([dataset[d, 0] for d in draws[i : i + size]]) for i in draws[::size]]
 
@@ -98,7 +99,7 @@ class StepsWrittenOut:
         outputs = []
         for part in parts:
             views = part.render(CONFIG.views.size, generator, self.objective.changes_intensity)
-            outputs.append(torch.stack(list(self.objective(views, part.geometries, generator))))
+            outputs.append(torch.stack(list(self.objective(views, part.geometries, generator, **part.drawn))))
         values = torch.stack(outputs).mean(dim=0)
         trained = {name: p for name, p in self.objective.named_parameters() if p.requires_grad}
         gradients = torch.autograd.grad(values[0], list(trained.values()))
@@ -209,10 +210,11 @@ def test_what_loading_processes_drew_reaches_the_method() -> None:
     assert drawing == ["models_genesis"]
 
 
+@pytest.mark.parametrize("which", [0, -1])
 @pytest.mark.parametrize("value", [math.inf, math.nan, 1.0])
-def test_a_gradient_that_is_not_finite_shows_in_all_values(value: float) -> None:
+def test_a_gradient_that_is_not_finite_shows_in_all_values(value: float, which: int) -> None:
     state = initial_state(CONFIG, torch.device("cpu"), None)
-    weight = next(p for p in state.objective.parameters() if p.requires_grad)
+    weight = [p for p in state.objective.parameters() if p.requires_grad][which]
 
     def spoil(gradient: Tensor) -> Tensor:
         return torch.where(torch.arange(gradient.numel()).view_as(gradient) == 3, value, gradient)

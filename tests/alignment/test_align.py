@@ -178,5 +178,10 @@ def test_refuses() -> None:
     )
     with pytest.raises(ValueError, match="do not overlap"):
         align(torch.zeros(1, 1, 2, 6, 6), apart[:1], apart[1:], POOLED)
+    touching = (apart[0], ViewGeometry((5, 0, 0), (5, 5, 5), (False,) * 3))
+    with pytest.raises(ValueError, match="do not overlap"):
+        align(torch.zeros(1, 1, 2, 6, 6), touching[:1], touching[1:], POOLED)
+    with pytest.raises(ValueError, match="one of each"):
+        align(torch.zeros(1, 1, 2, 6, 6), apart[:1], apart, POOLED)
     with pytest.raises(ValueError, match="one of each"):
         align(torch.zeros(2, 1, 2, 6, 6), apart[:1], apart[1:], POOLED)

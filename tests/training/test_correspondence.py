@@ -360,6 +360,8 @@ def test_the_place_in_the_view_is_warned_of_where_it_tells(drawn: dict[str, list
         assert last.startswith("WARNING: the scans are hardly larger than the views") == warned
         assert place_warnings(found.__dict__) == found.lines()[2:]
     assert place_warnings({}) == []
+    assert place_warnings({"unflipped_position_code": 0.5}) == []
+    assert len(place_warnings({"unflipped_position_code": 0.51})) == 1
     assert place_warnings({"unflipped_position_code": None}) == []
 
 

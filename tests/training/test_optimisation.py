@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pretraining.config import PretrainConfig
-from pretraining.training.optimisation import learning_rate_at, make_optimizer, parameter_groups
+from pretraining.training.optimisation import learning_rate_at, make_optimizer, parameter_groups, set_learning_rate
 
 
 def test_schedule_by_hand() -> None:
@@ -19,6 +19,25 @@ def test_schedule_by_hand() -> None:
     assert rates[55] == pytest.approx(0.1)  # half of the cosine
     assert rates[-1] == pytest.approx(0.1 * (1 + math.cos(math.pi * 89 / 90)))
     assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_schedule_at_its_ends() -> None:
+    assert learning_rate_at(0, 10, 0, 0.2) == 0.2, "no warm-up"
+    assert learning_rate_at(5, 10, 0, 0.2) == pytest.approx(0.1)
+    assert learning_rate_at(10, 10, 10, 0.2) == 0.2, "nothing but warm-up"
+    assert learning_rate_at(11, 10, 10, 0.2) == 0
+    assert learning_rate_at(150, 100, 10, 0.2) == 0, "later than the end"
+
+
+@pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])
+def test_optimisers_have_the_rate_and_the_momentum(name: str) -> None:
+    module = nn.Linear(3, 2)
+    optimizer = make_optimizer(name, module, 0.3, 0.05)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.3, 0.3]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.05, 0]
+    assert name == "adamw" or [group["momentum"] for group in optimizer.param_groups] == [0.9, 0.9]
+    set_learning_rate(optimizer, 0.7)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.7, 0.7]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import ks_2samp
 
 from pretraining.views import ViewGeometry, overlap_box, overlap_fraction, sample_view_pair
 
@@ -83,6 +84,10 @@ def test_whole_overlap_at_one_scale_is_the_same_box() -> None:
     ("arguments", "message"),
     [
         ({"volume_shape": (40, 200)}, "three positive sizes"),
+        ({"volume_shape": (0, 200, 200)}, "three positive sizes"),
+        ({"view_size": (16, 96)}, "three positive sizes"),
+        ({"view_size": (16, 0, 96)}, "three positive sizes"),
+        ({"scale": (0.0, 1.1)}, "two positive numbers"),
         ({"scale": (1.4, 1.1)}, "rising order"),
         ({"min_overlap": 1.5}, "between 0 and 1"),
         ({"flip_probability": 1.5}, "flip_probability must be one or three"),
@@ -95,6 +100,42 @@ def test_refuses(arguments: dict, message: str) -> None:
     defaults = {"volume_shape": (80, 400, 400), "view_size": VIEW, "rng": np.random.default_rng(0)}
     with pytest.raises(ValueError, match=message):
         sample_view_pair(**{**defaults, **arguments})
+
+
+def test_scans_and_views_of_one_voxel() -> None:
+    one, two = sample_view_pair((1, 50, 50), (1, 1, 20), np.random.default_rng(0), scale=(1.0, 1.0), min_overlap=0.0)
+    assert one.size == two.size == (1, 1, 20)
+    assert one.start[0] == two.start[0] == 0
+
+
+def test_a_scan_as_large_as_the_smallest_box_is_shown_whole() -> None:
+    rng = np.random.default_rng(0)
+    sizes = [view.size for _ in range(20) for view in sample_view_pair((10, 40, 40), (10, 20, 20), rng, scale=(1, 2))]
+    assert {z for z, _, _ in sizes} == {10.0}
+
+
+@pytest.mark.parametrize(
+    ("shape", "min_overlap"), [((30, 150, 220), 0.3), ((60, 300, 140), 0.1), ((18, 120, 110), 0.6)]
+)
+def test_the_second_box_is_uniform_among_those_that_overlap_enough(
+    shape: tuple[int, int, int], min_overlap: float
+) -> None:
+    """Beside places drawn anywhere in the scan until one overlaps enough: shares below each tenth, and their ends."""
+    rng, draws, size = np.random.default_rng(0), 1500, np.array(VIEW) * 1.1
+    pairs = [sample_view_pair(shape, VIEW, rng, scale=(1.1, 1.1), min_overlap=min_overlap) for _ in range(draws)]
+    first, second = (np.array([pair[half].start for pair in pairs]) for half in (0, 1))
+    room = np.array(shape) - size
+    anywhere = rng.random((draws, 1000, 3)) * room
+    common = np.clip(size - np.abs(anywhere - first[:, None]), 0, None).prod(axis=2)
+    enough = common >= min_overlap * size.prod()
+    assert enough.any(axis=1).all()
+    reference = anywhere[np.arange(draws), enough.argmax(axis=1)]
+    for axis in range(3):
+        assert ks_2samp(first[:, axis], rng.random(draws) * room[axis]).pvalue > 1e-3
+        assert ks_2samp(second[:, axis], reference[:, axis]).pvalue > 1e-3
+        assert ks_2samp((second - first)[:, axis], (reference - first)[:, axis]).pvalue > 1e-3
+        assert second[:, axis].min() < 0.02 * room[axis]
+        assert second[:, axis].max() > 0.98 * room[axis]
 
 
 def test_flips_along_each_axis_by_its_own_probability() -> None:

@@ -7,7 +7,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from pretraining.views import ViewGeometry, render_views, sample_view_pair
-from pretraining.views.rendering import render_by_matrices, render_by_rows
+from pretraining.views.rendering import largest_source_box, render_by_matrices, render_by_rows, source_box
 from pretraining.views.sampling import linear_neighbours, linear_sampling_matrix
 
 
@@ -107,6 +107,37 @@ def test_is_differentiable() -> None:
 def test_sampling_matrix_by_hand() -> None:
     matrix = linear_sampling_matrix(torch.tensor([-1.0, 0.25, 2.0, 9.0]), 3)
     assert matrix.tolist() == [[1, 0, 0], [0.75, 0.25, 0], [0, 0, 1], [0, 0, 1]]
+
+
+def test_what_a_view_reads_by_hand() -> None:
+    """One voxel more than its box on either side, as far as there are any."""
+    geometry = ViewGeometry((2.5, 0.3, 4.0), (3.0, 9.0, 3.0), (False,) * 3)
+    assert source_box(geometry, (20, 10, 8)) == ((1, 0, 3), (7, 10, 8))
+    assert source_box(geometry, (20, 30, 30)) == ((1, 0, 3), (7, 11, 8))
+    assert source_box(ViewGeometry((1, 2, 3), (1, 1, 1), (False,) * 3), (9, 9, 9)) == ((0, 1, 2), (3, 4, 5))
+
+
+def test_the_largest_box_read_is_reached_and_never_exceeded() -> None:
+    """Boxes of 14 voxels: on whole voxels two more are read, anywhere else three."""
+    read = []
+    for start in np.linspace(3, 4, 11):
+        low, high = source_box(ViewGeometry((start,) * 3, (14.0,) * 3, (False,) * 3), (40, 40, 40))
+        read.append(high[0] - low[0])
+    assert largest_source_box((10, 10, 10), (1.1, 1.4)) == (max(read),) * 3 == (17, 17, 17)
+
+
+def test_no_views_of_a_volume() -> None:
+    views = render_views(torch.zeros(2, 8, 8, 8, dtype=torch.float64), [], (3, 4, 5))
+    assert (views.shape, views.dtype) == ((0, 2, 3, 4, 5), torch.float64)
+
+
+def test_a_box_may_leave_the_volume_by_rounding() -> None:
+    volume = torch.randn(1, 8, 8, 8)
+    rounded = ViewGeometry((-1e-7, 0, 0), (8 + 2e-7, 8, 8), (False,) * 3)
+    torch.testing.assert_close(render_views(volume, [rounded], (8, 8, 8))[0], volume)
+    for start, size in (((-0.5, 0, 0), (4, 4, 4)), ((0, 0, 4.5), (4, 4, 4))):
+        with pytest.raises(ValueError, match="leaves the volume"):
+            render_views(volume, [ViewGeometry(start, size, (False,) * 3)], (4, 4, 4))
 
 
 def test_refuses_a_box_outside_and_integers() -> None:

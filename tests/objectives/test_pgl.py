@@ -70,6 +70,12 @@ def test_target_decay(step: int, expected: float) -> None:
     assert target_decay(step, 100) == pytest.approx(expected, abs=1e-9)
 
 
+def test_target_decay_of_runs_of_one_step_and_of_none() -> None:
+    assert target_decay(0, 1, 0.9) == pytest.approx(0.9)
+    assert target_decay(1, 1, 0.9) == target_decay(7, 1, 0.9) == 1
+    assert target_decay(0, 0, 0.9) == pytest.approx(0.9)
+
+
 def test_target_follows_the_online_weights() -> None:
     online = nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2))
     target = make_target(online)

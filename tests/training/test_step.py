@@ -142,6 +142,21 @@ def test_steps_are_those_written_out(method: Method, accumulate: int) -> None:
     assert next(given, None) is None
 
 
+def test_a_step_in_parts_is_the_step_at_once() -> None:
+    """The same pairs; with running statistics, as norms see each part alone."""
+    losses, weights = [], []
+    for accumulate in (1, 2, 4):
+        config = replace(CONFIG, accumulate=accumulate, optimizer="sgd")
+        state = initial_state(config, torch.device("cpu"), None)
+        state.objective.eval()
+        values, _ = Stepper(config, STEPS, WARMUP, state, state.objective, 0)(0, iter(parts_of(config, 1)))
+        losses.append(values[0])
+        weights.append(torch.cat([p.detach().flatten() for p in state.objective.parameters()]))
+    for loss, weight in zip(losses[1:], weights[1:], strict=True):
+        torch.testing.assert_close(loss, losses[0], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(weight, weights[0], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.filterwarnings("ignore:Grad strides do not match bucket view")
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_processes_exchange_the_gradient_of_all_parts_once(accumulate: int) -> None:

@@ -72,9 +72,6 @@ class OtherPlaces:
     geometries: GeometryBatch
     drawn: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    def to(self, device: torch.device) -> OtherPlaces:
-        return self
-
     def render(self, *arguments: object) -> torch.Tensor:
         return self.batch.render(*arguments)  # type: ignore[arg-type]
 

@@ -171,6 +171,12 @@ def test_is_differentiable_and_batches_are_samples_alone() -> None:
     assert float(features.grad.sum()) == pytest.approx(4 * 3 * 72, rel=1e-4)
 
 
+def test_an_overlap_of_half_a_voxel_is_one() -> None:
+    features = torch.arange(12.0).reshape(1, 1, 2, 6, 1).expand(-1, -1, -1, -1, 6)
+    one, two = ViewGeometry((0, 0, 0), (5, 5, 5), (False,) * 3), ViewGeometry((4.5, 0, 0), (5, 5, 5), (False,) * 3)
+    torch.testing.assert_close(align(features, [one], [two], POOLED)[0][:, :, 0], features[:, :, 1])
+
+
 def test_refuses() -> None:
     apart = (
         ViewGeometry((0, 0, 0), (5, 5, 5), (False,) * 3),

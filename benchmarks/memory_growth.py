@@ -27,8 +27,8 @@ from benchmarks.report import Figure, Settings
 from benchmarks.scans import make_scan, store_scan
 from pretraining.config import PretrainConfig
 from pretraining.data import Volume
+from pretraining.launching.distributed import Processes
 from pretraining.pretrain import split_pool
-from pretraining.training.distributed import Processes
 from pretraining.training.loop import Runtime, train
 from pretraining.training.progress import RunLog
 from pretraining.views import ViewSettings

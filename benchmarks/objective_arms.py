@@ -36,12 +36,12 @@ from nnunetv2_pgl.whole_files import write_text
 from pretraining.alignment import align
 from pretraining.config import PretrainConfig, recommended
 from pretraining.data import DataError, Volume
+from pretraining.launching.errors import TrainingError
 from pretraining.objectives import PGLNCE, local_consistency_loss
 from pretraining.options import names_in
 from pretraining.pretrain import prepare_volumes
 from pretraining.run_folder import RunError
 from pretraining.telling import median_spacing
-from pretraining.training.errors import TrainingError
 from pretraining.training.export import make_checkpoint
 from pretraining.training.loading import PairLoader
 from pretraining.training.optimisation import make_optimizer

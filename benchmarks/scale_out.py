@@ -7,21 +7,23 @@ gradients and of the norms' statistics, update; not the measurement of the corre
 from __future__ import annotations
 
 import json
+import os
+import socket
 from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
+from torch.multiprocessing import spawn
 
 from benchmarks.report import Figure, Settings
 from benchmarks.scans import SCALE, VIEW_SIZE, store_scans
 from pretraining.config import PretrainConfig
 from pretraining.data import Volume
+from pretraining.launching.distributed import process_group
 from pretraining.training import loop
 from pretraining.training.correspondence import validation_batches
-from pretraining.training.distributed import process_group
 from pretraining.training.progress import RunLog
-from pretraining.training.spawning import spawn
 from pretraining.views import ViewSettings
 
 _PAIRS = 4  # per process and step
@@ -56,12 +58,16 @@ def _pairs_per_second(settings: Settings, volumes: list[Volume], pairs: int, cou
     )
     folder = settings.folder / f"scale_out_{count}"
     folder.mkdir()
-    spawn(_train, (config, volumes, folder), count)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    spawn(_train, (count, port, config, volumes, folder), count)
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return median(record["scans_per_second"] for record in records[1:])
 
 
-def _train(config: PretrainConfig, volumes: list[Volume], folder: Path) -> None:
+def _train(rank: int, count: int, port: int, config: PretrainConfig, volumes: list[Volume], folder: Path) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     loop.validation_batches = partial(validation_batches, pairs=2)  # not timed, so as few as possible
     with process_group("cpu") as processes:
         torch.set_num_threads(1)

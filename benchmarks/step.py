@@ -18,8 +18,8 @@ from benchmarks.hardware import convolution_rate, product_rate
 from benchmarks.report import Figure, Settings, alternating, synchronise
 from benchmarks.scans import VIEW_SIZE, store_scans
 from pretraining.config import PretrainConfig
+from pretraining.launching.distributed import Processes
 from pretraining.pretrain import loading_workers
-from pretraining.training.distributed import Processes
 from pretraining.training.loop import Pool, Run, Runtime
 from pretraining.training.progress import RunLog
 from pretraining.views import ViewPairBatch, ViewSettings

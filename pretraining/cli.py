@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import time
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 
@@ -17,6 +14,9 @@ from pretraining.body_axes import axis_warnings
 from pretraining.config import PretrainConfig
 from pretraining.config_checks import check_config
 from pretraining.data import DataError, resolve_source
+from pretraining.launching.ending import end, end_after_another
+from pretraining.launching.errors import STOPPED_EXIT_CODE, ProcessLost, Stopped, TrainingError
+from pretraining.launching.launcher import launch
 from pretraining.options import (
     OptionParser,
     add_data_options,
@@ -32,9 +32,6 @@ from pretraining.options import (
 from pretraining.pretrain import RunOptions, prepare_volumes, pretrain
 from pretraining.preview import draw_pairs, geometry_lines
 from pretraining.run_folder import RunError, RunFolder, require_same
-from pretraining.training.errors import STOPPED_EXIT_CODE, ProcessLost, Stopped, TrainingError
-from pretraining.training.restart import tell_torchrun
-from pretraining.training.spawning import spawn
 
 _EPILOG = """examples:
   pgl_pretrain -d 501                                  one GPU, the recommended settings
@@ -48,9 +45,6 @@ _EPILOG = """examples:
 Scans come from $nnUNet_raw, volumes go to $nnUNet_preprocessed, the run to $nnUNet_results/PGL/NAME. Data loading uses
 nnUNet_n_proc_DA workers. Options may be written with one dash or two.
 """
-
-
-_UNTIL_TORCHRUN_LOOKS = 5.0  # seconds; it looks ten times a second
 
 
 def _default_name(config: PretrainConfig) -> str:
@@ -83,28 +77,9 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.num_gpus > 1:
         if arguments.device == "cuda" and arguments.num_gpus > torch.cuda.device_count():
             raise RunError(f"-num_gpus {arguments.num_gpus}, but this machine has {torch.cuda.device_count()}")
-        spawn(pretrain, (config, options), arguments.num_gpus)
+        launch(["-m", "pretraining", *sys.argv[1:], "-num_gpus", "1"], arguments.num_gpus)
     else:
         pretrain(config, options)
-
-
-def _exit_with(command: str, error: Exception) -> NoReturn:
-    tell_torchrun(f"{command}: {error}")
-    sys.exit(one_line(f"{command}: {error}"))
-
-
-def _exit_stopped(command: str, stopped: Stopped) -> NoReturn:
-    tell_torchrun(f"{command}: {stopped}")
-    print(f"{command}: {stopped}", file=sys.stderr, flush=True)
-    sys.exit(STOPPED_EXIT_CODE)
-
-
-def _exit_after_another(command: str, lost: ProcessLost) -> NoReturn:
-    """Ends a process of torchrun's whose peer has ended, but not before torchrun has seen that one end."""
-    if str(lost) and int(os.environ.get("LOCAL_RANK", "0")) <= 1:  # two of them say so: the lost one may be the first
-        print(f"{command}: {lost}", file=sys.stderr, flush=True)
-    time.sleep(_UNTIL_TORCHRUN_LOOKS)
-    sys.exit(1)
 
 
 def pretrain_entry() -> None:
@@ -119,13 +94,13 @@ def pretrain_entry() -> None:
     try:
         _run(parser.parse_args())
     except Stopped as stopped:
-        _exit_stopped("pgl_pretrain", stopped)
+        end(f"pgl_pretrain: {stopped}", STOPPED_EXIT_CODE)
     except KeyboardInterrupt:
-        sys.exit("pgl_pretrain: interrupted; add --c to go on from what was saved last")
+        end("pgl_pretrain: interrupted; add --c to go on from what was saved last")
     except ProcessLost as lost:
-        _exit_after_another("pgl_pretrain", lost)
+        end_after_another(f"pgl_pretrain: {lost}" if str(lost) else "")
     except (DataError, RunError, TrainingError, CheckpointError, OSError, ValueError) as error:
-        _exit_with("pgl_pretrain", error)
+        end(one_line(f"pgl_pretrain: {error}"))
 
 
 def preview_entry() -> None:
@@ -153,4 +128,4 @@ def preview_entry() -> None:
             print(f"WARNING: {item}")
         print(*geometry_lines(volumes, config), output, sep="\n")
     except (DataError, RunError, OSError, ValueError) as error:
-        _exit_with("pgl_preview", error)
+        end(one_line(f"pgl_preview: {error}"))

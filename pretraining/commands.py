@@ -12,7 +12,7 @@ import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from pretraining.training.errors import STOPPED_EXIT_CODE
+from pretraining.launching.errors import STOPPED_EXIT_CODE
 
 _CHUNK = 4096
 

@@ -26,18 +26,18 @@ from pretraining.data import (
 )
 from pretraining.data.directions import read_orientation
 from pretraining.data.scan import in_few_lines
+from pretraining.launching import restart
+from pretraining.launching.distributed import Processes, process_group
+from pretraining.launching.stopping import StopSignals
 from pretraining.manifest import Manifest
 from pretraining.preview import draw_pairs
 from pretraining.run_folder import RunFolder
 from pretraining.telling import median_spacing, next_commands, opening_lines
-from pretraining.training import restart
-from pretraining.training.distributed import Processes, process_group
 from pretraining.training.export import make_checkpoint
 from pretraining.training.loop import Pool, Runtime, train
 from pretraining.training.memory import explained, require_fitting_batch
 from pretraining.training.progress import RunLog
 from pretraining.training.state import TrainingState
-from pretraining.training.stopping import StopSignals
 from pretraining.views.rendering import largest_source_box
 
 
@@ -72,7 +72,7 @@ def pretrain(config: PretrainConfig, options: RunOptions) -> None:
     """
     folder = RunFolder.named(options.name)
     workers = loading_workers(options.device)
-    with ExitStack() as held, process_group(options.device) as processes, StopSignals(processes).caught() as stop:
+    with ExitStack() as held, process_group(options.device) as processes, StopSignals().caught() as stop:
         resume = processes.from_main(lambda: _open(folder, config, options, held))
         log = RunLog(folder.path if processes.is_main else None)
         if resume and not options.resume:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("data", "views", "alignment", "objectives", "training")
+ROOMS = ("data", "views", "alignment", "objectives", "launching", "training")
 
 
 def imported(file: Path) -> Iterator[str]:
@@ -34,6 +34,12 @@ def test_a_room_never_imports_a_later_one(room: str) -> None:
     for file in (ROOT / "pretraining" / room).rglob("*.py"):
         wrong = [name for name in imported(file) if ".".join(name.split(".")[:2]) in later]
         assert not wrong, f"{file} imports {wrong}"
+
+
+def test_launching_knows_nothing_of_what_it_launches() -> None:
+    for file in (ROOT / "pretraining" / "launching").rglob("*.py"):
+        names = [name for name in imported(file) if name.startswith("pretraining.")]
+        assert all(name.startswith("pretraining.launching.") for name in names), f"{file} imports {names}"
 
 
 def test_training_does_not_know_commands_or_demo() -> None:

@@ -21,8 +21,8 @@ from pretraining.comparison.runs import share
 from pretraining.comparison.settings import ComparisonSettings
 from pretraining.comparison.trainer import find_trainer
 from pretraining.data import DataError
+from pretraining.launching.errors import STOPPED_EXIT_CODE
 from pretraining.run_folder import RunError
-from pretraining.training.errors import STOPPED_EXIT_CODE
 
 
 def compare_entry() -> None:

@@ -20,10 +20,10 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from pretraining.config import PretrainConfig
 from pretraining.data import DataError, Volume
-from pretraining.training.errors import HOW_TO_GO_ON, STOPPED, ProcessLost, TrainingError
+from pretraining.launching.errors import HOW_TO_GO_ON, ProcessLost, TrainingError
+from pretraining.launching.stopping import outlive_signals
 from pretraining.training.sampler import PairSampler
 from pretraining.training.start import bytes_drawn, draw_of
-from pretraining.training.stopping import outlive_signals
 from pretraining.training.transfer import parts_on_device, require_shared_memory
 from pretraining.views import ViewPairBatch, ViewPairDataset
 from pretraining.views.rendering import largest_source_box
@@ -190,8 +190,6 @@ class PairLoader:
         dead = self._dead_worker()
         if dead is None:
             return
-        if dead.exitcode == -signal.SIGTERM and "TORCHELASTIC_RUN_ID" in os.environ:  # it ends all below it
-            raise ProcessLost(STOPPED) from error
         raise TrainingError(self._obituary(dead)) from error
 
     def _dead_worker(self) -> BaseProcess | None:

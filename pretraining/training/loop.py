@@ -18,14 +18,15 @@ from tqdm import tqdm
 from nnunetv2_pgl.precision import autocast_type
 from pretraining.config import PretrainConfig
 from pretraining.data import Volume
+from pretraining.launching.distributed import Processes
+from pretraining.launching.errors import Stopped, TrainingError
+from pretraining.launching.stopping import Agreement, StopSignals
 from pretraining.objectives import target_decay
 from pretraining.training.correspondence import (
     correspondence_lines,
     measure_correspondence,
     validation_batches,
 )
-from pretraining.training.distributed import Processes
-from pretraining.training.errors import Stopped, TrainingError
 from pretraining.training.loading import PairLoader
 from pretraining.training.places import place_warnings
 from pretraining.training.progress import RunLog, append_metrics, epoch_lines, write_metrics
@@ -35,7 +36,6 @@ from pretraining.training.shares import SharedOrder
 from pretraining.training.start import initial_state, prepare_device
 from pretraining.training.state import EpochSoFar, TrainingState
 from pretraining.training.step import Stepper
-from pretraining.training.stopping import Agreement, StopSignals
 from pretraining.training.synchronised import synchronise_batch_norms
 from pretraining.views import ViewPairBatch
 

@@ -8,7 +8,7 @@ from itertools import islice
 
 import torch
 
-from pretraining.training.errors import TrainingError
+from pretraining.launching.errors import TrainingError
 from pretraining.views import ViewPairBatch
 
 _MIB = 2**20

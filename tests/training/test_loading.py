@@ -17,7 +17,7 @@ import torch
 
 from pretraining.config import PretrainConfig
 from pretraining.data import DataError
-from pretraining.training.errors import TrainingError
+from pretraining.launching.errors import TrainingError
 from pretraining.training.loading import PairLoader
 from pretraining.training.sampler import PairSampler
 from pretraining.views import ViewSettings

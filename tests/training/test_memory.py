@@ -13,10 +13,10 @@ from numpy.random import default_rng
 
 from benchmarks.memory import bytes_saved
 from pretraining.config import Method, PretrainConfig
+from pretraining.launching.distributed import Processes
+from pretraining.launching.errors import TrainingError
 from pretraining.objectives import ModelsGenesis
 from pretraining.training import footprint, memory
-from pretraining.training.distributed import Processes
-from pretraining.training.errors import TrainingError
 from pretraining.training.start import make_objective
 from pretraining.views import ViewSettings
 from tests.planned_networks import small_network

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from nnunetv2_pgl.checkpoint import CheckpointError, load_checkpoint
+from pretraining.launching.errors import Stopped
 from pretraining.pretrain import RunOptions, pretrain
 from pretraining.run_folder import RunError, RunFolder
 from pretraining.training import loop, saving
-from pretraining.training.errors import Stopped
 from pretraining.training.saving import SaveTimes
 from pretraining.training.step import Stepper
 from tests.golden import make

@@ -18,11 +18,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_pgl.networks import ResNet50Encoder
 from pretraining.config import Method, PretrainConfig
+from pretraining.launching.errors import TrainingError
 from pretraining.objectives import PGL, PGLNCE, Objective
 from pretraining.objectives.deform import Deformations, deform
 from pretraining.pretrain import RunOptions, pretrain
 from pretraining.run_folder import RunFolder
-from pretraining.training.errors import TrainingError
 from pretraining.training.start import draw_of, initial_state
 from pretraining.training.step import Stepper
 from pretraining.views import (

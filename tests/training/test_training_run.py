@@ -16,9 +16,9 @@ from nnunetv2_pgl.networks import ResNet50Encoder
 from nnunetv2_pgl.transfer import load_encoder
 from pretraining.config import PretrainConfig
 from pretraining.demo.datasets import write_unlabelled_dataset
+from pretraining.launching.errors import TrainingError
 from pretraining.pretrain import RunOptions, pretrain
 from pretraining.run_folder import RunFolder
-from pretraining.training.errors import TrainingError
 from pretraining.views import ViewSettings
 
 CONFIG = PretrainConfig(

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from pretraining.config import PretrainConfig
+from pretraining.launching.errors import TrainingError
 from pretraining.objectives import ModelsGenesis
 from pretraining.training import transfer
-from pretraining.training.errors import TrainingError
 from pretraining.training.loading import PairLoader
 from pretraining.training.sampler import PairSampler
 from pretraining.views import ViewPairBatch, ViewPairDataset, ViewSettings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections import deque
@@ -14,12 +13,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pretraining.training.distributed import Processes
-from pretraining.training.errors import ProcessLost, Stopped
+from pretraining.launching.distributed import Processes
+from pretraining.launching.errors import Stopped
 
-# scancel and a job's time limit; Slurm's --signal, sent some time before it; Ctrl-C.
+# scancel, a job's time limit, and a launcher that ends what is left; Slurm's --signal, sent some time before; Ctrl-C.
 _SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")
-_RESPITE = 25.0  # seconds that SIGTERM leaves a process: enough to end a step and save, too few to be stuck for long
+_RESPITE = 25.0  # seconds that SIGTERM leaves a loading process: launchers and Slurm leave 30 before they kill
 
 
 class StopSignals:
@@ -28,21 +27,16 @@ class StopSignals:
     Outside of `noted` a signal ends it at once, by an exception: there is nothing to save yet. Inside, where an
     exception could hit half a step, the signal is noted for the loop to ask for. A second Ctrl-C ends it all the same.
 
-    SIGTERM has another meaning too where several processes train together: their launcher sends it when one of them has
-    ended, and then this one may wait for that one forever. So torchrun's stays with `process_group`, and after that of
-    `spawn` a process has some time left.
-
-    Args:
-        processes: This process among those that train together.
+    A launcher sends SIGTERM too when another process has ended. Then this one fails at what it does next with that one,
+    or waits until the launcher kills it, 30 seconds later.
 
     Attributes:
         received: Name of the first signal noted, or None.
     """
 
-    def __init__(self, processes: Processes) -> None:
+    def __init__(self) -> None:
         self.received: str | None = None
         self._is_noting = False
-        self._is_alone = processes.count == 1
 
     @contextmanager
     def caught(self) -> Iterator[StopSignals]:
@@ -51,8 +45,6 @@ class StopSignals:
             yield self
             return
         names = [name for name in _SIGNALS if hasattr(signal, name)]
-        if "TORCHELASTIC_RUN_ID" in os.environ:
-            names.remove("SIGTERM")
         before = {name: signal.signal(getattr(signal, name), self._handle) for name in names}
         try:
             yield self
@@ -71,10 +63,6 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
-        if name == "SIGTERM" and not self._is_alone:
-            if not self._is_noting:
-                raise ProcessLost
-            _end_after_respite()
         if not self._is_noting:
             raise Stopped(f"stopped by {name} before the first step; scans already preprocessed will be found again")
         if name == "SIGINT" and self.received == "SIGINT":

@@ -1,14 +1,9 @@
-"""How a run ends early: by its own fault, or because another of its processes has ended."""
+"""How a run ends early: by its own fault, because it was asked to, or because another of its processes has ended."""
 
 from __future__ import annotations
 
 STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: not finished, to be tried again
 HOW_TO_GO_ON = "Add --c to go on from what was saved last; torchrun --max-restarts N does so by itself"
-
-STOPPED = (
-    "stopped by SIGTERM: another process of this run was killed or has failed (its own message, if any, stands above), "
-    f"or the job was cancelled or ran out of time. {HOW_TO_GO_ON}"
-)
 
 
 class Stopped(Exception):  # noqa: N818 - it is no error

@@ -1,13 +1,11 @@
-"""One code path for one process and for many: launched by torchrun, or spawned here for ``-num_gpus``."""
+"""One code path for one process and for many, whoever has launched them."""
 
 from __future__ import annotations
 
 import itertools
 import os
 import re
-import signal
 import sys
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,9 +17,9 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from pretraining.training.errors import HOW_TO_GO_ON, STOPPED, ProcessLost, TrainingError
-from pretraining.training.heartbeat import heartbeat
-from pretraining.training.restart import tell_torchrun
+from pretraining.launching.ending import tell
+from pretraining.launching.errors import HOW_TO_GO_ON, ProcessLost, TrainingError
+from pretraining.launching.heartbeat import MOST_MISSED, SECONDS, heartbeat
 
 T = TypeVar("T")
 
@@ -106,13 +104,13 @@ class Processes:
 
 @contextmanager
 def process_group(kind: str) -> Iterator[Processes]:
-    """Joins the processes that torchrun (or `spawn`) describes in the environment; alone if there are none.
+    """Joins the processes that the launcher describes in the environment; alone if there are none.
 
     Args:
         kind: Type of the device: NCCL serves "cuda", gloo the others.
 
     Raises:
-        ProcessLost: If another process ended, or if the launcher asks this one to end, as it does then.
+        ProcessLost: If another process ended.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
@@ -120,24 +118,29 @@ def process_group(kind: str) -> Iterator[Processes]:
         return
     rank, local_rank = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
     here = int(os.environ.get("LOCAL_WORLD_SIZE", count))
+    device = None
     if kind == "cuda":
-        torch.cuda.set_device(local_rank)
+        device = torch.device("cuda", local_rank)  # told to the group, which would guess it from the rank
+        torch.cuda.set_device(device)
     elif "OMP_NUM_THREADS" not in os.environ:  # torchrun sets it; else the processes would compete for the cores
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // here))
-    handler = signal.getsignal(signal.SIGTERM)
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # `spawn` has its own message
-        signal.signal(signal.SIGTERM, _told_to_end)
     try:
         store, rank, count = next(rendezvous("env://", timeout=_WAIT_FOR_ALL))
         if here == count:  # the counts of several nodes' agents may differ
             # torchrun keeps its store when it restarts, with the addresses of processes that are gone.
             store = PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-        backend = "nccl" if kind == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=_WAIT_FOR_ALL, store=store, rank=rank, world_size=count)
+        dist.init_process_group(
+            "nccl" if kind == "cuda" else "gloo",
+            timeout=_WAIT_FOR_ALL,
+            store=store,
+            rank=rank,
+            world_size=count,
+            device_id=device,
+        )
         processes = Processes(rank, count, local_rank, here, PrefixStore("pgl_pretrain", store))
-        attempt = processes.from_main(lambda: uuid.uuid4().hex)
-        with heartbeat(store, attempt, rank, count, lambda lost: _end_without(lost, count)):
+        with heartbeat(rank, count, lambda lost: _end_without(lost, count)):
             yield processes
+            processes.barrier()  # else the first to leave would be missed
     except RuntimeError as error:
         if isinstance(error, TrainingError | ProcessLost) or not _GONE.search(str(error)):
             raise
@@ -146,18 +149,19 @@ def process_group(kind: str) -> Iterator[Processes]:
             f"for want of memory) or has failed; its own message, if any, stands above. {HOW_TO_GO_ON}"
         ) from error
     finally:
-        signal.signal(signal.SIGTERM, handler)
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
-def _end_without(lost: int, count: int) -> NoReturn:
+def _end_without(lost: int | None, count: int) -> NoReturn:
     """Ends this process from a thread, since its main one may wait for the lost process where nothing interrupts it."""
-    line = f"pgl_pretrain: nothing was heard of process {lost} of {count} for a minute: {_SILENT}. {HOW_TO_GO_ON}"
-    tell_torchrun(line)
-    print(f"\n{line}", file=sys.stderr, flush=True)  # below the progress bar
+    who = f"{os.environ['MASTER_ADDR']}, where the run was launched," if lost is None else f"process {lost} of {count}"
+    line = (
+        f"pgl_pretrain: nothing was heard of {who} for {SECONDS * MOST_MISSED:.0f} seconds: {_SILENT}. {HOW_TO_GO_ON}"
+    )
+    print(file=sys.stderr, flush=True)  # below the progress bar
+    if lost is None:  # perhaps with those who would print it
+        print(line, file=sys.stderr, flush=True)
+    else:
+        tell(line)
     os._exit(1)
-
-
-def _told_to_end(*_: object) -> None:
-    raise ProcessLost(STOPPED)

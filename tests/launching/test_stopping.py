@@ -9,9 +9,8 @@ import time
 
 import pytest
 
-from pretraining.training.distributed import Processes
-from pretraining.training.errors import STOPPED_EXIT_CODE, ProcessLost, Stopped
-from pretraining.training.stopping import StopSignals
+from pretraining.launching.errors import STOPPED_EXIT_CODE, Stopped
+from pretraining.launching.stopping import StopSignals
 from tests.machine import SHORT, Machine, output_of, records, wait_for
 
 LONG = (*SHORT, "-epochs", "1000", "-save_every", "1000")  # nothing is saved before the signal
@@ -31,7 +30,7 @@ def stop(machine: Machine, process: subprocess.Popen[str], name: str, send: int,
 def test_a_run_saves_and_goes_on(machine: Machine) -> None:
     """The signal goes to the whole group, loading process included, as Slurm and a terminal send it.
 
-    What SIGUSR1 does is tested with several processes, whose parent passes every signal on as SIGUSR1.
+    What the others do is tested with several processes, to whom their parent passes them on.
     """
     send = signal.SIGTERM
     process = machine.start("pgl_pretrain", *LONG, "-o", send.name, nnUNet_n_proc_DA="1")
@@ -58,38 +57,27 @@ def wait_for_epoch(machine: Machine, process: subprocess.Popen[str], name: str, 
 
 
 @pytest.mark.slow
-def test_processes_that_train_together_stop_together(machine: Machine) -> None:
-    process = machine.start("pgl_pretrain", *LONG, "-num_gpus", "2", "-o", "together")
-    last = stop(machine, process, "together", signal.SIGTERM, group=False)
-    assert last.startswith("pgl_pretrain: stopped by ")
-    assert "after step" in last
-    assert (machine.run_folder("together") / "checkpoint_latest.pth").exists()
+@pytest.mark.parametrize("send", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_processes_that_train_together_stop_together(machine: Machine, send: signal.Signals) -> None:
+    name = f"together_{send.name}"
+    process = machine.start("pgl_pretrain", *LONG, "-num_gpus", "2", "-o", name)
+    last = stop(machine, process, name, send, group=False)
+    assert last.startswith(f"pgl_pretrain: stopped by {send.name} after step")
+    assert (machine.run_folder(name) / "checkpoint_latest.pth").exists()
 
 
 def test_before_the_first_step_a_signal_ends_the_run_at_once() -> None:
     handler = signal.getsignal(signal.SIGTERM)
-    with StopSignals(Processes()).caught(), pytest.raises(Stopped, match="SIGTERM before the first step"):
+    with StopSignals().caught(), pytest.raises(Stopped, match="SIGTERM before the first step"):
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is handler
 
 
 def test_a_second_interrupt_ends_it_at_once() -> None:
-    with StopSignals(Processes()).caught() as stop, stop.noted():
+    with StopSignals().caught() as stop, stop.noted():
         os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.received == "SIGUSR1"
         stop.received = "SIGINT"
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-
-
-def test_a_launchers_sigterm_leaves_a_respite_only() -> None:
-    """Another process may have ended, and this one would wait for it forever."""
-    with StopSignals(Processes(0, 2)).caught() as stop:
-        with pytest.raises(ProcessLost):
-            os.kill(os.getpid(), signal.SIGTERM)
-        with stop.noted():
-            os.kill(os.getpid(), signal.SIGTERM)
-            left, _ = signal.setitimer(signal.ITIMER_REAL, 0)
-    assert stop.received == "SIGTERM"
-    assert 0 < left < 30

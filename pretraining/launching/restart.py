@@ -1,12 +1,9 @@
-"""torchrun: which job started a run, so that its restarts go on with it without ``--c``, and why a process ended."""
+"""torchrun: which job started a run, so that its restarts go on with it without ``--c``."""
 
 from __future__ import annotations
 
-import json
 import os
 import socket
-import time
-from contextlib import suppress
 from pathlib import Path
 
 
@@ -25,14 +22,6 @@ def started_here(folder: Path) -> bool:
 def release(folder: Path) -> None:
     """Removes the note from a finished run."""
     _note(folder).unlink(missing_ok=True)
-
-
-def tell_torchrun(line: str) -> None:
-    """Writes why this process ends where torchrun looks for it, and prints it at the end; nothing without torchrun."""
-    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if file:
-        with suppress(OSError):
-            Path(file).write_text(json.dumps({"message": line, "timestamp": int(time.time())}))
 
 
 def _job() -> str | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pretraining.training.restart import claim, release, started_here
+from pretraining.launching.restart import claim, release, started_here
 
 
 def as_torchrun(patch: pytest.MonkeyPatch, run_id: str, agent: int) -> None:

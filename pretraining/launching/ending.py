@@ -1,0 +1,49 @@
+"""The one line with which a process ends, told to the launcher too, and printed by one of the two."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+_UNTIL_THE_LAUNCHER_LOOKS = 5.0  # seconds; it looks ten times a second
+
+
+def end(line: str, exit_code: int = 1) -> NoReturn:
+    """Ends this process with a line."""
+    tell(line)
+    sys.exit(exit_code)
+
+
+def end_after_another(line: str) -> NoReturn:
+    """Ends a process because another one has ended, but not before their launcher has seen that one end.
+
+    The launcher keeps the reason of the first one only. Two processes of a machine print theirs, in case that one was
+    killed and has none: it may be the first of the two.
+    """
+    if line and not _launched_by_us() and int(os.environ.get("LOCAL_RANK", "0")) <= 1:
+        print(line, file=sys.stderr, flush=True)
+    time.sleep(_UNTIL_THE_LAUNCHER_LOOKS)
+    sys.exit(1)
+
+
+def tell(line: str) -> None:
+    """Writes why this process ends where its launcher looks for it, and prints it unless `launch` will.
+
+    torchrun shows it too, in a table after a traceback of its own.
+    """
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        with suppress(OSError):
+            Path(file).write_text(json.dumps({"message": line, "timestamp": int(time.time())}))
+    if not _launched_by_us():
+        print(line, file=sys.stderr, flush=True)
+
+
+def _launched_by_us() -> bool:
+    """`launch` starts processes as torchrun does, but gives its job no id."""
+    return "TORCHELASTIC_ERROR_FILE" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ

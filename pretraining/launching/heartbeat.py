@@ -1,0 +1,64 @@
+"""Notices a process that is gone without a word: its machine is down, hangs, or is cut off.
+
+A connection that nobody closes says nothing of that. torch's own means are clocks (the timeout of a process group,
+`monitored_barrier`, the watchdog of NCCL): a minute of them ends a job whose main process prepares or saves for longer,
+and one that a scheduler has suspended for a while. So beats are counted, in the store.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch.distributed as dist
+
+SECONDS = 5.0  # between two beats
+MOST_MISSED = 4  # beats; a launcher leaves a process that hangs 30 seconds more
+
+
+@contextmanager
+def heartbeat(
+    rank: int, count: int, lost: Callable[[int | None], None], seconds: float = SECONDS, most_missed: int = MOST_MISSED
+) -> Iterator[None]:
+    """Tells the other processes that this one lives, and watches the next one.
+
+    All have to leave together, such as after a barrier.
+
+    Args:
+        rank: Of this process.
+        count: How many there are.
+        lost: Called, from a thread, with the rank of the next process when it has missed too many beats, or with None
+            when the store, which is at MASTER_ADDR, has not answered for as long or is gone.
+        seconds: Between two beats.
+        most_missed: Beats.
+    """
+    left = threading.Event()
+    heard = [0, 0]  # beats of this process and of the next one that the store has counted
+
+    def beat() -> None:
+        tcp_store: Any = dist.TCPStore  # type: ignore[attr-defined]
+        with suppress(RuntimeError):  # it is gone
+            # A connection of its own: one that waits for a key lets no other thread through.
+            where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            store = tcp_store(*where, is_master=False, wait_for_workers=False)
+            while not left.wait(seconds):
+                heard[:] = store.add(f"beats_{rank}", 1), store.add(f"beats_{(rank + 1) % count}", 0)
+
+    def watch() -> None:
+        last, missed = [-1, -1], [0, 0]
+        while not left.wait(seconds):
+            missed = [n + 1 if now == before else 0 for n, now, before in zip(missed, heard, last, strict=True)]
+            last = list(heard)
+            if max(missed) >= most_missed:
+                lost(None if missed[0] >= most_missed else (rank + 1) % count)
+                return
+
+    for function in (beat, watch):  # another thread, since a store that does not answer holds the first one for good
+        threading.Thread(target=function, daemon=True).start()
+    try:
+        yield
+    finally:
+        left.set()

@@ -1,0 +1,92 @@
+"""``-num_gpus``: the processes of this machine, started as torchrun starts them, and one line when they end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from tempfile import TemporaryDirectory
+from typing import Any, NoReturn
+
+import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, ProcessFailure, SignalException, start_processes
+
+from pretraining.launching.ending import end
+from pretraining.launching.errors import HOW_TO_GO_ON, Stopped, TrainingError
+
+_BETWEEN_LOOKS = 0.1  # seconds
+
+
+def launch(arguments: Sequence[str], count: int) -> None:
+    """Runs python with these arguments in processes that train together.
+
+    By the part of torchrun that starts processes and waits for them: the whole of it prints a traceback and a table
+    when one ends, and passes no SIGUSR1 on.
+
+    Raises:
+        SystemExit: With the line and the exit code of the process that ended first.
+        Stopped: If this process was asked to end, and none of them had a line for it.
+        TrainingError: If a process was killed, or ended without a line.
+    """
+    logger = logging.getLogger("torch.distributed.elastic")
+    logger.addHandler(logging.NullHandler())
+    logger.propagate = False
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, _raise_as_torch_does)  # for the others it does so itself
+    tcp_store: Any = dist.TCPStore  # type: ignore[attr-defined]
+    store = tcp_store("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    ranks = range(count)
+    with TemporaryDirectory(prefix="pgl_pretrain_") as folder:
+        processes = start_processes(
+            "pgl_pretrain",
+            sys.executable,
+            dict.fromkeys(ranks, ("-u", *arguments)),
+            {rank: _variables(rank, count, store.port) for rank in ranks},
+            DefaultLogsSpecs(folder),
+        )
+        asked = None
+        try:
+            result = processes.wait(period=_BETWEEN_LOOKS)
+        except SignalException as signalled:
+            asked = signalled.sigval
+            for number in {signal.SIGTERM, signal.SIGINT, asked}:
+                signal.signal(number, signal.SIG_IGN)  # one is enough
+            processes.close(asked)  # passes the signal on, and leaves them 30 seconds to save
+            result = processes.wait(0)
+        if result is not None and result.failures:
+            rank, first = next(iter(result.failures.items()))  # in the order in which they ended
+            _explain(rank, count, first, asked)
+
+
+def _variables(rank: int, count: int, port: int) -> dict[str, str]:
+    """What torchrun would put into the environment; the store is that of this process, which outlives the others."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+    }
+
+
+def _explain(rank: int, count: int, failure: ProcessFailure, asked: signal.Signals | None) -> NoReturn:
+    """Ends as the process did that failed first; those that fail after it only do so because of it."""
+    if os.path.exists(failure.error_file):
+        end(failure.message, failure.exitcode)
+    print(file=sys.stderr)  # below the progress bar
+    if asked is not None:
+        raise Stopped(f"stopped by {asked.name}; add --c to go on from what was saved last")
+    if failure.exitcode < 0:
+        how = f"{failure.signal_name()}, often sent by the system for want of memory"
+    else:
+        how = f"exit code {failure.exitcode} (its message, if any, stands above)"
+    raise TrainingError(f"training process {rank} of {count} ended with {how}; the others were stopped. {HOW_TO_GO_ON}")
+
+
+def _raise_as_torch_does(number: int, frame: object) -> NoReturn:
+    raise SignalException("", signal.Signals(number))

@@ -1,0 +1,111 @@
+"""How processes that were started together end, with small ones in the place of those that train."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pretraining.launching.errors import Stopped, TrainingError
+from pretraining.launching.launcher import launch
+
+BEGIN = """
+import os, signal, sys, time
+from pretraining.launching.ending import end, end_after_another
+rank = int(os.environ["RANK"])
+"""
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def run(code: str, count: int = 2) -> None:
+    launch(["-c", BEGIN + code], count)
+
+
+def test_each_process_knows_its_place(tmp_path: Path) -> None:
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    run(f"open({str(tmp_path)!r} + f'/{{rank}}', 'w').write(' '.join(os.environ[name] for name in {names}))", 3)
+    assert [(tmp_path / str(rank)).read_text() for rank in range(3)] == ["0 0 3 3", "1 1 3 3", "2 2 3 3"]
+
+
+def test_the_line_of_the_first_to_fail_is_the_only_one(capfd: pytest.CaptureFixture[str]) -> None:
+    """The other one fails because of it, as it does when a connection is closed."""
+    with pytest.raises(SystemExit) as ended:
+        run("end('pgl_pretrain: it is too large', 3) if rank == 1 else end_after_another('pgl_pretrain: I am alone')")
+    assert ended.value.code == 3
+    assert capfd.readouterr() == ("", "pgl_pretrain: it is too large\n")
+
+
+def test_lines_that_all_have_are_printed_once(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run("end('pgl_pretrain: the loss is not finite')")
+    assert capfd.readouterr().err == "pgl_pretrain: the loss is not finite\n"
+
+
+def test_a_killed_process_is_named(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(TrainingError, match=r"training process 1 of 2 ended with SIGKILL, .*--c"):
+        run("os.kill(os.getpid(), signal.SIGKILL) if rank == 1 else time.sleep(60)")
+    assert capfd.readouterr().err.strip() == ""
+
+
+def test_a_process_without_a_word_is_named() -> None:
+    with pytest.raises(TrainingError, match=r"training process 0 of 2 ended with exit code 7 \(its message, if any"):
+        run("sys.exit(7) if rank == 0 else time.sleep(60)")
+
+
+@pytest.mark.parametrize("send", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_is_passed_on(send: signal.Signals, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Once, whatever comes after it; all save, and what they say is said once."""
+    code = f"""
+def save(number, frame):
+    signal.signal(number, signal.SIG_DFL)
+    time.sleep(1)
+    open({str(tmp_path)!r} + f"/saved_{{rank}}", "w").close()
+    end(f"pgl_pretrain: stopped by {{signal.Signals(number).name}}", 75)
+signal.signal(signal.{send.name}, save)
+open({str(tmp_path)!r} + f"/ready_{{rank}}", "w").close()
+time.sleep(60)
+"""
+
+    def ask() -> None:
+        while len(list(tmp_path.glob("ready_*"))) < 2:
+            time.sleep(0.05)
+        for _ in range(2):
+            os.kill(os.getpid(), send)
+            time.sleep(0.5)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    with pytest.raises(SystemExit) as ended:
+        run(code)
+    asking.join()
+    assert ended.value.code == 75
+    assert capfd.readouterr().err == f"pgl_pretrain: stopped by {send.name}\n"
+    assert len(list(tmp_path.glob("saved_*"))) == 2
+
+
+def test_a_signal_that_finds_them_starting(tmp_path: Path) -> None:
+    """They end before they can say anything."""
+
+    def ask() -> None:
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    with pytest.raises(Stopped, match="stopped by SIGTERM; add --c"):
+        run(f"open({str(tmp_path / 'ready')!r}, 'w').close(); time.sleep(60)", 1)
+    asking.join()

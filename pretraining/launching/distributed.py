@@ -101,6 +101,26 @@ class Processes:
             raise ProcessLost
         return box[0][0]
 
+    def in_first(self, name: str, function: Callable[[], T]) -> T:
+        """What a function returns in the process that calls this first; the others end when it has.
+
+        Args:
+            name: Of what is done, once in a run.
+            function: Needs no other process.
+
+        Raises:
+            ProcessLost: In the others, without a message, since the first one has one.
+        """
+        if self.store is None:
+            return function()
+        if self.store.add(name, 1) > 1:
+            self.store.wait([f"{name}_done"], _WAIT_FOR_ALL)
+            raise ProcessLost
+        try:
+            return function()
+        finally:
+            self.store.set(f"{name}_done", "")
+
 
 @contextmanager
 def process_group(kind: str) -> Iterator[Processes]:
@@ -141,6 +161,7 @@ def process_group(kind: str) -> Iterator[Processes]:
         with heartbeat(rank, count, lambda lost: _end_without(lost, count)):
             yield processes
             processes.barrier()  # else the first to leave would be missed
+        dist.destroy_process_group()  # not after an error: NCCL would wait for what the others will never send
     except RuntimeError as error:
         if isinstance(error, TrainingError | ProcessLost) or not _GONE.search(str(error)):
             raise
@@ -148,9 +169,6 @@ def process_group(kind: str) -> Iterator[Processes]:
             f"process {rank} of {count} lost the connection to another one, which was killed (perhaps by the system, "
             f"for want of memory) or has failed; its own message, if any, stands above. {HOW_TO_GO_ON}"
         ) from error
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
 
 def _end_without(lost: int | None, count: int) -> NoReturn:

@@ -1,4 +1,7 @@
-"""How much memory a training step takes on a CPU, and how much there is; nothing is computed for it."""
+"""How much memory a training step takes, and how much there is on a CPU; nothing is computed for it.
+
+On a CPU it is asked beforehand, because the system kills a process that takes too much, without any message.
+"""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from pretraining.config import PretrainConfig
 from pretraining.data import DataError, Volume
 from pretraining.launching.errors import HOW_TO_GO_ON, ProcessLost, TrainingError
 from pretraining.launching.stopping import outlive_signals
+from pretraining.training.memory import is_out_of_memory
 from pretraining.training.sampler import PairSampler
 from pretraining.training.start import bytes_drawn, draw_of
 from pretraining.training.transfer import parts_on_device, require_shared_memory
@@ -187,6 +188,8 @@ class PairLoader:
         """Raises what is to be said of a loading process that has died, if one has."""
         if not isinstance(error, RuntimeError | OSError | EOFError) or isinstance(error, TrainingError | ProcessLost):
             return  # neither torch's own nor what breaks when the other end is gone
+        if is_out_of_memory(error):
+            return  # which takes no loading process to happen, and 10 s to rule one out
         dead = self._dead_worker()
         if dead is None:
             return

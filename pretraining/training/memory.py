@@ -44,8 +44,8 @@ def require_fitting_batch(config: PretrainConfig, device: str, processes: Proces
     if fixed + part * per_pair > available:
         each = f" in each of {processes.local_count} processes" if processes.local_count > 1 else ""
         reason = (
-            f"a step needs about {(fixed + part * per_pair) / _GIB:.1f} GiB of memory{each}, of which "
-            f"{available / _GIB:.1f} are free"
+            f"A step needs about {(fixed + part * per_pair) / _GIB:.1f} GiB of memory{each}, of which "
+            f"{available / _GIB:.1f} are free."
         )
         raise _too_large(config, processes, int((available - fixed) // per_pair), reason)
 
@@ -55,7 +55,8 @@ def explained(config: PretrainConfig, device: str, processes: Processes, workers
     """Turns an error for want of memory, raised by training, into one that names the largest batch that fits.
 
     Raises:
-        TrainingError: Instead of that error.
+        TrainingError: Instead of that error, in the first process that runs out of memory.
+        ProcessLost: In the others that do.
     """
     try:
         yield
@@ -63,17 +64,22 @@ def explained(config: PretrainConfig, device: str, processes: Processes, workers
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].split(" Including non-PyTorch memory")[0]  # then follows how torch works
         traceback.clear_frames(error.__traceback__)  # they hold the run and its tensors
     gc.collect()
+    fits = processes.in_first("out_of_memory", lambda: _largest_part(config, device, processes, workers))
+    raise _too_large(config, processes, fits, reason)
+
+
+def _largest_part(config: PretrainConfig, device: str, processes: Processes, workers: int) -> int:
+    """Pairs of a part that fit, fewer than those of the part that did not; 0 if none."""
     most = _part(config, processes) - 1
     if device == "cuda":
-        fits = largest_that_runs(_step_of(config, processes.device(device), processes.count), most)
-    else:
-        fixed, per_pair = bytes_of_step(config, workers, processes.count)
-        left = (available_memory() or 0) // processes.local_count
-        fits = min(most, int((left - fixed) // per_pair))
-    raise _too_large(config, processes, fits, reason)
+        torch.backends.cudnn.benchmark = False  # each size would be searched anew
+        return largest_that_runs(_step_of(config, processes.device(device), processes.count), most)
+    fixed, per_pair = bytes_of_step(config, workers, processes.count)
+    left = (available_memory() or 0) // processes.local_count
+    return min(most, int((left - fixed) // per_pair))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -139,9 +145,9 @@ def _part(config: PretrainConfig, processes: Processes) -> int:
 
 def _too_large(config: PretrainConfig, processes: Processes, part: int, reason: str) -> TrainingError:
     """The error for a part of which ``part`` pairs would fit."""
-    tried = f"-b {config.batch_size} does not fit: {reason}"
+    tried = f"-b {config.batch_size} does not fit"
     if part < 1:
-        return TrainingError(f"{tried}. Not even one pair at a time fits: use a smaller -patch")
+        return TrainingError(f"{tried}, nor does one pair at a time: use a smaller -patch. {reason}")
     whole = part * processes.count * config.accumulate
     advice = f"The largest batch that fits is -b {whole}"
     per_process = config.batch_size // processes.count
@@ -150,4 +156,4 @@ def _too_large(config: PretrainConfig, processes: Processes, part: int, reason: 
     ]
     if parts:
         advice += f"; -b {config.batch_size} -accumulate {parts[0]} computes the same batch in parts that fit"
-    return TrainingError(f"{tried}. {advice}")
+    return TrainingError(f"{tried}. {advice}. {reason}")

@@ -58,7 +58,7 @@ def test_what_is_named_fits_and_one_more_does_not(monkeypatch: pytest.MonkeyPatc
     assert line is not None
     assert "\n" not in line
     named = re.search(
-        r"-b 4096 does not fit: .* of which 3\.0 are free\. The largest batch that fits is -b (\d+);", line
+        r"-b 4096 does not fit\. The largest batch that fits is -b (\d+); .* of which 3\.0 are free\.$", line
     )
     assert named, line
     largest = int(named[1])
@@ -81,7 +81,7 @@ def test_processes_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch
 
 def test_no_pair_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_memory", lambda: GIB // 2)
-    assert "Not even one pair" in str(refusal(CONFIG))
+    assert "nor does one pair at a time: use a smaller -patch" in str(refusal(CONFIG))
 
 
 @pytest.mark.parametrize("limit", [1, 5, 37, 100])
@@ -99,7 +99,7 @@ def test_an_allocation_that_fails_while_training_names_a_batch(monkeypatch: pyte
     """The real error of torch's CPU allocator, for 2^60 bytes."""
     monkeypatch.setattr(memory, "available_memory", lambda: 100 * GIB)
     config = replace(CONFIG, batch_size=4)
-    message = r"-b 4 does not fit: .*The largest batch that fits is -b 3;"
+    message = r"-b 4 does not fit\. The largest batch that fits is -b 3;"
     with pytest.raises(TrainingError, match=message) as caught, memory.explained(config, "cpu", ALONE, 0):
         torch.empty(2**60, dtype=torch.uint8)
     assert "\n" not in str(caught.value)

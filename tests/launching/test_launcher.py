@@ -48,6 +48,13 @@ def test_the_line_of_the_first_to_fail_is_the_only_one(capfd: pytest.CaptureFixt
     assert capfd.readouterr() == ("", "pgl_pretrain: it is too large\n")
 
 
+def test_the_end_waits_for_nothing(tmp_path: Path) -> None:
+    """As NCCL's own end would, for what the other processes will never send."""
+    with pytest.raises(SystemExit):
+        run(f"import atexit; atexit.register(open, {str(tmp_path)!r} + f'/{{rank}}', 'w'); end('over')")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_lines_that_all_have_are_printed_once(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run("end('pgl_pretrain: the loss is not finite')")

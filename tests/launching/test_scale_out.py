@@ -160,6 +160,22 @@ def test_a_process_that_hangs_ends_the_run_in_one_line(machine: Machine) -> None
     assert output.splitlines()[-1].startswith("pgl_pretrain: nothing was heard of process 1 of 2 for")
 
 
+# The main process still writes when the other one is done.
+LEAVING = """
+import time
+from functools import partial
+from pretraining.launching import distributed
+distributed.heartbeat = partial(distributed.heartbeat, seconds=0.2)
+with distributed.process_group("cpu") as processes:
+    time.sleep(3 if processes.is_main else 0)
+"""
+
+
+def test_who_is_done_first_is_not_missed(machine: Machine) -> None:
+    for process in machine.start_ranks(LEAVING):
+        assert "nothing was heard" not in output_of(process, 0)
+
+
 def test_a_killed_process_ends_the_run_in_one_line(machine: Machine) -> None:
     process = machine.start("pgl_pretrain", *SHORT, "-num_gpus", "2", "-epochs", "100", "-o", "killed")
     wait_for(machine.run_folder("killed") / "checkpoint_latest.pth", process)

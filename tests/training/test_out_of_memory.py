@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -41,6 +42,7 @@ class Gpu:
 
     def step(self, pairs: int) -> None:
         self.done.append(f"{pairs} pairs{', searching' if torch.backends.cudnn.benchmark else ''}")
+        time.sleep(0.2)
         if pairs > 40:
             raise torch.cuda.OutOfMemoryError(TEXT)
 

@@ -144,7 +144,7 @@ def fake_gpu() -> Iterator[Watch]:
     """Within it there is the device, and `Tensor.backward` asks for no real one."""
     graph = _Graph()
     with (
-        mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
+        mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False),
         mock.patch("torch.Generator", _Generator),
         mock.patch("torch.nn.Module.to", _to),
         mock.patch("torch.Tensor.backward", lambda loss: graph.backward(loss)),

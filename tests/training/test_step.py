@@ -109,13 +109,10 @@ class StepsWrittenOut:
                 self.momentum[name] = change + MOMENTUM * self.momentum.get(name, 0)
                 weight -= 1e-2 * RATES[number] * self.momentum[name]
             tau = 1 - (1 - 0.9) * (math.cos(math.pi * number / STEPS) + 1) / 2
-            weights, buffers = dict(self.objective.named_parameters()), dict(self.objective.named_buffers())
+            weights = dict(self.objective.named_parameters())
             for name, weight in weights.items():
                 if name.startswith("target_"):
                     weight.copy_(tau * weight + (1 - tau) * weights[name.removeprefix("target_")])
-            for name, buffer in buffers.items():
-                if name.startswith("target_"):
-                    buffer.copy_(buffers[name.removeprefix("target_")])
         return values.detach()
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ class Machine:
     """nnU-Net's folders below a root."""
 
     root: Path
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def run_folder(self, name: str) -> Path:
         return self.root / "nnUNet_results" / "PGL" / name
@@ -33,7 +35,7 @@ class Machine:
         folders = {name: str(self.root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
         environment = {**os.environ, **folders, "nnUNet_n_proc_DA": "0", "OMP_NUM_THREADS": "1", **variables}
         executable = str(Path(sys.executable).parent / command[0])
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [executable, *command[1:]],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -42,6 +44,15 @@ class Machine:
             env=environment,
             start_new_session=True,
         )
+        self.started.append(process)
+        return process
+
+    def stop(self) -> None:
+        """Ends what a test that failed has left."""
+        for process in self.started:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
 
     def start_ranks(self, code: str, arguments: Sequence[str] = (), count: int = 2) -> list[subprocess.Popen[str]]:
         port = str(free_port())

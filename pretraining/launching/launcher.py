@@ -17,6 +17,7 @@ from pretraining.launching.ending import end
 from pretraining.launching.errors import HOW_TO_GO_ON, Stopped, TrainingError
 
 _BETWEEN_LOOKS = 0.1  # seconds
+_UNTIL_KILLED = 30  # seconds after SIGTERM, as Slurm leaves; other signals are those of who can wait
 
 
 def launch(arguments: Sequence[str], count: int) -> None:
@@ -53,7 +54,7 @@ def launch(arguments: Sequence[str], count: int) -> None:
             asked = signalled.sigval
             for number in {signal.SIGTERM, signal.SIGINT, asked}:
                 signal.signal(number, signal.SIG_IGN)  # one is enough
-            processes.close(asked)  # passes the signal on, and leaves them 30 seconds to save
+            processes.close(asked, _UNTIL_KILLED if asked == signal.SIGTERM else 4 * _UNTIL_KILLED)  # passes it on
             result = processes.wait(0)
         if result is not None and result.failures:
             rank, first = next(iter(result.failures.items()))  # in the order in which they ended

@@ -14,6 +14,8 @@ from tests.machine import Machine
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     root = tmp_path_factory.mktemp("machine")
     write_unlabelled_dataset(root / "nnUNet_raw", 501, "Small", 4, 0, shape=(10, 20, 24), spacing=(28, 16, 16))
-    yield Machine(root)
+    machine = Machine(root)
+    yield machine
+    machine.stop()
     for file in root.rglob("*.pth"):
         file.unlink()  # gigabytes

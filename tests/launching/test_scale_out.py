@@ -63,6 +63,8 @@ for name, kernel in list(globals().items()):
 synchronised.NormaliseOnCPU = synchronised.NormaliseOnGPU
 """
 
+SAVING = (*SHORT, "-save_every", "1")
+
 # Batch norm over two processes against torch's own over the joined batch, in float64.
 NORM = """
 import torch, torch.distributed as dist
@@ -143,7 +145,7 @@ pretrain_entry()
 
 def test_a_process_that_hangs_ends_the_run_in_one_line(machine: Machine) -> None:
     """As when its machine hangs: no connection is closed."""
-    first, second = machine.start_ranks(QUICK_BEATS, (*SHORT, "-epochs", "1000", "-o", "hanging"))
+    first, second = machine.start_ranks(QUICK_BEATS, (*SAVING, "-epochs", "1000", "-o", "hanging"))
     wait_for(machine.run_folder("hanging") / "checkpoint_latest.pth", first)
     for number in (signal.SIGSTOP, signal.SIGCONT):  # as a scheduler does that suspends the whole job
         for process in (first, second):
@@ -177,7 +179,7 @@ def test_who_is_done_first_is_not_missed(machine: Machine) -> None:
 
 
 def test_a_killed_process_ends_the_run_in_one_line(machine: Machine) -> None:
-    process = machine.start("pgl_pretrain", *SHORT, "-num_gpus", "2", "-epochs", "100", "-o", "killed")
+    process = machine.start("pgl_pretrain", *SAVING, "-num_gpus", "2", "-epochs", "100", "-o", "killed")
     wait_for(machine.run_folder("killed") / "checkpoint_latest.pth", process)
     os.kill(children(process, "pretraining")[1], signal.SIGKILL)
     output = output_of(process, 1)
@@ -197,7 +199,7 @@ def test_what_one_process_finds_wrong_is_one_line(machine: Machine) -> None:
 def test_torchrun_goes_on_after_a_lost_process(machine: Machine) -> None:
     """The same command, without --c; the second attempt continues after the checkpoint of the first."""
     job = ("--nproc-per-node", "2", "--max-restarts", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0")
-    process = machine.start("torchrun", *job, "-m", "pretraining", *SHORT, "-epochs", "3", "-o", "restarted")
+    process = machine.start("torchrun", *job, "-m", "pretraining", *SAVING, "-epochs", "3", "-o", "restarted")
     wait_for(machine.run_folder("restarted") / "checkpoint_latest.pth", process)
     os.kill(children(process, "pretraining")[1], signal.SIGKILL)
     output = output_of(process, 0)
@@ -211,7 +213,7 @@ def test_torchrun_goes_on_after_a_lost_process(machine: Machine) -> None:
 
 def test_torchrun_without_restarts_says_what_to_do(machine: Machine) -> None:
     job = ("--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0")
-    process = machine.start("torchrun", *job, "-m", "pretraining", *SHORT, "-epochs", "100", "-o", "ended")
+    process = machine.start("torchrun", *job, "-m", "pretraining", *SAVING, "-epochs", "100", "-o", "ended")
     wait_for(machine.run_folder("ended") / "checkpoint_latest.pth", process)
     os.kill(children(process, "pretraining")[0], signal.SIGKILL)
     output = output_of(process, 1)

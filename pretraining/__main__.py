@@ -1,6 +1,6 @@
 """So that ``torchrun --nproc_per_node=N -m pretraining ...`` works."""
 
-from pretraining.cli import pretrain_entry
+from pretraining.entries import pretrain
 
 if __name__ == "__main__":
-    pretrain_entry()
+    pretrain()

@@ -6,6 +6,7 @@ import ast
 import importlib.metadata
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
@@ -60,6 +61,12 @@ def test_the_version_is_in_one_place(pyproject: dict[str, Any]) -> None:
     assert pyproject["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "nnunetv2_pgl.__version__"}
     files = (file for package in OURS for file in (ROOT / package).rglob("*.py"))
     assert [file for file in files if "__version__ =" in file.read_text()] == [ROOT / "nnunetv2_pgl" / "__init__.py"]
+
+
+def test_every_command_has_its_function(pyproject: dict[str, Any]) -> None:
+    scripts = pyproject["project"]["scripts"]
+    assert len(scripts) == 8
+    assert all(callable(resolve_name(function)) for function in scripts.values())
 
 
 @pytest.mark.parametrize("installed", [True, False])

@@ -1,0 +1,41 @@
+"""Where the commands that train begin: OpenMP reads its variables when torch is imported, so they are set before."""
+
+from __future__ import annotations
+
+import os
+
+_SPINS = "3000"  # of GNU's OpenMP, which pip's torch has on Linux; docs/performance.md compares others
+
+
+def pretrain() -> None:
+    """``pgl_pretrain`` and ``torchrun -m pretraining``."""
+    _wait_patiently()
+    from pretraining.cli import pretrain_entry
+
+    pretrain_entry()
+
+
+def demo() -> None:
+    """``pgl_demo``."""
+    _wait_patiently()
+    from pretraining.demo import demo_entry
+
+    demo_entry()
+
+
+def compare() -> None:
+    """``pgl_compare``."""
+    _wait_patiently()
+    from pretraining.comparison.command import compare_entry
+
+    compare_entry()
+
+
+def _wait_patiently() -> None:
+    """Lets threads that wait for others of this process, or of the commands it runs, sleep soon.
+
+    By default they spin a hundred times as long, on cores that other processes, or the very thread they wait for, could
+    use.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = _SPINS

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from statistics import median
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.report import synchronise
+from nnunetv2_pgl.networks.layout import lay_out
 from pretraining.objectives import PGL
 
 
@@ -46,34 +49,11 @@ class BareNetworks:
 
     def seconds_of_convolutions(self, rounds: int = 3) -> float:
         """Each convolution alone, as often and in the passes in which `step` needs it, added up."""
-        calls: list[tuple[nn.Module, torch.Size]] = []
-        convolutions = [module for module in self.objective.modules() if isinstance(module, nn.Conv3d)]
-        hooks = [
-            conv.register_forward_hook(lambda m, args, out: calls.append((m, args[0].shape))) for conv in convolutions
-        ]
-        with torch.no_grad():
+        with torch.no_grad(), calls_of(self.objective, nn.Conv3d) as calls:
             self._forward(self.objective, self.views)
-        for hook in hooks:
-            hook.remove()
-        return sum(self._seconds(module, shape, rounds) for module, shape in calls)
-
-    def _seconds(self, module: nn.Module, shape: torch.Size, rounds: int) -> float:
-        trains = next(module.parameters()).requires_grad
         dtype = self.precision or torch.float32
-        x = self.objective.laid_out(torch.randn(shape, device=self.device, dtype=dtype))
-        x.requires_grad_(trains and shape[1] > 1)  # nobody asks for the image's gradient
-        seconds = []
-        for _ in range(rounds + 1):
-            synchronise(self.device)
-            started = time.perf_counter()
-            with torch.set_grad_enabled(trains), self._autocast():
-                out = module(x)
-            if trains:
-                out.backward(out.detach())
-            synchronise(self.device)
-            seconds.append(time.perf_counter() - started)
-            module.zero_grad(set_to_none=True)
-        return median(seconds[1:])
+        layout = self.objective.encoder.memory_format
+        return sum(layer_seconds(layer, shape, dtype, layout, rounds) for layer, shape in calls)
 
     def _forward(self, objective: PGL, views: Tensor, counting: bool = False) -> Tensor:
         with self._autocast(not counting):
@@ -84,3 +64,51 @@ class BareNetworks:
 
     def _autocast(self, enabled: bool = True) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.precision, enabled=enabled and self.precision is not None)
+
+
+@contextmanager
+def calls_of(network: nn.Module, kind: type[nn.Module]) -> Iterator[list[tuple[nn.Module, torch.Size]]]:
+    """Layers of a kind and the shape of their input, in the order in which they are called meanwhile."""
+    calls: list[tuple[nn.Module, torch.Size]] = []
+    layers = [module for module in network.modules() if isinstance(module, kind)]
+    hooks = [layer.register_forward_hook(lambda m, args, out: calls.append((m, args[0].shape))) for layer in layers]
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def layer_seconds(
+    layer: nn.Module,
+    shape: torch.Size,
+    dtype: torch.dtype,
+    layout: torch.memory_format,
+    rounds: int = 3,
+) -> float:
+    """Seconds of a convolution on its own: forward, and backward if it trains.
+
+    Args:
+        layer: A convolution.
+        shape: Of its input, (B, C, D, H, W).
+        dtype: Of its input; weights are cast to it by autocast.
+        layout: Memory format of its input; that of the weights is the layer's.
+        rounds: Measured, after one that is not; the median counts.
+    """
+    device = next(layer.parameters()).device
+    trains = next(layer.parameters()).requires_grad
+    x = lay_out(torch.randn(shape, device=device, dtype=dtype), layout)
+    x.requires_grad_(trains and shape[1] > 1)  # nobody asks for the image's gradient
+    autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+    seconds = []
+    for _ in range(rounds + 1):
+        synchronise(device)
+        started = time.perf_counter()
+        with torch.set_grad_enabled(trains), autocast:
+            out = layer(x)
+        if trains:
+            out.backward(out.detach())
+        synchronise(device)
+        seconds.append(time.perf_counter() - started)
+        layer.zero_grad(set_to_none=True)
+    return median(seconds[1:])

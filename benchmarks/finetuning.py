@@ -10,7 +10,7 @@ bfloat16 where the CPU has it; there the figures ending in ``float32`` say what 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from benchmarks.nnunet_networks import BATCH, NETWORKS, Triple, make_batch, make_plans, make_trainer, nnunet_folders
+from benchmarks.peaks import peak_of
 from benchmarks.report import Figure, Settings, alternating, paired_ratio, synchronise
 
 Seconds = dict[str, list[float]]
@@ -56,25 +57,36 @@ class _Extent:
     warmup: int
 
 
-def measure(settings: Settings) -> list[Figure]:
+def measure(settings: Settings) -> Iterator[Figure]:
     """Iterations, cases, patches and memory of the three networks."""
-    extent = _extent(settings)
+    extent = extent_of(settings)
+    patch, case = (" x ".join(map(str, size)) for size in (extent.patch, extent.case))
+    mirrored = "mirrored" if extent.mirroring else "not mirrored"
     with nnunet_folders(settings.folder):
         plans = {name: make_plans(planner, extent.patch) for name, (_, planner) in NETWORKS.items()}
-        if settings.device.type == "cuda":
-            torch.backends.cudnn.benchmark = True  # as nnUNetv2_train does
-            memory = {name: _peak_on_gpu(name, plans[name], settings.device) for name in NETWORKS}
-        else:
-            names = ["pgl"] if settings.quick else list(NETWORKS)  # a child takes seconds to import nnU-Net
-            memory = {name: _peak_in_a_child(name, plans[name]) for name in names}
+        torch.backends.cudnn.benchmark = settings.device.type == "cuda"  # as nnUNetv2_train does
         trainers = {name: make_trainer(name, plans[name], settings.device) for name in NETWORKS}
-        training = alternating(_iterations(trainers), extent.rounds, extent.warmup)
-        cases = alternating(_cases(trainers, extent), extent.rounds, extent.warmup)
-        patches = alternating(_patches(trainers), extent.rounds, extent.warmup)
-    return _figures(training, cases, patches, memory, extent)
+        rounds, warmup, limit = extent.rounds, extent.warmup, settings.share(0.2)
+        seconds = alternating(_iterations(trainers), rounds, warmup, limit=limit)
+        words = f"training iteration, {BATCH} patches of {patch}"
+        yield from _medians("finetune_seconds_per_iteration", seconds, words)
+        yield from _ratios("finetune", seconds)
+        seconds = alternating(_cases(trainers, extent), rounds, 1, limit=limit)
+        words = f"prediction of {case} voxels in such patches, {mirrored}"
+        yield from _medians("inference_seconds_per_case", seconds, words)
+        yield from _ratios("inference", seconds)
+        seconds = alternating(_patches(trainers), rounds, warmup, limit=limit)
+        yield from _medians("inference_seconds_per_patch", seconds, "forward pass of one patch")
+        del trainers
+        names = ["pgl"] if settings.quick else list(NETWORKS)  # a child takes seconds to import nnU-Net
+        peak = _peak_on_gpu if settings.device.type == "cuda" else _peak_in_a_child
+        for name in names:
+            gib = peak(name, plans[name], settings.device)
+            words = f"{_WORDS[name]}: peak memory of training"
+            yield Figure(f"finetune_peak_memory_gib_{name}", gib, "GiB", words)
 
 
-def _extent(settings: Settings) -> _Extent:
+def extent_of(settings: Settings) -> _Extent:
     """A CT patch as nnU-Net plans it for 8 GB on a GPU; on a CPU one of about a seventh of its voxels."""
     if settings.quick:
         return _Extent((16, 32, 32), (16, 32, 48), False, 1, 1)
@@ -83,7 +95,7 @@ def _extent(settings: Settings) -> _Extent:
     return _Extent((32, 96, 96), (32, 96, 144), False, 2, 1)
 
 
-def _iteration(trainer: nnUNetTrainer) -> Callable[[], object]:
+def iteration(trainer: nnUNetTrainer) -> Callable[[], object]:
     """One ``train_step``; the caller's clock stops when the device is done."""
     batch = make_batch(trainer)
     trainer.network.train()
@@ -96,7 +108,7 @@ def _iteration(trainer: nnUNetTrainer) -> Callable[[], object]:
 
 
 def _iterations(trainers: dict[str, nnUNetTrainer]) -> Calls:
-    return _with_float32(trainers, {name: _iteration(trainer) for name, trainer in trainers.items()})
+    return _with_float32(trainers, {name: iteration(trainer) for name, trainer in trainers.items()})
 
 
 def _cases(trainers: dict[str, nnUNetTrainer], extent: _Extent) -> Calls:
@@ -165,16 +177,14 @@ def _plain(trainer: nnUNetTrainer) -> Any:
 
 
 def _peak_on_gpu(name: str, plans: dict[str, Any], device: torch.device) -> float:
-    """GiB that two iterations allocate at most, weights and momenta included."""
+    """GiB that the second of two iterations allocates at most, weights and momenta included."""
     before = torch.cuda.memory_allocated(device)
-    iteration = _iteration(make_trainer(name, plans, device))
-    iteration()
-    torch.cuda.reset_peak_memory_stats(device)
-    iteration()
-    return (torch.cuda.max_memory_allocated(device) - before) / 2**30
+    iterate = iteration(make_trainer(name, plans, device))
+    iterate()
+    return (peak_of(iterate, device) - before) / 2**30
 
 
-def _peak_in_a_child(name: str, plans: dict[str, Any]) -> float:
+def _peak_in_a_child(name: str, plans: dict[str, Any], device: torch.device) -> float:
     """GiB by which an iteration raises the resident memory of a process of its own."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_peak_here, name, plans, torch.get_num_threads()).result()
@@ -184,7 +194,7 @@ def _peak_here(name: str, plans: dict[str, Any], threads: int) -> float:
     torch.set_num_threads(threads)
     with open(os.devnull, "w") as void, redirect_stdout(void):
         before = _resident("VmRSS")
-        _iteration(make_trainer(name, plans, torch.device("cpu")))()
+        iteration(make_trainer(name, plans, torch.device("cpu")))()
     return (_resident("VmHWM") - before) / 2**30
 
 
@@ -197,39 +207,17 @@ def _resident(field: str) -> float:
     return next((1024.0 * float(line.split()[1]) for line in lines if line.startswith(field)), float("nan"))
 
 
-def _figures(
-    training: Seconds, cases: Seconds, patches: Seconds, memory: dict[str, float], extent: _Extent
-) -> list[Figure]:
-    patch, case = (" x ".join(map(str, size)) for size in (extent.patch, extent.case))
-    mirrored = "mirrored" if extent.mirroring else "not mirrored"
-    parts = (
-        ("finetune_seconds_per_iteration", training, f"training iteration, {BATCH} patches of {patch}"),
-        ("inference_seconds_per_case", cases, f"prediction of {case} voxels in such patches, {mirrored}"),
-        ("inference_seconds_per_patch", patches, "forward pass of one patch"),
-    )
-    figures = [
-        Figure(f"{key}_{name}", median(values), "s", f"{_WORDS[name]}: {meaning}")
-        for key, seconds, meaning in parts
-        for name, values in seconds.items()
-    ]
-    figures += [
-        Figure(f"finetune_peak_memory_gib_{name}", value, "GiB", f"{_WORDS[name]}: peak memory of training")
-        for name, value in memory.items()
-    ]
-    return figures + _ratios(training, cases)
+def _medians(key: str, seconds: Seconds, words: str) -> Iterator[Figure]:
+    for name, values in seconds.items():
+        yield Figure(f"{key}_{name}", median(values), "s", f"{_WORDS[name]}: {words}")
 
 
-def _ratios(training: Seconds, cases: Seconds) -> list[Figure]:
-    """Against the peers, with the issue's goals; against the same precision where that differs."""
+def _ratios(part: str, seconds: Seconds) -> Iterator[Figure]:
+    """Against the peers, with a goal for each part; against the same precision where that differs."""
     goals = {("finetune", "resenc_l"): "<= 1.0", ("inference", "default"): "<= 1.0"}
-    figures = []
     for ours, suffix in (("pgl", ""), (_FLOAT32, "_float32")):
-        for part, seconds in (("finetune", training), ("inference", cases)):
-            for peer in ("default", "resenc_l"):
-                if ours in seconds:
-                    value = paired_ratio(seconds, ours, peer)
-                    goal = goals.get((part, peer), "") if ours == "pgl" else ""
-                    figures.append(
-                        Figure(f"{part}_over_{peer}{suffix}", value, "", f"{_WORDS[ours]} over {_WORDS[peer]}", goal)
-                    )
-    return figures
+        for peer in ("default", "resenc_l"):
+            if ours in seconds:
+                value = paired_ratio(seconds, ours, peer)
+                goal = goals.get((part, peer), "") if ours == "pgl" else ""
+                yield Figure(f"{part}_over_{peer}{suffix}", value, "", f"{_WORDS[ours]} over {_WORDS[peer]}", goal)

@@ -36,9 +36,10 @@ _LABELS = {"background": 0, "organ": 1, "tumour": 2}
 @contextmanager
 def nnunet_folders(folder: Path) -> Iterator[None]:
     """Lets nnU-Net's three variables point into the scratch folder, and nnU-Net print into the void."""
-    names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update({name: str(folder / name) for name in names})
+    folders = {name: str(folder / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+    changes = {**folders, "nnUNet_n_proc_DA": "1"}  # threads of the planner as well, which cannot be 0
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
     try:
         with open(os.devnull, "w") as void, redirect_stdout(void):
             yield

@@ -49,9 +49,8 @@ def main() -> None:
 def _measured(part: str, settings: Settings) -> list[Figure]:
     """One part in a scratch folder of its own."""
     with tempfile.TemporaryDirectory(dir=settings.folder) as folder:
-        figures: list[Figure] = importlib.import_module(f"benchmarks.{part}").measure(
-            replace(settings, folder=Path(folder))
-        )
+        measure = importlib.import_module(f"benchmarks.{part}").measure
+        figures: list[Figure] = list(measure(replace(settings, folder=Path(folder))))
     print(f"\n{part}", flush=True)
     print_table(figures)
     return figures

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -24,12 +25,18 @@ class Settings:
         folder: Scratch folder of this run, deleted at its end.
         quick: Run on small inputs, to see that everything works; the figures mean nothing.
         batch: Pairs per step; None lets the part choose.
+        seconds: How long a part may take, for those that measure again as long as there is time; None: as they like.
     """
 
     device: torch.device
     folder: Path
     quick: bool = False
     batch: int | None = None
+    seconds: float | None = None
+
+    def share(self, part: float) -> float | None:
+        """Seconds of a part of the time, from 0 to 1."""
+        return None if self.seconds is None else part * self.seconds
 
 
 @dataclass(frozen=True)
@@ -70,10 +77,17 @@ def alternating(
     rounds: int,
     warmup: int = 1,
     clock: Callable[[], float] = time.perf_counter,
+    limit: float | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds of each call, the functions taking turns, so that a slow spell of the machine meets all of them."""
+    """Seconds of each call, the functions taking turns, so that a slow spell of the machine meets all of them.
+
+    After ``limit`` seconds, warm-up included, no other round begins; one is made in any case.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
+    begin = time.monotonic()
     for round_number in range(warmup + rounds):
+        if round_number > warmup and limit is not None and time.monotonic() - begin > limit:
+            break
         for name, function in functions.items():
             started = clock()
             function()
@@ -103,14 +117,23 @@ def machine(device: torch.device) -> dict[str, str]:
 def print_table(figures: Sequence[Figure]) -> None:
     """One line per figure, with its goal."""
     for figure in figures:
-        verdict = {True: "met", False: "MISSED", None: ""}[figure.meets_goal]
-        value = f"{figure.value:,.4g} {figure.unit}".strip()
-        print(f"{figure.key:36s} {value:>18s}  {figure.goal:10s} {verdict:7s} {figure.meaning}", flush=True)
+        print(table_line(figure), flush=True)
 
 
-def write_json(figures: Sequence[Figure], about: dict[str, str], path: Path) -> None:
-    """A flat object: each figure by its key, and ``machine``."""
-    content = {figure.key: figure.value for figure in figures} | {"machine": about}
+def table_line(figure: Figure) -> str:
+    """Key, value, goal, whether it is met, and meaning."""
+    verdict = {True: "met", False: "MISSED", None: ""}[figure.meets_goal]
+    value = f"{figure.value:,.4g} {figure.unit}".strip()
+    return f"{figure.key:36s} {value:>18s}  {figure.goal:10s} {verdict:7s} {figure.meaning}"
+
+
+def write_json(
+    figures: Sequence[Figure], about: dict[str, str], path: Path, errors: dict[str, str] | None = None
+) -> None:
+    """A flat object: each figure by its key, ``machine``, and, if given, ``errors`` by the part that has failed."""
+    content: dict[str, Any] = {figure.key: figure.value for figure in figures} | {"machine": about}
+    if errors is not None:
+        content["errors"] = errors
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 

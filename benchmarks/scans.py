@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ VIEW_SIZE = (16, 96, 96)
 SCALE = (1.1, 1.4)
 SCAN_SHAPE = (120, 400, 400)
 
+_THREADS = min(8, os.cpu_count() or 1)  # most of a scan is made without Python's lock
 _NOISE_HU = 12.0  # of a routine abdominal CT; it decides how well scans compress
 
 
@@ -29,8 +32,15 @@ def make_scan(seed: int, shape: tuple[int, int, int] = SCAN_SHAPE) -> np.ndarray
 
 
 def store_scans(folder: Path, count: int, shape: tuple[int, int, int] = SCAN_SHAPE) -> list[Volume]:
-    """Writes ``count`` scans."""
-    return [store_scan(make_scan(seed, shape), folder / f"scan_{seed:04d}.b2nd") for seed in range(count)]
+    """Writes ``count`` scans; those that another part has written are there already."""
+
+    def store(seed: int) -> Volume:
+        path = folder / f"scan_{seed:04d}.b2nd"
+        written = path.with_suffix(".json").exists()  # the record comes last
+        return Volume.load(path) if written else store_scan(make_scan(seed, shape), path)
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return list(threads.map(store, range(count)))
 
 
 def store_scan(image: np.ndarray, path: Path) -> Volume:

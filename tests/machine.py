@@ -7,12 +7,13 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pretraining.commands import find_command
 
 SMALL = (
     *("-d", "501", "-patch", "6", "12", "16", "-strides", "4", "8", "8", "-np", "1", "-val_scans", "1"),
@@ -34,9 +35,8 @@ class Machine:
     def start(self, *command: str, **variables: str) -> subprocess.Popen[str]:
         folders = {name: str(self.root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
         environment = {**os.environ, **folders, "nnUNet_n_proc_DA": "0", "OMP_NUM_THREADS": "1", **variables}
-        executable = str(Path(sys.executable).parent / command[0])
         process = subprocess.Popen(
-            [executable, *command[1:]],
+            [find_command(command[0]), *command[1:]],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             encoding="utf-8",

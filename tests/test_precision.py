@@ -3,32 +3,103 @@
 from __future__ import annotations
 
 import copy
+from contextlib import ExitStack
+from itertools import chain
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+from benchmarks.bare_networks import calls_of
+from nnunetv2_pgl.networks import PGLSegmenter, ResNet50Encoder
 from nnunetv2_pgl.precision import autocast_type, train_in_cpu_bfloat16
+from pretraining.objectives.heads import ConvHead
+from tests.devices import DEVICE, needs_device
 from tests.planned_networks import small_network
 from tests.precision import needs_bfloat16
 
 CPU = torch.device("cpu")
+LAST = torch.channels_last_3d
 
 
-@needs_bfloat16
+@pytest.fixture(
+    params=[pytest.param(CPU, marks=needs_bfloat16), pytest.param(DEVICE, marks=[pytest.mark.gpu, needs_device])]
+)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """One that runs compute in bfloat16 on."""
+    if autocast_type(request.param) is not torch.bfloat16:
+        pytest.skip("runs do not use bfloat16 here")
+    return request.param
+
+
+def gradients(layer: nn.Module, x: Tensor, errors: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Of the input and of the weights, under autocast if ``dtype`` is half."""
+    x = x.detach().to(torch.float64 if dtype == torch.float64 else dtype).requires_grad_()
+    with torch.autocast(x.device.type, dtype=dtype, enabled=dtype != torch.float64):
+        y = layer(x)
+    return list(torch.autograd.grad(y, (x, *layer.parameters()), errors.to(y.dtype)))
+
+
+def wrong_gradients(layer: nn.Module, x: Tensor) -> list[str]:
+    """Those in bfloat16 that are not those in float64, of an input, weights and errors that bfloat16 can hold."""
+    layer = copy.deepcopy(layer).requires_grad_()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(parameter.bfloat16())
+        errors = torch.randn_like(layer(x.float())).bfloat16()
+    half = gradients(layer, x.bfloat16(), errors, torch.bfloat16)
+    exact = gradients(copy.deepcopy(layer).double(), x.bfloat16(), errors, torch.float64)
+    off = [(got.double() - expected).norm() / expected.norm() for got, expected in zip(half, exact, strict=True)]
+    names = ["the input", *(name for name, _ in layer.named_parameters())]
+    return [
+        f"{layer}, input {tuple(x.shape)}: gradient of {name} is off by {error:.2g}"
+        for name, error in zip(names, off, strict=True)
+        if not error < 0.01
+    ]
+
+
+def networks() -> dict[str, tuple[nn.Module, int]]:
+    """Networks that are trained, and the channels of what they take."""
+    return {
+        "resnet50": (ResNet50Encoder(), 1),
+        "resnet50_recommended": (ResNet50Encoder(norm="instance", padding="replicate"), 1),
+        "head": (ConvHead(64, 128, 32), 64),
+        "segmenter": (PGLSegmenter(1, 3, norm="instance"), 1),
+        "plain": (small_network("plain", (8, 16, 24)).build(1, 3, True), 1),
+        "resenc": (small_network("resenc", (8, 16, 24)).build(1, 3, True), 1),
+    }
+
+
+LAYERS = (nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d, nn.InstanceNorm3d)
+
+
+@pytest.mark.parametrize("name", networks())
+def test_gradients_of_each_layer_are_right(device: torch.device, name: str) -> None:
+    """Each kind of layer at each size that it meets in a training."""
+    torch.manual_seed(0)
+    network, channels = networks()[name]
+    network.to(device, memory_format=LAST)
+    size = (2, channels, *((8, 32, 32) if device.type == "cpu" else (16, 96, 96)))
+    with torch.no_grad(), ExitStack() as stack:
+        calls = [stack.enter_context(calls_of(network, kind)) for kind in LAYERS]
+        network(torch.zeros(size, device=device))
+    distinct = {(repr(layer), shape): layer for layer, shape in chain(*calls)}
+    assert len(distinct) > 2
+    wrong = []
+    for (_, shape), layer in distinct.items():
+        wrong += wrong_gradients(layer, torch.randn(shape, device=device).contiguous(memory_format=LAST))
+    assert not wrong, "\n".join(wrong)
+
+
 @pytest.mark.parametrize("stride", [1, (1, 2, 2), 2])
 @pytest.mark.parametrize("size", [(2, 3, 3), (2, 6, 6), (3, 4, 4), (4, 6, 6), (5, 7, 5)])
-def test_gradients_of_small_maps_are_right(size: tuple[int, int, int], stride: int | tuple[int, int, int]) -> None:
+def test_gradients_of_small_maps_are_right(
+    device: torch.device, size: tuple[int, int, int], stride: int | tuple[int, int, int]
+) -> None:
     """oneDNN has kernels for other CPUs, of which those for maps two voxels deep return anything."""
     torch.manual_seed(0)
-    x = torch.randn(8, 32, *size).bfloat16().contiguous(memory_format=torch.channels_last_3d).requires_grad_()
-    weight = (0.05 * torch.randn(32, 32, 3, 3, 3)).bfloat16().requires_grad_()
-    y = torch.nn.functional.conv3d(x, weight, stride=stride, padding=1)
-    errors = torch.randn_like(y)
-    half = torch.autograd.grad(y, (x, weight), errors)
-    inputs = [tensor.detach().double().requires_grad_() for tensor in (x, weight)]
-    exact = torch.autograd.grad(torch.nn.functional.conv3d(*inputs, stride=stride, padding=1), inputs, errors.double())
-    for got, expected in zip(half, exact, strict=True):
-        assert (got.double() - expected).norm() < 0.01 * expected.norm()
+    layer = nn.Conv3d(32, 32, 3, stride, padding=1, bias=False, device=device)
+    assert not wrong_gradients(layer, torch.randn(8, 32, *size, device=device).contiguous(memory_format=LAST))
 
 
 @pytest.mark.parametrize(("amx", "expected"), [(True, True), (False, False), (None, False)])

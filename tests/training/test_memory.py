@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 import torch
@@ -155,17 +155,3 @@ def test_what_loading_processes_draw_is_counted() -> None:
     waiting = {method: per_pair[method, 1] - per_pair[method, 0] for method in ("pgl", "models_genesis")}
     bytes_of_a_view = sum(values.nbytes for values in ModelsGenesis.draw(SMALL.views.size, default_rng(1)).values())
     assert waiting["models_genesis"] - waiting["pgl"] == pytest.approx(2 * 2 * bytes_of_a_view)
-
-
-@pytest.mark.gpu
-def test_on_a_gpu_the_largest_batch_is_tried() -> None:
-    device: Any = torch.device("cuda", 0)
-    torch.cuda.set_per_process_memory_fraction(4 * GIB / torch.cuda.get_device_properties(device).total_memory)
-    try:
-        message = "The largest batch that fits is -b"
-        with pytest.raises(TrainingError, match=message) as caught, memory.explained(CONFIG, "cuda", ALONE, 0):
-            memory._step_of(CONFIG, device, 1)(4096)
-        largest = int(re.search(r"fits is -b (\d+)", str(caught.value))[1])  # type: ignore[index]
-        memory._step_of(CONFIG, device, 1)(largest)
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)

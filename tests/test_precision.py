@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks.bare_networks import calls_of
 from nnunetv2_pgl.networks import PGLSegmenter, ResNet50Encoder
+from nnunetv2_pgl.networks.layout import lay_out, memory_format_for
 from nnunetv2_pgl.precision import autocast_type, train_in_cpu_bfloat16
 from pretraining.objectives.heads import ConvHead
 from tests.devices import DEVICE, needs_device
@@ -78,7 +79,9 @@ def test_gradients_of_each_layer_are_right(device: torch.device, name: str) -> N
     """Each kind of layer at each size that it meets in a training."""
     torch.manual_seed(0)
     network, channels = networks()[name]
-    network.to(device, memory_format=LAST)
+    norm = "instance" if any(isinstance(module, nn.InstanceNorm3d) for module in network.modules()) else "batch"
+    layout = memory_format_for(norm)
+    network.to(device, memory_format=layout)
     size = (2, channels, *((8, 32, 32) if device.type == "cpu" else (16, 96, 96)))
     with torch.no_grad(), ExitStack() as stack:
         calls = [stack.enter_context(calls_of(network, kind)) for kind in LAYERS]
@@ -87,7 +90,7 @@ def test_gradients_of_each_layer_are_right(device: torch.device, name: str) -> N
     assert len(distinct) > 2
     wrong = []
     for (_, shape), layer in distinct.items():
-        wrong += wrong_gradients(layer, torch.randn(shape, device=device).contiguous(memory_format=LAST))
+        wrong += wrong_gradients(layer, lay_out(torch.randn(shape, device=device), layout))
     assert not wrong, "\n".join(wrong)
 
 

@@ -22,7 +22,6 @@ from pretraining.config import PretrainConfig
 from pretraining.data import Volume
 from pretraining.launching.distributed import Processes
 from pretraining.pretrain import loading_workers
-from pretraining.pretrain import loading_workers
 from pretraining.training.loop import Pool, Run, Runtime
 from pretraining.training.progress import RunLog
 from pretraining.views import ViewPairBatch, ViewSettings

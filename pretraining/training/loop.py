@@ -167,7 +167,8 @@ class Run:
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")  # of 1-channel weights
         module = synchronise_batch_norms(self.state.objective)
         devices = [self.processes.local_rank] if self.device.type == "cuda" else None
-        # The only buffers are the norms' running statistics, which come out alike.
+        # The only buffers are the norms' running statistics, which come out alike; older torch lacks the new option.
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
         self.step = self._stepper(DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False))
 
     def measure_baseline(self) -> None:

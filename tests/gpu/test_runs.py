@@ -21,14 +21,14 @@ from nnunetv2_pgl.checkpoint import load_checkpoint
 from pretraining.config import PretrainConfig
 from pretraining.data import Volume
 from pretraining.demo.datasets import write_unlabelled_dataset
+from pretraining.launching.distributed import Processes
+from pretraining.launching.errors import Stopped, TrainingError
+from pretraining.launching.stopping import Agreement, StopSignals
 from pretraining.pretrain import RunOptions, pretrain
 from pretraining.run_folder import RunFolder
-from pretraining.training.distributed import Processes
-from pretraining.training.errors import Stopped, TrainingError
 from pretraining.training.loop import Pool, Run, Runtime, train
 from pretraining.training.progress import RunLog
 from pretraining.training.step import Stepper
-from pretraining.training.stopping import StopSignals
 from pretraining.training.synchronised import SynchronisedBatchNorm3d, synchronise_batch_norms
 from pretraining.views import ViewSettings
 from tests.devices import DEVICE, needs_cuda, needs_device
@@ -116,7 +116,7 @@ def test_out_of_memory_names_the_largest_batch_that_fits() -> None:
             pretrain(replace(config, batch_size=64, pairs_per_epoch=64), options("large"))
         line = str(caught.value)
         assert "\n" not in line
-        largest = int(re.search(r"-b 64 does not fit: .*The largest batch that fits is -b (\d+)", line)[1])  # type: ignore[index]
+        largest = int(re.search(r"-b 64 does not fit\. The largest batch that fits is -b (\d+)", line)[1])  # type: ignore[index]
         assert 1 <= largest < 64
         pretrain(replace(config, batch_size=largest, pairs_per_epoch=2 * largest), options("fitting"))
         assert len(losses("fitting")) == 1
@@ -181,11 +181,17 @@ def test_a_step_in_a_group_is_that_of_a_process_alone(scans: list[Volume], tmp_p
     assert (moved[1] - moved[0]).norm() < 0.05 * moved[0].norm()
 
 
+@pytest.mark.usefixtures("group")
+def test_a_wish_arrives_two_calls_later() -> None:
+    asked = Agreement(Processes(0, 2, 0, 2), DEVICE)
+    assert [asked(wish) for wish in (False, True, False, False, False)] == [False, False, False, True, False]
+
+
 @pytest.mark.usefixtures("group", "narrow")
 def test_a_run_in_a_group(scans: list[Volume], tmp_path: Path) -> None:
     """As a process of two whose other half is silent: its loss comes out halved, all else as in any run."""
     processes = Processes(0, 2, 0, 2)
-    runtime = Runtime(DEVICE.type, processes, 0, stop=StopSignals(processes))
+    runtime = Runtime(DEVICE.type, processes, 0, stop=StopSignals())
     state = train(CONFIG, Pool(scans, scans[:1]), tmp_path, runtime, RunLog(None), False)
     assert len(state.history) == CONFIG.epochs
     assert all(0 < record["loss"] < 4 for record in state.history)

@@ -12,7 +12,7 @@ import torch
 
 from pretraining.config import Method, PretrainConfig
 from pretraining.data import Volume
-from pretraining.training.distributed import Processes
+from pretraining.launching.distributed import Processes
 from pretraining.training.loop import Pool, Run, Runtime
 from pretraining.training.progress import RunLog
 from pretraining.views import IntensityRanges, ViewPairBatch, ViewSettings

@@ -13,7 +13,7 @@ import SimpleITK as sitk
 
 from nnunetv2_pgl.extension_folder import extension_folder
 from pretraining.demo.datasets import write_labelled_dataset, write_unlabelled_dataset
-from pretraining.training.errors import STOPPED_EXIT_CODE
+from pretraining.launching.errors import STOPPED_EXIT_CODE
 from tests.devices import DEVICE, needs_device
 from tests.machine import Machine, output_of, records, wait_for
 

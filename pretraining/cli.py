@@ -128,4 +128,4 @@ def preview_entry() -> None:
             print(f"WARNING: {item}")
         print(*geometry_lines(volumes, config), output, sep="\n")
     except (DataError, RunError, OSError, ValueError) as error:
-        end(one_line(f"pgl_preview: {error}"))
+        sys.exit(one_line(f"pgl_preview: {error}"))

@@ -33,16 +33,18 @@ def nnunet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def pgl_pretrain(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+def pgl_pretrain(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Runs the command and returns the line it ends with."""
 
     def run(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["pgl_pretrain", *arguments])
         with pytest.raises(SystemExit) as stop:
             cli.pretrain_entry()
-        assert isinstance(stop.value.code, str), "ended without a message"
-        assert "\n" not in stop.value.code
-        return stop.value.code
+        assert stop.value.code == 1
+        said = capsys.readouterr().err
+        assert said.startswith("pgl_pretrain: ")
+        assert said.find("\n") == len(said) - 1
+        return said.strip()
 
     return run
 

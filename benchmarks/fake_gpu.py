@@ -11,7 +11,7 @@ import heapq
 import itertools
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from unittest import mock
@@ -22,7 +22,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from pretraining.config import PretrainConfig
 from pretraining.training import start
@@ -47,7 +46,7 @@ class Watch(TorchDispatchMode):
     """Calls operations on the device with tensors that have no values, all others for real, and keeps what it saw.
 
     Attributes:
-        operations: Names of what the device was asked for.
+        operations: Names of what the device was asked to compute, about one kernel each; views of memory are not.
         waits: Copies between host and device for which the host waits.
         layout_copies: Of maps of several channels and more than one cell along each axis.
         products: Of each batched matrix product, the number of matrices.
@@ -67,16 +66,16 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Calls the function and notes it."""
         kwargs = kwargs or {}
-        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if function is torch.ops.prim.device.default:  # asks what a tensor knows
+            return function(*args, **kwargs)
+        inputs = list(_tensors((*args, *kwargs.values())))
         devices = {tensor.device.type for tensor in inputs} | {torch.device(kwargs.get("device") or "cpu").type}
         if "cuda" not in devices:
             with unset_fake_temporarily():
                 return function(*args, **kwargs)
         name = function.overloadpacket.__name__
         output = _WITHOUT_SHAPES[name](*args) if name in _WITHOUT_SHAPES else function(*args, **kwargs)
-        if name != "device":  # asks what a tensor knows
-            outputs = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-            self._note(name, inputs, outputs, (*args, *kwargs.values()))
+        self._note(name, inputs, list(_tensors((output,))), (*args, *kwargs.values()))
         return output
 
     def forget(self) -> None:
@@ -86,7 +85,9 @@ class Watch(TorchDispatchMode):
         self.peak = self.now
 
     def _note(self, name: str, inputs: list[Tensor], outputs: list[Tensor], arguments: tuple[Any, ...]) -> None:
-        self.operations.append(name)
+        shared = {tensor.untyped_storage()._cdata for tensor in inputs}
+        if name.endswith("_") or not outputs or any(t.untyped_storage()._cdata not in shared for t in outputs):
+            self.operations.append(name)
         if name in ("_to_copy", "copy_"):
             to, source = outputs[0], inputs[-1]
             # Neither waits for the other where the host has said so and does not want the values.
@@ -110,6 +111,15 @@ class Watch(TorchDispatchMode):
 
     def _freed(self, size: int) -> None:
         self.now -= size
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """All in a nest of lists and tuples."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
 
 
 def _changes_layout(before: Tensor, after: Tensor) -> bool:

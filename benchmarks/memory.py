@@ -1,59 +1,54 @@
-"""Memory of a pre-training step: what autograd keeps per pair, counted, and what the networks need.
+"""Memory that a pre-training step takes on a GPU: the most there is at a time, counted without one.
 
     python -m benchmarks.memory [-patch 16 96 96]
 
-Counts the bytes of every tensor that autograd saves for the backward pass under bfloat16 autocast (each storage once,
-parameters left out), so it needs no GPU. On a GPU add the CUDA context (about 0.5 GB) and convolution workspaces.
+Makes a whole step, as a run does, of the recommended and the paper's settings in half precision, with tensors that hold
+no values (`benchmarks.fake_gpu`), and gives its peak: weights, gradients, optimiser, the crops of this step and the
+next, views and activations. A real GPU adds the CUDA context (about 0.5 GiB), the workspaces of its convolutions and
+the gaps of its allocator.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
-import numpy as np
 import torch
 
-from nnunetv2_pgl.networks import ResNet50Encoder
-from pretraining.objectives import PGL
-from pretraining.views import GeometryBatch, sample_view_pair
+from benchmarks.fake_gpu import batch_on_gpu, fake_gpu, state_on_gpu
+from pretraining.config import PretrainConfig, recommended
+from pretraining.training.step import Stepper
 
 GIB = 2**30
+BATCHES = (8, 16, 32, 64, 128)
+SETTINGS = {"recommended": recommended(), "--paper": PretrainConfig(datasets=())}
 
 
-def bytes_saved(pgl: PGL, view_size: tuple[int, int, int], pairs: int) -> int:
-    """Bytes that autograd keeps for one step of ``pairs`` pairs."""
-    rng = np.random.default_rng(0)
-    drawn = [sample_view_pair([4 * n for n in view_size], view_size, rng) for _ in range(pairs)]
-    geometries = GeometryBatch.from_geometries([pair[half] for half in (0, 1) for pair in drawn])
-    own = {p.untyped_storage().data_ptr() for p in pgl.parameters()}
-    seen: dict[int, int] = {}
-
-    def count(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        pgl(torch.randn(2 * pairs, 1, *view_size), geometries)
-    return sum(seen.values())
+def peak_of_step(config: PretrainConfig) -> int:
+    """Bytes of a step once the optimiser has its state; the whole batch is one part."""
+    with fake_gpu() as watch:
+        state = state_on_gpu(config)
+        step = Stepper(config, 2, 0, state, state.objective, 0)
+        for parameter in state.objective.parameters():
+            parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
+        state.optimizer.step()  # makes its state
+        state.optimizer.zero_grad(set_to_none=True)
+        batch, _ahead = (batch_on_gpu(config, config.batch_size) for _ in range(2))
+        watch.forget()
+        step(0, iter([batch]))
+    return watch.peak
 
 
 def main() -> None:
-    """Prints a table of batch sizes."""
+    """Prints the README's table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-patch", nargs=3, type=int, default=(16, 96, 96), metavar=("Z", "Y", "X"))
-    view_size = tuple(parser.parse_args().patch)
-    pgl = PGL(ResNet50Encoder(), view_size, precision=torch.bfloat16)
-    one, two = (bytes_saved(pgl, view_size, pairs) for pairs in (1, 2))
-    per_pair = two - one
-    online = sum(p.numel() for p in pgl.parameters() if p.requires_grad)
-    target = sum(p.numel() for p in pgl.parameters() if not p.requires_grad)
-    # Weights of both paths in float32, one gradient and one momentum (LARS, SGD) for the online path.
-    fixed = 4 * (3 * online + target) + (one - per_pair)
-    print(f"views of {view_size}: {per_pair / 2**20:.0f} MiB per pair, {fixed / GIB:.2f} GiB whatever the batch")
-    for batch in (4, 8, 16, 32, 64, 128):
-        print(f"  {batch:4d} pairs: {(fixed + batch * per_pair) / GIB:6.1f} GiB")
+    size = tuple(parser.parse_args().patch)
+    print("| pairs per step (`-b`) |", *(f"{batch} |" for batch in BATCHES))
+    for name, config in SETTINGS.items():
+        views = replace(config.views, size=size)
+        peaks = (peak_of_step(replace(config, views=views, batch_size=batch)) for batch in BATCHES)
+        print(f"| {name}, GiB |", *(f"{peak / GIB:.2f} |" for peak in peaks), flush=True)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,8 @@ class CoordinateScan:
 class KnownEncoder(nn.Module):
     """A stand-in for an encoder with centred cells; ``stride`` divides the views."""
 
+    memory_format = torch.contiguous_format
+
     def __init__(self, stride: tuple[int, int, int]):
         super().__init__()
         self.stride = stride

@@ -18,7 +18,7 @@ def memory_format_for(norm: str) -> torch.memory_format:
 def lay_out(x: Tensor, memory_format: torch.memory_format) -> Tensor:
     """(B, C, D, H, W) in a memory format, copied only where it lies otherwise.
 
-    Images of one channel are in both, but a convolution goes by their strides, which are made those of the format.
+    Images of one channel are in both, but convolutions go by their strides: those of channels first are made sure of.
     """
     if memory_format == torch.contiguous_format:
         return x.flatten(1).view(x.shape)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunetv2_pgl.networks.feature_grid import FeatureGrid
+from nnunetv2_pgl.networks.instance_norm import use_own_instance_norm
 from nnunetv2_pgl.networks.layout import lay_out, memory_format_for
 from nnunetv2_pgl.networks.padding import PaddingName, pad_by_replication, require_padding
 from nnunetv2_pgl.networks.plan import PlannedNetwork
@@ -43,6 +44,7 @@ class PlannedEncoder(nn.Module):
         self.strides: Triple = self.skip_strides[-1]
         if padding == "replicate":
             pad_by_replication(self)
+        use_own_instance_norm(self)
         self.norm_name = "instance" if "InstanceNorm" in str(network.kwargs.get("norm_op")) else "batch"
 
     def forward(self, x: Tensor, deepest: int = -1) -> list[Tensor]:
@@ -57,6 +59,8 @@ class PlannedEncoder(nn.Module):
     @property
     def memory_format(self) -> torch.memory_format:
         """In which images and weights are fastest; maps have that of the images."""
+        if self.network.is_residual:
+            return torch.contiguous_format  # the average pooling of its shortcuts returns no other on a GPU
         return memory_format_for(self.norm_name)
 
     def beyond(self, level: int) -> list[nn.Module]:
@@ -97,6 +101,7 @@ class PlannedSegmenter(nn.Module):
         del decoder.encoder  # nnU-Net's decoder keeps the encoder that it was built for
         for head in decoder.seg_layers[:-1]:  # of deep supervision, which there is none of
             head.requires_grad_(False)
+        use_own_instance_norm(decoder)
         self.decoder = decoder
         self.to(memory_format=self.encoder.memory_format)
 

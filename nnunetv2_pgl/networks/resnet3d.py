@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from nnunetv2_pgl.networks.feature_grid import FeatureGrid
+from nnunetv2_pgl.networks.instance_norm import InstanceNorm3d
 from nnunetv2_pgl.networks.layout import memory_format_for
 from nnunetv2_pgl.networks.padding import PaddingName, require_padding
 from nnunetv2_pgl.networks.strided import StridedConv, StridedMaxPool, Triple
@@ -40,7 +41,7 @@ def make_norm(name: NormName, channels: int) -> nn.Module:
     if name == "batch":
         return nn.BatchNorm3d(channels)
     if name == "instance":
-        return nn.InstanceNorm3d(channels, affine=True)
+        return InstanceNorm3d(channels, affine=True)
     raise ValueError(f"norm must be 'batch' or 'instance', got '{name}'")
 
 

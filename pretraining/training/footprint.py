@@ -27,8 +27,8 @@ from pretraining.views.rendering import largest_source_box
 _OVERHEAD = 1.6
 _LIBRARIES = 300 * 2**20
 
-# Between these the peak is straight: with few small views it comes when all gradients are there.
-_PAIRS = (64, 128)
+# Between these the peak is straight: with fewer small views it comes later, when more of the gradients are there.
+_PAIRS = (512, 1024)
 
 _UNLIMITED = 2**60
 

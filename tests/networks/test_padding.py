@@ -1,4 +1,4 @@
-"""Replicate padding against torch's and numpy's own; what features tell of the place; memory layouts as on a GPU."""
+"""Replicate padding against torch's and numpy's own; what features tell of the place."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import functional_call
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from nnunetv2_pgl.checkpoint import load_checkpoint, save_checkpoint
 from nnunetv2_pgl.commands import describe
@@ -303,66 +301,3 @@ def test_a_checkpoint_tells_its_padding_and_older_ones_pad_with_zeros(tmp_path: 
     (line,) = (line for line in describe(checkpoint) if line.startswith("encoder"))
     assert "padding replicate" in line
     assert all(torch.equal(value, encoder.state_dict()[key]) for key, value in stock.state_dict().items())
-
-
-class LayoutCopies(TorchDispatchMode):
-    """Counts the tensors that come out of an operation as they went in, but in another memory layout."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        if func.overloadpacket in (torch.ops.aten.clone, torch.ops.aten._to_copy, torch.ops.aten.copy_, *PADDINGS):
-            before, after = args[1] if func.overloadpacket is torch.ops.aten.copy_ else args[0], output
-            self.count += after.ndim == 5 and layout(before) != layout(after)
-        return output
-
-
-PADDINGS = (torch.ops.aten.replication_pad3d, torch.ops.aten.replication_pad3d_backward, torch.ops.aten.constant_pad_nd)
-
-
-def layout(x: Tensor) -> list[int]:
-    """Axes from the slowest to the fastest in memory, without those of one cell."""
-    return sorted((axis for axis in range(x.ndim) if x.shape[axis] > 1), key=lambda axis: -x.stride()[axis])
-
-
-@pytest.mark.parametrize("norm", ["batch", "instance"])
-def test_replicating_adds_no_copy_between_memory_layouts(norm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The way a GPU takes, forward and backward; with 16 views, as with fewer a CPU computes some in another layout."""
-
-    def pad_as_on_a_gpu(x: Tensor, pads: padding.Pads) -> Tensor:
-        padded: Tensor = ReplicateChannelsLast.apply(x, pads) if is_channels_last(x) else torch_pad(x, pads)
-        return padded
-
-    monkeypatch.setattr(strided, "replicate_pad", pad_as_on_a_gpu)
-    counts = {}
-    for name in get_args(PaddingName):
-        encoder = ResNet50Encoder(1, norm=norm, padding=name, **SMALL)
-        encoder.to(memory_format=torch.channels_last_3d)
-        x = channels_last(torch.randn(16, 1, 16, 32, 32))
-        with LayoutCopies() as copies:
-            encoder(x)[-1].square().mean().backward()
-        counts[name] = copies.count
-    assert counts["replicate"] <= counts["zeros"]
-    assert norm == "instance" or counts["zeros"] == 0
-
-
-@pytest.mark.parametrize("norm", ["batch", "instance"])
-def test_so_it_is_forward_on_a_gpu(norm: Any) -> None:
-    """The whole network, without a GPU: shapes and strides only."""
-    counts = {}
-    for name in get_args(PaddingName):
-        with torch.device("meta"):
-            encoder = ResNet50Encoder(1, norm=norm, padding=name)
-        described = {key: (value.shape, value.dtype) for key, value in encoder.state_dict().items()}
-        with FakeTensorMode():
-            state = {key: torch.empty(shape, dtype=dtype, device="cuda") for key, (shape, dtype) in described.items()}
-            state = {key: channels_last(value) if value.ndim == 5 else value for key, value in state.items()}
-            x = channels_last(torch.empty(2, 1, 16, 96, 96, device="cuda"))
-            with LayoutCopies() as copies, torch.no_grad():
-                functional_call(encoder, state, x)
-        counts[name] = copies.count
-    assert counts["replicate"] <= counts["zeros"]
-    assert norm == "instance" or counts["zeros"] == 0

@@ -18,13 +18,18 @@ from nnunetv2_pgl.networks.strided import StridedConv, StridedMaxPool, fold_stri
         (1, 5, (4, 2, 1), ((2, 2), (2, 2), (2, 2)), (9, 6, 3)),
     ],
 )
-def test_folded_is_the_plain_convolution(channels, kernel, stride, padding, size) -> None:
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+def test_folded_is_the_plain_convolution(channels, kernel, stride, padding, size, memory_format) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, channels, *size, dtype=torch.float64)
-    weight = torch.randn(5, channels, kernel, kernel, kernel, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(5, channels, kernel, kernel, kernel, dtype=torch.float64)
+    weight = weight.to(memory_format=memory_format).requires_grad_()
     pads = [side for sides in reversed(padding) for side in sides]
     plain = F.conv3d(F.pad(x, pads), weight, stride=stride)
-    folded = F.conv3d(*fold_stride(x, weight, stride, padding))
+    image, its_kernel = fold_stride(x, weight, stride, padding)
+    assert image.is_contiguous(memory_format=memory_format)
+    assert its_kernel.is_contiguous(memory_format=memory_format)
+    folded = F.conv3d(image, its_kernel)
     torch.testing.assert_close(folded, plain)
     direction = torch.randn_like(plain)
     (of_plain,) = torch.autograd.grad(plain, weight, direction)

@@ -114,6 +114,7 @@ class Seeing(nn.Module):
     """An encoder that knows what is there: the means of cells of 2 x 4 x 4 voxels, of views of 8 channels."""
 
     skip_channels, skip_strides, strides = (8,), ((2, 4, 4),), (2, 4, 4)
+    memory_format = torch.contiguous_format
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A training step as a GPU would see it: nothing waits, nothing is copied from layout to layout, little is asked for."""
+"""A training step as a GPU would see it: nothing waits, nothing changes its layout, little is asked for."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
-from pretraining.training.distributed import Processes
 from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from benchmarks.fake_gpu import GPU, Watch, batch_on_gpu, fake_gpu, state_on_gpu
 from nnunetv2_pgl.networks import ResNet50Encoder
 from pretraining.config import PretrainConfig, recommended
+from pretraining.launching.distributed import Processes
 from pretraining.training import loop, start
 from pretraining.training.loop import Run
 from pretraining.training.step import Stepper

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
@@ -174,11 +175,13 @@ def state_on_gpu(config: PretrainConfig) -> TrainingState:
             return make(*arguments)
 
     with mock.patch.object(start, "make_objective", without_values):
-        return start.initial_state(config, GPU, HALF)
+        state = start.initial_state(config, GPU, HALF)
+    state.scaler = None  # as with bfloat16, in whose place this float16 stands
+    return state
 
 
 def batch_on_gpu(config: PretrainConfig, pairs: int) -> ViewPairBatch:
-    """Pairs of views that have all intensity changes, within `fake_gpu`."""
+    """Pairs of views that have all intensity changes and what their method draws, within `fake_gpu`."""
     views, channels = 2 * pairs, config.encoder_channels
     crops = torch.empty(
         views, channels, *largest_source_box(config.views.size, config.views.scale), dtype=torch.int16, device=GPU
@@ -186,7 +189,12 @@ def batch_on_gpu(config: PretrainConfig, pairs: int) -> ViewPairBatch:
     place = torch.empty(views, 3, dtype=torch.float64, device=GPU)
     scale = torch.empty(views, channels, device=GPU)
     changes = torch.tensor([0.1, 0.7, 1.1, 1.2]).repeat(views, channels, 1)
-    return ViewPairBatch(crops, place, place, place, place, place > 0, scale, scale, changes)
+    of_a_view = start.draw_of(config.method)(config.views.size, np.random.default_rng(0))
+    drawn = {
+        name: torch.empty(views, *values.shape, dtype=torch.from_numpy(values).dtype, device=GPU)
+        for name, values in of_a_view.items()
+    }
+    return ViewPairBatch(crops, place, place, place, place, place > 0, scale, scale, changes, drawn)
 
 
 class _Generator(torch.Generator):

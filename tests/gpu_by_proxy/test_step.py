@@ -26,9 +26,6 @@ from pretraining.views import ViewSettings
 from tests.planned_networks import small_network
 
 METHODS = tuple(start._OBJECTIVES)
-# What a method does not do yet; whoever mends it takes it out.
-NOT_YET = {"models_genesis": "waits for a seed from the device"}
-WHOLE = [pytest.param(m, marks=pytest.mark.xfail(reason=NOT_YET[m])) if m in NOT_YET else m for m in METHODS]
 HAVE_TARGET = [method for method in METHODS if method != "models_genesis"]
 PAIRS = 3
 
@@ -83,7 +80,7 @@ def make_step(stepper: Stepper, watch: Watch, pairs: int = PAIRS, number: int = 
 
 @pytest.mark.parametrize("norm", ["batch", "instance"])
 @pytest.mark.parametrize("encoder", ["resnet50", "plain", "resenc"])
-@pytest.mark.parametrize("method", WHOLE)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_step_neither_waits_nor_copies_layouts(method: str, encoder: str, norm: str, processes: int) -> None:
     """Values that decide a shape or move to the host raise an error here."""
     with fake_gpu() as watch:
@@ -99,7 +96,7 @@ def test_a_step_neither_waits_nor_copies_layouts(method: str, encoder: str, norm
         assert all(p.grad is None for p in stepper.model.parameters())
 
 
-@pytest.mark.parametrize("method", WHOLE)
+@pytest.mark.parametrize("method", METHODS)
 def test_as_much_is_asked_for_whatever_the_number_of_views(method: str) -> None:
     counts = []
     with fake_gpu() as watch:
@@ -172,7 +169,7 @@ def test_processes_join_without_waiting_and_without_exchanging_buffers() -> None
             asked.update(how)
 
     run = object.__new__(Run)
-    run.config, run.steps = settings("pgl", norm="batch"), 3
+    run.config, run.steps, run.steps_per_epoch = settings("pgl", norm="batch"), 3, 3
     run.processes, run.device = Processes(rank=1, count=2, local_rank=1, local_count=2), torch.device("cuda", 1)
     with fake_gpu(), mock.patch.object(loop, "DistributedDataParallel", Joined):
         run.state = state_on_gpu(run.config)

@@ -141,6 +141,7 @@ class TrainingState:
     def _fill(self, content: dict[str, Any]) -> None:
         self.objective.load_state_dict(content["objective"])
         self.optimizer.load_state_dict(content["optimizer"])
+        _lay_out_like_weights(self.optimizer)
         if self.scaler is not None and content.get("scaler") is not None:
             self.scaler.load_state_dict(content["scaler"])
         self.so_far = EpochSoFar(**content.get("so_far", {}))
@@ -155,6 +156,17 @@ class TrainingState:
         _require_records(self.history, self.baseline)
         if self.step != len(self.history) * self.steps_per_epoch + self.so_far.steps:
             raise ValueError(f"{len(self.history)} records do not belong to {self.step!r} steps")
+
+
+def _lay_out_like_weights(optimizer: torch.optim.Optimizer) -> None:
+    """Gives momenta the memory layout of their weights: fused kernels go through both in the order of memory.
+
+    Versions until 0.1.0 had all networks in channels last, and torch keeps the layout that was saved.
+    """
+    for weight, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                values[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
 
 
 def _copied_to_host(value: Any, copies: dict[Any, Tensor]) -> Any:

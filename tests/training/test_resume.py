@@ -236,6 +236,23 @@ def test_records_of_the_first_version_are_continued(straight: RunFolder, monkeyp
     assert load_checkpoint(older.final).pgl["metrics"]["flipped_right"] == last["flipped_right"]
 
 
+def test_a_state_in_another_memory_layout_is_continued(straight: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks with instance norm were in channels last once; fused AdamW takes its momenta in the order of memory."""
+    with monkeypatch.context() as patch, pytest.raises(told_to_stop(4)(patch)):
+        run("layout")
+    folder = RunFolder.named("layout")
+    state = torch.load(folder.latest, weights_only=True)
+    changed = 0
+    for values in state["optimizer"]["state"].values():
+        for name, value in values.items():
+            if value.ndim == 5 and min(value.shape[1:]) > 1:
+                values[name] = value.contiguous(memory_format=torch.channels_last_3d)
+                changed += values[name].stride() != value.stride()
+    assert changed >= 2
+    torch.save(state, folder.latest)
+    require_equal(straight, run("layout", resume=True))
+
+
 def test_two_runs_do_not_share_a_folder(straight: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pretraining.run_folder._UNTIL_LOADERS_END", 0.1)
     before = straight.latest.stat().st_mtime_ns

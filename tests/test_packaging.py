@@ -26,7 +26,7 @@ from tests.planned_networks import small_network
 
 ROOT = Path(__file__).parent.parent
 OURS = ("nnunetv2_pgl", "pretraining")
-NOT_IMPORTED = {"setuptools"}  # what brings distutils, which nnU-Net imports
+NOT_IMPORTED = {"setuptools", "batchgenerators"}  # what brings distutils, and what nnU-Net's trainers are made of
 
 
 @pytest.fixture(scope="module")

@@ -35,10 +35,19 @@ def make_optimizer(name: str, module: nn.Module, learning_rate: float, weight_de
     if name == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9)
     if name == "adamw":
-        can_fuse = all(p.device.type in ("cpu", "cuda") for p in module.parameters())
-        fused = True if can_fuse else None  # one pass over the weights, not ten; elsewhere torch's default
+        fused = True if _can_fuse(module) else None  # one pass over the weights, not ten; elsewhere torch's default
         return torch.optim.AdamW(groups, lr=learning_rate, fused=fused)
     raise ValueError(f"optimizer must be lars, sgd or adamw, got '{name}'")
+
+
+def _can_fuse(module: nn.Module) -> bool:
+    """Whether torch has AdamW in one kernel for the devices of a module.
+
+    On CUDA torch 2.4 has one that fails with kernels of one voxel, whose gradients come with other strides
+    (pytorch#106951).
+    """
+    devices = {parameter.device.type for parameter in module.parameters()}
+    return devices == {"cpu"} or (devices == {"cuda"} and torch.__version__ >= "2.5")
 
 
 def learning_rate_at(step: int, steps: int, warmup_steps: int, peak: float) -> float:

@@ -65,7 +65,8 @@ class _StubEncoder:
     """Maps of random features, as large as an encoder's."""
 
     def __init__(self, encoder: Encoder, level: int):
-        self.feature_grid, self.training = encoder.feature_grid, encoder.training
+        self.feature_grid, self.memory_format = encoder.feature_grid, encoder.memory_format
+        self.training = encoder.training
         self._channels = encoder.skip_channels[level]
 
     def __call__(self, views: Tensor, level: int) -> list[Tensor]:

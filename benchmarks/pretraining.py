@@ -14,9 +14,13 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import torch
+from pretraining.entries import wait_patiently
 
-from benchmarks.report import Figure, Settings, machine, print_table, write_json
+wait_patiently()  # as the commands do, before torch is imported
+
+import torch  # noqa: E402
+
+from benchmarks.report import Figure, Settings, machine, print_table, write_json  # noqa: E402
 
 PARTS = ("step", "whole_run", "padding", "feeding", "memory_growth", "preprocessing", "scale_out", "finetuning")
 

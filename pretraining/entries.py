@@ -9,7 +9,7 @@ _SPINS = "3000"  # of GNU's OpenMP, which pip's torch has on Linux; docs/perform
 
 def pretrain() -> None:
     """``pgl_pretrain`` and ``torchrun -m pretraining``."""
-    _wait_patiently()
+    wait_patiently()
     from pretraining.cli import pretrain_entry
 
     pretrain_entry()
@@ -17,7 +17,7 @@ def pretrain() -> None:
 
 def demo() -> None:
     """``pgl_demo``."""
-    _wait_patiently()
+    wait_patiently()
     from pretraining.demo import demo_entry
 
     demo_entry()
@@ -25,13 +25,13 @@ def demo() -> None:
 
 def compare() -> None:
     """``pgl_compare``."""
-    _wait_patiently()
+    wait_patiently()
     from pretraining.comparison.command import compare_entry
 
     compare_entry()
 
 
-def _wait_patiently() -> None:
+def wait_patiently() -> None:
     """Lets threads that wait for others of this process, or of the commands it runs, sleep soon.
 
     By default they spin a hundred times as long, on cores that other processes, or the very thread they wait for, could

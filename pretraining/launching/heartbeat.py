@@ -52,13 +52,18 @@ def heartbeat(
         while not left.wait(seconds):
             missed = [n + 1 if now == before else 0 for n, now, before in zip(missed, heard, last, strict=True)]
             last = list(heard)
-            if max(missed) >= most_missed:
-                lost(None if missed[0] >= most_missed else (rank + 1) % count)
+            # The next one is lost only if the store has just answered.
+            if missed[0] >= most_missed or (missed[1] >= most_missed and missed[0] == 0):
+                lost(None if missed[0] else (rank + 1) % count)
                 return
 
-    for function in (beat, watch):  # another thread, since a store that does not answer holds the first one for good
-        threading.Thread(target=function, daemon=True).start()
+    # Two, since a store that does not answer holds the first one for good; the end of the process must not wait for it.
+    threads = [threading.Thread(target=function, daemon=True) for function in (beat, watch)]
+    for thread in threads:
+        thread.start()
     try:
         yield
     finally:
         left.set()
+        for thread in threads:
+            thread.join(SECONDS)  # one that the end of Python meets within a call of the store aborts the process

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import AbstractContextManager
 from datetime import timedelta
@@ -66,6 +67,26 @@ def test_a_process_after_one_that_was_lost_beats_on_with_its_count() -> None:
     assert lost == []
 
 
+def test_no_thread_is_left_within_a_call_of_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that comes back from C++ when Python has ended aborts the process."""
+    asked = threading.Event()
+
+    class SlowStore:
+        def __init__(self, *where: object, **options: bool) -> None:
+            pass
+
+        def add(self, key: str, value: int) -> int:
+            asked.set()
+            time.sleep(10 * BEAT)
+            return 0
+
+    monkeypatch.setattr(dist, "TCPStore", SlowStore)
+    before = set(threading.enumerate())
+    with beating(0, []):
+        assert asked.wait(60)
+    assert set(threading.enumerate()) <= before
+
+
 STORE = """
 import sys, torch.distributed as dist
 store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
@@ -89,7 +110,7 @@ def test_a_store_that_does_not_answer_is_not_a_lost_process(
             assert lost == []
             other.send_signal(number)
             wait_for(lost)
-        other.kill()
+            other.kill()
     assert set(lost) == {None}
 
 

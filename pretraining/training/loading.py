@@ -143,7 +143,6 @@ class PairLoader:
 
         Raises:
             DataError: If a scan cannot be read.
-            ProcessLost: If torchrun has ended one together with this process.
             TrainingError: If a loading process has died, at whatever point that is noticed.
         """
         self.sampler.first_step = first_step
@@ -155,7 +154,7 @@ class PairLoader:
         """Around all that is done while there are loading processes: they are ended with it, whatever goes wrong.
 
         Raises:
-            ProcessLost, TrainingError: See `batches`.
+            TrainingError: See `batches`.
         """
         try:
             yield

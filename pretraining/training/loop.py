@@ -192,6 +192,7 @@ class Run:
             initial=so_far.steps,
             unit="step",
             leave=False,
+            mininterval=0.5,
             disable=not self.processes.is_main,
         )
         with bar:

@@ -43,9 +43,10 @@ def bytes_of_step(config: PretrainConfig, workers: int, processes: int) -> tuple
     per_pair = (many - few) / (_PAIRS[1] - _PAIRS[0])
     weights = 4 * sum(p.numel() for p in objective.parameters())
     trained = 4 * sum(p.numel() for p in objective.parameters() if p.requires_grad)
-    # Momentum, AdamW's second one, and the buckets in which processes exchange gradients.
-    copies = 1 + (config.optimizer_name == "adamw") + (processes > 1)
-    fixed = weights + copies * trained + _OVERHEAD * max(trained, few - _PAIRS[0] * per_pair) + _LIBRARIES
+    state = weights + (1 + (config.optimizer_name == "adamw")) * trained  # with momentum and AdamW's second one
+    buckets = trained * (processes > 1)  # in which processes exchange gradients
+    saved = state  # the copy that is written while training goes on
+    fixed = state + buckets + saved + _OVERHEAD * max(trained, few - _PAIRS[0] * per_pair) + _LIBRARIES
     crop = 2 * config.encoder_channels * torch.Size(largest_source_box(config.views.size, config.views.scale)).numel()
     loaded = 2 * (crop + bytes_drawn(config))
     return fixed, _OVERHEAD * per_pair + loaded * (1 + 2 * workers)  # each worker is two batches ahead

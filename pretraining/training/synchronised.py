@@ -6,11 +6,13 @@ processes whose batch is empty. Here all have batches of one size.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+Running: TypeAlias = tuple[Tensor | None, Tensor | None, Any]  # mean, variance, momentum
 
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name in older versions
 
@@ -35,7 +37,7 @@ class SynchronisedBatchNorm3d(nn.BatchNorm3d):
             self.num_batches_tracked.add_(1)
         normalise = NormaliseOnGPU if x.device.type == "cuda" else NormaliseOnCPU
         running = (self.running_mean, self.running_var, self.momentum)
-        y: Tensor = normalise.apply(x, self.weight, self.bias, *running, self.eps)
+        y: Tensor = normalise.apply(x, self.weight, self.bias, running, self.eps)
         return y
 
 
@@ -50,26 +52,15 @@ def synchronise_batch_norms(module: nn.Module) -> nn.Module:
 
 
 class NormaliseOnGPU(torch.autograd.Function):
-    """Input, weight, bias, running mean and variance, momentum, eps -> output, by the kernels of ``SyncBatchNorm``."""
+    """Input, weight, bias, running statistics, eps -> output, by the kernels of ``SyncBatchNorm``."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        momentum: float,
-        eps: float,
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, running: Running, eps: float) -> Tensor:
         """Joins the statistics of all processes, and normalises."""
         own = torch.stack(torch.batch_norm_stats(x, eps))
         means, factors = _of_all_processes(own).unbind(dim=1)
         counts = own.new_full((len(means),), x.numel() // x.shape[1])
-        mean, factor = torch.batch_norm_gather_stats_with_counts(
-            x, means, factors, running_mean, running_var, momentum, eps, counts
-        )
+        mean, factor = torch.batch_norm_gather_stats_with_counts(x, means, factors, *running, eps, counts)
         ctx.save_for_backward(x, weight, mean, factor, counts)
         return torch.batch_norm_elemt(x, weight, bias, mean, factor, eps)
 
@@ -82,28 +73,20 @@ class NormaliseOnGPU(torch.autograd.Function):
         sums = torch.stack(own)
         dist.all_reduce(sums)
         grad_x = torch.batch_norm_backward_elemt(grad, x, mean, factor, weight, sums[0], sums[1], counts.int())
-        return grad_x, grad_weight, grad_bias, None, None, None, None
+        return grad_x, grad_weight, grad_bias, None, None
 
 
 class NormaliseOnCPU(torch.autograd.Function):
     """The same on a CPU, which lacks those kernels; torch's own do all that goes over the voxels but one pass."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        momentum: float | None,
-        eps: float,
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, running: Running, eps: float) -> Tensor:
         """Joins the statistics of all processes, and normalises."""
         unused = x.new_zeros(2, x.shape[1], dtype=weight.dtype)  # running statistics; their type is that of the results
         own = torch.stack(torch.batch_norm_update_stats(x, unused[0], unused[1], 0.0))
         means, variances = _of_all_processes(own).unbind(dim=1)
         mean, var = means.mean(dim=0), variances.mean(dim=0) + means.var(dim=0, correction=0)
+        running_mean, running_var, momentum = running
         if running_mean is not None and running_var is not None and momentum is not None:
             count = len(means) * x.numel() / x.shape[1]
             running_mean.lerp_(mean, momentum)
@@ -131,7 +114,7 @@ class NormaliseOnCPU(torch.autograd.Function):
         # slope * x + offset by the same fast kernel; x * slope mixes types and takes ten times as long in bfloat16.
         zeros, ones = torch.zeros_like(mean), torch.ones_like(var)
         grad_x -= torch.native_batch_norm(x, slope, offset, zeros, ones, False, 0.0, 0.0)[0]
-        return grad_x, grad_weight, grad_bias, None, None, None, None
+        return grad_x, grad_weight, grad_bias, None, None
 
 
 def _of_all_processes(own: Tensor) -> Tensor:

@@ -178,6 +178,6 @@ def test_what_loading_processes_draw_is_counted() -> None:
 
 def test_a_state_that_is_written_is_counted_as_well() -> None:
     """AdamW has a second momentum, in the state that is trained and in the copy that is written."""
-    fixed = {name: footprint.bytes_of_step(replace(SMALL, optimizer_name=name), 0, 1)[0] for name in ("sgd", "adamw")}
+    fixed = {name: footprint.bytes_of_step(replace(SMALL, optimizer=name), 0, 1)[0] for name in ("sgd", "adamw")}
     trained = sum(p.nbytes for p in make_objective(SMALL, None).parameters() if p.requires_grad)
     assert fixed["adamw"] - fixed["sgd"] == pytest.approx(2 * trained)

@@ -132,9 +132,7 @@ def _draw_starts(
         needed_here = min(share * common, common)
         low.append(max(place + needed_here - b, 0.0))
         high.append(min(place + a - needed_here, n - b))
-        if low[-1] > high[-1] + 1e-9:
-            return None
-        high[-1] = max(high[-1], low[-1])
+        high[-1] = max(high[-1], low[-1])  # only rounding brings it below
     for drawn in rng.random((_CANDIDATES, 3)).tolist():
         second = _uniform(low, high, drawn)
         overlap = 1.0

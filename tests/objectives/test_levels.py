@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nnunetv2_pgl.networks import PlannedEncoder, PlannedSegmenter
-from pretraining.objectives import BYOL, PGL, PGLMAE, PGLNCE, ModelsGenesis, Objective
+from pretraining.objectives import BYOL, PGL, PGLMAE, PGLNCE, ConvHead, ModelsGenesis, Objective
 from pretraining.views import GeometryBatch, sample_view_pair
 from tests.drawn import drawn_for
 from tests.planned_networks import small_network
@@ -65,6 +65,29 @@ def test_stages_beyond_the_last_level_are_left_alone(batch: tuple[Tensor, Geomet
     beyond = {id(p) for p in pgl.encoder.stages[2].parameters()}
     for parameter in pgl.encoder.parameters():
         assert parameter.requires_grad == (parameter.grad is not None) == (id(parameter) not in beyond)
+
+
+def test_stages_beyond_the_last_level_are_not_computed(batch: tuple[Tensor, GeometryBatch]) -> None:
+    pgl, computed = make_pgl(1), []
+    for encoder in (pgl.encoder, pgl.target_encoder):
+        for stage in encoder.beyond(1):
+            stage.register_forward_hook(lambda *_: computed.append(1))
+    pgl(*batch)
+    pgl.rehearse(batch[0])
+    assert not computed
+    for encoder in (pgl.encoder, pgl.target_encoder):
+        encoder(batch[0])
+    assert len(computed) == 2
+
+
+def test_heads_are_the_papers_unless_told_otherwise() -> None:
+    """4096 channels inside, 256 of the projection; see docs/method.md."""
+    with torch.device("meta"):
+        encoder, segmenter = PlannedEncoder(NETWORK), PlannedSegmenter(NETWORK, 1, 1)
+        made = (PGL(encoder, VIEW), PGLNCE(encoder, VIEW), PGLMAE(segmenter, VIEW, 0.5, 1.0), BYOL(encoder))
+    for objective in made:
+        convolutions = [m for m in objective.modules() if isinstance(m, ConvHead)]
+        assert {(head[0].out_channels, head[-1].out_channels) for head in convolutions} == {(4096, 256)}
 
 
 @pytest.mark.parametrize("method", ["byol", "models_genesis", "pgl_mae", "pgl", "pgl_nce"])

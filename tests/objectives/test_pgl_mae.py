@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -20,10 +22,10 @@ def geometries(pairs: int) -> GeometryBatch:
     return GeometryBatch.from_geometries([one for one, _ in drawn] + [two for _, two in drawn])
 
 
-def objective(mask_ratio: float = 0.6, weight: float = 1.0) -> PGLMAE:
+def objective(mask_ratio: float = 0.6, weight: float = 1.0, channels: int = 1, **options: Any) -> PGLMAE:
     torch.manual_seed(0)
-    segmenter = PGLSegmenter(1, 1, STRIDES, "instance", widths=(8, 16, 32, 64))
-    return PGLMAE(segmenter, VIEW, mask_ratio, weight, hidden_channels=32, out_channels=16)
+    segmenter = PGLSegmenter(channels, channels, STRIDES, "instance", widths=(8, 16, 32, 64))
+    return PGLMAE(segmenter, VIEW, mask_ratio, weight, hidden_channels=32, out_channels=16, **options)
 
 
 @pytest.mark.parametrize(("ratio", "hidden"), [(0.0, 0), (0.25, 8), (0.6, 19), (1.0, 31)])
@@ -44,13 +46,15 @@ def test_blocks_are_hidden_equally_often_and_by_the_generator_alone() -> None:
 
 
 def test_views_that_are_no_multiple_of_the_blocks() -> None:
-    mask = draw_block_mask(3, (5, 9, 16), (4, 8, 8), 0.5, torch.Generator().manual_seed(0))
-    assert mask.shape == (3, 1, 5, 9, 16)
+    mask = draw_block_mask(3, (5, 9, 33), (4, 8, 8), 0.5, torch.Generator().manual_seed(0))
+    assert mask.shape == (3, 1, 5, 9, 33)
+    assert mask[..., ::4, ::8, ::8].sum(dim=(1, 2, 3, 4)).tolist() == [10] * 3  # of 2 x 2 x 5 blocks
 
 
-def test_nothing_hidden_and_no_restoration_is_pgl() -> None:
-    mae = objective(mask_ratio=0.0, weight=0.0)
-    pgl = PGL(mae.segmenter.encoder, VIEW, hidden_channels=32, out_channels=16)
+@pytest.mark.parametrize("interpolated_only", [False, True])
+def test_nothing_hidden_and_no_restoration_is_pgl(interpolated_only: bool) -> None:
+    mae = objective(mask_ratio=0.0, weight=0.0, interpolated_only=interpolated_only)
+    pgl = PGL(mae.segmenter.encoder, VIEW, 32, 16, interpolated_only=interpolated_only)
     shared = {key: value for key, value in mae.state_dict().items() if not key.startswith("segmenter.")}
     pgl.load_state_dict(shared)
     views = torch.randn(4, 1, *VIEW)
@@ -59,15 +63,17 @@ def test_nothing_hidden_and_no_restoration_is_pgl() -> None:
     assert ours.restoration.item() == 0.0
 
 
-def test_loss_is_pgl_of_the_hidden_views_plus_the_error_of_the_hidden_voxels() -> None:
+@pytest.mark.parametrize("channels", [1, 2])
+def test_loss_is_pgl_of_the_hidden_views_plus_the_error_of_the_hidden_voxels(channels: int) -> None:
     """Written out again: the online path sees the views with holes, the target path without."""
-    mae = objective(weight=0.5)
-    views, places = torch.randn(4, 1, *VIEW), geometries(2)
+    mae = objective(weight=0.5, channels=channels)
+    views, places = torch.randn(4, channels, *VIEW), geometries(2)
     output = mae(views, places, torch.Generator().manual_seed(3))
     mask = draw_block_mask(4, VIEW, STRIDES, 0.6, torch.Generator().manual_seed(3))
     holes = torch.where(mask, 0.0, views)
     restored = upsample(mae.segmenter.decode(mae.encoder(holes)).float(), VIEW)
-    error = F.mse_loss(restored[mask], views[mask])
+    hidden = mask.expand_as(views)
+    error = F.mse_loss(restored[hidden], views[hidden])
     target = mae.project_target(views)
     local = mae.consistency(mae.project(mae.encoder(holes)), target, places)
     torch.testing.assert_close(output.restoration, error)
@@ -77,6 +83,22 @@ def test_loss_is_pgl_of_the_hidden_views_plus_the_error_of_the_hidden_voxels() -
 def test_every_parameter_of_the_online_path_learns_and_none_of_the_target() -> None:
     mae = objective()
     mae(torch.randn(4, 1, *VIEW), geometries(2), torch.Generator().manual_seed(0)).loss.backward()
+    for name, parameter in mae.named_parameters():
+        assert (parameter.grad is not None) != name.startswith("target_"), name
+
+
+def test_networks_run_in_the_precision_asked_for() -> None:
+    mae, types = objective(precision=torch.bfloat16), set()
+    for part in (*mae.projectors, *mae.predictors, mae.segmenter.head):
+        part.register_forward_hook(lambda module, inputs, result: types.add(result.dtype))
+    mae(torch.randn(4, 1, *VIEW), geometries(2))
+    assert types == {torch.bfloat16}
+
+
+def test_the_rehearsal_of_a_step_has_its_tensors() -> None:
+    """It tells how much memory a step takes: the same gradients, of any value."""
+    mae = objective()
+    mae.rehearse(torch.randn(4, 1, *VIEW)).backward()
     for name, parameter in mae.named_parameters():
         assert (parameter.grad is not None) != name.startswith("target_"), name
 

@@ -138,6 +138,12 @@ def test_the_second_box_is_uniform_among_those_that_overlap_enough(
         assert second[:, axis].max() > 0.98 * room[axis]
 
 
+def test_boxes_less_than_a_voxel_thick_overlap_enough_as_well() -> None:
+    rng = np.random.default_rng(0)
+    pairs = [sample_view_pair((3, 60, 60), (1, 20, 20), rng, scale=(0.5, 0.7), min_overlap=0.3) for _ in range(100)]
+    assert min(overlap_fraction(*pair) for pair in pairs) >= 0.3 - 1e-9
+
+
 def test_flips_along_each_axis_by_its_own_probability() -> None:
     def flips(probability: float | tuple[float, float, float]) -> np.ndarray:
         rng = np.random.default_rng(5)

@@ -115,7 +115,7 @@ def test_two_processes_are_one_with_the_joined_batch(machine: Machine, preset: s
     carries the rounding of the float32 loss on, to 1e-4 after four, and AdamW makes full steps of it.
     """
     chosen = {
-        "paper": ("--paper", "-pairs", "24", "-epochs", "2"),
+        "paper": ("--paper", "-pairs", "8", "-epochs", "2"),
         "recommended": ("-optimizer", "sgd", "-lr", "0.01", "-pairs", "8", "-epochs", "1"),
     }[preset]
     settings = (*SMALL, "-b", "4", "-noise_probability", "0", *chosen)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from nnunetv2_pgl.networks import PlannedEncoder, PlannedSegmenter
+from nnunetv2_pgl.networks import PlannedEncoder, PlannedSegmenter, ResNet50Encoder
 from pretraining.objectives import BYOL, PGL, PGLMAE, PGLNCE, ConvHead, ModelsGenesis, Objective
 from pretraining.views import GeometryBatch, sample_view_pair
 from tests.drawn import drawn_for
 from tests.planned_networks import small_network
+from tests.precision import note_types
 
 VIEW = (8, 16, 16)
 NETWORK = small_network("resenc", features=(4, 8, 8), n_blocks_per_stage=[1, 2, 2])
@@ -88,6 +89,23 @@ def test_heads_are_the_papers_unless_told_otherwise() -> None:
     for objective in made:
         convolutions = [m for m in objective.modules() if isinstance(m, ConvHead)]
         assert {(head[0].out_channels, head[-1].out_channels) for head in convolutions} == {(4096, 256)}
+
+
+@pytest.mark.parametrize("method", [BYOL, PGL])
+def test_networks_run_in_the_precision_and_the_layout_of_the_encoder(
+    method: type[Objective], batch: tuple[Tensor, GeometryBatch]
+) -> None:
+    encoder = ResNet50Encoder(strides=(4, 4, 4), widths=(4, 8, 8, 8), norm="batch")
+    assert encoder.memory_format is torch.channels_last_3d
+    sizes = {"hidden_channels": 16, "out_channels": 8, "precision": torch.bfloat16}
+    objective = BYOL(encoder, **sizes) if method is BYOL else PGL(encoder, VIEW, **sizes)
+    types = note_types(objective)
+    for module in objective.modules():
+        if isinstance(module, nn.Conv3d):
+            assert module.weight.is_contiguous(memory_format=torch.channels_last_3d)
+    with torch.no_grad():  # gradients in bfloat16 are another matter, see tests/test_precision.py
+        objective(*batch)
+    assert types == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("method", ["byol", "models_genesis", "pgl_mae", "pgl", "pgl_nce"])

@@ -11,6 +11,7 @@ from nnunetv2_pgl.networks import PGLSegmenter
 from nnunetv2_pgl.networks.segmenter import upsample
 from pretraining.objectives import PGL, PGLMAE, draw_block_mask
 from pretraining.views import GeometryBatch, sample_view_pair
+from tests.precision import note_types
 
 VIEW = (8, 32, 32)
 STRIDES = (4, 8, 8)
@@ -88,9 +89,8 @@ def test_every_parameter_of_the_online_path_learns_and_none_of_the_target() -> N
 
 
 def test_networks_run_in_the_precision_asked_for() -> None:
-    mae, types = objective(precision=torch.bfloat16), set()
-    for part in (*mae.projectors, *mae.predictors, mae.segmenter.head):
-        part.register_forward_hook(lambda module, inputs, result: types.add(result.dtype))
+    mae = objective(precision=torch.bfloat16)
+    types = note_types(mae)
     mae(torch.randn(4, 1, *VIEW), geometries(2))
     assert types == {torch.bfloat16}
 

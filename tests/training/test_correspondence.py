@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from nnunetv2_pgl.networks import FeatureGrid
+from nnunetv2_pgl.networks import FeatureGrid, PlannedEncoder
 from pretraining.training.correspondence import (
     Correspondence,
     compare_maps,
@@ -32,6 +32,8 @@ from tests.known_encoders import (
     PlaceInView,
     RandomFeatures,
 )
+from tests.planned_networks import small_network
+from tests.precision import note_types
 
 Code = Callable[[NDArray[Any], NDArray[Any], int], NDArray[Any]]  # place in the view, place in the scan, axis
 
@@ -301,6 +303,45 @@ def test_half_of_the_pairs_have_a_relative_flip(drawn: dict[str, list[dict[str, 
     assert relative.tolist() == [False, True] * 16
     assert flips[::2].any()  # both views flipped alike
     assert not flips[::2].all()
+
+
+def test_the_batches_hold_all_pairs_in_order() -> None:
+    scans = [CoordinateScan(HIPPOCAMPUS.scan, channels=1)]
+    samples, batches = (draw(scans, HIPPOCAMPUS.settings, 0) for draw in (validation_samples, validation_batches))
+    assert [len(batch.geometries.starts) for batch in batches] == [2 * 8] * 8
+    for of_all, of_batches in zip(batches_of(samples), batches, strict=True):
+        assert torch.equal(of_all.starts, of_batches.geometries.starts)
+    uneven = validation_batches(scans, HIPPOCAMPUS.settings, 0, pairs=10, batch_size=4)
+    assert [len(batch.geometries.starts) for batch in uneven] == [8, 8, 4]
+
+
+def test_the_same_noise_each_time() -> None:
+    """Else the figure would change although the encoder does not."""
+    noisy = replace(HIPPOCAMPUS.settings, intensity=replace(UNCHANGED, noise_variance=(900, 900), noise_probability=1))
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append(measure(PlaceInScan((8, 8, 8)), noisy, 8))
+    assert found[0] == found[1]
+    assert found[0] != measure(PlaceInScan((8, 8, 8)), pairs=8)
+
+
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+def test_any_map_and_precision(precision: torch.dtype | None) -> None:
+    """Against the maps themselves; the views are the networks' of a run, with its precision."""
+    encoder = PlannedEncoder(small_network(features=(4, 8, 8)))
+    types = note_types(encoder)
+    scans = [CoordinateScan((24, 32, 32), channels=1)]
+    settings = ViewSettings(size=(8, 16, 16), intensity=UNCHANGED)
+    batches = validation_batches(scans, settings, 0, 8)
+    found = measure_correspondence(encoder, batches, settings.size, torch.device("cpu"), precision, 1)
+    assert types == {precision or torch.float32}
+    assert encoder.training
+    if precision is None:
+        encoder.eval()
+        with torch.no_grad():
+            maps = [(encoder(batch.render(settings.size))[1], batch.geometries) for batch in batches]
+        assert found == compare_maps(maps, encoder.feature_grid(settings.size, 1))
 
 
 def test_pairs_have_the_flips_that_the_settings_have() -> None:

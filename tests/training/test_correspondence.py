@@ -297,6 +297,19 @@ def test_misses_are_told_in_voxels_of_the_scan() -> None:
     assert found.axes[:2] == (None, None)
 
 
+def test_misses_are_told_by_how_far_they_are_off() -> None:
+    """Four cells along x, six voxels apart, of which each finds its neighbour, and the last one the first."""
+    geometry = GeometryBatch(
+        torch.zeros(2, 3, dtype=torch.float64),
+        torch.tensor([[4.0, 4, 24], [4, 4, 24]], dtype=torch.float64),
+        torch.zeros(2, 3, dtype=torch.bool),
+    )
+    grid = FeatureGrid((4, 4, 32), (4.0, 4.0, 8.0), (2.0, 2.0, 4.0))
+    maps = torch.stack((torch.eye(4), torch.eye(4).roll(1, dims=1))).view(2, 4, 1, 1, 4)
+    found = compare_maps([(maps, geometry)], grid)
+    assert (found.unflipped_right, found.miss_distance) == (0, pytest.approx(6 * (1 + 1 + 1 + 3) / 4))
+
+
 def test_half_of_the_pairs_have_a_relative_flip(drawn: dict[str, list[dict[str, Any]]]) -> None:
     flips = np.stack([sample["flips"] for sample in drawn["hippocampus"]])
     relative = (flips[:, 0] != flips[:, 1]).any(axis=1)

@@ -10,7 +10,7 @@ from pretraining.objectives.deform import Deformations, deform
 from pretraining.objectives.models_genesis import ModelsGenesis, ModelsGenesisOutput
 from pretraining.views import GeometryBatch, sample_view_pair
 from tests.drawn import drawn_for
-from tests.precision import needs_bfloat16
+from tests.precision import needs_bfloat16, note_types
 
 VIEW = (8, 32, 32)
 NARROW = (8, 16, 32, 64)  # the encoder's layers at an eighth of their width
@@ -142,6 +142,14 @@ def test_bfloat16_tracks_float32(views: Tensor) -> None:
         exact, fast = (run(make_genesis(precision), views) for precision in (None, torch.bfloat16))
     assert torch.equal(exact.deformed, fast.deformed)
     assert float(fast.loss) == pytest.approx(float(exact.loss), rel=0.05)
+
+
+def test_the_network_runs_in_the_precision_asked_for(views: Tensor) -> None:
+    genesis = make_genesis(torch.bfloat16)
+    types = note_types(genesis.encoder)
+    with torch.no_grad():
+        genesis.rehearse(views)
+    assert types == {torch.bfloat16}
 
 
 def test_rehearsal_runs_the_whole_network(views: Tensor) -> None:

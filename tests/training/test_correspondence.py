@@ -21,7 +21,7 @@ from pretraining.training.correspondence import (
     validation_batches,
     validation_samples,
 )
-from pretraining.training.places import geometry_of_pairs, place_warnings
+from pretraining.training.places import Places, geometry_of_pairs, place_warnings
 from pretraining.views import GeometryBatch, IntensityRanges, ViewSettings, sample_view_pair
 from tests.known_encoders import (
     Constant,
@@ -417,6 +417,18 @@ def test_the_place_in_the_view_is_warned_of_where_it_tells(drawn: dict[str, list
     assert place_warnings({"unflipped_position_code": 0.5}) == []
     assert len(place_warnings({"unflipped_position_code": 0.51})) == 1
     assert place_warnings({"unflipped_position_code": None}) == []
+
+
+def test_shares_and_steps_by_hand() -> None:
+    """Boxes that share z 2 to 6, y 3 to 8 and x 10 to 22; of two cells, the first has two nearest points."""
+    one, two = (
+        GeometryBatch(*(torch.tensor([values], dtype=torch.float64) for values in (start, size)), torch.zeros(1, 3) > 0)
+        for start, size in (((0.0, 3, 10), (6.0, 6, 12)), ((2.0, 1, 4), (6.0, 7, 24)))
+    )
+    places = Places.of(one, two, FeatureGrid((4, 4, 16), (4.0, 4.0, 8.0), (2.0, 2.0, 4.0)), (1, 1, 2))
+    assert places.steps.tolist() == [[4, 5, 6]]
+    near = torch.tensor([[[True, True], [False, True]]])
+    assert Places.share([near, torch.ones(1, 1, 1) > 0, near]).tolist() == [0.75**2]
 
 
 def test_a_single_cell() -> None:

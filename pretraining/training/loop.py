@@ -98,6 +98,7 @@ def train(
     if resume:
         run.restore()
     elif runtime.processes.is_main:
+        write_metrics([], folder / "metrics.jsonl")  # of an attempt that ended before it had saved its state
         run.measure_baseline()
     run.distribute()
     with run.loader.batches(run.state.step) as batches, run.writer:
@@ -177,7 +178,8 @@ class Run:
         has_statistics = next(encoder.buffers(), None) is not None
         with torch.no_grad(), self._autocast():
             for batch in self.validation[: _CALIBRATION_BATCHES if has_statistics else 0]:
-                encoder(batch.to(self.device).render(self.config.views.size))
+                for views in batch.to(self.device).render(self.config.views.size).split(self._views_at_once):
+                    encoder(views)
         with self.times.measuring():
             self.state.baseline = self._correspondence()
         self.log("Before training:", *correspondence_lines(self.state.baseline))
@@ -284,8 +286,13 @@ class Run:
 
     def _correspondence(self) -> dict[str, float]:
         encoder, size, level = self.state.objective.encoder, self.config.views.size, self.config.levels[-1]
-        found = measure_correspondence(encoder, self.validation, size, self.device, self.precision, level)
-        return found.to_record()
+        of_run = (size, self.device, self.precision, level, self._views_at_once)
+        return measure_correspondence(encoder, self.validation, *of_run).to_record()
+
+    @property
+    def _views_at_once(self) -> int:
+        """As many as in a part of a step: more might not fit."""
+        return 2 * self.config.batch_size // (self.config.accumulate * self.processes.count)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not None)

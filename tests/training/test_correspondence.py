@@ -357,6 +357,19 @@ def test_any_map_and_precision(precision: torch.dtype | None) -> None:
         assert found == compare_maps(maps, encoder.feature_grid(settings.size, 1))
 
 
+def test_the_encoder_gets_no_more_views_at_once_than_a_step() -> None:
+    encoder = PlannedEncoder(small_network(features=(4, 8, 8)))
+    settings = ViewSettings(size=(8, 16, 16), intensity=UNCHANGED)
+    batches = validation_batches([CoordinateScan((24, 32, 32), channels=1)], settings, 0, 8)
+    sizes: list[int] = []
+    encoder.stages[0].register_forward_hook(lambda module, inputs, result: sizes.append(len(result)))
+    of_run = (settings.size, torch.device("cpu"), None, -1)
+    whole, parts = (measure_correspondence(encoder, batches, *of_run, at_once) for at_once in (None, 6))
+    assert sizes == [16, 6, 6, 4]
+    assert parts.flipped_right == pytest.approx(whole.flipped_right, abs=0.05)  # rounding may decide between two cells
+    assert parts.ceiling == whole.ceiling
+
+
 def test_pairs_have_the_flips_that_the_settings_have() -> None:
     """Rare ones, none, and none along an axis that a scan names; and all show the scan whose turn it is."""
     rare, none, lateral = (

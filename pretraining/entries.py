@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 _SPINS = "3000"  # of GNU's OpenMP, which pip's torch has on Linux; docs/performance.md compares others
 
@@ -10,8 +11,10 @@ _SPINS = "3000"  # of GNU's OpenMP, which pip's torch has on Linux; docs/perform
 def pretrain() -> None:
     """``pgl_pretrain`` and ``torchrun -m pretraining``."""
     wait_patiently()
-    from pretraining.cli import pretrain_entry
-
+    try:
+        from pretraining.cli import pretrain_entry
+    except KeyboardInterrupt:  # importing torch takes seconds
+        sys.exit("pgl_pretrain: interrupted before it began")
     pretrain_entry()
 
 

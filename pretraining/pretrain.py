@@ -82,19 +82,23 @@ def pretrain(config: PretrainConfig, options: RunOptions) -> None:
         volumes, sources, skipped = _prepare(config, options, processes, workers, log)
         config = _with_channels(config, volumes[0].shape[0])
         pool = split_pool(volumes, config, sources)
+        from_state = processes.from_main(lambda: resume and folder.latest.exists())
+        if resume and not from_state:
+            log(f"{folder.latest.name} is not there yet: starting from the first step")
         if processes.is_main:
             manifest = Manifest.of_pool(config, pool)
-            manifest.write(folder.manifest)
+            if not (from_state and folder.manifest.exists()):  # other scans will be refused
+                manifest.write(folder.manifest)
             log(*opening_lines(config, pool, options.device, processes.count))
-            if not resume:
+            if not (folder.path / "views.png").exists():
                 draw_pairs(volumes, config.views, config.seed, folder.path / "views.png")
         runtime = Runtime(options.device, processes, workers, options.save_every, stop)
-        from_state = processes.from_main(lambda: resume and folder.latest.exists())
-        with stop.noted():
-            with explained(config, options.device, processes, workers):
-                state = train(config, pool, folder.path, runtime, log, from_state)
-            if processes.is_main:
-                _finish(config, folder, state, pool, skipped, manifest, log)
+        stop.note()
+        with explained(config, options.device, processes, workers):
+            state = train(config, pool, folder.path, runtime, log, from_state)
+        if processes.is_main:
+            _finish(config, folder, state, pool, skipped, manifest, log)
+        processes.barrier()  # until then a signal must not end those that wait
 
 
 def split_pool(volumes: Sequence[Volume], config: PretrainConfig, sources: Sequence[int] = ()) -> Pool:

@@ -73,6 +73,11 @@ class RunFolder:
             RunError: If a run is already there, or the folder cannot be made.
         """
         if self.latest.exists() or self.final.exists():
+            if not self.config_file.exists():
+                raise RunError(
+                    f"{self.path} holds a run without its config.json, which is needed to go on: put it back, choose "
+                    "another name with -o, or delete the folder"
+                )
             raise RunError(
                 f"{self.path} already holds a run: add --c to continue it, choose another name with -o, or delete it"
             )

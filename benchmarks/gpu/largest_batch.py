@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import traceback
 from collections.abc import Iterator
 from statistics import median
 
@@ -34,6 +35,8 @@ def measure(settings: Settings) -> Iterator[Figure]:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            traceback.clear_frames(error.__traceback__)  # they hold the networks
+            gc.collect()
             pairs = int(_NEXT_TRY * pairs)
         else:
             yield Figure("largest_batch_peak_gib", peak / 2**30, "GiB", "allocated by a step of the largest batch")

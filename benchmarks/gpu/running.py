@@ -153,5 +153,6 @@ def _measure(module: str, settings: Settings, connection: Connection) -> None:
 def _end(pid: int | None) -> None:
     """Ends a part and the processes that it has started."""
     if pid is not None:
-        with suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)
+        for kill in (os.killpg, os.kill):  # one that has not begun leads no group yet
+            with suppress(ProcessLookupError):
+                kill(pid, signal.SIGKILL)

@@ -16,6 +16,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, ProcessF
 from pretraining.launching.ending import end
 from pretraining.launching.errors import HOW_TO_GO_ON, Stopped, TrainingError
 
+_HANGUPS = [getattr(signal, name) for name in ("SIGHUP", "SIGQUIT") if hasattr(signal, name)]
 _BETWEEN_LOOKS = 0.1  # seconds
 _UNTIL_KILLED = 30  # seconds after SIGTERM, as Slurm leaves; other signals are those of who can wait
 
@@ -39,6 +40,7 @@ def launch(arguments: Sequence[str], count: int) -> None:
     tcp_store: Any = dist.TCPStore  # type: ignore[attr-defined]
     store = tcp_store("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     ranks = range(count)
+    ignored = [number for number in _HANGUPS if signal.getsignal(number) == signal.SIG_IGN]  # by nohup
     with TemporaryDirectory(prefix="pgl_pretrain_") as folder:
         processes = start_processes(
             "pgl_pretrain",
@@ -47,6 +49,8 @@ def launch(arguments: Sequence[str], count: int) -> None:
             {rank: _variables(rank, count, store.port) for rank in ranks},
             DefaultLogsSpecs(folder),
         )
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)  # which torch has undone
         asked = None
         try:
             result = processes.wait(period=_BETWEEN_LOOKS)
@@ -57,8 +61,10 @@ def launch(arguments: Sequence[str], count: int) -> None:
             processes.close(asked, _UNTIL_KILLED if asked == signal.SIGTERM else 4 * _UNTIL_KILLED)  # passes it on
             result = processes.wait(0)
         if result is not None and result.failures:
-            rank, first = next(iter(result.failures.items()))  # in the order in which they ended
-            _explain(rank, count, first, asked)
+            failures = list(result.failures.items())  # in the order in which they ended
+            if asked is not None:  # the signal was for all: who has a line speaks for them
+                failures.sort(key=lambda item: not os.path.exists(item[1].error_file))
+            _explain(*failures[0], count, asked)
 
 
 def _variables(rank: int, count: int, port: int) -> dict[str, str]:
@@ -75,7 +81,7 @@ def _variables(rank: int, count: int, port: int) -> dict[str, str]:
     }
 
 
-def _explain(rank: int, count: int, failure: ProcessFailure, asked: signal.Signals | None) -> NoReturn:
+def _explain(rank: int, failure: ProcessFailure, count: int, asked: signal.Signals | None) -> NoReturn:
     """Ends as the process did that failed first; those that fail after it only do so because of it."""
     if os.path.exists(failure.error_file):
         end(failure.message, failure.exitcode)

@@ -24,8 +24,8 @@ _RESPITE = 25.0  # seconds that SIGTERM leaves a loading process: launchers and 
 class StopSignals:
     """What has asked this process to end.
 
-    Outside of `noted` a signal ends it at once, by an exception: there is nothing to save yet. Inside, where an
-    exception could hit half a step, the signal is noted for the loop to ask for. A second Ctrl-C ends it all the same.
+    Before `note` a signal ends it at once, by an exception: there is nothing to save yet. Afterwards, when an exception
+    could hit half a step or the last save, it is noted for the loop to ask for. A second Ctrl-C ends it all the same.
 
     A launcher sends SIGTERM too when another process has ended. Then this one fails at what it does next with that one,
     or waits until the launcher kills it, 30 seconds later.
@@ -52,14 +52,9 @@ class StopSignals:
             for name, handler in before.items():
                 signal.signal(getattr(signal, name), handler)
 
-    @contextmanager
-    def noted(self) -> Iterator[None]:
-        """While the run trains."""
+    def note(self) -> None:
+        """From now on, the run trains."""
         self._is_noting = True
-        try:
-            yield
-        finally:
-            self._is_noting = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name

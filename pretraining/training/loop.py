@@ -98,7 +98,7 @@ def train(
     if resume:
         run.restore()
     elif runtime.processes.is_main:
-        write_metrics([], folder / "metrics.jsonl")  # of an attempt that ended before it had saved its state
+        (folder / "metrics.jsonl").unlink(missing_ok=True)  # of an attempt that ended before it had saved its state
         run.measure_baseline()
     run.distribute()
     with run.loader.batches(run.state.step) as batches, run.writer:

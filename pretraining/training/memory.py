@@ -64,7 +64,7 @@ def explained(config: PretrainConfig, device: str, processes: Processes, workers
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        reason = str(error).splitlines()[0].split(" Including non-PyTorch memory")[0]  # then follows how torch works
+        reason = _reason(error)
         traceback.clear_frames(error.__traceback__)  # they hold the run and its tensors
     gc.collect()
     fits = processes.in_first("out_of_memory", lambda: _largest_part(config, device, processes, workers))
@@ -72,11 +72,24 @@ def explained(config: PretrainConfig, device: str, processes: Processes, workers
 
 
 def _largest_part(config: PretrainConfig, device: str, processes: Processes, workers: int) -> int:
-    """Pairs of a part that fit, fewer than those of the part that did not; 0 if none."""
+    """Pairs of a part that fit, fewer than those of the part that did not; 0 if none.
+
+    Raises:
+        TrainingError: If not even the networks fit.
+    """
     most = _part(config, processes) - 1
     if device == "cuda":
         torch.backends.cudnn.benchmark = False  # each size would be searched anew
-        return largest_that_runs(_step_of(config, processes.device(device), processes.count), most)
+        try:
+            step = _step_of(config, processes.device(device), processes.count)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise TrainingError(
+                "the networks alone do not fit into the memory that the device has left; is another job there? "
+                + _reason(error)
+            ) from error
+        return largest_that_runs(step, most)
     fixed, per_pair = bytes_of_step(config, workers, processes.count)
     left = (available_memory() or 0) // processes.local_count
     return min(most, int((left - fixed) // per_pair))
@@ -125,7 +138,8 @@ def _step_of(config: PretrainConfig, device: torch.device, processes: int) -> Ca
     def run(pairs: int) -> None:
         state.optimizer.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
-        crops = torch.empty(2 * pairs, channels, *crop, dtype=torch.int16, device=device)
+        # Those of this step and, while they are joined, twice those of the next one.
+        crops = torch.empty(3 * 2 * pairs, channels, *crop, dtype=torch.int16, device=device)
         exchanged = torch.empty(buckets, device=device)  # the gradients of all processes
         views = torch.randn(2 * pairs, channels, *size, device=device)
         drawn = {name: values.expand(len(views), *values.shape) for name, values in of_a_view.items()}
@@ -136,6 +150,11 @@ def _step_of(config: PretrainConfig, device: torch.device, processes: int) -> Ca
         del crops, exchanged
 
     return run
+
+
+def _reason(error: BaseException) -> str:
+    """What torch says of the memory; of several lines the first, up to how its allocator works."""
+    return str(error).splitlines()[0].split(" Including non-PyTorch memory")[0]
 
 
 def _part(config: PretrainConfig, processes: Processes) -> int:

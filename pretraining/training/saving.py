@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -115,4 +116,9 @@ class StateWriter:
 
     def _write(self, content: dict[str, Any], history: list[dict[str, Any]], baseline: dict[str, float] | None) -> None:
         atomic_save(content, self._folder / "checkpoint_latest.pth")
-        plot_progress(history, baseline, self._folder / "progress.png")
+        try:
+            plot_progress(history, baseline, self._folder / "progress.png")
+        except OSError:
+            raise
+        except Exception as error:  # whatever a library for pictures stumbles over is no reason to end a run
+            warnings.warn(f"progress.png could not be drawn: {error!r}", stacklevel=2)

@@ -134,12 +134,17 @@ class TrainingState:
             )
         try:
             self._fill(content)
+        except (torch.cuda.OutOfMemoryError, MemoryError):
+            raise
         except Exception as error:  # torch checks little of what it is given
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise CheckpointError(f"{path}: does not fit the settings in config.json ({reason})") from error
 
     def _fill(self, content: dict[str, Any]) -> None:
         self.objective.load_state_dict(content["objective"])
+        for group, own in zip(content["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True):
+            # How the optimiser computes is a matter of this device and this torch.
+            group.update({name: own[name] for name in ("foreach", "fused") if name in own})
         self.optimizer.load_state_dict(content["optimizer"])
         _lay_out_like_weights(self.optimizer)
         if self.scaler is not None and content.get("scaler") is not None:

@@ -58,7 +58,9 @@ def parts_on_device(units: Iterator[ViewPairBatch], per_part: int, device: torch
             if not copies:
                 return
             batch = ViewPairBatch.joined(copies)
+            del copies
         current = torch.cuda.current_stream(device)
         current.wait_stream(stream)
         batch.record_stream(current)
         yield batch
+        del batch  # before room is made for the next

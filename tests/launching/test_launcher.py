@@ -116,3 +116,48 @@ def test_a_signal_that_finds_them_starting(tmp_path: Path) -> None:
     with pytest.raises(Stopped, match="stopped by SIGTERM; add --c"):
         run(f"open({str(tmp_path / 'ready')!r}, 'w').close(); time.sleep(60)", 1)
     asking.join()
+
+
+def test_who_has_a_line_speaks_for_those_that_a_signal_ended(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The first to end is not always the one that knows why."""
+    code = f"""
+def leave(number, frame):
+    if rank == 0:
+        os._exit(1)
+    time.sleep(1)
+    end("pgl_pretrain: stopped by SIGTERM before the first step", 75)
+signal.signal(signal.SIGTERM, leave)
+open({str(tmp_path)!r} + f"/ready_{{rank}}", "w").close()
+time.sleep(60)
+"""
+
+    def ask() -> None:
+        while len(list(tmp_path.glob("ready_*"))) < 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    with pytest.raises(SystemExit) as ended:
+        run(code)
+    asking.join()
+    assert ended.value.code == 75
+    assert capfd.readouterr().err == "pgl_pretrain: stopped by SIGTERM before the first step\n"
+
+
+def test_nohup_holds(tmp_path: Path) -> None:
+    """A signal that was ignored before stays so; here it arrives while a process is at work."""
+
+    def hang_up() -> None:
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGHUP)
+        (tmp_path / "sent").touch()
+
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    hanging_up = threading.Thread(target=hang_up)
+    hanging_up.start()
+    wait = f"while not os.path.exists({str(tmp_path / 'sent')!r}): time.sleep(0.05)"
+    run(f"open({str(tmp_path / 'ready')!r}, 'w').close()\n{wait}\ntime.sleep(0.5)", 1)
+    hanging_up.join()
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN

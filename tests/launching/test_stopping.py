@@ -50,7 +50,7 @@ def test_a_run_saves_and_goes_on(machine: Machine) -> None:
 
 def wait_for_epoch(machine: Machine, process: subprocess.Popen[str], name: str, epoch: int) -> None:
     end = time.monotonic() + 200
-    while records(machine.run_folder(name))[-1]["epoch"] < epoch:
+    while epoch not in [record["epoch"] for record in records(machine.run_folder(name))]:
         assert process.poll() is None, process.communicate()[0][-4000:]
         assert time.monotonic() < end
         time.sleep(0.1)
@@ -74,7 +74,8 @@ def test_before_the_first_step_a_signal_ends_the_run_at_once() -> None:
 
 
 def test_a_second_interrupt_ends_it_at_once() -> None:
-    with StopSignals().caught() as stop, stop.noted():
+    with StopSignals().caught() as stop:
+        stop.note()
         os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.received == "SIGUSR1"

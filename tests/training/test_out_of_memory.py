@@ -61,6 +61,19 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     return gpu
 
 
+def test_networks_that_do_not_fit_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else's job may fill the card: no batch is to blame."""
+
+    def full(*arguments: object) -> None:
+        raise torch.cuda.OutOfMemoryError(TEXT)
+
+    monkeypatch.setattr(memory, "initial_state", full)
+    with pytest.raises(TrainingError) as caught, memory.explained(CONFIG, "cuda", Processes(), 0):
+        full()
+    line = "the networks alone do not fit into the memory that the device has left; is another job there? "
+    assert str(caught.value) == line + FACTS
+
+
 def test_what_is_done_and_said(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
     loader = PairLoader.__new__(PairLoader)
     loader._workers = [gpu]  # type: ignore[list-item]

@@ -20,6 +20,8 @@ from pretraining.pretrain import RunOptions, pretrain
 from pretraining.run_folder import RunError, RunFolder
 from pretraining.training import loop, saving
 from pretraining.training.saving import SaveTimes
+from pretraining.training.start import initial_state
+from pretraining.training.state import TrainingState
 from pretraining.training.step import Stepper
 from tests.golden import make
 
@@ -145,6 +147,27 @@ def test_records_after_the_state_are_dropped(straight: RunFolder, monkeypatch: p
     require_equal(straight, run("behind", resume=True))
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_nothing_is_left_of_an_attempt_that_saved_nothing(
+    straight: RunFolder, monkeypatch: pytest.MonkeyPatch, resume: bool
+) -> None:
+    """Killed with an epoch in its log; the same command again, with and without --c, starts with the first step."""
+    name = f"nothing_saved_{resume}"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Run, "_save", save_but_at_the_end(lambda self: None))
+        with pytest.raises(InterruptedError):
+            run(name, save_every=None)
+    folder = RunFolder.named(name)
+    assert len(records(folder)) == 2
+    assert not folder.latest.exists()
+    (folder.path / "views.png").unlink()  # as of one that was stopped while it prepared its scans
+    again = run(name, resume)
+    require_equal(straight, again)
+    assert len(records(again)) == 2
+    assert ("is not there yet: starting from the first step" in log_of(again)) == resume
+    assert (folder.path / "views.png").exists()
+
+
 def save_but_at_the_end(save: Callable[[loop.Run], None]) -> Callable[[loop.Run], None]:
     def killed(self: loop.Run) -> None:
         if self.state.step == self.steps:
@@ -266,6 +289,7 @@ def test_other_scans_are_not_passed_over(straight: RunFolder, folders: Path) -> 
     copied = RunFolder.named("other_scans")
     copied.start(CONFIG)
     shutil.copy(straight.latest, copied.latest)
+    shutil.copy(straight.manifest, copied.manifest)
     scan = folders / "nnUNet_raw" / make.DATASET / "imagesTr" / "scan_3_0000.nrrd"
     hidden = scan.rename(folders / scan.name)
     try:
@@ -273,6 +297,7 @@ def test_other_scans_are_not_passed_over(straight: RunFolder, folders: Path) -> 
             run("other_scans", resume=True)
     finally:
         hidden.rename(scan)
+    assert copied.manifest.read_bytes() == straight.manifest.read_bytes()  # it tells of the run's own
 
 
 def test_a_truncated_state_is_named(straight: RunFolder) -> None:
@@ -282,3 +307,46 @@ def test_a_truncated_state_is_named(straight: RunFolder) -> None:
     broken.latest.write_bytes(content[: len(content) // 2])
     with pytest.raises(CheckpointError, match=r"checkpoint_latest\.pth: truncated"):
         run("broken", resume=True)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_without_its_settings_is_named(straight: RunFolder, resume: bool) -> None:
+    bare = RunFolder.named("bare")
+    bare.path.mkdir(exist_ok=True)
+    shutil.copy(straight.latest, bare.latest)
+    with pytest.raises(RunError, match=r"bare holds a run without its config\.json"):
+        run("bare", resume)
+
+
+def test_how_the_optimiser_computes_is_not_continued(straight: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a state was written with may not be there, or not be right, on the device and torch that continue it."""
+    with monkeypatch.context() as patch, pytest.raises(told_to_stop(4)(patch)):
+        run("elsewhere")
+    folder = RunFolder.named("elsewhere")
+    state = torch.load(folder.latest, weights_only=True)
+    for group in state["optimizer"]["param_groups"]:
+        group.update(fused=None, foreach=True)
+    torch.save(state, folder.latest)
+    own = initial_state(CONFIG, torch.device("cpu"), None).optimizer.param_groups
+    seen: list[dict[str, Any]] = []
+    with monkeypatch.context() as patch:
+        make_step = Stepper.__call__
+        patch.setattr(
+            Stepper,
+            "__call__",
+            lambda self, *arguments: (seen.extend(self.state.optimizer.param_groups), make_step(self, *arguments))[1],
+        )
+        require_equal(straight, run("elsewhere", resume=True))
+    assert seen
+    assert all(group[name] == own[0][name] for group in seen for name in ("fused", "foreach"))
+
+
+def test_want_of_memory_is_not_the_states_fault(straight: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: TrainingState, content: dict[str, Any]) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(TrainingState, "_fill", full)
+    state = initial_state(CONFIG, torch.device("cpu"), None)
+    state.scans = torch.load(straight.latest, weights_only=True)["scans"]
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        state.restore(straight.latest)

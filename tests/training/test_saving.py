@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -241,3 +243,48 @@ def test_the_writer_waits_when_it_is_left(tmp_path: Path, monkeypatch: pytest.Mo
     writer.write(state)
     writer.__exit__(KeyError, KeyError(), None)
     assert (tmp_path / "checkpoint_latest.pth").exists()
+
+
+def test_a_write_that_failed_is_told_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = initial_state(make.config(), torch.device("cpu"), None)
+    answers = iter([OSError("no space"), None])
+
+    def once(content: Any, path: Path) -> None:
+        answer = next(answers)
+        time.sleep(0.3)  # the next one comes before it has failed
+        if answer is not None:
+            raise answer
+
+    monkeypatch.setattr(saving, "atomic_save", once)
+    with StateWriter(tmp_path) as writer:
+        writer.write(state)
+        with pytest.raises(OSError, match="no space"):
+            writer.write(state)
+        writer._writing = None
+
+
+def test_a_stop_whose_state_cannot_be_written_does_not_say_that_it_was(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(content: Any, path: Path) -> None:
+        time.sleep(0.3)
+        raise OSError("no space")
+
+    def after_step(number: int) -> None:
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    stub_steps(monkeypatch, after_step)
+    monkeypatch.setattr(saving, "atomic_save", fail)
+    with pytest.raises(OSError, match="no space"):
+        pretrain(CONFIG, RunOptions("full_at_the_stop", False, "cpu", 1))
+
+
+def test_a_picture_that_cannot_be_drawn_ends_no_run(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> None:
+        raise ValueError("no such font")
+
+    monkeypatch.setattr(saving, "plot_progress", fail)
+    with pytest.warns(UserWarning, match="progress.png could not be drawn: .*no such font"):
+        pretrain(replace(CONFIG, epochs=1), RunOptions("no_picture", False, "cpu", 1))
+    assert RunFolder.named("no_picture").final.exists()

@@ -224,7 +224,8 @@ def add_run_options(parser: OptionParser) -> None:
         "save_every",
         type=positive,
         metavar="N",
-        help="epochs between two saves of the state, with curves and correspondence (default: every 10 minutes)",
+        help="epochs between two saves of the state, with curves and correspondence (default: by the clock, saves "
+        "every 10 minutes)",
     )
     group.add_argument("--c", action="store_true", help="continue the run from its checkpoint_latest.pth")
 

@@ -66,6 +66,33 @@ def test_processes_that_train_together_stop_together(machine: Machine, send: sig
     assert (machine.run_folder(name) / "checkpoint_latest.pth").exists()
 
 
+# A process whose last save takes long.
+SLOW_END = """
+import time
+from pretraining import pretrain
+finish = pretrain._finish
+def slowly(config, folder, *arguments):
+    (folder.path / "finishing").touch()
+    time.sleep(3)
+    finish(config, folder, *arguments)
+pretrain._finish = slowly
+from pretraining.cli import pretrain_entry
+pretrain_entry()
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_during_the_last_save_comes_too_late_for_all(machine: Machine) -> None:
+    """Else the process that only waits would end the run, and a scheduler start it again."""
+    processes = machine.start_ranks(SLOW_END, (*SHORT, "-epochs", "1", "-o", "ending"))
+    wait_for(machine.run_folder("ending") / "finishing", processes[0])
+    for process in reversed(processes):
+        process.send_signal(signal.SIGTERM)
+    for process in processes:
+        output_of(process, 0)
+    assert (machine.run_folder("ending") / "checkpoint_final.pth").exists()
+
+
 def test_before_the_first_step_a_signal_ends_the_run_at_once() -> None:
     handler = signal.getsignal(signal.SIGTERM)
     with StopSignals().caught(), pytest.raises(Stopped, match="SIGTERM before the first step"):

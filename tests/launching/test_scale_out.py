@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 
+from pretraining.launching.errors import STOPPED_EXIT_CODE
 from tests.machine import SHORT, SMALL, Machine, children, free_port, output_of, records, wait_for
 
 pytestmark = pytest.mark.slow
@@ -29,6 +30,18 @@ loop.initial_state = in_float64
 loop.ViewPairBatch.render = lambda *arguments: render(*arguments).double()
 from pretraining.cli import pretrain_entry
 pretrain_entry()
+"""
+
+# The same, asked to stop in its first step.
+STOPPING = """
+import os, signal
+from pretraining.training.step import Stepper
+make_step = Stepper.__call__
+def signalled(self, number, batches):
+    if number == 0 and self.rank == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return make_step(self, number, batches)
+Stepper.__call__ = signalled
 """
 
 # What the kernels of CUDA that torch's SyncBatchNorm calls compute, for a process that has none.
@@ -109,18 +122,23 @@ def test_batch_norm_is_that_of_the_joined_batch(machine: Machine, kernels: str) 
 
 @pytest.mark.parametrize("preset", ["paper", "recommended"])
 def test_two_processes_are_one_with_the_joined_batch(machine: Machine, preset: str) -> None:
-    """Loss curve and weights of both paths agree, to 1e-6 here.
+    """Loss curve and weights of both paths agree, to 1e-6 here; those of the paper's settings stop and go on between.
 
     Without noise: its values are drawn by each process. The recommended settings for two steps of SGD: instance norm
     carries the rounding of the float32 loss on, to 1e-4 after four, and AdamW makes full steps of it.
     """
     chosen = {
-        "paper": ("--paper", "-pairs", "8", "-epochs", "2"),
+        "paper": ("--paper", "-pairs", "16", "-epochs", "1"),
         "recommended": ("-optimizer", "sgd", "-lr", "0.01", "-pairs", "8", "-epochs", "1"),
     }[preset]
     settings = (*SMALL, "-b", "4", "-noise_probability", "0", *chosen)
     output_of(machine.start("python", "-c", IN_FLOAT64, *settings, "-o", f"{preset}_one"), 0)
-    for process in machine.start_ranks(IN_FLOAT64, (*settings, "-o", f"{preset}_two")):
+    settings = (*settings, "-o", f"{preset}_two")
+    if preset == "paper":
+        for process in machine.start_ranks(STOPPING + IN_FLOAT64, settings):
+            assert "after step 3 of 4" in output_of(process, STOPPED_EXIT_CODE)
+        settings = (*settings, "--c")
+    for process in machine.start_ranks(IN_FLOAT64, settings):
         output_of(process, 0)
     one, two = (machine.run_folder(f"{preset}_{name}") for name in ("one", "two"))
     losses = [[record["loss"] for record in records(folder)] for folder in (one, two)]

@@ -125,6 +125,10 @@ def test_views_of_any_size_stay_in_their_range(size: tuple[int, int, int]) -> No
         assert deformed.dtype == view.dtype
         assert view.min() <= deformed.min()
         assert deformed.max() <= view.max()
+        for boxes in (draw.blocks, draw.inside, draw.outside):
+            if boxes is not None:
+                assert np.all(boxes.starts >= 0)
+                assert np.all(boxes.starts + boxes.sizes <= size)
 
 
 def test_a_constant_view_stays_so() -> None:

@@ -170,17 +170,17 @@ def _draw_blocks(view_size: Sequence[int], settings: Deformation, rng: np.random
 
 def _longest_edges(view_size: Sequence[int], settings: Deformation) -> list[int]:
     """Of the blocks to shuffle."""
-    return [min(n, max(2, _floor(n * settings.block_size))) for n in view_size]
+    return [min(n, max(2, math.floor(n * settings.block_size))) for n in view_size]
 
 
 def _draw_painted(view_size: Sequence[int], settings: Deformation, rng: np.random.Generator) -> Boxes:
-    smallest, largest = ([max(1, _floor(n * share)) for n in view_size] for share in settings.inpaint_size)
+    smallest, largest = ([max(1, math.floor(n * share)) for n in view_size] for share in settings.inpaint_size)
     count = _draw_count(settings.max_windows, settings.window_probability, rng)
     return _draw_boxes(count, view_size, smallest, largest, settings.margin, rng)
 
 
 def _draw_kept(view_size: Sequence[int], settings: Deformation, rng: np.random.Generator) -> Boxes:
-    smallest, largest = ([-_floor(-n * share) for n in view_size] for share in settings.outpaint_size)  # rounded up
+    smallest, largest = ([math.ceil(n * share) for n in view_size] for share in settings.outpaint_size)
     count = 1 + _draw_count(settings.max_windows - 1, settings.window_probability, rng)
     return _draw_boxes(count, view_size, smallest, largest, settings.margin, rng)
 
@@ -203,8 +203,3 @@ def _draw_boxes(
     room = np.array(view_size) - sizes
     first = np.minimum(margin, room // 2)
     return Boxes(rng.integers(first, room - first, endpoint=True), sizes)
-
-
-def _floor(x: float) -> int:
-    """Rounded down; shares such as 3/7 of a multiple of 7 are taken for the whole numbers they stand for."""
-    return math.floor(x + 1e-9)

@@ -362,6 +362,20 @@ def test_windows_of_the_published_size_are_the_published_windows(
     assert within(numbers.count(5), count, 0.95 ** (5 - certain))
 
 
+@pytest.mark.parametrize(
+    ("inside", "smallest", "largest"), [(True, (2, 2, 5), (4, 4, 10)), (False, (6, 6, 13), (7, 8, 18))]
+)
+def test_windows_of_views_whose_shares_are_whole_numbers(
+    inside: bool, smallest: tuple[int, int, int], largest: tuple[int, int, int]
+) -> None:
+    """A sixth and a third of 12 and 30 voxels, three and four sevenths of 14."""
+    draws = draws_of(only(paint_probability=1, inpaint_probability=float(inside)), (12, 14, 30), 300)
+    windows = [window for d in draws if (window := d.inside if inside else d.outside) is not None]
+    sizes = np.concatenate([w.sizes for w in windows])
+    assert np.array_equal(sizes.min(axis=0), smallest)
+    assert np.array_equal(sizes.max(axis=0), largest)
+
+
 # Order
 
 

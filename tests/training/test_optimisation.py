@@ -2,12 +2,17 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.torch_version import TorchVersion
 
 from pretraining.config import PretrainConfig
+from pretraining.training import optimisation
 from pretraining.training.optimisation import learning_rate_at, make_optimizer, parameter_groups, set_learning_rate
 
 
@@ -125,3 +130,28 @@ def test_adamw_is_torch_s_own_in_one_pass() -> None:
     for mine, theirs in zip(ours.parameters(), plain.parameters(), strict=True):
         assert theirs.abs().max() < 1.1
         torch.testing.assert_close(mine.double(), theirs, rtol=0, atol=1.2 * rounding)
+
+
+@pytest.mark.parametrize(
+    ("device", "version", "fused"),
+    [
+        ("cpu", "2.4", True),
+        ("cuda", "2.4.1", None),
+        ("cuda", "2.5", True),
+        ("cuda", "2.14.1", True),
+        ("meta", "2.9", None),
+    ],
+)
+def test_where_one_kernel_updates_all(
+    monkeypatch: pytest.MonkeyPatch, device: str, version: str, fused: bool | None
+) -> None:
+    class Module(nn.Module):
+        def parameters(self, recurse: bool = True) -> Iterator[Any]:
+            yield SimpleNamespace(device=torch.device(device))
+
+    asked: list[bool | None] = []
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    monkeypatch.setattr(optimisation, "parameter_groups", lambda module, weight_decay: [])
+    monkeypatch.setattr(torch.optim, "AdamW", lambda groups, lr, fused: asked.append(fused))
+    make_optimizer("adamw", Module(), 0.1, 0.0)
+    assert asked == [fused]

@@ -22,7 +22,14 @@ from pretraining.training.correspondence import (
     validation_samples,
 )
 from pretraining.training.places import Places, geometry_of_pairs, place_warnings
-from pretraining.views import GeometryBatch, IntensityRanges, ViewSettings, sample_view_pair
+from pretraining.views import (
+    GeometryBatch,
+    IntensityRanges,
+    ViewGeometry,
+    ViewSettings,
+    overlap_fraction,
+    sample_view_pair,
+)
 from tests.known_encoders import (
     Constant,
     CoordinateScan,
@@ -316,6 +323,19 @@ def test_half_of_the_pairs_have_a_relative_flip(drawn: dict[str, list[dict[str, 
     assert relative.tolist() == [False, True] * 16
     assert flips[::2].any()  # both views flipped alike
     assert not flips[::2].all()
+
+
+def test_pairs_overlap_by_three_tenths_or_more_where_views_do() -> None:
+    """In the scans of the paper's size, where training's pairs hardly do."""
+    case = CASES["paper"]
+    scans = [CoordinateScan(case.scan, channels=1)]
+    smallest = []
+    for min_overlap in (0.1, 0.5):
+        samples = validation_samples(scans, replace(case.settings, min_overlap=min_overlap), 0, 24)
+        pairs = [[ViewGeometry(s["starts"][i], s["sizes"][i], s["flips"][i]) for i in (0, 1)] for s in samples]
+        smallest.append(min(overlap_fraction(*pair) for pair in pairs))
+    assert 0.3 - 1e-9 <= smallest[0] < 0.4
+    assert smallest[1] >= 0.5 - 1e-9
 
 
 def test_the_batches_hold_all_pairs_in_order() -> None:

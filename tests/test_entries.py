@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from pretraining import entries
+
 WHEN_TORCH_IS_IMPORTED = """
 import os, runpy, sys
 
@@ -45,3 +47,14 @@ def test_threads_sleep_soon(command: str) -> None:
 def test_what_the_user_has_set_stays(name: str, value: str) -> None:
     expected = {"GOMP_SPINCOUNT": "7 None\n", "OMP_WAIT_POLICY": "None active\n"}
     assert when_torch_is_imported("pgl_pretrain", **{name: value}) == expected[name]
+
+
+def test_an_interrupt_while_torch_is_imported_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Importing:
+        def __getattr__(self, name: str) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    monkeypatch.setitem(sys.modules, "pretraining.cli", Importing())  # type: ignore[arg-type]
+    with pytest.raises(SystemExit, match=r"^pgl_pretrain: interrupted before it began$"):
+        entries.pretrain()

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from benchmarks.report import Figure, Settings, machine, table_line, write_json
@@ -105,7 +106,7 @@ def run_parts(parts: Mapping[str, Part], settings: Settings, seconds: float, res
             if ended:
                 process.join(_UNTIL_IT_HAS_ENDED)
         finally:
-            _end(process.pid)
+            _end(process)
             process.join()
         if not ended and name not in results.errors:
             results.fail(name, _Error(f"its process ended with exit code {process.exitcode}"))
@@ -150,9 +151,9 @@ def _measure(module: str, settings: Settings, connection: Connection) -> None:
     connection.send(None)
 
 
-def _end(pid: int | None) -> None:
+def _end(process: BaseProcess) -> None:
     """Ends a part and the processes that it has started."""
-    if pid is not None:
-        for kill in (os.killpg, os.kill):  # one that has not begun leads no group yet
-            with suppress(ProcessLookupError):
-                kill(pid, signal.SIGKILL)
+    if process.pid is not None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()  # one that has only begun leads no group yet

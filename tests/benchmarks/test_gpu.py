@@ -52,6 +52,7 @@ def test_parts_that_fail_do_not_stop_the_next_one(tmp_path: Path, monkeypatch: p
         "failing": Part("part_failing", 1),
         "dying": Part("part_dying", 1),
         "endless": Part("part_endless", 0.3),
+        "without time": Part("part_endless", 0),
         "depthwise": PARTS["depthwise"],
         "good": Part("part_good", 3),
     }
@@ -63,7 +64,8 @@ def test_parts_that_fail_do_not_stop_the_next_one(tmp_path: Path, monkeypatch: p
     assert "second line" in text
     assert errors["dying"] == "its process ended with exit code -9"
     assert errors["endless"].startswith("not done within its share of the time")
-    assert errors.keys() == {"failing", "dying", "endless"}
+    assert errors["without time"].startswith("not done within its share of the time")
+    assert errors.keys() == {"failing", "dying", "endless", "without time"}
     assert figures["before_it_failed"] == 1.5
     assert not Path(f"/proc/{figures['before_its_time_was_over']}/cwd").exists()
     assert figures["machine"]["torch"] == torch.__version__

@@ -246,6 +246,7 @@ def test_a_refused_run_is_refused_again(machine: Machine) -> None:
     """torchrun tries again whatever the reason; the second attempt must not take over the run that is there."""
     folder = machine.run_folder("taken")
     folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
     (folder / "checkpoint_latest.pth").write_bytes(b"of another run")
     job = ("--nproc-per-node", "2", "--max-restarts", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0")
     output = output_of(machine.start("torchrun", *job, "-m", "pretraining", *SHORT, "-epochs", "1", "-o", "taken"), 1)

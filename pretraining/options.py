@@ -224,7 +224,7 @@ def add_run_options(parser: OptionParser) -> None:
         "save_every",
         type=positive,
         metavar="N",
-        help="epochs between two saves of the state, with curves and correspondence (default: by the clock, saves "
+        help="epochs between two saves of the state, with curves and correspondence (default: by time, the state "
         "every 10 minutes)",
     )
     group.add_argument("--c", action="store_true", help="continue the run from its checkpoint_latest.pth")

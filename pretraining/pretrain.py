@@ -87,10 +87,10 @@ def pretrain(config: PretrainConfig, options: RunOptions) -> None:
             log(f"{folder.latest.name} is not there yet: starting from the first step")
         if processes.is_main:
             manifest = Manifest.of_pool(config, pool)
-            if not (from_state and folder.manifest.exists()):  # other scans will be refused
+            if not (from_state and folder.manifest.exists()):  # going on with other scans will be refused
                 manifest.write(folder.manifest)
             log(*opening_lines(config, pool, options.device, processes.count))
-            if not (folder.path / "views.png").exists():
+            if not (from_state and (folder.path / "views.png").exists()):
                 draw_pairs(volumes, config.views, config.seed, folder.path / "views.png")
         runtime = Runtime(options.device, processes, workers, options.save_every, stop)
         stop.note()

@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from torch.torch_version import TorchVersion
 
 from benchmarks.fake_gpu import GPU, Watch, batch_on_gpu, fake_gpu, state_on_gpu
 from nnunetv2_pgl.networks import ResNet50Encoder
@@ -143,16 +142,6 @@ def test_adamw_is_a_few_operations_too() -> None:
         watch.forget()
         stepper.state.optimizer.step()
     assert len(watch.operations) <= 4, watch.operations
-
-
-@pytest.mark.parametrize(("version", "expected"), [("2.4.1", None), ("2.5.0", True), ("2.14.1+cu130", True)])
-def test_adamw_is_one_kernel_where_torch_s_is_right(
-    version: str, expected: bool | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
-    with fake_gpu():
-        optimizer = state_on_gpu(settings("pgl_nce", "plain")).optimizer
-    assert [group["fused"] for group in optimizer.param_groups] == [expected] * 2
 
 
 @pytest.mark.parametrize("channels", [1, 2])

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,24 @@ def handlers() -> Iterator[None]:
 
 def run(code: str, count: int = 2) -> None:
     launch(["-c", BEGIN + code], count)
+
+
+@contextmanager
+def asked(send: signal.Signals, folder: Path, count: int, times: int = 1) -> Iterator[None]:
+    """Sends this process a signal once as many processes as that have left a file ready... in a folder."""
+
+    def ask() -> None:
+        while len(list(folder.glob("ready*"))) < count:
+            time.sleep(0.05)
+        for number in range(times):
+            time.sleep(0.5 * number)
+            os.kill(os.getpid(), send)
+        (folder / "sent").touch()
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    yield
+    asking.join()
 
 
 def test_each_process_knows_its_place(tmp_path: Path) -> None:
@@ -86,18 +105,8 @@ open({str(tmp_path)!r} + f"/ready_{{rank}}", "w").close()
 time.sleep(60)
 """
 
-    def ask() -> None:
-        while len(list(tmp_path.glob("ready_*"))) < 2:
-            time.sleep(0.05)
-        for _ in range(2):
-            os.kill(os.getpid(), send)
-            time.sleep(0.5)
-
-    asking = threading.Thread(target=ask)
-    asking.start()
-    with pytest.raises(SystemExit) as ended:
+    with asked(send, tmp_path, 2, times=2), pytest.raises(SystemExit) as ended:
         run(code)
-    asking.join()
     assert ended.value.code == 75
     assert capfd.readouterr().err == f"pgl_pretrain: stopped by {send.name}\n"
     assert len(list(tmp_path.glob("saved_*"))) == 2
@@ -105,17 +114,8 @@ time.sleep(60)
 
 def test_a_signal_that_finds_them_starting(tmp_path: Path) -> None:
     """They end before they can say anything."""
-
-    def ask() -> None:
-        while not (tmp_path / "ready").exists():
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    asking = threading.Thread(target=ask)
-    asking.start()
-    with pytest.raises(Stopped, match="stopped by SIGTERM; add --c"):
+    with asked(signal.SIGTERM, tmp_path, 1), pytest.raises(Stopped, match="stopped by SIGTERM; add --c"):
         run(f"open({str(tmp_path / 'ready')!r}, 'w').close(); time.sleep(60)", 1)
-    asking.join()
 
 
 def test_who_has_a_line_speaks_for_those_that_a_signal_ended(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -131,33 +131,16 @@ open({str(tmp_path)!r} + f"/ready_{{rank}}", "w").close()
 time.sleep(60)
 """
 
-    def ask() -> None:
-        while len(list(tmp_path.glob("ready_*"))) < 2:
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    asking = threading.Thread(target=ask)
-    asking.start()
-    with pytest.raises(SystemExit) as ended:
+    with asked(signal.SIGTERM, tmp_path, 2), pytest.raises(SystemExit) as ended:
         run(code)
-    asking.join()
     assert ended.value.code == 75
     assert capfd.readouterr().err == "pgl_pretrain: stopped by SIGTERM before the first step\n"
 
 
 def test_nohup_holds(tmp_path: Path) -> None:
     """A signal that was ignored before stays so; here it arrives while a process is at work."""
-
-    def hang_up() -> None:
-        while not (tmp_path / "ready").exists():
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGHUP)
-        (tmp_path / "sent").touch()
-
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    hanging_up = threading.Thread(target=hang_up)
-    hanging_up.start()
     wait = f"while not os.path.exists({str(tmp_path / 'sent')!r}): time.sleep(0.05)"
-    run(f"open({str(tmp_path / 'ready')!r}, 'w').close()\n{wait}\ntime.sleep(0.5)", 1)
-    hanging_up.join()
+    with asked(signal.SIGHUP, tmp_path, 1):
+        run(f"open({str(tmp_path / 'ready')!r}, 'w').close()\n{wait}\ntime.sleep(0.5)", 1)
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN

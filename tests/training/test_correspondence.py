@@ -361,7 +361,7 @@ def test_the_same_noise_each_time() -> None:
 
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
 def test_any_map_and_precision(precision: torch.dtype | None) -> None:
-    """Against the maps themselves; the views are the networks' of a run, with its precision."""
+    """Against the maps themselves, and by the type in which the convolutions compute."""
     encoder = PlannedEncoder(small_network(features=(4, 8, 8)))
     types = note_types(encoder)
     scans = [CoordinateScan((24, 32, 32), channels=1)]

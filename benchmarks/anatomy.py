@@ -131,7 +131,7 @@ def all_but(config: PretrainConfig, names: Sequence[str]) -> tuple[str, ...]:
     Raises:
         RunError: A name is that of no scan.
     """
-    scans, _ = find_scans(config.datasets, config.modality)
+    scans, _ = find_scans(config.datasets, config.modality, config.use_masks)
     wanted = set(names)
     unknown = sorted(wanted - {name for scan in scans for name in (scan.name, scan.identifier)})
     if unknown:

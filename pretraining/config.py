@@ -35,7 +35,8 @@ class PretrainConfig:
 
     Attributes:
         datasets: Where the scans come from: nnU-Net dataset names, or folders.
-        modality: "ct" or "mr" for folders and to overrule ``channel_names``; None to go by the data set.
+        modality: "ct" or "mr" to overrule data sets and DICOM files; None to go by them, other files of folders are CT.
+        use_masks: Take files of folders that look like segmentations, too.
         spacing: Spacing (z, y, x) in mm to resample to, "median" of the pool, or "native".
         exclude: Names of scans to leave out, such as those of a test set.
         weights: Share of the draws for each of ``datasets``, in any unit; None: every scan is equally likely.
@@ -75,6 +76,7 @@ class PretrainConfig:
 
     datasets: tuple[str, ...]
     modality: Literal["ct", "mr"] | None = None
+    use_masks: bool = False
     spacing: Spacing = "median"
     exclude: tuple[str, ...] = ()
     weights: tuple[float, ...] | None = None

@@ -67,7 +67,18 @@ def add_data_options(parser: OptionParser) -> None:
         help="nnU-Net data set ids or names, or folders of scans (NIfTI, NRRD, MHA, DICOM "
         "series); imagesTr and imagesTs are used, labels are not needed",
     )
-    add("modality", choices=("ct", "mr"), help="for folders, and to overrule channel_names (default: a folder is ct)")
+    add(
+        "modality",
+        choices=("ct", "mr"),
+        help="overrules channel_names of data sets and what DICOM files say (default: these decide, other files of "
+        "folders are ct)",
+    )
+    add(
+        "use_masks",
+        action="store_true",
+        default=None,
+        help="take files of folders that look like segmentations, by name or values, which are left out otherwise",
+    )
     add("spacing", nargs="+", metavar="MM", help="median (of the pool, default), native, or three values z y x in mm")
     add(
         "exclude",

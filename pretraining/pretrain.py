@@ -125,7 +125,7 @@ def prepare_volumes(
 
 def _find(config: PretrainConfig) -> tuple[list[Scan], list[Skipped]]:
     """The scans of the sources, but for those to be left out and those whose channels do not fit."""
-    scans, skipped = find_scans(config.datasets, config.modality)
+    scans, skipped = find_scans(config.datasets, config.modality, config.use_masks)
     scans = leave_out(scans, skipped, config.exclude)
     if config.channels == "joint":
         planned = _planned(config)

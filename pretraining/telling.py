@@ -36,7 +36,7 @@ def _preset_lines(config: PretrainConfig) -> list[str]:
     """Which settings the run has, what was changed, and which optimiser the batch has led to."""
     own = config.preset == "paper"
     base = PretrainConfig(datasets=()) if own else recommended()
-    found = {"datasets", "in_channels", "exclude", "network", "preprocessing", "seed", "modality"}
+    found = {"datasets", "in_channels", "exclude", "network", "preprocessing", "seed", "modality", "use_masks"}
     if config.planned_network is not None:
         found.add("norm")  # the network has its own
     changed = [

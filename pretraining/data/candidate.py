@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pretraining.data.scan import DEFAULT_READER
+from pretraining.data.scan import DEFAULT_READER, Geometry
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Candidate:
     Attributes:
         stem: File name without ending, case identifier, or series name.
         parents: Names of the folders between the source's own folder and the scan.
-        files: As in ``Scan``; so are ``channels``, ``is_ct`` and ``reader``.
+        files: As in ``Scan``; so are all that follow.
     """
 
     stem: str
@@ -25,6 +25,8 @@ class Candidate:
     channels: tuple[str, ...]
     is_ct: tuple[bool, ...]
     reader: str = DEFAULT_READER
+    geometry: Geometry | None = None
+    may_be_mask: bool = False
 
 
 def safe_name(text: str) -> str:

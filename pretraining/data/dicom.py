@@ -1,200 +1,213 @@
-"""DICOM series: find them in a folder, check that no slice is missing, read them."""
+"""DICOM files, by pydicom: what they say of their frames, and their pixels."""
 
-import re
-from collections.abc import Sequence
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.pixels.processing import apply_modality_lut
+from pydicom.pixels.utils import iter_pixels
+from pydicom.uid import (
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    MediaStorageDirectoryStorage,
+)
 
-from pretraining.data.dicom_lengths import damaged_element
 from pretraining.data.scan import BadScan
 
-_MODALITY, _DESCRIPTION, _NUMBER = "0008|0060", "0008|103e", "0020|0011"
-_POSITION, _ORIENTATION = "0020|0032", "0020|0037"
-# The same tag, explicit or implicit, in little endian as nearly all files are, and the beginning of its text.
-_ORIENTATION_ELEMENT = re.compile(rb"\x20\x00\x37\x00(?:DS..|..\x00\x00)[ +-]*[0-9.][0-9.eE+-]* *\\", re.DOTALL)
-_HEAD = 1 << 20  # bytes in which an object of many frames tells how the first lies
-# Objects that have pixels but are no images of a patient.
+logging.getLogger("pydicom").setLevel(logging.ERROR)  # what matters becomes a scan's reason
+
+# In one of these the phases, echoes or passes of a series differ.
+PHASES = ("AcquisitionNumber", "TemporalPositionIdentifier", "EchoNumbers", "ImageType")
+# Objects of these have pixels, or none, but are no images of a patient.
 _NO_IMAGES = {"SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "PR", "SR", "KO", "REG", "DOC"}
-# Slice distances may differ by this share of their median: positions are written with few digits.
-_POSITION_TOLERANCE = 0.05
+_TAGS = [
+    *("SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality"),
+    *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "FrameOfReferenceUID"),
+    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SpacingBetweenSlices"),
+    *("RescaleSlope", "RescaleIntercept", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+    *PHASES,
+]
+# What is told frame by frame, or once for all, in objects of many frames (PS3.3, C.7.6.16).
+_GROUPS = (
+    *("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence"),
+    "PixelValueTransformationSequence",
+)
 
 
-def find_series(folder: Path, files: Sequence[Path]) -> tuple[list[tuple[str, tuple[str, ...]]], list[tuple[str, str]]]:
-    """Find the DICOM series whose slices lie in one folder.
+@dataclass(frozen=True)
+class Frame:
+    """One plane of a DICOM file, without its pixels.
+
+    Attributes:
+        file: Path.
+        index: Number in the file.
+        series: Study and series UID.
+        label: Series number and description, as far as there are any.
+        modality: Such as CT, MR or PT; empty if the file does not tell.
+        is_grey: Whether a pixel is one value; false for colours and palettes.
+        phase: Values of `PHASES` as text.
+        reference: UID of the frame of reference.
+        size: Rows and columns.
+        position: (x, y, z) of the centre of the first pixel in mm, towards left, back and head of the patient.
+        cosines: Where columns go on, then where rows go on, in the same space; 6 numbers.
+        spacing: From row to row and from column to column, in mm.
+        slope, intercept: Of the function from stored values to those that are meant, such as HU.
+
+    What the file does not tell is empty.
+    """
+
+    file: str
+    index: int
+    series: tuple[str, str]
+    label: tuple[str, ...]
+    modality: str
+    is_grey: bool
+    phase: tuple[str, ...]
+    reference: str
+    size: tuple[int, int]
+    position: tuple[float, ...]
+    cosines: tuple[float, ...]
+    spacing: tuple[float, ...]
+    slope: float
+    intercept: float
+
+    @property
+    def name(self) -> str:
+        """Of the file, for messages."""
+        return Path(self.file).name
+
+
+def may_be_dicom(file: Path) -> bool:
+    """Whether a file has DICOM's preamble, or begins as those do that lack it.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    with file.open("rb") as stream:
+        head = stream.read(132)
+    return head[128:] == b"DICM" or head[:2] in (b"\x02\0", b"\x08\0")
+
+
+def read_frames(file: str) -> list[Frame]:
+    """What a file says of its frames; none if it is no DICOM, or a directory of others.
+
+    Raises:
+        BadScan: If it is damaged, or holds no image.
+    """
+    with _reasons_for(file):
+        data = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_TAGS)
+        kind = data.file_meta.get("MediaStorageSOPClassUID", data.get("SOPClassUID"))
+        if not kind and data.preamble:
+            raise ValueError("what it holds is missing")
+        if not kind or kind == MediaStorageDirectoryStorage:
+            return []
+        size = int(data.get("Rows") or 0), int(data.get("Columns") or 0)
+        modality = _text(data, "Modality").upper()
+        if modality in _NO_IMAGES:
+            raise BadScan(f"holds no image but {modality}")
+        if 0 in size:
+            raise BadScan("holds no image, or is truncated")
+        grey = _text(data, "PhotometricInterpretation").startswith("MONOCHROME") and data.get("SamplesPerPixel", 1) == 1
+        common = (
+            (_text(data, "StudyInstanceUID"), _text(data, "SeriesInstanceUID")),
+            tuple(text for text in (_text(data, "SeriesNumber"), _text(data, "SeriesDescription")) if text),
+            *(modality, grey, tuple(_text(data, keyword) for keyword in PHASES)),
+            *(_text(data, "FrameOfReferenceUID"), size),
+        )
+        count, groups = int(data.get("NumberOfFrames") or 1), data.get("PerFrameFunctionalGroupsSequence") or []
+        if not groups:
+            return _evenly_spaced(Frame(file, 0, *common, *_told([data])), count, data)
+        if len(groups) != count:
+            raise BadScan(f"announces {count} frames and describes {len(groups)}: fetch it again")
+        shared = _items((data.get("SharedFunctionalGroupsSequence") or [Dataset()])[0])
+        return [Frame(file, i, *common, *_told([*_items(own), *shared, data])) for i, own in enumerate(groups)]
+
+
+def read_planes(file: str, frames: Sequence[Frame]) -> Iterator[tuple[Frame, np.ndarray]]:
+    """The values (rows, columns) that are meant, frame by frame.
 
     Args:
-        folder: The folder, not searched further down.
-        files: Its files that may be DICOM.
-
-    Returns:
-        Name and ordered slices of each series; and name and reason of those that hold no image. A series is named
-        after its folder, with number and description where the folder holds several.
-    """
-    dicom_files = [file for file in files if _is_dicom(file)]
-    if not dicom_files:
-        return [], []
-    damaged = {file: element for file in dicom_files if (element := damaged_element(file))}
-    try:
-        if damaged:
-            all_slices = _slices_without(folder, [file for file in files if file not in damaged])
-        else:
-            all_slices = _slices_by_series(folder)
-    except (RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        return [], [(folder.name, f"a DICOM file in its folder is damaged ({reason}): take it out")]
-    series, no_images = [], []
-    strangers = {str(file) for file in dicom_files if file.stem != "DICOMDIR"}.difference(*all_slices)
-    if strangers:
-        first = Path(min(strangers))
-        where = f" at its element {damaged[first]}" if first in damaged else " or of no DICOM series"
-        others = f", and {len(strangers) - 1} others" if len(strangers) > 1 else ""
-        no_images.append((folder.name, f"{first.name} is truncated or damaged{where}{others}: passed over"))
-    for slices in all_slices:
-        name = folder.name
-        try:
-            header = _header(slices[0])
-        except BadScan as error:
-            no_images.append((name, str(error)))
-            continue
-        if len(all_slices) > 1:
-            name = "_".join(part for part in (name, _tag(header, _NUMBER), _tag(header, _DESCRIPTION)) if part)
-        modality = _tag(header, _MODALITY)
-        if modality in _NO_IMAGES:
-            no_images.append((name, f"the DICOM series holds no image but {modality}"))
-        else:
-            series.append((name, slices))
-    return series, no_images
-
-
-def _slices_by_series(folder: Path) -> list[tuple[str, ...]]:
-    """Ordered slices of each series in a folder."""
-    find = sitk.ImageSeriesReader.GetGDCMSeriesFileNames
-    return [tuple(find(str(folder), uid)) for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))]
-
-
-def _slices_without(folder: Path, files: Sequence[Path]) -> list[tuple[str, ...]]:
-    """The same for some of its files: GDCM, which takes a folder, gets one with links to them."""
-    with TemporaryDirectory() as temporary:
-        for file in files:
-            Path(temporary, file.name).symlink_to(file.resolve())
-        return [tuple(str(folder / Path(link).name) for link in links) for links in _slices_by_series(Path(temporary))]
-
-
-def read_series_geometry(slices: Sequence[str]) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Shape and spacing (mm), both (z, y, x), from the first and the last slice's header alone."""
-    header = _header(slices[0])
-    columns, rows = header.GetSize()[:2]
-    if header.GetNumberOfComponents() > 1:
-        raise BadScan("colour images are not scans")
-    if len(slices) == 1:
-        return tuple(reversed(header.GetSize())), tuple(reversed(header.GetSpacing()))
-    distance = abs(_depth(_header(slices[-1])) - _depth(header)) / (len(slices) - 1)
-    return (len(slices), rows, columns), (distance, header.GetSpacing()[1], header.GetSpacing()[0])
-
-
-def series_direction(slices: Sequence[str]) -> tuple[float, ...] | None:
-    """Direction cosines of a series as ITK gives them, nine numbers, from the first and the last slice's header alone.
-
-    Returns:
-        None where it does not say how it lies in the patient.
+        file: Path.
+        frames: All frames of the file in their order, as `read_frames` gives them.
 
     Raises:
-        BadScan: If a header cannot be read.
+        BadScan: If the file is truncated or damaged, or has not these frames.
     """
-    header = _header(slices[0])
-    if len(slices) == 1:
-        if header.GetDimension() != 3 or not _tells_orientation(slices[0]):
-            return None
-        # Frames against the normal have a negative spacing in the header, but not in the image.
-        ways = (1.0, 1.0, np.sign(header.GetSpacing()[2]))
-        return tuple((np.reshape(header.GetDirection(), (3, 3)) * ways).ravel().tolist())
-    numbers = _numbers(_tag(header, _ORIENTATION), 6)
-    row, column = np.array(numbers[:3]), np.array(numbers[3:])
-    normal = np.cross(row, column) * np.sign(_depth(_header(slices[-1])) - _depth(header))
-    return tuple(np.stack((row, column, normal), axis=1).ravel().tolist())
+    with _reasons_for(file):
+        data = pydicom.dcmread(file, force=True)
+        if "TransferSyntaxUID" not in data.file_meta:  # where the preamble is missing; pydicom has found out
+            implicit, little = data.original_encoding
+            explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+            data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+        for frame, pixels in zip(frames, iter_pixels(data), strict=True):
+            if pixels.shape != frame.size:
+                raise ValueError(f"{' x '.join(map(str, pixels.shape))} pixels")
+            if "ModalityLUTSequence" in data:
+                yield frame, apply_modality_lut(pixels, data)
+            elif frame.slope == 1:  # exact for whole numbers
+                yield frame, pixels.astype(np.float32) + np.float32(frame.intercept)
+            else:
+                yield frame, pixels.astype(np.float64) * frame.slope + frame.intercept
 
 
-def read_series(slices: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
-    """Read a series like nnU-Net's readers: float32 (1, z, y, x), and properties with the spacing (z, y, x) in mm.
-
-    Raises:
-        BadScan: If slices are missing, overlap, or differ in size.
-    """
-    if len(slices) > 1:
-        _check_positions(slices)
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(slices)
+@contextmanager
+def _reasons_for(file: str) -> Iterator[None]:
+    """Whatever a file provokes becomes one reason that names it; pydicom's warnings are not for the user."""
     try:
-        image = reader.Execute() if len(slices) > 1 else sitk.ReadImage(slices[0])
-    except RuntimeError as error:
-        raise BadScan(f"the DICOM series cannot be read: {str(error).strip().splitlines()[-1]}") from error
-    geometry = {"spacing": image.GetSpacing(), "origin": image.GetOrigin(), "direction": image.GetDirection()}
-    array = sitk.GetArrayFromImage(image).astype(np.float32, copy=False)[None]
-    return array, {"sitk_stuff": geometry, "spacing": list(reversed(image.GetSpacing()))}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except BadScan as error:
+        raise BadScan(f"{Path(file).name} {error}") from error
+    except OSError as error:
+        raise BadScan(f"{Path(file).name} cannot be read ({error.strerror or error})") from error
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadScan(f"{Path(file).name} is truncated or damaged ({reason}): fetch it again") from error
 
 
-def _check_positions(slices: Sequence[str]) -> None:
-    """GDCM drops slices it cannot read and ITK only warns of gaps, so the positions are checked here."""
-    depths = np.array([_depth(_header(file)) for file in slices])
-    steps = np.abs(np.diff(depths))
-    step = float(np.median(steps))
-    if step == 0 or np.any(np.diff(np.sort(depths)) < step * _POSITION_TOLERANCE):
-        raise BadScan("several DICOM slices lie at the same position (two phases in one series?)")
-    worst = int(np.argmax(np.abs(steps - step)))
-    if abs(steps[worst] - step) > _POSITION_TOLERANCE * step:
-        raise BadScan(
-            f"DICOM slices are missing or unevenly spaced: {steps[worst]:.2f} mm after {Path(slices[worst]).name}, "
-            f"{step:.2f} mm elsewhere"
-        )
+def _text(data: Dataset, keyword: str) -> str:
+    value = data.get(keyword)
+    return (
+        ""
+        if value is None
+        else " ".join(map(str, value if isinstance(value, pydicom.multival.MultiValue) else [value]))
+    )
 
 
-def _is_dicom(file: Path) -> bool:
-    """DICOM files carry the letters DICM after a preamble of 128 bytes."""
-    try:
-        with file.open("rb") as stream:
-            stream.seek(128)
-            return stream.read(4) == b"DICM"
-    except OSError:
-        return False
+def _items(groups: Dataset) -> list[Dataset]:
+    return [groups[keyword][0] for keyword in _GROUPS if groups.get(keyword)]
 
 
-def _tells_orientation(file: str) -> bool:
-    """Whether the tag occurs, at whatever depth: an object of many frames has it within its functional groups."""
-    with open(file, "rb") as stream:
-        return _ORIENTATION_ELEMENT.search(stream.read(_HEAD)) is not None
+def _told(items: Sequence[Dataset]) -> tuple[Any, ...]:
+    """Position, cosines, spacing, slope and intercept, each from the first item that has it."""
+
+    def numbers(keyword: str, count: int) -> tuple[float, ...]:
+        value = next((item.get(keyword) for item in items if keyword in item), None)
+        values = () if value is None else np.atleast_1d(np.asarray(value, np.float64))
+        return tuple(map(float, values)) if len(values) == count and np.isfinite(values).all() else ()
+
+    geometry = numbers("ImagePositionPatient", 3), numbers("ImageOrientationPatient", 6), numbers("PixelSpacing", 2)
+    return *geometry, (numbers("RescaleSlope", 1) or (1.0,))[0], (numbers("RescaleIntercept", 1) or (0.0,))[0]
 
 
-def _header(file: str) -> sitk.ImageFileReader:
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(file)
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise BadScan(f"{Path(file).name} cannot be read: {str(error).strip().splitlines()[-1]}") from error
-    return reader
-
-
-def _tag(header: sitk.ImageFileReader, key: str) -> str:
-    return str(header.GetMetaData(key)).strip() if header.HasMetaDataKey(key) else ""
-
-
-def _depth(header: sitk.ImageFileReader) -> float:
-    """Position of a slice along the normal of its plane, in mm."""
-    position = _numbers(_tag(header, _POSITION), 3)
-    orientation = _numbers(_tag(header, _ORIENTATION), 6)
-    return float(np.dot(np.cross(orientation[:3], orientation[3:]), position))
-
-
-def _numbers(text: str, count: int) -> list[float]:
-    try:
-        values = [float(value) for value in re.split(r"\\", text) if value.strip()]
-    except ValueError:
-        values = []
-    if len(values) != count or not np.isfinite(values).all():
-        raise BadScan("a DICOM slice does not say where it lies (image position or orientation is missing)")
-    return values
+def _evenly_spaced(first: Frame, count: int, data: Dataset) -> list[Frame]:
+    """Frames without groups of their own: they follow each other along the normal if the file tells their distance."""
+    step = data.get("SpacingBetweenSlices")
+    if count == 1:
+        return [first]
+    if not first.position or not first.cosines or step is None:
+        raise BadScan(f"has {count} frames that do not say where they lie (a film?)")
+    normal = np.cross(first.cosines[:3], first.cosines[3:])
+    positions = np.array(first.position) + np.outer(np.arange(count) * float(step), normal)
+    return [replace(first, index=index, position=tuple(place)) for index, place in enumerate(positions.tolist())]

@@ -16,7 +16,7 @@ import SimpleITK as sitk
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWithReorient
 
-from pretraining.data.dicom import series_direction
+from pretraining.data.dicom_volume import stack_of
 from pretraining.data.integrity import NIFTI_ERRORS
 from pretraining.data.orientation import Orientation, orientation_of_direction
 from pretraining.data.scan import DICOM, BadScan, Scan
@@ -37,8 +37,8 @@ def read_orientation(scan: Scan) -> Orientation | None:
     """
     if scan.reader == DICOM:
         try:
-            direction = series_direction(scan.files)
-        except (BadScan, OSError):
+            direction = (scan.geometry or stack_of(scan.files).geometry).direction
+        except BadScan:
             return None
         return None if direction is None else orientation_of_direction(direction)
     if scan.reader not in (*_KEEP_AXES, *_TURN_AXES):

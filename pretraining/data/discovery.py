@@ -13,7 +13,7 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 from pretraining.data.candidate import distinct, identifiers, safe_name
 from pretraining.data.nnunet_dataset import find_in_dataset
 from pretraining.data.plain_folder import find_in_folder
-from pretraining.data.scan import DataError, Scan, Skipped
+from pretraining.data.scan import FILE_ENDINGS, DataError, Scan, Skipped
 
 MODALITIES = ("ct", "mr")
 
@@ -35,14 +35,17 @@ class _Source:
         return f"PGL_folders/{safe_name(self.name)}_{digest}"
 
 
-def find_scans(sources: Sequence[str], modality: str | None = None) -> tuple[list[Scan], list[Skipped]]:
+def find_scans(
+    sources: Sequence[str], modality: str | None = None, use_masks: bool = False
+) -> tuple[list[Scan], list[Skipped]]:
     """Find every scan of the given sources.
 
     Args:
-        sources: nnU-Net dataset ids ("501"), names ("Dataset501_X") or folders of scans (.nii.gz, .nii, .nrrd, .mha,
-            .mhd, DICOM series). Training and test images of a dataset are both used.
+        sources: nnU-Net dataset ids ("501"), names ("Dataset501_X") or folders of scans (.nii.gz, .nii, .nrrd, .nhdr,
+            .mha, .mhd, DICOM series). Training and test images of a dataset are both used.
         modality: "ct" or "mr" for all sources. By default a dataset's channel is CT if it is named so (nnU-Net's
-            rule), and a plain folder holds CT.
+            rule), DICOM is what it says, and other files of a plain folder are CT.
+        use_masks: Take files of a plain folder that look like segmentations, too.
 
     Returns:
         The scans with names unique in the pool, and what was found but cannot be used, with the reason.
@@ -59,7 +62,7 @@ def find_scans(sources: Sequence[str], modality: str | None = None) -> tuple[lis
     scans: list[Scan] = []
     skipped: list[Skipped] = []
     for source in located:
-        found, left_out = _scans_of(source, modality)
+        found, left_out = _scans_of(source, modality, use_masks)
         scans += found
         skipped += left_out
     # Names that two sources share get the source in front; the files keep the identifier.
@@ -87,15 +90,28 @@ def leave_out(scans: Sequence[Scan], skipped: Sequence[Skipped], names: Sequence
     return left
 
 
-def _scans_of(source: _Source, modality: str | None) -> tuple[list[Scan], list[Skipped]]:
-    find = find_in_dataset if source.is_dataset else find_in_folder
-    candidates, skipped = find(source.folder, modality)
+def _scans_of(source: _Source, modality: str | None, use_masks: bool) -> tuple[list[Scan], list[Skipped]]:
+    if source.is_dataset:
+        candidates, skipped = find_in_dataset(source.folder, modality)
+    else:
+        candidates, skipped = find_in_folder(source.folder, modality, use_masks)
     if not candidates:
         reason = f" ({skipped[0].name}: {skipped[0].reason})" if skipped else ""
-        expected = "imagesTr and imagesTs" if source.is_dataset else ".nii.gz, .nii, .nrrd, .mha, .mhd or DICOM files"
+        expected = "imagesTr and imagesTs" if source.is_dataset else f"{', '.join(FILE_ENDINGS)} or DICOM files"
         raise DataError(f"{source.folder} holds no scan{reason}: looked for {expected}")
     scans = [
-        Scan(identifier, identifier, source.name, source.store, c.files, c.channels, c.is_ct, c.reader)
+        Scan(
+            identifier,
+            identifier,
+            source.name,
+            source.store,
+            c.files,
+            c.channels,
+            c.is_ct,
+            c.reader,
+            c.geometry,
+            c.may_be_mask,
+        )
         for identifier, c in zip(identifiers(candidates), candidates, strict=True)
     ]
     return scans, skipped

@@ -1,48 +1,119 @@
 """Scans in a plain folder: image files and DICOM series, searched recursively."""
 
+from __future__ import annotations
+
+import logging
 import os
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pretraining.data.candidate import Candidate
-from pretraining.data.dicom import find_series
+from pretraining.data.dicom_series import find_series
 from pretraining.data.scan import DICOM, FILE_ENDINGS, Skipped
 
-LABEL_FOLDERS = {"labelsTr", "labelsTs"}
+logger = logging.getLogger(__name__)
+
+# Words of names that segmentations have beside scans; of folders as of files.
+_MASK_NAME = re.compile(
+    r"(?:^|[^a-z])(?:labels?(?:tr|ts|va|val)?|masks?|segs?|segmentations?|gt|ground_?truth)(?:[^a-z]|$)", re.IGNORECASE
+)
+_DETACHED = (".mhd", ".nhdr")  # headers that name the files of their voxels
+_HEADER = 64 * 1024  # bytes of one in which these names stand
+_MOST_ENDINGS = 6
 
 
-def find_in_folder(folder: Path, modality: str | None) -> tuple[list[Candidate], list[Skipped]]:
-    """Find all scans below a folder, one channel each; labels of a dataset layout and hidden files are passed over.
+def find_in_folder(
+    folder: Path, modality: str | None, use_masks: bool = False
+) -> tuple[list[Candidate], list[Skipped]]:
+    """Find all scans below a folder, one channel each. Lines of the log count the files that are not used.
 
     Args:
         folder: Where to search.
-        modality: ``"mr"`` for MR; everything else is CT.
+        modality: ``"ct"`` or ``"mr"`` for all; None: DICOM files tell theirs, others are CT.
+        use_masks: Whether to take what has a name or values like a segmentation.
 
     Returns:
-        The scans in the order of their paths, and DICOM objects that are no images.
+        The scans, image files before DICOM series, each in the order of their paths; and DICOM files and series that
+        cannot be used.
     """
     is_ct = modality != "mr"
     channels = ("CT" if is_ct else "MR",)
-    candidates: list[Candidate] = []
-    skipped: list[Skipped] = []
+    candidates, masks, others, hidden = list[Candidate](), list[Path](), list[Path](), 0
     for directory, files in _walk(folder):
         parents = directory.relative_to(folder).parts
-        others = []
         for file in files:
             ending = next((ending for ending in FILE_ENDINGS if file.name.lower().endswith(ending)), None)
-            if ending is None:
+            stem = file.name.removesuffix(file.name[-len(ending) :]) if ending else file.name
+            if file.name.startswith("."):
+                hidden += 1
+            elif ending is None:
                 others.append(file)
+            elif not use_masks and any(map(_MASK_NAME.search, (*parents, stem))):
+                masks.append(file)
             else:
-                stem = file.name[: -len(ending)]
-                candidates.append(Candidate(stem, parents, (str(file),), channels, (is_ct,)))
-        series, no_images = find_series(directory, others)
-        skipped += [Skipped(name, folder.name, reason) for name, reason in no_images]
-        candidates += [Candidate(name, parents[:-1], slices, channels, (is_ct,), DICOM) for name, slices in series]
-    return candidates, skipped
+                candidates.append(Candidate(stem, parents, (str(file),), channels, (is_ct,), may_be_mask=not use_masks))
+    found = find_series(others)
+    for item in found.series:
+        parents = item.folder.relative_to(folder).parts[:-1]
+        told = item.stack.frames[0].modality or "CT"
+        is_ct = told == "CT" if modality is None else modality == "ct"
+        channels = ((told if modality is None else modality).upper(),)
+        geometry = item.stack.geometry
+        candidates.append(
+            Candidate(item.name, parents, item.stack.files, channels, (is_ct,), DICOM, geometry, not use_masks)
+        )
+        if item.stack.tilt:
+            logger.warning(
+                "%s: %s has a gantry tilt of %.1f degrees: straightened", folder.name, item.name, item.stack.tilt
+            )
+    _tell_modality(folder, [item.stack.frames[0].modality for item in found.series], modality)
+    if masks:
+        logger.warning(
+            "%s: passed over as segmentations by their names: %d files, such as %s (--use_masks takes them)",
+            *(folder.name, len(masks), masks[0].relative_to(folder)),
+        )
+    _tell_unused(folder, candidates, found.others, hidden)
+    return candidates, [Skipped(name, folder.name, reason) for name, reason in found.left_out]
+
+
+def _tell_modality(folder: Path, told: Sequence[str], modality: str | None) -> None:
+    """Say where DICOM files are no CT, and where the user overrules them."""
+    others = Counter(name for name in told if name and (name == "CT") != (modality != "mr"))
+    if not others:
+        return
+    series = ", ".join(f"{count} {name}" for name, count in others.most_common())
+    if modality is None:
+        logger.warning("%s: DICOM series that are no CT, and are not treated as CT: %s", folder.name, series)
+    else:
+        logger.warning("%s: -modality %s overrules what DICOM files say: %s", folder.name, modality, series)
+
+
+def _tell_unused(folder: Path, candidates: Sequence[Candidate], others: Sequence[Path], hidden: int) -> None:
+    """Count what is neither a scan nor the voxels of one."""
+    headers: dict[Path, bytes] = {}
+    for file in (Path(candidate.files[0]) for candidate in candidates):
+        if file.name.lower().endswith(_DETACHED):
+            with suppress(OSError), file.open("rb") as stream:
+                headers[file.parent] = headers.get(file.parent, b"") + stream.read(_HEADER)
+    unused = Counter(
+        file.suffix.lower() or "without ending"
+        for file in others
+        if os.fsencode(file.name) not in headers.get(file.parent, b"")
+    )
+    counts = [f"{count} {ending}" for ending, count in unused.most_common(_MOST_ENDINGS)]
+    if rest := sum(unused.values()) - sum(count for _, count in unused.most_common(_MOST_ENDINGS)):
+        counts.append(f"{rest} others")
+    if hidden:
+        counts.append(f"{hidden} hidden")
+    if counts:
+        logger.warning("%s: files passed over, which are no scans: %s", folder.name, ", ".join(counts))
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """Yield every folder with its visible files, sorted; links are followed, each folder is seen once."""
+    """Yield every folder that is not hidden with its files, sorted; links are followed, each folder is seen once."""
     seen: set[str] = set()
     for directory, subfolders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(directory)
@@ -50,5 +121,5 @@ def _walk(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
             subfolders.clear()
             continue
         seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if name not in LABEL_FOLDERS and not name.startswith("."))
-        yield Path(directory), [Path(directory, name) for name in sorted(files) if not name.startswith(".")]
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        yield Path(directory), [Path(directory, name) for name in sorted(files)]

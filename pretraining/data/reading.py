@@ -3,7 +3,6 @@
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,13 @@ from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
 from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-from pretraining.data.dicom import read_series, read_series_geometry
+from pretraining.data.dicom_volume import stack_of
 from pretraining.data.integrity import NIFTI_ERRORS, check_file, nifti_spacing, read_voxels, require_content
-from pretraining.data.scan import DICOM, BadScan, Scan
+from pretraining.data.scan import DICOM, BadScan, Geometry, Scan
 
+_MOST_LABELS = 16  # different values; no scan has as few
 # These keep the axes as stored, so that the header alone tells shape and spacing.
 _HEADER_READERS = (SimpleITKIO.__name__, NibabelIO.__name__)
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Shape in voxels and spacing in mm of a scan, both (z, y, x)."""
-
-    shape: tuple[int, ...]
-    spacing: tuple[float, ...]
 
 
 def read_geometry(scan: Scan) -> Geometry:
@@ -37,9 +29,7 @@ def read_geometry(scan: Scan) -> Geometry:
         BadScan: If a header cannot be read, or tells of anything but a 3D scan with one value per voxel.
     """
     if scan.reader == DICOM:
-        geometry = Geometry(*read_series_geometry(scan.files))
-        _check_geometry(geometry, Path(scan.files[0]).name)
-        return geometry
+        return scan.geometry or stack_of(scan.files).geometry
     if scan.reader not in _HEADER_READERS:
         array, properties = _read_with_nnunet(scan)
         return Geometry(array.shape[1:], tuple(float(value) for value in properties["spacing"]))
@@ -66,8 +56,9 @@ def read_scan(scan: Scan) -> tuple[np.ndarray, tuple[float, float, float], dict[
             infinity.
     """
     if scan.reader == DICOM:
-        read_geometry(scan)
-        array, properties = read_series(scan.files)
+        stack = stack_of(scan.files)
+        _require_possible(stack.geometry.shape, scan.files[:1])
+        array, properties = stack.read(), {"spacing": stack.geometry.spacing}
     elif scan.reader in _HEADER_READERS:
         array, properties = _read_files(scan)
     else:
@@ -79,6 +70,8 @@ def read_scan(scan: Scan) -> tuple[np.ndarray, tuple[float, float, float], dict[
         raise BadScan(f"expected {len(scan.channels)} channels of 3D data, got an array of shape {array.shape}")
     _check_geometry(Geometry(array.shape[1:], spacing), Path(scan.files[0]).name)
     _check_values(array, scan.channels)
+    if scan.may_be_mask and (labels := _few_labels(array)):
+        raise BadScan(f"holds only the values {labels}: a segmentation, not a scan (--use_masks takes it all the same)")
     return array, (spacing[0], spacing[1], spacing[2]), properties
 
 
@@ -194,3 +187,16 @@ def _check_values(array: np.ndarray, channels: Sequence[str]) -> None:
             raise BadScan(f"channel {name} holds NaN or infinite values")
         if low == high:
             raise BadScan(f"channel {name} is constant ({low:g})")
+
+
+def _few_labels(array: np.ndarray) -> str:
+    """The values if they are few small whole numbers, as in a segmentation; empty for a scan."""
+    if array.min() < 0 or array.max() > 255:
+        return ""
+    small = array.astype(np.uint8)
+    if not np.array_equal(small, array):
+        return ""
+    values = np.flatnonzero(np.bincount(small.ravel(), minlength=256))
+    if len(values) > _MOST_LABELS:
+        return ""
+    return ", ".join(map(str, values)) if len(values) <= 4 else f"{values[0]}, {values[1]}, ..., {values[-1]}"

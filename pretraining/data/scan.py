@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 DICOM = "dicom"
 DEFAULT_READER = "SimpleITKIO"
-FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 
 class DataError(ValueError):
@@ -14,6 +14,21 @@ class DataError(ValueError):
 
 class BadScan(ValueError):  # noqa: N818 - it describes the scan; the run goes on without it
     """One scan cannot be used. The message is the reason, as shown to the user."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What headers tell of a scan.
+
+    Attributes:
+        shape: In voxels, (z, y, x).
+        spacing: In mm, (z, y, x).
+        direction: Of DICOM series: where the axes x, y and z go in the patient, ITK's nine numbers.
+    """
+
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
+    direction: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -30,6 +45,8 @@ class Scan:
         channels: Channel names as in dataset.json, such as ``("CT",)`` or ``("T1", "FLAIR")``.
         is_ct: Per channel, whether its values are Hounsfield units.
         reader: Name of the nnU-Net reader class, or ``DICOM``.
+        geometry: Of a DICOM series, from the headers that it was found by.
+        may_be_mask: Whether values like those of a segmentation tell that it is none.
     """
 
     name: str
@@ -40,6 +57,8 @@ class Scan:
     channels: tuple[str, ...]
     is_ct: tuple[bool, ...]
     reader: str = DEFAULT_READER
+    geometry: Geometry | None = None
+    may_be_mask: bool = False
 
 
 @dataclass(frozen=True)

@@ -194,7 +194,9 @@ class Corpus:
         for number in ("5", "6"):
             self.reads("dicom_both/1.dcm", f"dicom_both_{number}")
             self.write_dicom(both, VALUES, (3.0, 1.0, 1.0), uid=f"1.2.826.0.1.{number}")
-        self.write_dicom(self.skips("dicom_dose/1.dcm", "dicom_dose", "damaged").parent, VALUES[:2], modality="RTDOSE")
+        self.write_dicom(
+            self.skips("dicom_dose/1.dcm", "dicom_dose", "no image but RTDOSE").parent, VALUES[:2], modality="RTDOSE"
+        )
         self.write_dicom(self.skips("dicom_text/1.dcm", "dicom_text", "no image but SR").parent, VALUES, modality="SR")
         self.write_dicom(self.skips("dicom_slice/1.dcm", "dicom_slice", "2D").parent, VALUES[:1])
 

@@ -119,7 +119,9 @@ def test_dicom_series_are_ordered_in_space_and_kept_apart(
     (tmp_path / "patient" / "notes.txt").write_text("no image")
     scans, skipped = find_scans([str(tmp_path)])
     assert {scan.name: len(scan.files) for scan in scans} == {"both_4": 12, "both_5": 5, "thin": 12}
-    assert "SEG" in skipped[0].reason
+    assert [(item.name, item.reason.partition(".dcm ")[2]) for item in skipped] == [
+        ("both/1.2.826.0.1.6-001.dcm", "holds no image but SEG")
+    ]
     # File names count down while positions count up.
     assert list(scans[0].files) == sorted(scans[0].files, reverse=True)
 

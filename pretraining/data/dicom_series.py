@@ -1,0 +1,144 @@
+"""Which DICOM files of a folder are scans: series that are one volume each, and the reason for every other file."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from pretraining.data.dicom import PHASES, Frame, may_be_dicom, read_frames
+from pretraining.data.dicom_volume import Stack, stacked
+from pretraining.data.scan import BadScan
+
+_ENDINGS = (".dcm", ".dicom", ".ima")
+_MOST_SCOUTS = 0.1  # share of the slices of a series
+K = TypeVar("K")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Series:
+    """A scan in DICOM files.
+
+    Attributes:
+        folder: That its slices lie in, or all the folders that they lie in.
+        name: Of that folder, with what tells it from other series there.
+        stack: The volume.
+    """
+
+    folder: Path
+    name: str
+    stack: Stack
+
+
+@dataclass
+class Found:
+    """What became of files: scans, names and reasons of what is left out, and files that are no DICOM."""
+
+    series: list[Series] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
+
+
+def find_series(files: Sequence[Path]) -> Found:
+    """Find the DICOM series among the files of a folder and of those below it.
+
+    A series is one scan if its slices are one volume, wherever they lie. If not, what lies in one folder, and in that
+    what is of one phase, is a scan if it is a volume. Localizers are set aside before.
+    """
+    found, frames, bad = Found(), list[Frame](), dict[Path, str]()
+    for file in tqdm(files, "reading DICOM headers", delay=5, leave=False, disable=None):
+        try:
+            own = read_frames(str(file)) if may_be_dicom(file) else []
+            if not own and file.suffix.lower() in _ENDINGS:
+                raise BadScan(f"{file.name} is no DICOM file, or damaged: fetch it again")
+            found.others += [] if own else [file]
+            frames += own
+        except OSError as error:
+            bad[file] = f"{file.name} cannot be read ({error.strerror or error})"
+        except BadScan as error:
+            bad[file] = str(error)
+    series_in: dict[Path, set[tuple[str, ...]]] = {}
+    for frame in frames:
+        series_in.setdefault(Path(frame.file).parent, set()).add(frame.series)
+    for group in _parts(frames, [frame.series for frame in frames]).values():
+        label = group[0].label if any(len(series_in[folder]) > 1 for folder in _folders(group)) else ()
+        _sort_in(found, group, label)
+    for folder, of_folder in _parts(bad, [file.parent for file in bad]).items():
+        first, others = of_folder[0], len(of_folder) - 1
+        name = f"{folder.name}/{first.name}" if folder in series_in else folder.name
+        found.left_out.append((name, bad[first] + (f"; so are {others} others" if others else "")))
+    return found
+
+
+def _sort_in(found: Found, frames: list[Frame], label: Sequence[str]) -> None:
+    """Sort in what has one series UID."""
+    folder = Path(os.path.commonpath(_folders(frames)))
+    name = "_".join((folder.name, *label))
+    try:
+        scouts = _scouts(frames)
+        if len(scouts) == len(frames):
+            raise BadScan("holds localizers (scout views) alone, which are no volume")
+        found.left_out += [(f"{name}/{scout.name}", "a localizer: set aside") for scout in scouts]
+        frames = [frame for frame in frames if frame not in scouts]
+        found.series += [Series(folder, "_".join((name, *suffix)), stack) for suffix, stack in _volumes(frames).items()]
+    except BadScan as error:
+        by_folder = _parts(frames, [Path(frame.file).parent for frame in frames])
+        alone = Found()
+        if len(by_folder) > 1:
+            for part in by_folder.values():
+                _sort_in(alone, part, label)
+        if alone.series:
+            found.series += alone.series
+            found.left_out += alone.left_out
+        else:
+            where = f" (its slices lie in {len(by_folder)} folders)" if len(by_folder) > 1 else ""
+            found.left_out.append((name, f"{error}{where}"))
+
+
+def _volumes(frames: list[Frame]) -> dict[tuple[str, ...], Stack]:
+    """The frames as one volume, or as one for each phase or each file, under what tells these apart.
+
+    Raises:
+        BadScan: They are neither; why they are not one.
+    """
+    try:
+        return {(): stacked(frames)}
+    except BadScan:
+        for values in zip(*((*frame.phase, Path(frame.file).stem) for frame in frames), strict=True):
+            parts = _parts(frames, values)
+            if 1 < len(parts) <= len(frames) / 3:
+                try:
+                    return {(value,): stacked(part) for value, part in parts.items()}
+                except BadScan:
+                    continue
+        raise
+
+
+def _scouts(frames: Sequence[Frame]) -> list[Frame]:
+    """Those that say so, and few slices across all the others."""
+    scouts = [frame for frame in frames if "LOCALIZER" in frame.phase[PHASES.index("ImageType")].upper().split()]
+    if scouts or not all(frame.cosines for frame in frames):
+        return scouts
+    normals = np.array([np.cross(frame.cosines[:3], frame.cosines[3:]) for frame in frames])
+    usual = Counter(map(tuple, normals.round(2).tolist())).most_common(1)[0][0]
+    across = [frame for frame, normal in zip(frames, normals, strict=True) if abs(normal @ usual) < 0.5]
+    return across if len(across) <= _MOST_SCOUTS * len(frames) else []
+
+
+def _folders(frames: Iterable[Frame]) -> set[Path]:
+    return {Path(frame.file).parent for frame in frames}
+
+
+def _parts(items: Iterable[T], keys: Iterable[K]) -> dict[K, list[T]]:
+    """Items by their keys, in the order of first mention."""
+    parts: dict[K, list[T]] = {}
+    for item, key in zip(items, keys, strict=True):
+        parts.setdefault(key, []).append(item)
+    return parts

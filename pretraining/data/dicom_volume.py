@@ -1,0 +1,156 @@
+"""When frames of DICOM files are one volume, and its voxels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+from scipy import ndimage
+
+from pretraining.data.dicom import PHASES, Frame, read_frames, read_planes
+from pretraining.data.scan import BadScan, Geometry
+
+_LEAST_SLICES = 3  # two radiographs are no volume
+_STEP_TOLERANCE = 0.1  # share of the slice distance; positions may be rounded to 0.1 mm
+_ALIKE = 1e-3  # of direction cosines, and of pixel sizes, also relative
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Frames of one volume, in their order along the normal of their planes.
+
+    Attributes:
+        frames: The frames.
+        geometry: Of the volume, once it is straightened.
+        shear: How far a slice is moved along its columns and its rows, per mm along the normal: with a tilted gantry.
+    """
+
+    frames: tuple[Frame, ...]
+    geometry: Geometry
+    shear: tuple[float, float]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Each file once, in the order of the first frame that lies in it."""
+        return tuple(dict.fromkeys(frame.file for frame in self.frames))
+
+    @property
+    def tilt(self) -> float:
+        """Angle in degrees between the normal and the line on which the slices lie."""
+        return float(np.degrees(np.arctan(np.hypot(*self.shear))))
+
+    def read(self) -> np.ndarray:
+        """The values that are meant, float32 (1, z, y, x).
+
+        A sheared stack is straightened by linear interpolation within its slices, those at both ends moving the most;
+        what comes in from outside is the lowest value of the volume.
+
+        Raises:
+            BadScan: If a file is truncated or damaged.
+        """
+        array = np.empty(self.geometry.shape, np.float32)
+        where = {(frame.file, frame.index): z for z, frame in enumerate(self.frames)}
+        for file, frames in groupby(sorted(self.frames, key=lambda frame: (frame.file, frame.index)), lambda f: f.file):
+            for frame, plane in read_planes(file, list(frames)):
+                array[where[file, frame.index]] = plane
+        if any(self.shear):
+            lowest, (step, *pixel) = float(array.min()), self.geometry.spacing
+            for z, plane in enumerate(array):
+                moved = (z - (len(array) - 1) / 2) * step * np.array(self.shear) / pixel
+                array[z] = ndimage.shift(plane, moved, order=1, cval=lowest)
+        return array[None]
+
+
+def stack_of(files: Sequence[str]) -> Stack:
+    """The volume in these files, from their headers.
+
+    Raises:
+        BadScan: As `read_frames` and `stacked`.
+    """
+    return stacked([frame for file in files for frame in read_frames(file)])
+
+
+def stacked(frames: Sequence[Frame]) -> Stack:
+    """Put frames in their order in space.
+
+    Raises:
+        BadScan: If they are not one volume: of one orientation, one image and one pixel size, evenly spaced on one
+            line, of one phase, and with all this stated.
+    """
+    for frame in frames:
+        _require_told(frame)
+        _require_alike(frames[0], frame)
+    if len(frames) < _LEAST_SLICES:
+        raise BadScan(f"is 2D: {len(frames)} DICOM slice{'s' if len(frames) != 1 else ''}, not a 3D scan")
+    row, column = np.array(frames[0].cosines).reshape(2, 3)
+    axes = np.stack((np.cross(row, column), column, row))
+    places = np.array([frame.position for frame in frames]) @ axes.T  # (slice, axis) in mm
+    order = np.argsort(places[:, 0], kind="stable")
+    frames, places = [frames[index] for index in order], places[order]
+    _require_even(frames, places[:, 0])
+    _require_one_phase(frames)
+    pixel = np.array(frames[0].spacing)
+    length, *drift = places[-1] - places[0]
+    shape = len(frames), *frames[0].size
+    spacing = float(length / (len(frames) - 1)), float(pixel[0]), float(pixel[1])
+    beside = np.abs(places - places[0] - np.outer(places[:, 0] - places[0, 0], [1, *np.array(drift) / length]))
+    if beside.max() > pixel.min() / 2:
+        farthest = frames[int(beside.max(axis=1).argmax())]
+        raise BadScan(f"{farthest.name} lies {beside.max():.2f} mm beside the line of the other slices")
+    shear = (0.0, 0.0) if np.abs(drift).max() <= pixel.min() / 2 else (drift[0] / length, drift[1] / length)
+    direction = tuple(np.stack((row, column, axes[0]), axis=1).ravel().tolist())
+    return Stack(tuple(frames), Geometry(shape, spacing, direction), (float(shear[0]), float(shear[1])))
+
+
+def _require_told(frame: Frame) -> None:
+    if not frame.is_grey:
+        raise BadScan(f"{frame.name} is a colour image, not a scan")
+    told = {"image position": frame.position, "image orientation": frame.cosines, "pixel spacing": frame.spacing}
+    if missing := [name for name, values in told.items() if not values]:
+        raise BadScan(f"{frame.name} does not state its {' and '.join(missing)}: export the series again")
+    axes = np.array(frame.cosines).reshape(2, 3)
+    if np.abs(axes @ axes.T - np.eye(2)).max() > 0.01 or min(frame.spacing) <= 0:
+        raise BadScan(f"{frame.name} states an impossible image orientation or pixel spacing")
+
+
+def _require_alike(one: Frame, other: Frame) -> None:
+    kinds = ("image size", "orientation", "pixel spacing")
+    for kind, a, b in zip(
+        kinds, (one.size, one.cosines, one.spacing), (other.size, other.cosines, other.spacing), strict=True
+    ):
+        if a != b and not np.allclose(a, b, rtol=_ALIKE, atol=_ALIKE):
+            values = [" x ".join(f"{value:.4g}" for value in values) for values in (a, b)]
+            raise BadScan(
+                f"its slices differ in {kind} ({values[0]} in {one.name}, {values[1]} in {other.name}): they are not "
+                "one volume"
+            )
+    if one.reference != other.reference:
+        raise BadScan(f"the positions of {one.name} and {other.name} are in different frames of reference")
+
+
+def _require_even(frames: Sequence[Frame], depths: np.ndarray) -> None:
+    steps = np.diff(depths)
+    step = float(np.median(steps))
+    closest = int(np.argmin(steps))
+    if steps[closest] <= _STEP_TOLERANCE * step:
+        one, other = frames[closest : closest + 2]
+        phases = zip(PHASES, one.phase, other.phase, strict=True)
+        differ = [f"{key} {a or 'none'} and {b or 'none'}" for key, a, b in phases if a != b]
+        how = f" ({', '.join(differ)})" if differ else ""
+        raise BadScan(f"several DICOM slices lie at the same position, as {one.name} and {other.name}{how}")
+    worst = int(np.argmax(np.abs(steps - step)))
+    if abs(steps[worst] - step) > _STEP_TOLERANCE * step:
+        raise BadScan(
+            f"DICOM slices are missing or unevenly spaced: {steps[worst]:.2f} mm after {frames[worst].name}, "
+            f"{step:.2f} mm elsewhere"
+        )
+
+
+def _require_one_phase(frames: Sequence[Frame]) -> None:
+    """Refuse phases that take turns in space. One after the other, as where the table moves, they are one volume."""
+    for key, values in zip(PHASES, zip(*(frame.phase for frame in frames), strict=True), strict=True):
+        runs = [value for value, _ in groupby(values)]
+        if len(runs) > len(set(values)):
+            raise BadScan(f"slices of {key} {runs[0] or 'none'} and {runs[1] or 'none'} lie between each other")

@@ -8,19 +8,22 @@ from typing import Any
 
 import numpy as np
 import pydicom
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
 AXIAL = (1, 0, 0, 0, 1, 0)
 CT, ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1"
 
 
-def dataset(pixels: np.ndarray, kind: str = CT, **elements: Any) -> FileDataset:
+def dataset(
+    pixels: np.ndarray, kind: str = CT, syntax: pydicom.uid.UID = ExplicitVRLittleEndian, **elements: Any
+) -> Dataset:
     """An object with 16-bit pixels (rows, columns) or (frame, rows, columns), as stored; ``None`` leaves one out."""
-    data = FileDataset("", {}, file_meta=FileMetaDataset(), preamble=bytes(128))
+    data = Dataset()
+    data.file_meta, data.preamble = FileMetaDataset(), bytes(128)
     data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = kind
     data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = pydicom.uid.generate_uid()
-    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian if syntax == RLELossless else syntax
     described = {
         **{"Modality": "CT", "StudyInstanceUID": "1.2", "SeriesInstanceUID": "1.2.3", "SeriesNumber": 1},
         **{"ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"], "FrameOfReferenceUID": "1.2.9"},
@@ -33,11 +36,13 @@ def dataset(pixels: np.ndarray, kind: str = CT, **elements: Any) -> FileDataset:
     for keyword, value in {**described, **elements}.items():
         if value is not None:
             setattr(data, keyword, value)
-    data.PixelData = pixels.tobytes()
+    data.PixelData = (pixels if syntax.is_little_endian else pixels.byteswap()).tobytes()
+    if syntax == RLELossless:
+        data.compress(syntax, generate_instance_uid=False)
     return data
 
 
-def save(data: FileDataset, path: Path) -> Path:
+def save(data: Dataset, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     data.save_as(path)
     return path
@@ -62,9 +67,14 @@ def write_slices(
 
 def enhanced(
     values: np.ndarray, positions: Sequence[Sequence[float]], per_frame: Sequence[dict[str, Any]] = (), **elements: Any
-) -> FileDataset:
+) -> Dataset:
     """An object of many frames with functional groups: what is not told ``per_frame`` is told once."""
-    told = {"ImageOrientationPatient": list(AXIAL), "PixelSpacing": [0.8, 0.8], "RescaleSlope": 1, "RescaleIntercept": 0}
+    told = {
+        "ImageOrientationPatient": list(AXIAL),
+        "PixelSpacing": [0.8, 0.8],
+        "RescaleSlope": 1,
+        "RescaleIntercept": 0,
+    }
     own = [{"ImagePositionPatient": list(map(float, place))} for place in positions]
     own = [{**a, **b} for a, b in zip(own, per_frame or [{}] * len(own), strict=True)]
     data = dataset(values, ENHANCED_CT, **dict.fromkeys(told), **elements)

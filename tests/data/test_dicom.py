@@ -1,0 +1,412 @@
+"""DICOM as hospitals write it: a series is read with the values and the geometry that its files state, or refused."""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+    MediaStorageDirectoryStorage,
+    RLELossless,
+)
+
+from pretraining.data import BadScan, DataError, find_scans, preprocess, read_geometry, read_scan
+from tests.data.dicom_files import dataset, enhanced, save, write_slices
+from tests.hostile import harmed
+
+Write = Callable[..., Path]
+N = 12
+VALUES = np.random.default_rng(0).integers(-1000, 1000, (N, 10, 14)).astype(np.int16)
+SIDE, TURNED = (0, 1, 0, 0, 0, -1), (0, 1, 0, -1, 0, 0)
+AT = [(0, 0, 2 * k) for k in range(N)]
+
+
+def read(folder: Path, modality: str | None = None) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Voxels of the scans, and the reasons of what is left out; headers and voxels must agree."""
+    scans, skipped = find_scans([str(folder)], modality)
+    arrays = {}
+    for scan in scans:
+        array, spacing, _ = read_scan(scan)
+        assert read_geometry(scan).spacing == spacing
+        assert read_geometry(scan).shape == array.shape[1:]
+        arrays[scan.name] = array[0]
+    return arrays, {item.name: item.reason for item in skipped}
+
+
+def with_good(folder: Path) -> Path:
+    """A series of another UID beside the one to be tried: there is always a scan."""
+    return write_slices(folder / "good", VALUES, SeriesInstanceUID="1.2.4").parent
+
+
+def differing(count: int, **elements: Any) -> list[dict[str, Any]]:
+    """These elements in the last ``count`` slices."""
+    return [{}] * (N - count) + [elements] * count
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "half turned in plane": (
+        {"per_slice": differing(6, ImageOrientationPatient=list(TURNED))},
+        "differ in orientation",
+    ),
+    "half turned out of plane": ({"per_slice": differing(6, ImageOrientationPatient=list(SIDE))}, "differ in orient"),
+    "slightly turned": (
+        {"per_slice": differing(3, ImageOrientationPatient=[1, 0, 0, 0, 0.9998, 0.02])},
+        r"differ in orientation \(1 x 0 x 0 x 0 x 1 x 0 in IM0000, 1 x 0 x 0 x 0 x 0.9998 x 0.02 in IM0009\)",
+    ),
+    "two pixel sizes": ({"per_slice": differing(6, PixelSpacing=[0.4, 0.4])}, r"pixel spacing \(0.8 x 0.8 in IM0000"),
+    "one other pixel size": ({"per_slice": differing(1, PixelSpacing=[0.8, 0.4])}, "0.8 x 0.4 in IM0011"),
+    "no pixel spacing": ({"PixelSpacing": None}, "IM0000 does not state its pixel spacing: export"),
+    "zero pixel spacing": ({"PixelSpacing": [0, 0]}, "impossible image orientation or pixel spacing"),
+    "one pixel spacing missing": ({"per_slice": differing(1, PixelSpacing=None)}, "IM0011 does not state its pixel sp"),
+    "no position": ({"ImagePositionPatient": None}, "does not state its image position:"),
+    "no orientation": ({"ImageOrientationPatient": None}, "does not state its image orientation"),
+    "no geometry at all": (
+        {"ImagePositionPatient": None, "ImageOrientationPatient": None, "PixelSpacing": None},
+        "does not state its image position and image orientation and pixel spacing",
+    ),
+    "orientation of zeros": ({"ImageOrientationPatient": [0] * 6}, "impossible image orientation"),
+    "orientation askew": ({"ImageOrientationPatient": [1, 0, 0, 0.5, 0.87, 0]}, "impossible image orientation"),
+    "shifted in plane": (
+        {"per_slice": [{"ImagePositionPatient": [0.0, 9.0 * (k == 5), 2.0 * k]} for k in range(N)]},
+        "IM0005 lies 9.00 mm beside the line of the other slices",
+    ),
+    "table moved half way": (
+        {"per_slice": [{"ImagePositionPatient": [5.0 * (k > 5), 0.0, 2.0 * k]} for k in range(N)]},
+        "mm beside the line",
+    ),
+    "gap": (
+        {"per_slice": [{"ImagePositionPatient": [0, 0, 2.0 * k + 2 * (k > 5)]} for k in range(N)]},
+        r"4\.00 mm aft",
+    ),
+    "thicker at the end": (
+        {"per_slice": [{"ImagePositionPatient": [0, 0, 2.0 * k + max(0, k - 8)]} for k in range(N)]},
+        r"unevenly spaced: 3\.00 mm after IM0008, 2\.00 mm elsewhere",
+    ),
+    "twice at one position": (
+        {"per_slice": [{"ImagePositionPatient": [0, 0, 2.0 * (k // 2)]} for k in range(N)]},
+        "at the same position, as IM0000 and IM0001$",
+    ),
+    "two frames of reference": ({"per_slice": differing(4, FrameOfReferenceUID="1.2.8")}, "different frames of refer"),
+    "colour": ({"PhotometricInterpretation": "PALETTE COLOR"}, "IM0000 is a colour image"),
+    "localizers alone": ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizers"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_series_that_is_not_one_volume_is_skipped_with_what_it_is(tmp_path: Path, what: str) -> None:
+    how, reason = REFUSED[what]
+    write_slices(with_good(tmp_path) / "tried", VALUES, **how)
+    arrays, skipped = read(tmp_path)
+    assert list(arrays) == ["good"]
+    assert list(skipped) == ["tried"]
+    assert re.search(reason, skipped["tried"]), skipped["tried"]
+
+
+READ: dict[str, dict[str, Any]] = {
+    "ordinary": {},
+    "downwards": {"step": (0, 0, -2)},
+    "rounded positions": {"step": (0, 0, 1.25), "round": 1},
+    "thin and rounded": {"step": (0, 0, 0.625), "round": 2},
+    "noise in the last digits": {
+        "per_slice": [
+            {"ImageOrientationPatient": [1, 0, 1e-6 * k, 0, 1, 0], "PixelSpacing": [0.8, 0.8 + 1e-6 * k]}
+            for k in range(N)
+        ]
+    },
+    "oblique": {"ImageOrientationPatient": [0.8, 0.6, 0, -0.6, 0.8, 0]},
+    "table steps": {"per_slice": [{"AcquisitionNumber": k // 4} for k in range(N)]},
+    "an acquisition a slice": {"per_slice": [{"AcquisitionNumber": k} for k in range(N)]},
+    "no frame of reference": {"FrameOfReferenceUID": None},
+    "no series UID": {"SeriesInstanceUID": None, "StudyInstanceUID": None},
+    "no rescaling": {"RescaleSlope": None, "RescaleIntercept": None},
+    "untrue distance": {"SpacingBetweenSlices": 7},
+}
+
+
+@pytest.mark.parametrize("what", READ)
+def test_what_is_one_volume_is_read(tmp_path: Path, what: str) -> None:
+    how = dict(READ[what])
+    step, digits = how.pop("step", (0, 0, 2)), how.pop("round", None)
+    if digits is not None:
+        how["per_slice"] = [{"ImagePositionPatient": [0, 0, round(step[2] * k, digits)]} for k in range(N)]
+    write_slices(tmp_path / "tried", VALUES, step, **how)
+    arrays, skipped = read(tmp_path)
+    assert skipped == {}
+    np.testing.assert_array_equal(arrays["tried"], VALUES[::-1] if step[2] < 0 else VALUES)
+    (scan,), _ = find_scans([str(tmp_path)])
+    assert read_geometry(scan).spacing == pytest.approx((abs(step[2]), 0.8, 0.8), rel=0.02)
+
+
+def test_each_slice_has_its_own_rescaling(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    uptake = rng.gamma(2.0, 0.6, VALUES.shape)
+    uptake[0] = 0
+    slopes = np.where(np.arange(N) == 0, 1, 0.0005 * (1 + np.arange(N)))
+    stored = np.rint(uptake / slopes[:, None, None]).astype(np.uint16)
+    told = [{"RescaleSlope": round(float(slope), 6), "RescaleIntercept": 0.25 * k} for k, slope in enumerate(slopes)]
+    write_slices(tmp_path / "pet", stored, per_slice=told, Modality="PT")
+    arrays, _ = read(tmp_path)
+    meant = stored * slopes[:, None, None] + 0.25 * np.arange(N)[:, None, None]
+    np.testing.assert_allclose(arrays["pet"], meant, rtol=1e-6)
+
+
+def test_frames_are_put_where_their_groups_say(tmp_path: Path) -> None:
+    order = np.random.default_rng(2).permutation(N)
+    told = [{"RescaleSlope": 1.0 + 0.5 * int(k), "RescaleIntercept": -100.0 * int(k)} for k in order]
+    positions = [(0, 0, 2 * int(k)) for k in order]
+    save(enhanced(VALUES[order], positions, told), tmp_path / "mixed" / "a.dcm")
+    save(enhanced(VALUES, AT, SeriesInstanceUID="1.2.5"), tmp_path / "shared" / "b.dcm")
+    arrays, skipped = read(tmp_path)
+    assert skipped == {}
+    numbers = np.arange(N)[:, None, None]
+    np.testing.assert_allclose(arrays["mixed"], VALUES * (1 + 0.5 * numbers) - 100 * numbers, rtol=1e-6)
+    np.testing.assert_array_equal(arrays["shared"], VALUES)
+
+
+@pytest.mark.parametrize(
+    ("positions", "reason"),
+    [
+        ([(0, 0, 2 * k + 40 * (k > 5)) for k in range(N)], r"unevenly spaced: 42\.00 mm"),
+        ([(0, 0, 2 * (k % 6)) for k in range(N)], "at the same position"),
+        (AT[:-1], "announces 12 frames and describes 11"),
+    ],
+)
+def test_frames_are_checked_as_slices_are(tmp_path: Path, positions: Any, reason: str) -> None:
+    data = enhanced(VALUES[: len(positions)], positions)
+    data.NumberOfFrames, data.PixelData = N, VALUES.tobytes()
+    save(data, with_good(tmp_path) / "tried" / "a.dcm")
+    arrays, skipped = read(tmp_path)
+    assert list(arrays) == ["good"]
+    assert re.search(reason, skipped["tried"])
+
+
+def test_frames_without_places_are_a_film(tmp_path: Path) -> None:
+    plain = {"ImagePositionPatient": [0, 0, 0], "SeriesInstanceUID": "1.2.7"}
+    save(dataset(VALUES, Modality="XA", **plain), with_good(tmp_path) / "film" / "a.dcm")
+    save(dataset(VALUES, SpacingBetweenSlices=3, **plain), tmp_path / "spect" / "a.dcm")  # it tells their distance
+    arrays, skipped = read(tmp_path)
+    assert "a.dcm has 12 frames that do not say where they lie" in skipped["film"]
+    np.testing.assert_array_equal(arrays["spect"], VALUES)
+
+
+@pytest.mark.parametrize("degrees", [20, -12])
+def test_a_tilted_gantry_is_straightened(tmp_path: Path, degrees: float, caplog: pytest.LogCaptureFixture) -> None:
+    """Where the slices lie is told, so the values of a linear function of space are known in all places."""
+    angle, rows, columns = np.deg2rad(degrees), 40, 30
+    cosines = np.array([1, 0, 0, 0, np.cos(angle), np.sin(angle)])
+    normal = np.cross(cosines[:3], cosines[3:])
+    k, r, c = np.mgrid[:N, :rows, :columns]
+    at = np.multiply.outer(k, (0, 0, 2.0)) + 0.8 * (
+        np.multiply.outer(c, cosines[:3]) + np.multiply.outer(r, cosines[3:])
+    )
+    slope = np.array([1.0, 3.0, 2.0])
+    told = [float(f"{value:.9g}") for value in cosines]
+    write_slices(tmp_path / "tilt", np.rint(10 * (at @ slope)).astype(np.int16), ImageOrientationPatient=told)
+    with caplog.at_level(logging.WARNING):
+        arrays, _ = read(tmp_path)
+    assert f"tilt has a gantry tilt of {abs(degrees):.1f} degrees: straightened" in caplog.text
+    (scan,), _ = find_scans([str(tmp_path)])
+    assert read_geometry(scan).spacing == pytest.approx((2 * np.cos(angle), 0.8, 0.8))
+    # Straight: a step along the first axis is one along the normal. Far from the edge, where slices were moved away.
+    inside = arrays["tilt"][:, 10:-10, 5:-5] / 10
+    change = np.array([2 * np.cos(angle) * normal, 0.8 * cosines[3:], 0.8 * cosines[:3]]) @ slope
+    for axis in range(3):
+        steps = np.diff(inside, axis=axis)
+        np.testing.assert_allclose(steps, change[axis], atol=0.21)  # of rounding
+        assert steps.mean() == pytest.approx(change[axis], abs=0.02)
+
+
+def test_a_scout_is_set_aside(tmp_path: Path) -> None:
+    scout = {"ImagePositionPatient": [0, 0, 100], "ImageOrientationPatient": [1, 0, 0, 0, 0, -1]}
+    labelled = {"ImageType": ["DERIVED", "SECONDARY", "LOCALIZER"]}
+    for name, more in {"told": labelled, "seen": {}, "small": {**labelled, "ImageOrientationPatient": None}}.items():
+        write_slices(tmp_path / name, VALUES, SeriesInstanceUID=f"1.{len(name)}.{ord(name[0])}")
+        pixels = VALUES[0, :5] if name == "small" else VALUES[0]
+        uid = f"1.{len(name)}.{ord(name[0])}"
+        save(dataset(pixels, SeriesInstanceUID=uid, **{**scout, **more}), tmp_path / name / "A_scout")
+    arrays, skipped = read(tmp_path)
+    assert sorted(arrays) == ["seen", "small", "told"]
+    assert skipped == {f"{name}/A_scout": "a localizer: set aside" for name in arrays}
+    for array in arrays.values():
+        np.testing.assert_array_equal(array, VALUES)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "values"),
+    [
+        ("AcquisitionNumber", (1, 2)),
+        ("TemporalPositionIdentifier", (1, 2)),
+        ("EchoNumbers", (1, 2)),
+        ("ImageType", (["ORIGINAL", "PRIMARY", "M"], ["ORIGINAL", "PRIMARY", "P"])),
+    ],
+)
+@pytest.mark.parametrize("offset", [0, 1])
+def test_phases_are_told_apart(tmp_path: Path, keyword: str, values: tuple[Any, Any], offset: int) -> None:
+    """Slices at the same positions, or half a step apart, which look like one series of half the distance."""
+    for number, value in enumerate(values):
+        told = [{"ImagePositionPatient": [0, 0, 2 * k + offset * number], keyword: value} for k in range(N)]
+        write_slices(tmp_path / "both", VALUES + 50 * number, per_slice=told, first=100 * number)
+    arrays, skipped = read(tmp_path)
+    assert skipped == {}
+    assert len(arrays) == 2
+    for array, number in zip(arrays.values(), (0, 1), strict=True):
+        np.testing.assert_array_equal(array, VALUES + 50 * number)
+    lost = min((tmp_path / "both").iterdir())
+    lost.unlink()
+    next((tmp_path / "both").glob("IM0005")).unlink()  # now one of them has a gap
+    reason = "same position, as IM0001 and IM0101" if offset == 0 else "lie between each other|unevenly spaced"
+    with pytest.raises(DataError, match=reason):
+        find_scans([str(tmp_path)])
+
+
+def test_a_series_over_folders_is_one(tmp_path: Path) -> None:
+    for k in range(N):
+        write_slices(tmp_path / "split" / f"d{k:03d}", VALUES[k : k + 1], first=k, SeriesInstanceUID="1.5")
+    write_slices(tmp_path / "disc" / "DIR1", VALUES[:7], SeriesInstanceUID="1.6")
+    write_slices(tmp_path / "disc" / "DIR2", VALUES[7:], first=7, SeriesInstanceUID="1.6")
+    for copy in ("one", "two"):
+        write_slices(tmp_path / "patients" / copy, VALUES, SeriesInstanceUID="1.7")  # anonymised to the same UID
+    write_slices(tmp_path / "empty" / "one", VALUES, SeriesInstanceUID="", StudyInstanceUID="")
+    write_slices(tmp_path / "empty" / "two", VALUES[:5], SeriesInstanceUID="", StudyInstanceUID="")
+    arrays, skipped = read(tmp_path)
+    assert skipped == {}
+    whole = {"split", "disc", "patients_one", "patients_two", "empty_one"}
+    assert arrays.keys() == whole | {"empty_two"}
+    for name in whole:
+        np.testing.assert_array_equal(arrays[name], VALUES)
+    (tmp_path / "split" / "d003" / "IM0003").unlink()
+    _, skipped = read(tmp_path)
+    assert skipped == {
+        "split": "DICOM slices are missing or unevenly spaced: 4.00 mm after IM0002, 2.00 mm elsewhere "
+        "(its slices lie in 11 folders)"
+    }
+
+
+def test_headers_decide_what_is_ct_and_the_option_overrules_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, write_scan: Write
+) -> None:
+    write_slices(tmp_path / "ct", VALUES, SeriesInstanceUID="1.5")
+    write_slices(tmp_path / "mr", VALUES, SeriesInstanceUID="1.6", Modality="MR")
+    write_slices(tmp_path / "untold", VALUES, SeriesInstanceUID="1.7", Modality=None)
+    write_scan(tmp_path / "nifti.nii.gz", VALUES)
+
+    def found(modality: str | None) -> dict[str, tuple[tuple[str, ...], tuple[bool, ...]]]:
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            return {scan.name: (scan.channels, scan.is_ct) for scan in find_scans([str(tmp_path)], modality)[0]}
+
+    ct, mr = (("CT",), (True,)), (("MR",), (False,))
+    assert found(None) == {"nifti": ct, "ct": ct, "mr": mr, "untold": ct}
+    assert "DICOM series that are no CT, and are not treated as CT: 1 MR" in caplog.text
+    assert found("ct") == dict.fromkeys(("nifti", "ct", "mr", "untold"), ct)
+    assert "-modality ct overrules what DICOM files say: 1 MR" in caplog.text
+    assert found("mr") == dict.fromkeys(("nifti", "ct", "mr", "untold"), mr)
+    assert "-modality mr overrules what DICOM files say: 1 CT" in caplog.text
+    scans, _ = find_scans([str(tmp_path)])
+    volumes, _ = preprocess(scans, tmp_path / "out", spacing="native", crop_size=(8, 8, 8), processes=1, progress=False)
+    assert {volume.name: int(volume.read(0, (0, 0, 0), volume.shape[1:]).max()) for volume in volumes}["ct"] == 325
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16])
+def test_all_encodings_give_the_same_voxels(tmp_path: Path, dtype: type) -> None:
+    stored = VALUES if dtype is np.int16 else (VALUES + 1000).astype(np.uint16)
+    syntaxes = {
+        **{"implicit": ImplicitVRLittleEndian, "deflated": DeflatedExplicitVRLittleEndian},
+        **{"big": ExplicitVRBigEndian, "rle": RLELossless},
+    }
+    for number, (name, syntax) in enumerate(syntaxes.items()):
+        write_slices(tmp_path / name, stored, SeriesInstanceUID=f"1.{number}", syntax=syntax)
+    for number, name in enumerate(("JPEG", "JPEG2000")):
+        for path in write_slices(tmp_path / name, stored, SeriesInstanceUID=f"2.{number}").iterdir():
+            image = sitk.ReadImage(str(path))
+            plane = image[:, :, 0]
+            for key in image.GetMetaDataKeys():
+                plane.SetMetaData(key, image.GetMetaData(key))
+            writer = sitk.ImageFileWriter()
+            writer.SetImageIO("GDCMImageIO")
+            writer.KeepOriginalImageUIDOn()
+            writer.SetUseCompression(True)
+            writer.SetCompressor(name)
+            writer.SetFileName(str(path))
+            writer.Execute(plane)
+            assert pydicom.dcmread(path).file_meta.TransferSyntaxUID.is_compressed
+    arrays, skipped = read(tmp_path)
+    assert skipped == {}
+    assert sorted(arrays) == ["JPEG", "JPEG2000", "big", "deflated", "implicit", "rle"]
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, stored, err_msg=name)
+
+
+@pytest.mark.parametrize("left", ["nothing", "meta"])
+def test_files_without_preamble_are_read(tmp_path: Path, left: str) -> None:
+    for path in write_slices(tmp_path / "old", VALUES).iterdir():
+        data = pydicom.dcmread(path)
+        data.preamble = None
+        if left == "nothing":
+            data.file_meta.clear()
+        data.save_as(path, implicit_vr=False)
+        assert path.read_bytes()[:2] == (b"\2\0" if left == "meta" else b"\x08\0")
+    arrays, skipped = read(tmp_path)
+    assert skipped == {}
+    np.testing.assert_array_equal(arrays["old"], VALUES)
+
+
+def test_bits_that_are_not_stored_are_no_part_of_a_value(tmp_path: Path) -> None:
+    stored = VALUES + 1000
+    with_overlay = (stored.astype(np.uint16) | np.uint16(0xA000)).astype(np.uint16)
+    write_slices(tmp_path / "twelve", with_overlay, BitsStored=12, HighBit=11, RescaleIntercept=-1000)
+    np.testing.assert_array_equal(read(tmp_path)[0]["twelve"], VALUES)
+
+
+def test_damage_is_named_and_costs_its_own_series_only(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    write_slices(folder, VALUES, SeriesInstanceUID="1.5", SeriesNumber=5)
+    write_slices(folder, VALUES, SeriesInstanceUID="1.6", SeriesNumber=6, first=100)
+    cut, lost = folder / "IM0004", folder / "lost.dcm"
+    cut.write_bytes(cut.read_bytes()[:-50])
+    lost.write_bytes(cut.read_bytes()[:200])
+    (folder / "empty.dcm").touch()
+    save(dataset(VALUES[0], kind=MediaStorageDirectoryStorage, Rows=None, Columns=None), folder / "DICOMDIR")
+    scans, skipped = find_scans([str(folder)])
+    assert [(item.name, item.reason.partition(" (")[0]) for item in skipped] == [
+        ("in/empty.dcm", "empty.dcm is no DICOM file, or damaged: fetch it again; so are 1 others")
+    ]
+    assert [scan.name for scan in scans] == ["in_5", "in_6"]
+    with pytest.raises(BadScan, match=r"IM0004 is truncated or damaged .*: fetch it again"):
+        read_scan(scans[0])
+    np.testing.assert_array_equal(read_scan(scans[1])[0][0], VALUES)
+
+
+@pytest.mark.parametrize("encoded", ["plain", "RLE"])
+def test_any_slice_is_read_or_refused(tmp_path: Path, encoded: str) -> None:
+    """500 harmed slices in the middle of three, as whatever they claim to hold, and in little memory."""
+    resource = pytest.importorskip("resource")
+    write_slices(tmp_path / "in", VALUES[:3])
+    middle = tmp_path / "in" / "IM0001"
+    if encoded == "RLE":
+        data = pydicom.dcmread(middle)
+        data.compress(RLELossless, generate_instance_uid=False)
+        data.save_as(middle)
+    good, rng = middle.read_bytes(), random.Random(0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused = 0
+    for _ in range(500):
+        middle.write_bytes(harmed(good, rng, start=132))
+        try:
+            for scan in find_scans([str(tmp_path / "in")])[0]:
+                read_scan(scan)
+        except (BadScan, DataError):  # anything else is a fault of ours
+            refused += 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
+    assert refused

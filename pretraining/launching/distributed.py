@@ -18,6 +18,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from pretraining.launching.ending import tell
+from pretraining.launching.environment import place_in_environment
 from pretraining.launching.errors import HOW_TO_GO_ON, ProcessLost, TrainingError
 from pretraining.launching.heartbeat import MOST_MISSED, SECONDS, heartbeat
 
@@ -130,14 +131,14 @@ def process_group(kind: str) -> Iterator[Processes]:
         kind: Type of the device: NCCL serves "cuda", gloo the others.
 
     Raises:
+        TrainingError: If what the environment says of them is incomplete or contradicts itself.
         ProcessLost: If another process ended.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
+    place = place_in_environment()
+    if place.count == 1:
         yield Processes()
         return
-    rank, local_rank = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", count))
+    rank, count, local_rank, here = place.rank, place.count, place.local_rank, place.local_count
     device = None
     if kind == "cuda":
         device = torch.device("cuda", local_rank)  # told to the group, which would guess it from the rank

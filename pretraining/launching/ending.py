@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+from pretraining.launching.environment import is_one_of_several
+
 _UNTIL_THE_LAUNCHER_LOOKS = 5.0  # seconds; it looks ten times a second
 
 
@@ -25,7 +27,7 @@ def end_after_another(line: str) -> NoReturn:
     The launcher keeps the reason of the first one only. Two processes of a machine print theirs, in case that one was
     killed and has none: it may be the first of the two.
     """
-    if line and not _launched_by_us() and int(os.environ.get("LOCAL_RANK", "0")) <= 1:
+    if line and not _launched_by_us() and os.environ.get("LOCAL_RANK", "0") in ("0", "1"):
         print(line, file=sys.stderr, flush=True)
     time.sleep(_UNTIL_THE_LAUNCHER_LOOKS)
     _leave(1)
@@ -46,7 +48,7 @@ def tell(line: str) -> None:
 
 def _leave(exit_code: int) -> NoReturn:
     """At once if there are others: NCCL's own end would wait for what they will never send."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not is_one_of_several():
         sys.exit(exit_code)
     sys.stdout.flush()
     sys.stderr.flush()

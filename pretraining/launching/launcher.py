@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, ProcessFailure, SignalException, start_processes
 
 from pretraining.launching.ending import end
+from pretraining.launching.environment import require_alone
 from pretraining.launching.errors import HOW_TO_GO_ON, Stopped, TrainingError
 
 _HANGUPS = [getattr(signal, name) for name in ("SIGHUP", "SIGQUIT") if hasattr(signal, name)]
@@ -30,8 +31,9 @@ def launch(arguments: Sequence[str], count: int) -> None:
     Raises:
         SystemExit: With the line and the exit code of the process that ended first.
         Stopped: If this process was asked to end, and none of them had a line for it.
-        TrainingError: If a process was killed, or ended without a line.
+        TrainingError: If a process was killed, or ended without a line, or this one is itself one of several.
     """
+    require_alone()
     logger = logging.getLogger("torch.distributed.elastic")
     logger.addHandler(logging.NullHandler())
     logger.propagate = False

@@ -29,7 +29,8 @@ def test_the_group_is_told_its_device(
         raise EnoughError
 
     chosen: list[torch.device] = []
-    for name, value in {"RANK": 7, "WORLD_SIZE": 8, "LOCAL_RANK": 3, "LOCAL_WORLD_SIZE": 4}.items():
+    place = {"RANK": 7, "WORLD_SIZE": 8, "LOCAL_RANK": 3, "LOCAL_WORLD_SIZE": 4}
+    for name, value in {**place, "MASTER_ADDR": "localhost", "MASTER_PORT": 1}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(distributed, "rendezvous", lambda *_, **__: iter([(None, 7, 8)]))

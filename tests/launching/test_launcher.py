@@ -59,6 +59,18 @@ def test_each_process_knows_its_place(tmp_path: Path) -> None:
     assert [(tmp_path / str(rank)).read_text() for rank in range(3)] == ["0 0 3 3", "1 1 3 3", "2 2 3 3"]
 
 
+def test_processes_are_started_whatever_the_scheduler_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "7")
+    run("assert os.environ['WORLD_SIZE'] == '2' and rank in (0, 1)")
+
+
+def test_one_of_several_starts_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(TrainingError, match="has WORLD_SIZE=2 and RANK=1: this one is already one of several"):
+        run("")
+
+
 def test_the_line_of_the_first_to_fail_is_the_only_one(capfd: pytest.CaptureFixture[str]) -> None:
     """The other one fails because of it, as it does when a connection is closed."""
     with pytest.raises(SystemExit) as ended:

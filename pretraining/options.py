@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -311,17 +312,31 @@ def _from_plan(given: dict[str, Any]) -> dict[str, Any]:
 def names_in(file: Path, option: str) -> tuple[str, ...]:
     """Names in a text file, one a line, each once and sorted.
 
+    The file is UTF-8, or UTF-16 with a byte order mark, as editors and shells of Windows write it; lines end as they do
+    on any system.
+
     Raises:
-        RunError: The file cannot be read or holds none; names the option.
+        RunError: The file cannot be read, is no such text, or holds no name; names the option.
     """
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        content = file.read_bytes()
+    except OSError as error:
         raise RunError(f"{option} {file}: cannot be read ({error})") from error
-    names = tuple(sorted({line for line in lines if line}))
+    names = tuple(sorted({name for line in _text(content, f"{option} {file}").splitlines() if (name := line.strip())}))
     if not names:
         raise RunError(f"{option} {file}: holds no names; give one a line")
     return names
+
+
+def _text(content: bytes, name: str) -> str:
+    """Text without byte order marks, of which files that were joined have several."""
+    try:
+        text = content.decode("utf-16" if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8")
+    except UnicodeDecodeError as error:
+        raise RunError(f"{name}: is no text in UTF-8 ({error}); save it as UTF-8") from error
+    if "\0" in text:  # UTF-16 without a mark, UTF-32, or no text at all
+        raise RunError(f"{name}: is no text in UTF-8 (it has bytes that are zero); save it as UTF-8")
+    return text.replace("\N{BOM}", "")
 
 
 def _one_or_three(values: Sequence[float], option: str) -> Any:

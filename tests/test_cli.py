@@ -15,9 +15,9 @@ from pretraining import cli
 from pretraining.config import PretrainConfig
 from pretraining.config_checks import check_config
 from pretraining.demo.datasets import write_unlabelled_dataset
-from pretraining.options import OptionParser, add_training_options, add_view_options, with_options
+from pretraining.options import OptionParser, add_training_options, add_view_options, names_in, with_options
 from pretraining.preview import geometry_lines
-from pretraining.run_folder import RunFolder
+from pretraining.run_folder import RunError, RunFolder
 from pretraining.training.places import ByGeometry
 from pretraining.training.start import make_encoder
 from pretraining.views import ViewSettings
@@ -103,6 +103,46 @@ def test_exclude_names_the_file_and_the_unknown_scan(nnunet: Path, pgl_pretrain:
     assert "holds no names" in pgl_pretrain(*arguments)
     names.write_text("Small_001\nSmall_777\n")
     assert "no scan is named Small_777" in pgl_pretrain(*arguments, "-o", "b")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "b\n\nä \nb".encode(),
+        b"\xef\xbb\xbfb\r\n\xc3\xa4\r\n",  # Notepad's
+        b"\xef\xbb\xbfb\r\n\xef\xbb\xbf\xc3\xa4\r\n",  # two files joined
+        b"\xff\xfeb\0\r\0\n\0\xe4\0\r\0\n\0",  # PowerShell's
+        b"\xfe\xff\0b\0\n\0\xe4",
+        b"b\r\xc3\xa4",
+    ],
+)
+def test_names_are_read_whatever_editor_has_saved_them(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_bytes(content)
+    assert names_in(tmp_path / "names.txt", "-exclude") == ("b", "ä")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"b\r\n\xe4\r\n",  # Latin-1
+        b"b\0\n\0",  # UTF-16 without a mark
+        b"\xff\xfeb",  # half a character
+        b"\xff\xfe\0\0b\0\0\0",  # UTF-32
+        b"PK\x03\x04\x14\0\x06\0",  # a spreadsheet
+    ],
+)
+def test_what_is_no_text_is_refused(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "names.txt"
+    file.write_bytes(content)
+    with pytest.raises(RunError, match=r"^-exclude .*names\.txt: is no text in UTF-8 \(.*\); save it as UTF-8$"):
+        names_in(file, "-exclude")
+
+
+def test_marks_alone_are_no_names(tmp_path: Path) -> None:
+    file = tmp_path / "names.txt"
+    file.write_bytes(b"\xef\xbb\xbf\r\n")
+    with pytest.raises(RunError, match="holds no names; give one a line"):
+        names_in(file, "-exclude")
 
 
 @pytest.mark.parametrize("option", ["--epoch", "-epoch"])  # no abbreviations either

@@ -70,32 +70,32 @@ def stage_of(key: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def adapt(weight: Tensor, shape: torch.Size, is_first: bool) -> Adapted | None:
+def adapt(weight: Tensor, shape: torch.Size, is_first: bool, image_channels: int | None = None) -> Adapted | None:
     """A convolution's weight (out, in, z, y, x) in another shape, or None where no rule is sound.
 
-    One input channel becomes n by repeating and dividing by n: an image repeated over n channels gives the same
-    features. n become one by summing: the image gives what it gave in all n channels. A kernel of one voxel along an
-    axis becomes one of three with zeros on both sides: the same function. One of three becomes one of one by summing:
-    the same on images that are constant along that axis.
+    One image channel becomes n by repeating and dividing by n: an image repeated over n channels gives the same
+    features. n become one by summing: the image gives what it gave in all n channels. Input channels after those of the
+    image, in nnU-Net's cascade the one-hot segmentation of the previous stage, get zeros: the features are those of the
+    image alone, whatever that stage has found. A kernel of one voxel along an axis becomes one of three with zeros on
+    both sides: the same function. One of three becomes one of one by summing: the same on images that are constant
+    along that axis.
 
     Args:
-        weight: As in the checkpoint.
+        weight: As in the checkpoint; all its input channels are images.
         shape: As in the network.
         is_first: Whether it is the convolution that sees the image; only there channels may differ.
+        image_channels: How many of its input channels in the network, the first ones, are images; None for all.
     """
     if weight.ndim != 5 or len(shape) != 5 or weight.shape[0] != shape[0]:
         return None
     rules, how = [], []
-    if weight.shape[1] != shape[1]:
-        if not is_first or 1 not in (weight.shape[1], shape[1]):
+    images = image_channels if is_first and image_channels is not None else shape[1]
+    if weight.shape[1] != images or images != shape[1]:
+        if not is_first or not channels_fit(weight.shape[1], images):
             return None
         rules.append(CHANNEL_RULE)
-        how.append(
-            f"repeated over {shape[1]} channels and divided by {shape[1]}"
-            if weight.shape[1] == 1
-            else f"summed over {weight.shape[1]} channels"
-        )
-        weight = _with_channels(weight, shape[1])
+        how += _how_channels(weight.shape[1], images, shape[1] - images)
+        weight = _with_channels(weight, images, shape[1] - images)
     if weight.shape[2:] != shape[2:]:
         sizes = zip(weight.shape[2:], shape[2:], strict=True)
         if any(before != after and {before, after} != {1, 3} for before, after in sizes):
@@ -117,10 +117,29 @@ def with_axes(weights: Mapping[str, Tensor], axes: Sequence[int]) -> dict[str, T
     return {key: weight.permute(order) if weight.ndim == 5 else weight for key, weight in weights.items()}
 
 
-def _with_channels(weight: Tensor, channels: int) -> Tensor:
-    if weight.shape[1] == 1:
-        return weight.repeat(1, channels, 1, 1, 1) / channels
-    return weight.sum(dim=1, keepdim=True)
+def channels_fit(there: int, here: int) -> bool:
+    """Whether there is a rule from this number of image channels to that one."""
+    return there == here or min(there, here) == 1
+
+
+def _how_channels(there: int, here: int, others: int) -> list[str]:
+    how = []
+    if there == here:
+        how.append(f"unchanged for {here} image channel{'s' if here > 1 else ''}")
+    elif there == 1:
+        how.append(f"repeated over {here} channels and divided by {here}")
+    else:
+        how.append(f"summed over {there} channels")
+    if others:
+        how.append(f"zeros for {others} channel{'s' if others > 1 else ''} of the previous stage")
+    return how
+
+
+def _with_channels(weight: Tensor, images: int, others: int) -> Tensor:
+    there = weight.shape[1]
+    if there != images:
+        weight = weight.repeat(1, images, 1, 1, 1) / images if there == 1 else weight.sum(dim=1, keepdim=True)
+    return torch.cat((weight, weight.new_zeros(weight.shape[0], others, *weight.shape[2:])), dim=1)
 
 
 def _with_kernel(weight: Tensor, shape: torch.Size) -> Tensor:

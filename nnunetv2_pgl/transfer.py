@@ -14,6 +14,7 @@ from nnunetv2_pgl.adaptation import (
     adapt,
     blocks_per_stage,
     canonical,
+    channels_fit,
     stage_of,
     unaliased,
 )
@@ -37,6 +38,8 @@ class LoadReport:
         reasons: For each key of the last three: how it was adapted, or why it was not loaded.
         rules: For each adapted key: which of `CHANNEL_RULE` and `KERNEL_RULE` were needed.
         share: Loaded or adapted part of the encoder's parameters, by number of elements, 0 .. 1.
+        zero_channels: Input channels of the encoder whose weights were set to zero: those of the previous stage of
+            nnU-Net's cascade. They are part of an adapted weight and count in the share.
     """
 
     loaded: tuple[str, ...]
@@ -46,6 +49,7 @@ class LoadReport:
     reasons: Mapping[str, str]
     rules: Mapping[str, tuple[str, ...]]
     share: float
+    zero_channels: int = 0
 
     def __str__(self) -> str:
         arrived = len(self.loaded) + len(self.adapted)
@@ -56,6 +60,8 @@ class LoadReport:
         for rule in (CHANNEL_RULE, KERNEL_RULE):
             if keys := [key for key in self.adapted if rule in self.rules[key]]:
                 parts.append(f"adapted to the {rule}: {_some(keys)}")
+        if self.zero_channels:
+            parts.append(f"input channels of the previous stage's segmentation ({self.zero_channels}) start at zero")
         if self.missing:
             parts.append(f"{len(self.missing)} not loaded: {_some(self.missing)}")
         if self.left_over:
@@ -69,7 +75,11 @@ class LoadReport:
 
 
 def load_encoder(
-    encoder: torch.nn.Module, weights: Mapping[str, Tensor], name: str, allow_partial: bool = False
+    encoder: torch.nn.Module,
+    weights: Mapping[str, Tensor],
+    name: str,
+    allow_partial: bool = False,
+    image_channels: int | None = None,
 ) -> LoadReport:
     """Copies a checkpoint's weights into an encoder.
 
@@ -83,14 +93,20 @@ def load_encoder(
         weights: `EncoderCheckpoint.encoder_weights`.
         name: The checkpoint's path, for messages.
         allow_partial: Whether less than 90 % of the parameters may be loaded.
+        image_channels: How many of the encoder's input channels, the first ones, are images, and no one-hot
+            segmentation of the previous stage of nnU-Net's cascade; None for all. Nothing in the weights tells.
 
     Raises:
-        CheckpointError: Too much is missing, or the input channels differ and neither number is 1; the encoder is then
+        CheckpointError: Too much is missing, or the image channels differ and neither number is 1; the encoder is then
             unchanged.
     """
     own, given = unaliased(encoder.state_dict()), _unaliased(weights, name)
-    _require_channels(own, given, name)
-    fitting, report = _fit(encoder, own, given)
+    inputs = own[_first_convolution(own)].shape[1]
+    images = inputs if image_channels is None else image_channels
+    if not 1 <= images <= inputs:
+        raise ValueError(f"{images} image channels of an encoder with {inputs} input channels")
+    _require_channels(own, given, name, images)
+    fitting, report = _fit(encoder, own, given, images)
     if isinstance(encoder, ResNet50Encoder):
         _require_all(own, given, report, name)
     elif not report.loaded and not report.adapted:
@@ -152,20 +168,21 @@ def _unaliased(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
 
 
 def _fit(
-    encoder: torch.nn.Module, own: Mapping[str, Tensor], given: Mapping[str, Tensor]
+    encoder: torch.nn.Module, own: Mapping[str, Tensor], given: Mapping[str, Tensor], images: int
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """The weights to load, and what becomes of each key."""
     stages = _misfit_stages(own, given)
     first = _first_convolution(own)
+    zero_channels = own[first].shape[1] - images
     fitting: dict[str, Tensor] = {}
     missing, reasons, rules = [], {}, {}
     for key, value in own.items():
         weight, reason = given.get(key), stages.get(stage_of(key))
         if reason is None and weight is not None:
-            if weight.shape == value.shape:
+            if weight.shape == value.shape and not (key == first and zero_channels):
                 fitting[key] = weight
                 continue
-            if adapted := adapt(weight, value.shape, key == first):
+            if adapted := adapt(weight, value.shape, key == first, images):
                 fitting[key], reasons[key], rules[key] = adapted.weight, adapted.how, adapted.rules
                 continue
             reason = f"{tuple(weight.shape)} in the checkpoint, {tuple(value.shape)} in the network"
@@ -175,7 +192,8 @@ def _fit(
     reasons |= {key: stages.get(stage_of(key)) or "not in the network" for key in left_over}
     loaded = tuple(key for key in fitting if key not in rules)
     share = _share(encoder, fitting)
-    return fitting, LoadReport(loaded, tuple(rules), tuple(missing), left_over, reasons, rules, share)
+    zero_channels = zero_channels if first in fitting else 0
+    return fitting, LoadReport(loaded, tuple(rules), tuple(missing), left_over, reasons, rules, share, zero_channels)
 
 
 def _misfit_stages(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[int | None, str]:
@@ -205,17 +223,19 @@ def _first_convolution(own: Mapping[str, Tensor]) -> str:
     return next(key for key, value in own.items() if value.ndim == 5)
 
 
-def _require_channels(own: Mapping[str, Tensor], given: Mapping[str, Tensor], name: str) -> None:
+def _require_channels(own: Mapping[str, Tensor], given: Mapping[str, Tensor], name: str, images: int) -> None:
     first = _first_convolution(own)
     if first not in given or given[first].ndim != 5:
         return
-    there, here = given[first].shape[1], own[first].shape[1]
-    if there != here and 1 not in (there, here):
-        raise CheckpointError(
-            f"{name}: an encoder for {there} input channels, this data set needs {here}: one channel can be repeated, "
-            f"and several be summed to one, nothing else; pre-train on scans of {here} channels, or one channel at a "
-            "time"
-        )
+    there, others = given[first].shape[1], own[first].shape[1] - images
+    if channels_fit(there, images):
+        return
+    cascade = f" (and {others} of the previous stage's segmentation, which need none)" if others else ""
+    raise CheckpointError(
+        f"{name}: an encoder for {there} image channels, this data set has {images}{cascade}: one channel can be "
+        f"repeated, and several be summed to one, nothing else; pre-train on scans of {images} channels, or one "
+        "channel at a time"
+    )
 
 
 def _require_all(own: Mapping[str, Tensor], given: Mapping[str, Tensor], report: LoadReport, name: str) -> None:

@@ -35,6 +35,38 @@ def test_three_channels_to_one_is_the_image_in_all_of_them() -> None:
     torch.testing.assert_close(convolved(image, adapted.weight), convolved(image.expand(-1, 3, -1, -1, -1), weight))
 
 
+@pytest.mark.parametrize(
+    ("there", "images", "how"),
+    [
+        (1, 1, "unchanged for 1 image channel, zeros for 2 channels of the previous stage"),
+        (3, 3, "unchanged for 3 image channels, zeros for 2 channels of the previous stage"),
+        (1, 3, "repeated over 3 channels and divided by 3, zeros for 2 channels of the previous stage"),
+        (3, 1, "summed over 3 channels, zeros for 2 channels of the previous stage"),
+    ],
+)
+def test_a_cascade_starts_with_the_image_alone(there: int, images: int, how: str) -> None:
+    """The same as without a previous stage, whatever that has found."""
+    torch.manual_seed(0)
+    weight = torch.randn(4, there, 3, 3, 3)
+    image, previous = torch.randn(1, 1, 5, 6, 7), torch.randn(1, 2, 5, 6, 7)
+    adapted = adapt(weight, torch.Size((4, images + 2, 3, 3, 3)), is_first=True, image_channels=images)
+    assert adapted is not None
+    assert (adapted.how, adapted.rules) == (how, ("number of input channels",))
+    expected = convolved(image.expand(-1, there, -1, -1, -1), weight)
+    found = convolved(torch.cat((image.expand(-1, images, -1, -1, -1), previous), dim=1), adapted.weight)
+    torch.testing.assert_close(found, expected)
+
+
+def test_only_image_channels_count() -> None:
+    """Two are not three, though the network has as many inputs as the checkpoint; deeper layers see no image."""
+    weight, shape = torch.ones(4, 3, 3, 3, 3), torch.Size((4, 3, 3, 3, 3))
+    assert adapt(weight, shape, is_first=True, image_channels=2) is None
+    deeper = adapt(weight, torch.Size((4, 3, 1, 3, 3)), is_first=False, image_channels=1)
+    assert deeper is not None
+    assert deeper.rules == ("kernel size",)
+    torch.testing.assert_close(deeper.weight, torch.full((4, 3, 1, 3, 3), 3.0))
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("kernel", [(1, 3, 3), (1, 1, 3), (3, 1, 1)])
 def test_a_larger_kernel_is_the_same_function(kernel: tuple[int, int, int], stride: int) -> None:
@@ -76,6 +108,7 @@ def test_both_at_once() -> None:
     ("before", "after", "is_first"),
     [
         ((4, 2, 3, 3, 3), (4, 3, 3, 3, 3), True),  # channels without a rule
+        ((4, 0, 3, 3, 3), (4, 1, 3, 3, 3), True),  # nothing to sum
         ((4, 1, 3, 3, 3), (4, 2, 3, 3, 3), False),  # not the image's channels
         ((4, 2, 5, 3, 3), (4, 2, 3, 3, 3), False),  # kernels without a rule
         ((4, 2, 3, 3, 3), (8, 2, 3, 3, 3), False),  # width

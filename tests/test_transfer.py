@@ -125,6 +125,7 @@ def test_kernels_and_channels_are_adapted_and_named() -> None:
     )
     text = str(report)
     assert "adapted to the number of input channels: stem.convs.0.conv.weight;" in text
+    assert "previous stage" not in text
     assert "adapted to the kernel size: stem.convs.0.conv.weight, stages.0.blocks.0.conv1.conv.weight, " in text
     assert report.reasons["stages.0.blocks.0.conv1.conv.weight"] == "kernel 1 x 3 x 3 to 3 x 3 x 3"
     image = torch.randn(1, 1, 8, 8, 8)
@@ -145,8 +146,53 @@ def test_several_channels_become_one() -> None:
         torch.testing.assert_close(before, after, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize(("there", "images"), [(1, 1), (1, 2), (3, 3), (3, 1)])
+def test_a_cascade_starts_as_if_there_were_no_previous_stage(there: int, images: int) -> None:
+    """Also where the checkpoint has as many channels as image and previous stage together (3 and 1 + 2)."""
+    resnets = ResNet50Encoder(there), ResNet50Encoder(images + 2)
+    planned = encoder_of("resenc", in_channels=there), encoder_of("resenc", in_channels=images + 2, seed=1)
+    for source, target in (resnets, planned):
+        report = load_encoder(target, source.state_dict(), "file.pth", image_channels=images)
+        assert (len(report.adapted), report.missing, report.left_over, report.share) == (1, (), (), 1)
+        assert report.zero_channels == 2
+        assert "input channels of the previous stage's segmentation (2) start at zero" in str(report)
+        assert "zeros for 2 channels of the previous stage" in report.lines()[0]
+        image, found = torch.randn(1, 1, 8, 32, 32), torch.rand(1, 2, 8, 32, 32).round()
+        with torch.no_grad():
+            before = source.eval()(image.expand(-1, there, -1, -1, -1))
+            for previous in (torch.zeros_like(found), found):
+                after = target.eval()(torch.cat((image.expand(-1, images, -1, -1, -1), previous), dim=1))
+                for one, other in zip(before, after, strict=True):
+                    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
+def test_a_first_convolution_that_is_not_loaded_stays_random() -> None:
+    source, target = encoder_of("plain"), encoder_of("plain", in_channels=3, seed=1)
+    first = "stages.0.0.convs.0.conv.weight"
+    before = target.state_dict()[first].clone()
+    weights = {key: value for key, value in without_aliases(source).items() if key != first}
+    report = load_encoder(target, weights, "file.pth", allow_partial=True, image_channels=1)
+    assert torch.equal(target.state_dict()[first], before)
+    assert report.zero_channels == 0
+    assert "previous stage" not in str(report)
+
+
+def test_the_advice_names_the_image_channels() -> None:
+    with pytest.raises(
+        CheckpointError, match=r"^file\.pth: an encoder for 3 image channels, this data set has 2 "
+    ) as no:
+        load_encoder(
+            encoder_of("plain", in_channels=9), encoder_of("plain", in_channels=3).state_dict(), "file.pth", True, 2
+        )
+    assert "(and 7 of the previous stage's segmentation, which need none)" in str(no.value)
+    assert "pre-train on scans of 2 channels, or one channel at a time" in str(no.value)
+    for images in (0, 4):
+        with pytest.raises(ValueError, match=f"{images} image channels of an encoder with 3 input channels"):
+            load_encoder(encoder_of("plain", in_channels=3), {}, "file.pth", image_channels=images)
+
+
 def test_what_is_refused_whatever_is_allowed() -> None:
-    with pytest.raises(CheckpointError, match=r"file\.pth: an encoder for 2 input channels, this data set needs 3"):
+    with pytest.raises(CheckpointError, match=r"file\.pth: an encoder for 2 image channels, this data set has 3: one"):
         load_encoder(
             encoder_of("plain", in_channels=3), encoder_of("plain", in_channels=2).state_dict(), "file.pth", True
         )

@@ -70,6 +70,17 @@ class nnUNetTrainerPGL(nnUNetTrainer):
         """Epochs of linear warm-up."""
         return max(1, round(_WARMUP_FRACTION * self.num_epochs))
 
+    @property
+    def image_channels(self) -> int:
+        """How many of the network's input channels are images.
+
+        They come first; in a cascade the previous stage's segmentation follows, a channel for each foreground label.
+        Known once the network is built.
+        """
+        previous = len(self.label_manager.foreground_labels) if self.is_cascaded else 0
+        inputs: int = self.num_input_channels
+        return inputs - previous
+
     @staticmethod
     def build_network_architecture(
         plans_manager: PlansManager,
@@ -166,7 +177,7 @@ class nnUNetTrainerPGL(nnUNetTrainer):
     def _start_from(self, start: Start) -> None:
         """Copies the encoder's weights and records where they come from."""
         network = unwrapped(self.network)
-        report, summary = start.load(network, self.plans_manager.plans)
+        report, summary = start.load(network, self.plans_manager.plans, self.image_channels)
         for line in start.lines(summary, network, self.plans_manager, self.configuration_manager):
             self.print_to_log_file(line)
         for line in report.lines():

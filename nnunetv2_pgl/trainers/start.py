@@ -55,8 +55,13 @@ class Start:
         z, y, x = (before.index(axis) for axis in plans.get("transpose_forward", (0, 1, 2)))
         return z, y, x
 
-    def load(self, network: nn.Module, plans: Mapping[str, Any]) -> tuple[LoadReport, str]:
+    def load(self, network: nn.Module, plans: Mapping[str, Any], image_channels: int) -> tuple[LoadReport, str]:
         """Copies the encoder, and the decoder if it is wanted, into a network.
+
+        Args:
+            network: With an ``encoder``.
+            plans: Of the training.
+            image_channels: How many of the network's input channels are images, see `load_encoder`.
 
         Returns:
             What became of the encoder's tensors, and all in words.
@@ -67,7 +72,7 @@ class Start:
         encoder: Any = network.encoder
         axes = self.axes(plans)
         weights = with_axes(self.checkpoint.encoder_weights, axes)
-        report = load_encoder(encoder, weights, str(self.path), allow_partial=partial_is_allowed(plans))
+        report = load_encoder(encoder, weights, str(self.path), partial_is_allowed(plans), image_channels)
         summary = str(report)
         if decoder_is_wanted(plans):
             turned = replace(self.checkpoint, decoder_weights=with_axes(self.checkpoint.decoder_weights, axes))
@@ -111,6 +116,7 @@ class Start:
         """Writes ``pgl_checkpoint.json`` into the fold's folder."""
         record: dict[str, Any] = {"path": str(self.path), "sha256": self.sha256, "named_by": self.named_by}
         record |= {key: self.checkpoint.pgl.get(key) for key in _RECORDED}
+        record |= {"previous_stage_channels": report.zero_channels}
         record |= {"share_loaded": report.share, "changes": report.lines()}
         write_text(Path(folder, "pgl_checkpoint.json"), json.dumps(record, indent=4) + "\n")
 

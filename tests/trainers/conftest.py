@@ -74,6 +74,41 @@ class Workplace:
         plans = json.loads((self.root / "nnUNet_preprocessed" / DATASET / "nnUNetPlans.json").read_text())
         return {**plans, "continue_training": False}
 
+    def with_cascade(self, plans: dict[str, Any]) -> dict[str, Any]:
+        """The plans with the configurations of a cascade, as nnU-Net's planner writes them."""
+        stages = {
+            "3d_lowres": {"inherits_from": "3d_fullres", "next_stage": "3d_cascade_fullres"},
+            "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
+        }
+        return {**plans, "configurations": {**plans["configurations"], **stages}}
+
+    def require_cascade(self, trainer: nnUNetTrainerPGL, before: Any) -> None:
+        """That a trainer's encoder sees its one image as the encoder of one channel does, and can learn to see more."""
+        previous = len(trainer.label_manager.foreground_labels)
+        assert previous == 7
+        after = trainer.network.encoder
+        generator = torch.Generator().manual_seed(0)
+        image = torch.randn(1, 1, 16, 32, 32, generator=generator)
+        found = torch.nn.functional.one_hot(torch.randint(previous, (1, 16, 32, 32), generator=generator))
+        one_hot = found.movedim(-1, 1).float()
+        before.eval()
+        after.eval()
+        for segmentation in (torch.zeros_like(one_hot), one_hot):  # the former is what finds nothing
+            features = after(torch.cat((image, segmentation), dim=1))
+            for one, other in zip(before(image), features, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+        features[0].square().sum().backward()
+        gradient = next(p.grad for p in after.parameters() if p.ndim == 5)
+        assert all(gradient[:, channel].any() for channel in range(1 + previous))
+
+        log = Path(trainer.log_file).read_text()
+        assert "input channels of the previous stage's segmentation (7) start at zero" in log
+        how = "unchanged for 1 image channel, zeros for 7 channels of the previous stage"
+        assert how in log
+        record = json.loads(Path(trainer.output_folder, "pgl_checkpoint.json").read_text())
+        assert record["previous_stage_channels"] == 7
+        assert [change.endswith(how) for change in record["changes"]] == [True]
+
     def dataset_json(self) -> dict[str, Any]:
         return json.loads((self.root / "nnUNet_preprocessed" / DATASET / "dataset.json").read_text())
 

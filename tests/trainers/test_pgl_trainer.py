@@ -15,7 +15,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_pgl.checkpoint import load_checkpoint, save_checkpoint
-from nnunetv2_pgl.networks import PGLSegmenter
+from nnunetv2_pgl.networks import PGLSegmenter, ResNet50Encoder
 from nnunetv2_pgl.trainers import (
     nnUNetTrainerPGL,
     nnUNetTrainerPGLScratch,
@@ -250,3 +250,13 @@ def test_more_input_channels(workplace: Workplace, save_encoder: SaveEncoder) ->
     trainer.initialize()
     assert trainer.network.encoder.conv.in_channels == 2
     assert "adapted to the number of input channels: conv.weight" in Path(trainer.log_file).read_text()
+
+
+def test_a_cascade_starts_as_if_there_were_no_previous_stage(workplace: Workplace, save_encoder: SaveEncoder) -> None:
+    encoder = save_encoder(workplace.results / "PGL" / "run" / "checkpoint_final.pth")
+    plans = workplace.with_cascade(workplace.plans())
+    trainer = nnUNetTrainerPGL(plans, "3d_cascade_fullres", 0, workplace.dataset_json(), CPU)
+    trainer.initialize()
+    of_the_plan = ResNet50Encoder(1, trainer.network.encoder.strides)
+    of_the_plan.load_state_dict(encoder.state_dict())
+    workplace.require_cascade(trainer, of_the_plan)

@@ -241,6 +241,35 @@ def test_more_input_channels(workplace: Workplace, save_planned: SavePlanned) ->
     assert "adapted: stem.convs.0.conv.weight: repeated over 2 channels and divided by 2" in log_of(trainer)
 
 
+@pytest.mark.parametrize("kind", ["plain", "resenc"])
+def test_a_cascade_starts_as_if_there_were_no_previous_stage(
+    workplace: Workplace, save_planned: SavePlanned, kind: str
+) -> None:
+    network = small_network(kind)
+    encoder = save_planned(network)
+    trainer = nnUNetTrainerPGL(
+        workplace.with_cascade(plans_for(workplace, network)), "3d_cascade_fullres", 0, workplace.dataset_json(), CPU
+    )
+    trainer.initialize()
+    workplace.require_cascade(trainer, encoder)
+
+
+def test_the_previous_stage_is_not_pre_trained_for(workplace: Workplace, save_planned: SavePlanned) -> None:
+    """An encoder of three channels fits the three images of a cascade, and no two of them."""
+    network = small_network()
+    encoder = save_planned(network, in_channels=3)
+    plans = workplace.with_cascade(plans_for(workplace, network))
+    dataset_json = {**workplace.dataset_json(), "channel_names": {"0": "T1", "1": "T2", "2": "FLAIR"}}
+    trainer = nnUNetTrainerPGL(dict(plans), "3d_cascade_fullres", 0, dataset_json, CPU)
+    trainer.initialize()
+    stem, before = (e.stages[0][0].convs[0].conv.weight for e in (trainer.network.encoder, encoder))
+    assert torch.equal(stem[:, :3], before)
+    assert not stem[:, 3:].any()
+    dataset_json = {**dataset_json, "channel_names": {"0": "T1", "1": "T2"}}
+    with pytest.raises(SystemExit, match=r"this data set has 2 \(and 7 of .*; pre-train on scans of 2 channels"):
+        nnUNetTrainerPGL(plans, "3d_cascade_fullres", 1, dataset_json, CPU).initialize()
+
+
 def test_folds_of_one_model_have_one_network(
     workplace: Workplace, save_planned: SavePlanned, save_encoder: SaveEncoder
 ) -> None:

@@ -115,13 +115,18 @@ def missing_cases(comparison: Comparison) -> list[str]:
     """Cases to train or validate on that nnU-Net has not preprocessed for the configuration.
 
     Raises:
-        ComparisonError: The plans do not have the configuration.
+        ComparisonError: The plans do not have the configuration, or it is the second stage of a cascade.
     """
     settings = comparison.settings
     configurations = read_json(base_plans(settings)).get("configurations", {})
     if settings.configuration not in configurations:
         known = ", ".join(configurations)
         raise ComparisonError(f"-c {settings.configuration}: {base_plans(settings)} has the configurations {known}")
+    if previous := configurations[settings.configuration].get("previous_stage"):
+        raise ComparisonError(
+            f"-c {settings.configuration}: needs the segmentations of {previous} for each training, which pgl_compare "
+            f"does not make; compare 3d_fullres or {previous}"
+        )
     folds = comparison.splits.folds
     wanted = {case for fold in folds for case in (*fold.orders[0], *fold.validation)}
     data = Path(nnUNet_preprocessed) / settings.dataset / _data_identifier(configurations, settings.configuration)

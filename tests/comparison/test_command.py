@@ -371,6 +371,21 @@ def test_wrong_input_ends_in_one_line(desk: Desk, words: tuple[str, ...], messag
     assert tree(desk.root) == before
 
 
+def test_a_cascade_is_refused_before_anything_is_trained(desk: Desk) -> None:
+    """Its previous stage would have to be trained for each of the runs."""
+    configurations = {
+        "3d_fullres": {"data_identifier": "data"},
+        "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
+    }
+    folder = desk.root / "nnUNet_preprocessed" / NAME
+    folder.mkdir()
+    plans = {"plans_name": "nnUNetPlans", "configurations": configurations}
+    (folder / "nnUNetPlans.json").write_text(json.dumps(plans))
+    for words in (TINY, (*TINY, "--dry_run")):
+        line = desk.refused(*words, "-c", "3d_cascade_fullres")
+        assert "-c 3d_cascade_fullres: needs the segmentations of 3d_lowres for each training" in line
+
+
 @pytest.mark.parametrize("variable", ["nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"])
 def test_missing_variables(desk: Desk, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.delenv(variable)

@@ -5,6 +5,7 @@ Needs Linux, whose /proc tells memory and bytes read. Every measurement is taken
     python -m benchmarks.preprocessing rate FOLDER WORKERS
     python -m benchmarks.preprocessing stages FOLDER
     python -m benchmarks.preprocessing peaks FOLDER
+    python -m benchmarks.preprocessing dicom FOLDER
 
 Each prints JSON in its last line.
 """
@@ -49,7 +50,11 @@ def measure(settings: Settings) -> list[Figure]:
     """Measures on CTs generated into the scratch folder."""
     folder = settings.folder / "preprocessing"
     try:
-        return [*_rates(folder / "rate", settings.quick), *_peaks(folder / "peak", settings.quick)]
+        return [
+            *_rates(folder / "rate", settings.quick),
+            *_peaks(folder / "peak", settings.quick),
+            *_dicom_figures(folder / "dicom", settings.quick),
+        ]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -106,6 +111,34 @@ def _peaks(folder: Path, quick: bool) -> list[Figure]:
         *(Figure(f"preprocessing_peak_{case}", ratio, "", f"the same, {case}") for case, ratio in peaks.items()),
         Figure("preprocessing_worker_base", told["base"] / MIB, "MiB", "resident memory of a worker before its scans"),
     ]
+
+
+def _dicom_figures(folder: Path, quick: bool) -> list[Figure]:
+    shape = (30, 64, 64) if quick else _LARGE_SHAPE
+    _write_series(folder, np.tile(make_scan(1, (shape[0] // 2, shape[1] // 2, shape[2] // 2)), (2, 2, 2)))
+    told = run_child("benchmarks.preprocessing", ["dicom", str(folder)])
+    what = f"a series of {' x '.join(map(str, shape))} int16, not compressed"
+    return [
+        Figure("dicom_over_itk", told["ratio"], "", f"seconds to find and read {what}, over ITK's", "<= 1.5"),
+        Figure("dicom_seconds", told["seconds"], "s", f"to find and read {what}"),
+        Figure("dicom_headers", told["headers"], "s", "to find it, from its headers alone"),
+    ]
+
+
+def _write_series(folder: Path, scan: np.ndarray) -> None:
+    folder.mkdir(parents=True)
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for index, plane in enumerate(scan):
+        image = sitk.GetImageFromArray(plane)
+        tags = {
+            **{"0008|0060": "CT", "0008|0018": f"1.2.3.{index + 1}", "0020|000d": "1.2", "0020|000e": "1.2.3"},
+            **{"0020|0032": f"0\\0\\{index}", "0020|0037": "1\\0\\0\\0\\1\\0"},
+        }
+        for key, value in tags.items():
+            image.SetMetaData(key, value)
+        writer.SetFileName(str(folder / f"{index:04d}.dcm"))
+        writer.Execute(image)
 
 
 def _write(path: Path, scan: np.ndarray, spacing: tuple[float, float, float]) -> None:
@@ -192,6 +225,28 @@ def _stages(folder: Path) -> dict[str, float]:
     return {stage: median(values) for stage, values in seconds.items()} | {"reads": median(reads)}
 
 
+def _dicom(folder: Path) -> dict[str, float]:
+    """Seconds to find and to read a series, and over those that ITK takes for the same; they take turns."""
+    ratios, seconds, headers = [], [], []
+    for number in range(6):
+        start = time.monotonic()
+        (uid,) = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+        image = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid))
+        theirs = sitk.GetArrayFromImage(image).astype(np.float32)
+        middle = time.monotonic()
+        ((scan,), _) = find_scans([str(folder)])
+        found = time.monotonic()
+        ours, _, _ = read_scan(scan)
+        end = time.monotonic()
+        if not np.array_equal(ours[0], theirs):
+            raise ValueError("the two readers differ")
+        if number:  # the first one loads what is loaded late
+            ratios.append((end - middle) / (middle - start))
+            seconds.append(end - middle)
+            headers.append(found - middle)
+    return {"ratio": median(ratios), "seconds": median(seconds), "headers": median(headers)}
+
+
 def _record(prepared: Prepared) -> dict[str, Any]:
     return {
         "name": "scan",
@@ -209,7 +264,7 @@ def main() -> None:
     if what == "rate":
         told = _rate(Path(folder), int(rest[0]))
     else:
-        told = {"stages": _stages, "peaks": _peaks_of}[what](Path(folder))
+        told = {"stages": _stages, "peaks": _peaks_of, "dicom": _dicom}[what](Path(folder))
     print(json.dumps(told))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,9 +15,12 @@ from typing import Any
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import iter_pixels
+from pydicom.tag import Tag
 from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -30,13 +35,16 @@ logging.getLogger("pydicom").setLevel(logging.ERROR)  # what matters becomes a s
 PHASES = ("AcquisitionNumber", "TemporalPositionIdentifier", "EchoNumbers", "ImageType")
 # Objects of these have pixels, or none, but are no images of a patient.
 _NO_IMAGES = {"SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "PR", "SR", "KO", "REG", "DOC"}
-_TAGS = [
+_MOST_DEFLATED = 8 * 1024**2  # bytes of a file
+_LEAST_FRAME = 64  # bytes in a file, however it is compressed
+_KEYWORDS = (
     *("SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality"),
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "FrameOfReferenceUID"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SpacingBetweenSlices"),
     *("RescaleSlope", "RescaleIntercept", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *PHASES,
-]
+)
+_TAGS = [Tag(keyword) for keyword in _KEYWORDS]
 # What is told frame by frame, or once for all, in objects of many frames (PS3.3, C.7.6.16).
 _GROUPS = (
     *("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence"),
@@ -105,43 +113,15 @@ def read_frames(file: str) -> list[Frame]:
         BadScan: If it is damaged, or holds no image.
     """
     with _reasons_for(file):
-        data = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_TAGS)
-        kind = data.file_meta.get("MediaStorageSOPClassUID", data.get("SOPClassUID"))
-        if not kind and data.preamble:
-            raise ValueError("what it holds is missing")
-        if not kind or kind == MediaStorageDirectoryStorage:
-            return []
-        size = int(data.get("Rows") or 0), int(data.get("Columns") or 0)
-        modality = _text(data, "Modality").upper()
-        if modality in _NO_IMAGES:
-            raise BadScan(f"holds no image but {modality}")
-        if 0 in size:
-            raise BadScan("holds no image, or is truncated")
-        grey = _text(data, "PhotometricInterpretation").startswith("MONOCHROME") and data.get("SamplesPerPixel", 1) == 1
-        common = (
-            (_text(data, "StudyInstanceUID"), _text(data, "SeriesInstanceUID")),
-            tuple(text for text in (_text(data, "SeriesNumber"), _text(data, "SeriesDescription")) if text),
-            *(modality, grey, tuple(_text(data, keyword) for keyword in PHASES)),
-            *(_text(data, "FrameOfReferenceUID"), size),
-        )
-        count, groups = int(data.get("NumberOfFrames") or 1), data.get("PerFrameFunctionalGroupsSequence") or []
-        if not groups:
-            return _evenly_spaced(Frame(file, 0, *common, *_told([data])), count, data)
-        if len(groups) != count:
-            raise BadScan(f"announces {count} frames and describes {len(groups)}: fetch it again")
-        shared = _items((data.get("SharedFunctionalGroupsSequence") or [Dataset()])[0])
-        return [Frame(file, i, *common, *_told([*_items(own), *shared, data])) for i, own in enumerate(groups)]
+        _require_harmless(file)
+        return _frames(file, pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_TAGS))
 
 
-def read_planes(file: str, frames: Sequence[Frame]) -> Iterator[tuple[Frame, np.ndarray]]:
-    """The values (rows, columns) that are meant, frame by frame.
-
-    Args:
-        file: Path.
-        frames: All frames of the file in their order, as `read_frames` gives them.
+def read_planes(file: str) -> Iterator[tuple[Frame, np.ndarray]]:
+    """Each frame with the values (rows, columns) that are meant, such as HU, in any dtype.
 
     Raises:
-        BadScan: If the file is truncated or damaged, or has not these frames.
+        BadScan: If the file is truncated or damaged.
     """
     with _reasons_for(file):
         data = pydicom.dcmread(file, force=True)
@@ -149,15 +129,13 @@ def read_planes(file: str, frames: Sequence[Frame]) -> Iterator[tuple[Frame, np.
             implicit, little = data.original_encoding
             explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
             data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
-        for frame, pixels in zip(frames, iter_pixels(data), strict=True):
-            if pixels.shape != frame.size:
-                raise ValueError(f"{' x '.join(map(str, pixels.shape))} pixels")
+        for frame, pixels in zip(_frames(file, data), iter_pixels(data), strict=True):
             if "ModalityLUTSequence" in data:
                 yield frame, apply_modality_lut(pixels, data)
             elif frame.slope == 1:  # exact for whole numbers
-                yield frame, pixels.astype(np.float32) + np.float32(frame.intercept)
+                yield frame, np.add(pixels, frame.intercept, dtype=np.float32)
             else:
-                yield frame, pixels.astype(np.float64) * frame.slope + frame.intercept
+                yield frame, np.multiply(pixels, frame.slope, dtype=np.float64) + frame.intercept
 
 
 @contextmanager
@@ -176,13 +154,47 @@ def _reasons_for(file: str) -> Iterator[None]:
         raise BadScan(f"{Path(file).name} is truncated or damaged ({reason}): fetch it again") from error
 
 
+def _require_harmless(file: str) -> None:
+    """Refuse what pydicom would decompress at once, and that may be a thousand times as large then."""
+    if os.path.getsize(file) > _MOST_DEFLATED:
+        with open(file, "rb") as stream:
+            if DeflatedExplicitVRLittleEndian.encode() in stream.read(1024):
+                raise BadScan("is deflated: store it in another transfer syntax")
+
+
+def _frames(file: str, data: Dataset) -> list[Frame]:
+    kind = data.file_meta.get("MediaStorageSOPClassUID", data.get("SOPClassUID"))
+    if not kind and data.preamble:
+        raise ValueError("what it holds is missing")
+    if not kind or kind == MediaStorageDirectoryStorage:
+        return []
+    size, modality = (int(data.get("Rows") or 0), int(data.get("Columns") or 0)), _text(data, "Modality").upper()
+    if modality in _NO_IMAGES:
+        raise BadScan(f"holds no image but {modality}")
+    if 0 in size:
+        raise BadScan("holds no image, or is truncated")
+    grey = _text(data, "PhotometricInterpretation").startswith("MONOCHROME") and data.get("SamplesPerPixel", 1) == 1
+    common = (
+        (_text(data, "StudyInstanceUID"), _text(data, "SeriesInstanceUID")),
+        tuple(text for text in (_text(data, "SeriesNumber"), _text(data, "SeriesDescription")) if text),
+        *(modality, grey, tuple(_text(data, keyword) for keyword in PHASES)),
+        *(_text(data, "FrameOfReferenceUID"), size),
+    )
+    count, groups = int(data.get("NumberOfFrames") or 1), data.get("PerFrameFunctionalGroupsSequence") or []
+    if count * _LEAST_FRAME > os.path.getsize(file):
+        raise BadScan(f"announces {count} frames: it is damaged, fetch it again")
+    if not groups:
+        return _evenly_spaced(Frame(file, 0, *common, *_told([data])), count, data)
+    if len(groups) != count:
+        raise BadScan(f"announces {count} frames and describes {len(groups)}: fetch it again")
+    shared = _items((data.get("SharedFunctionalGroupsSequence") or [Dataset()])[0])
+    return [Frame(file, i, *common, *_told([*_items(own), *shared, data])) for i, own in enumerate(groups)]
+
+
 def _text(data: Dataset, keyword: str) -> str:
     value = data.get(keyword)
-    return (
-        ""
-        if value is None
-        else " ".join(map(str, value if isinstance(value, pydicom.multival.MultiValue) else [value]))
-    )
+    parts = value if isinstance(value, MultiValue) else [] if value is None else [value]
+    return " ".join(map(str, parts))
 
 
 def _items(groups: Dataset) -> list[Dataset]:
@@ -194,8 +206,8 @@ def _told(items: Sequence[Dataset]) -> tuple[Any, ...]:
 
     def numbers(keyword: str, count: int) -> tuple[float, ...]:
         value = next((item.get(keyword) for item in items if keyword in item), None)
-        values = () if value is None else np.atleast_1d(np.asarray(value, np.float64))
-        return tuple(map(float, values)) if len(values) == count and np.isfinite(values).all() else ()
+        values = () if value is None else tuple(map(float, value if isinstance(value, MultiValue) else [value]))
+        return values if len(values) == count and all(map(math.isfinite, values)) else ()
 
     geometry = numbers("ImagePositionPatient", 3), numbers("ImageOrientationPatient", 6), numbers("PixelSpacing", 2)
     return *geometry, (numbers("RescaleSlope", 1) or (1.0,))[0], (numbers("RescaleIntercept", 1) or (0.0,))[0]

@@ -41,26 +41,42 @@ class Stack:
         """Angle in degrees between the normal and the line on which the slices lie."""
         return float(np.degrees(np.arctan(np.hypot(*self.shear))))
 
-    def read(self) -> np.ndarray:
-        """The values that are meant, float32 (1, z, y, x).
 
-        A sheared stack is straightened by linear interpolation within its slices, those at both ends moving the most;
-        what comes in from outside is the lowest value of the volume.
+def read_volume(files: Sequence[str], geometry: Geometry) -> np.ndarray:
+    """Read the voxels of a series.
 
-        Raises:
-            BadScan: If a file is truncated or damaged.
-        """
-        array = np.empty(self.geometry.shape, np.float32)
-        where = {(frame.file, frame.index): z for z, frame in enumerate(self.frames)}
-        for file, frames in groupby(sorted(self.frames, key=lambda frame: (frame.file, frame.index)), lambda f: f.file):
-            for frame, plane in read_planes(file, list(frames)):
-                array[where[file, frame.index]] = plane
-        if any(self.shear):
-            lowest, (step, *pixel) = float(array.min()), self.geometry.spacing
-            for z, plane in enumerate(array):
-                moved = (z - (len(array) - 1) / 2) * step * np.array(self.shear) / pixel
-                array[z] = ndimage.shift(plane, moved, order=1, cval=lowest)
-        return array[None]
+    A sheared stack is straightened by linear interpolation within its slices, those at both ends moving the most; what
+    comes in from outside is the lowest value of the volume.
+
+    Args:
+        files: Those of a `Stack`.
+        geometry: Its geometry.
+
+    Returns:
+        The values that are meant, float32 (1, z, y, x).
+
+    Raises:
+        BadScan: If a file is truncated or damaged, or they are no longer this volume.
+    """
+    array, frames = np.empty(geometry.shape, np.float32), list[Frame]()
+    for file in files:
+        for frame, plane in read_planes(file):
+            if len(frames) == len(array) or plane.shape != array.shape[1:]:
+                raise BadScan(f"{frame.name} is not as it was when the series was found: start again")
+            array[len(frames)] = plane
+            frames.append(frame)
+    stack = stacked(frames)
+    if stack.geometry != geometry:
+        raise BadScan("the files are not as they were when the series was found: start again")
+    if stack.frames != tuple(frames):
+        numbers = {(frame.file, frame.index): number for number, frame in enumerate(frames)}
+        array = array[[numbers[frame.file, frame.index] for frame in stack.frames]]
+    if any(stack.shear):
+        lowest, (step, *pixel) = float(array.min()), geometry.spacing
+        for z, plane in enumerate(array):
+            moved = (z - (len(array) - 1) / 2) * step * np.array(stack.shear) / pixel
+            array[z] = ndimage.shift(plane, moved, order=1, cval=lowest)
+    return array[None]
 
 
 def stack_of(files: Sequence[str]) -> Stack:

@@ -13,7 +13,7 @@ from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
 from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-from pretraining.data.dicom_volume import stack_of
+from pretraining.data.dicom_volume import read_volume, stack_of
 from pretraining.data.integrity import NIFTI_ERRORS, check_file, nifti_spacing, read_voxels, require_content
 from pretraining.data.scan import DICOM, BadScan, Geometry, Scan
 
@@ -56,9 +56,9 @@ def read_scan(scan: Scan) -> tuple[np.ndarray, tuple[float, float, float], dict[
             infinity.
     """
     if scan.reader == DICOM:
-        stack = stack_of(scan.files)
-        _require_possible(stack.geometry.shape, scan.files[:1])
-        array, properties = stack.read(), {"spacing": stack.geometry.spacing}
+        geometry = read_geometry(scan)
+        _require_possible(geometry.shape, scan.files[:1])
+        array, properties = read_volume(scan.files, geometry), {"spacing": geometry.spacing}
     elif scan.reader in _HEADER_READERS:
         array, properties = _read_files(scan)
     else:
@@ -191,7 +191,7 @@ def _check_values(array: np.ndarray, channels: Sequence[str]) -> None:
 
 def _few_labels(array: np.ndarray) -> str:
     """The values if they are few small whole numbers, as in a segmentation; empty for a scan."""
-    if array.min() < 0 or array.max() > 255:
+    if any(part.min() < 0 or part.max() > 255 for part in (array[:, 0], array)):  # the first slice tells of most scans
         return ""
     small = array.astype(np.uint8)
     if not np.array_equal(small, array):

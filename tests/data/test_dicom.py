@@ -388,6 +388,22 @@ def test_damage_is_named_and_costs_its_own_series_only(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_scan(scans[1])[0][0], VALUES)
 
 
+def test_a_small_file_takes_no_memory_for_what_it_claims(tmp_path: Path) -> None:
+    write_slices(tmp_path / "good", VALUES, SeriesInstanceUID="1.2.4")
+    film = dataset(VALUES, NumberOfFrames=10**9, SpacingBetweenSlices=1, ImagePositionPatient=[0, 0, 0])
+    save(film, tmp_path / "frames" / "a.dcm")
+    large = np.zeros((3000, 3000), np.int16)
+    deflated = {"syntax": DeflatedExplicitVRLittleEndian, "SeriesInstanceUID": "1.9"}
+    save(dataset(large, ImagePositionPatient=[0, 0, 0], **deflated), tmp_path / "deflated" / "a.dcm")
+    with (tmp_path / "deflated" / "a.dcm").open("ab") as file:
+        file.truncate(9 * 1024**2)
+    _, skipped = read(tmp_path)
+    assert skipped == {
+        "frames": "a.dcm announces 1000000000 frames: it is damaged, fetch it again",
+        "deflated": "a.dcm is deflated: store it in another transfer syntax",
+    }
+
+
 @pytest.mark.parametrize("encoded", ["plain", "RLE"])
 def test_any_slice_is_read_or_refused(tmp_path: Path, encoded: str) -> None:
     """500 harmed slices in the middle of three, as whatever they claim to hold, and in little memory."""

@@ -16,6 +16,7 @@ import SimpleITK as sitk
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWithReorient
 
+from pretraining.data import metaimage
 from pretraining.data.dicom_volume import stack_of
 from pretraining.data.integrity import NIFTI_ERRORS
 from pretraining.data.orientation import Orientation, orientation_of_direction
@@ -24,7 +25,6 @@ from pretraining.data.scan import DICOM, BadScan, Scan
 _KEEP_AXES = (SimpleITKIO.__name__, NibabelIO.__name__)
 _TURN_AXES = (SimpleITKIOWithReorient.__name__, NibabelIOWithReorient.__name__)
 _TURNED: Orientation = ("S", "A", "R")  # both turn to RAS, which is x, y, z
-_METAIMAGE_HEADER = 64 * 1024
 _METAIMAGE_MATRICES = ("TransformMatrix", "Rotation", "Orientation")  # MetaIO takes each
 _ANATOMICAL_SPACE = "left-posterior-superior"  # ITK turns the other two into it
 
@@ -59,7 +59,7 @@ def _orientation_of_file(file: Path) -> Orientation | None:
             direction = _of_metaimage(file)
         else:
             direction = None
-    except (*NIFTI_ERRORS, RuntimeError):
+    except (*NIFTI_ERRORS, RuntimeError, BadScan):
         return None
     return None if direction is None else orientation_of_direction(direction)
 
@@ -80,15 +80,7 @@ def _of_nrrd(file: Path) -> Sequence[float] | None:
 
 
 def _of_metaimage(file: Path) -> Sequence[float] | None:
-    with file.open("rb") as stream:
-        lines = stream.read(_METAIMAGE_HEADER).decode("latin-1").splitlines()
-    for line in lines:
-        key = line.partition("=")[0].strip()
-        if key == "ElementDataFile":
-            break
-        if key in _METAIMAGE_MATRICES:
-            return _of_3d(_read_header(file))
-    return None
+    return _of_3d(_read_header(file)) if metaimage.read_header(file).has(*_METAIMAGE_MATRICES) else None
 
 
 def _of_3d(header: sitk.ImageFileReader) -> Sequence[float] | None:

@@ -2,11 +2,12 @@
 
 What it does, observed with SimpleITK 2.5 (ITK 5.4): NIfTI that ends too early, in the gzip stream or inside it, is
 filled up with zeros, and NaN and infinity become zero. A damaged compressed MetaImage gives arbitrary values and a line
-on the terminal; an uncompressed one that ends too early, or whose file of voxels is lost, raises an error that does not
-say so. NRRD that ends too early raises a true one, and keeps NaN, so it needs no look.
+on the terminal; an uncompressed one that ends too early raises an error that does not say so. NRRD that ends too early
+raises a true one, and keeps NaN, so it needs no look.
 
 SimpleITK would decompress a second time what was checked, and hold it up to three times. So the voxels go from the file
-into the array here; shape, spacing and directions remain SimpleITK's affair.
+into the array here; shape, spacing and directions remain the reader's affair. What is unusual in a header is not
+interpreted here: such voxels are checked only, and then read by the data set's own reader.
 """
 
 import gzip
@@ -14,7 +15,6 @@ import math
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,9 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
+from pretraining.data.metaimage import metaimage_voxels
 from pretraining.data.scan import BadScan
+from pretraining.data.voxels import Voxels
 
 _CHUNK = 4 * 1024**2
 _GZIP = b"\x1f\x8b"
@@ -38,32 +40,8 @@ NIFTI_ERRORS = (
     *(ImageFileError, HeaderDataError, WrapStructError),
     *(EOFError, OSError, zlib.error, ValueError, AttributeError, OverflowError),
 )
-# MetaImage's names of the types that one voxel per value can have; MET_LONG is 4 bytes in a file.
-_METAIMAGE_TYPES = {
-    **{"MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4"},
-    **{"MET_LONG": "i4", "MET_ULONG": "u4", "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8"},
-    **{"MET_FLOAT": "f4", "MET_DOUBLE": "f8"},
-}
-
-
-@dataclass(frozen=True)
-class _Voxels:
-    """Where and how a file holds its voxels.
-
-    Attributes:
-        file: The file.
-        offset: Bytes before the first voxel; where ``compressed_from`` is given, of what is decompressed.
-        dtype: Of the stored values.
-        compressed_from: Where in the file a zlib or gzip stream begins; None if there is none.
-        slope, intercept: Of the linear function from stored to true values.
-    """
-
-    file: Path
-    offset: int
-    dtype: np.dtype
-    compressed_from: int | None
-    slope: float = 1.0
-    intercept: float = 0.0
+# ITK takes smaller slopes for none.
+_SMALLEST_SLOPE = 1e-12
 
 
 def check_file(path: str) -> None:
@@ -95,16 +73,24 @@ def nifti_spacing(path: str) -> tuple[float, ...]:
     Raises:
         BadScan: If the file has no such header.
     """
-    file = Path(path)
     try:
-        with gzip.open(file) if file.name.lower().endswith(".gz") else file.open("rb") as stream:
-            header = stream.read(nibabel.Nifti2Header.sizeof_hdr)
-        second = struct.pack("<i", len(header)), struct.pack(">i", len(header))
-        fields: Any = nibabel.Nifti2Header if header[:4] in second else nibabel.Nifti1Header
-        values = fields(header[: fields.sizeof_hdr], check=False)["pixdim"][3:0:-1]
+        return tuple(float(value) for value in _nifti_header(Path(path))["pixdim"][3:0:-1])
     except NIFTI_ERRORS as error:
-        raise BadScan(f"{file.name} is no readable NIfTI file ({error})") from error
-    return tuple(float(value) for value in values)
+        raise no_nifti(path, error) from error
+
+
+def no_nifti(path: str | Path, error: Exception) -> BadScan:
+    """The reason for what nibabel raises, one of ``NIFTI_ERRORS``."""
+    return BadScan(f"{Path(path).name} is no readable NIfTI file ({error})")
+
+
+def _nifti_header(file: Path, check: bool = False) -> Any:
+    """The header as it is stored; where it is checked, nibabel corrects it, or raises one of ``NIFTI_ERRORS``."""
+    with gzip.open(file) if file.name.lower().endswith(".gz") else file.open("rb") as stream:
+        header = stream.read(nibabel.Nifti2Header.sizeof_hdr)
+    second = struct.pack("<i", len(header)), struct.pack(">i", len(header))
+    fields: Any = nibabel.Nifti2Header if header[:4] in second else nibabel.Nifti1Header
+    return fields(header[: fields.sizeof_hdr], check=check)
 
 
 def read_voxels(path: str, out: np.ndarray) -> bool:
@@ -115,7 +101,8 @@ def read_voxels(path: str, out: np.ndarray) -> bool:
         out: float32 (z, y, x), of the shape that the header tells; takes the values, NaN and infinity among them.
 
     Returns:
-        False, with nothing read, for formats that SimpleITK itself checks.
+        False, with nothing read, for what the data set's reader shall read: formats whose damage it notices itself,
+        and unusual headers.
 
     Raises:
         BadScan: If the file ends too early or fails its checksum.
@@ -126,84 +113,71 @@ def read_voxels(path: str, out: np.ndarray) -> bool:
 def _pass_over(file: Path, out: np.ndarray | None) -> bool:
     name = file.name.lower()
     if name.endswith((".nii", ".nii.gz")):
-        voxels: _Voxels | None
-        voxels, count = _nifti_voxels(file)
+        voxels: Voxels | None = _nifti_voxels(file)
     elif name.endswith((".mha", ".mhd")):
-        voxels, count = _metaimage_voxels(file)
+        voxels = metaimage_voxels(file)
     else:
         return False
     if voxels is None:
         return False
+    if voxels.dtype.kind not in "iuf":
+        raise BadScan(f"{file.name} has several values per voxel ({voxels.dtype})")
     if voxels.offset > _MOST_BESIDE_VOXELS:
         raise BadScan(f"{file.name} announces that its voxels begin after {voxels.offset} bytes: fetch it again")
-    if count < 1:
-        raise BadScan(f"{file.name} announces {count} values: its header is damaged")
-    if out is not None and count != out.size:
-        raise BadScan(f"{file.name} announces {count} values for {out.size} voxels")
+    if voxels.count < 1:
+        raise BadScan(f"{file.name} announces {voxels.count} values: its header is damaged")
+    if voxels.only_checked:
+        out = None
+    if out is not None and voxels.count != out.size:
+        raise BadScan(f"{file.name} announces {voxels.count} values for {out.size} voxels")
     try:
-        read = _fill(voxels, count, out)
+        read = _fill(voxels, out)
     except (EOFError, zlib.error) as error:
         raise BadScan(f"{file.name} is truncated or damaged ({error}): fetch it again") from error
-    if read < count:
+    if read < voxels.count:
         size = voxels.dtype.itemsize
-        raise BadScan(f"{file.name} is truncated: {read * size} of {count * size} bytes of voxels are there")
-    return True
+        raise BadScan(f"{file.name} is truncated: {read * size} of {voxels.count * size} bytes of voxels are there")
+    return not voxels.only_checked
 
 
-def _nifti_voxels(file: Path) -> tuple[_Voxels, int]:
+def _nifti_voxels(file: Path) -> Voxels:
     try:
-        image: Any = nibabel.load(file)
-        proxy = image.dataobj
-        compressed_from = 0 if file.name.lower().endswith(".gz") else None
-        voxels = _Voxels(file, int(proxy.offset), proxy.dtype, compressed_from, float(proxy.slope), float(proxy.inter))
-        return voxels, math.prod(image.shape)
+        header = _nifti_header(file, check=True)
+        dtype, count, offset = header.get_data_dtype(), math.prod(header.get_data_shape()), header.get_data_offset()
     except NIFTI_ERRORS as error:
-        raise BadScan(f"{file.name} is no readable NIfTI file ({error})") from error
+        raise no_nifti(file, error) from error
+    if offset < header.sizeof_hdr:
+        raise BadScan(f"{file.name} announces that its voxels begin at byte {offset}, within its header")
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if not math.isfinite(slope) or slope == 0:
+        slope, is_unusual = 1.0, intercept != 0 and math.isfinite(intercept)  # nibabel drops it with the slope
+        intercept = 0.0
+    else:
+        is_unusual = abs(slope) < _SMALLEST_SLOPE or not math.isfinite(intercept)
+    return Voxels(
+        *(file, dtype, count, int(offset)),
+        compressed_from=0 if file.name.lower().endswith(".gz") else None,
+        in_parts=True,
+        slope=slope,
+        intercept=intercept,
+        only_checked=is_unusual,
+    )
 
 
-def _metaimage_voxels(file: Path) -> tuple[_Voxels | None, int]:
-    """None if it is of an unknown type, scattered over several files, or with a header within, which is left to ITK."""
-    fields = {}
-    with file.open("rb") as stream:
-        for line in stream:
-            key, _, value = line.decode("latin-1").partition("=")
-            fields[key.strip()] = value.strip()
-            if key.strip() == "ElementDataFile":
-                break
-        start = stream.tell()
-    named = fields.get("ElementDataFile", "")
-    data = file if named == "LOCAL" else file.parent / named
-    kind = _METAIMAGE_TYPES.get(fields.get("ElementType", ""))
-    if kind is None or not named or "%" in named or named.startswith("LIST") or "HeaderSize" in fields:
-        return None, 0
-    if not data.is_file():
-        raise BadScan(f"{file.name} has its voxels in {named}, which is not there")
-    start = start if named == "LOCAL" else 0
-    order = fields.get("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", "False"))
-    dtype = np.dtype((">" if order.lower() == "true" else "<") + kind)
-    try:
-        count = math.prod(int(size) for size in fields.get("DimSize", "0").split())
-        count *= int(fields.get("ElementNumberOfChannels", "1"))
-    except ValueError as error:
-        raise BadScan(f"{file.name} does not tell how many voxels it has: its header is damaged") from error
-    is_compressed = fields.get("CompressedData", "").lower() == "true"
-    return (_Voxels(data, 0, dtype, start) if is_compressed else _Voxels(data, start, dtype, None)), count
-
-
-def _fill(voxels: _Voxels, count: int, out: np.ndarray | None) -> int:
+def _fill(voxels: Voxels, out: np.ndarray | None) -> int:
     """Pass over the values, into ``out`` if it is given, and return how many there were; then read to the end."""
     done, rest, beyond = 0, b"", 0
     with voxels.file.open("rb") as stream:
         for chunk in _bytes(stream, voxels):
             chunk = rest + chunk
-            values = np.frombuffer(chunk, voxels.dtype, min(len(chunk) // voxels.dtype.itemsize, count - done))
+            values = np.frombuffer(chunk, voxels.dtype, min(len(chunk) // voxels.dtype.itemsize, voxels.count - done))
             if out is not None:
                 out[done : done + len(values)] = _true_values(values, voxels)
             elif not np.isfinite(values).all():
                 raise BadScan(f"{voxels.file.name} holds NaN or infinite values")
             done += len(values)
             rest = chunk[values.nbytes :]
-            if done == count:
+            if done == voxels.count:
                 beyond, rest = beyond + len(rest), b""
                 if beyond > _MOST_BESIDE_VOXELS:
                     raise BadScan(
@@ -213,7 +187,7 @@ def _fill(voxels: _Voxels, count: int, out: np.ndarray | None) -> int:
     return done
 
 
-def _true_values(values: np.ndarray, voxels: _Voxels) -> np.ndarray:
+def _true_values(values: np.ndarray, voxels: Voxels) -> np.ndarray:
     if voxels.slope != 1 or voxels.intercept != 0:
         # ITK turns integers into float32 before it scales them, which those beyond 2 ** 24 show.
         values = values.astype(np.float32) if values.dtype.kind in "iu" else values
@@ -222,7 +196,7 @@ def _true_values(values: np.ndarray, voxels: _Voxels) -> np.ndarray:
         return values.astype(np.float32, copy=False)
 
 
-def _bytes(stream: BufferedIOBase, voxels: _Voxels) -> Iterator[bytes]:
+def _bytes(stream: BufferedIOBase, voxels: Voxels) -> Iterator[bytes]:
     """What follows the header, decompressed."""
     if voxels.compressed_from is None:
         stream.seek(voxels.offset)
@@ -231,26 +205,32 @@ def _bytes(stream: BufferedIOBase, voxels: _Voxels) -> Iterator[bytes]:
         return
     stream.seek(voxels.compressed_from)
     skip = voxels.offset
-    for chunk in _decompressed(stream):
+    for chunk in _decompressed(_parts(stream, voxels.compressed_size), voxels.in_parts):
         yield chunk[skip:]
         skip = max(0, skip - len(chunk))
 
 
-def _decompressed(stream: BufferedIOBase) -> Iterator[bytes]:
-    """One zlib stream, or gzip streams one after another; checksums are compared on the way.
+def _parts(stream: BufferedIOBase, size: int) -> Iterator[bytes]:
+    while size > 0 and (part := stream.read(min(_COMPRESSED_CHUNK, size))):
+        yield part
+        size -= len(part)
+
+
+def _decompressed(parts: Iterator[bytes], in_parts: bool) -> Iterator[bytes]:
+    """One zlib or gzip stream, or several of gzip one after another; checksums are compared on the way.
 
     Raises:
         EOFError: If the last one ends too early.
         zlib.error: If it is damaged.
     """
     decompressor = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # zlib or gzip
-    while compressed := stream.read(_COMPRESSED_CHUNK):
+    for compressed in parts:
         yield decompressor.decompress(compressed)
         while decompressor.eof:
             following = decompressor.unused_data.lstrip(b"\0")
             if len(following) < len(_GZIP):
-                following += stream.read(_COMPRESSED_CHUNK)
-            if not following.startswith(_GZIP):
+                following += next(parts, b"")
+            if not in_parts or not following.startswith(_GZIP):
                 return
             decompressor = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
             yield decompressor.decompress(following)

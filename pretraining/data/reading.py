@@ -11,15 +11,16 @@ import numpy as np
 import SimpleITK as sitk
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
 from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
-from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWithReorient
 
 from pretraining.data.dicom_volume import read_volume, stack_of
-from pretraining.data.integrity import NIFTI_ERRORS, check_file, nifti_spacing, read_voxels, require_content
+from pretraining.data.integrity import NIFTI_ERRORS, check_file, nifti_spacing, no_nifti, read_voxels, require_content
+from pretraining.data.metaimage import read_header
+from pretraining.data.nrrd import states_spacing
 from pretraining.data.scan import DICOM, BadScan, Geometry, Scan
 
 _MOST_LABELS = 16  # different values; no scan has as few
-# These keep the axes as stored, so that the header alone tells shape and spacing.
-_HEADER_READERS = (SimpleITKIO.__name__, NibabelIO.__name__)
+_NIFTI = (".nii", ".nii.gz")
 
 
 def read_geometry(scan: Scan) -> Geometry:
@@ -30,10 +31,11 @@ def read_geometry(scan: Scan) -> Geometry:
     """
     if scan.reader == DICOM:
         return scan.geometry or stack_of(scan.files).geometry
-    if scan.reader not in _HEADER_READERS:
-        array, properties = _read_with_nnunet(scan)
+    if not _is_read_here(scan):
+        array, properties = _read_by_nnunet(scan)
         return Geometry(array.shape[1:], tuple(float(value) for value in properties["spacing"]))
-    geometries = [_header_geometry(path) for path in scan.files]
+    geometry_of = _nibabel_geometry if scan.reader == NibabelIO.__name__ else _sitk_geometry
+    geometries = [geometry_of(path) for path in scan.files]
     for path, geometry in zip(scan.files, geometries, strict=True):
         _check_geometry(geometry, Path(path).name)
         if geometry != geometries[0]:
@@ -59,12 +61,12 @@ def read_scan(scan: Scan) -> tuple[np.ndarray, tuple[float, float, float], dict[
         geometry = read_geometry(scan)
         _require_possible(geometry.shape, scan.files[:1])
         array, properties = read_volume(scan.files, geometry), {"spacing": geometry.spacing}
-    elif scan.reader in _HEADER_READERS:
+    elif _is_read_here(scan):
         array, properties = _read_files(scan)
     else:
         for path in scan.files:
             check_file(path)
-        array, properties = _read_with_nnunet(scan)
+        array, properties = _read_by_nnunet(scan)
     spacing = tuple(float(value) for value in properties["spacing"])
     if array.ndim != 4 or array.shape[0] != len(scan.channels):
         raise BadScan(f"expected {len(scan.channels)} channels of 3D data, got an array of shape {array.shape}")
@@ -73,6 +75,12 @@ def read_scan(scan: Scan) -> tuple[np.ndarray, tuple[float, float, float], dict[
     if scan.may_be_mask and (labels := _few_labels(array)):
         raise BadScan(f"holds only the values {labels}: a segmentation, not a scan (--use_masks takes it all the same)")
     return array, (spacing[0], spacing[1], spacing[2]), properties
+
+
+def _is_read_here(scan: Scan) -> bool:
+    """Whether its reader keeps the axes as stored, so that the header alone tells shape and spacing."""
+    of_nifti = all(path.lower().endswith(_NIFTI) for path in scan.files)
+    return scan.reader == SimpleITKIO.__name__ or (scan.reader == NibabelIO.__name__ and of_nifti)
 
 
 def _read_files(scan: Scan) -> tuple[np.ndarray, dict[str, Any]]:
@@ -88,7 +96,11 @@ def _read_files(scan: Scan) -> tuple[np.ndarray, dict[str, Any]]:
     _require_possible(geometry.shape, scan.files)
     array = np.empty((len(scan.files), *geometry.shape), np.float32)
     for path, out in zip(scan.files, array, strict=True):
-        if not read_voxels(path, out):
+        if read_voxels(path, out):
+            continue
+        if scan.reader == NibabelIO.__name__:
+            out[...] = _read_with_nnunet(scan.reader, (path,))[0][0]
+        else:
             _read_with_sitk(path, out)
     return array, {"spacing": list(geometry.spacing)}
 
@@ -121,15 +133,23 @@ def _read_with_sitk(path: str, out: np.ndarray) -> None:
         np.copyto(out, sitk.GetArrayViewFromImage(image), casting="unsafe")
 
 
-def _read_with_nnunet(scan: Scan) -> tuple[np.ndarray, dict[str, Any]]:
-    reader = recursive_find_reader_writer_by_name(scan.reader)
+def _read_by_nnunet(scan: Scan) -> tuple[np.ndarray, dict[str, Any]]:
+    for path in scan.files:
+        if scan.reader == SimpleITKIOWithReorient.__name__:
+            _check_geometry(_sitk_geometry(path), Path(path).name)
+        elif path.lower().endswith(_NIFTI):
+            _require_nifti_spacing(path)
+    return _read_with_nnunet(scan.reader, scan.files)
+
+
+def _read_with_nnunet(reader: str, files: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
     try:
-        return reader().read_images(scan.files)
+        return recursive_find_reader_writer_by_name(reader)().read_images(files)
     except (RuntimeError, OSError, AssertionError, ValueError) as error:
-        raise BadScan(f"{Path(scan.files[0]).name} cannot be read: {_reason(error)}") from error
+        raise BadScan(f"{Path(files[0]).name} cannot be read: {_reason(error)}") from error
 
 
-def _header_geometry(path: str) -> Geometry:
+def _sitk_geometry(path: str) -> Geometry:
     reader = sitk.ImageFileReader()
     reader.SetFileName(path)
     try:
@@ -140,18 +160,43 @@ def _header_geometry(path: str) -> Geometry:
         raise BadScan(f"{Path(path).name} cannot be read: {_reason(error)}") from error
     if reader.GetNumberOfComponents() > 1:
         raise BadScan(f"{Path(path).name} has {reader.GetNumberOfComponents()} values per voxel (colour?)")
-    if path.lower().endswith((".nii", ".nii.gz")):
-        stored = nifti_spacing(path)
-        if not all(np.isfinite(value) and value != 0 for value in stored):
-            raise _impossible_spacing(path, stored)
+    _require_stated_spacing(path)
     return Geometry(tuple(reversed(reader.GetSize())), tuple(reversed(reader.GetSpacing())))
 
 
+def _require_stated_spacing(path: str) -> None:
+    """Refuse the scans whose spacing ITK makes up."""
+    name = path.lower()
+    if name.endswith(_NIFTI):
+        _require_nifti_spacing(path)
+    elif name.endswith((".mha", ".mhd")):
+        if not read_header(Path(path)).has("ElementSpacing", "ElementSize"):
+            raise _no_spacing(path, "ElementSpacing")
+    elif name.endswith((".nrrd", ".nhdr")) and not states_spacing(Path(path)):
+        raise _no_spacing(path, '"space directions" or "spacings" with a number for each axis')
+
+
+def _no_spacing(path: str, missing: str) -> BadScan:
+    return BadScan(
+        f"{Path(path).name} does not state its spacing: its header lacks {missing}; write the spacing in mm into it, "
+        "as SimpleITK's Image.SetSpacing and WriteImage do"
+    )
+
+
+def _require_nifti_spacing(path: str) -> None:
+    stored = nifti_spacing(path)
+    if not all(np.isfinite(value) and value != 0 for value in stored):
+        raise _impossible_spacing(path, stored)
+
+
 def _nibabel_geometry(path: str) -> Geometry:
+    _require_nifti_spacing(path)
     try:
         header: Any = nibabel.load(path).header
     except NIFTI_ERRORS as error:
-        raise BadScan(f"{Path(path).name} is no readable NIfTI file ({error})") from error
+        raise no_nifti(path, error) from error
+    if header.get_data_dtype().kind not in "iuf":
+        raise BadScan(f"{Path(path).name} has several values per voxel ({header.get_data_dtype()})")
     return Geometry(tuple(reversed(header.get_data_shape())), tuple(float(v) for v in reversed(header.get_zooms())))
 
 
@@ -162,6 +207,8 @@ def _not_orthonormal(error: Exception) -> bool:
 def _reason(error: Exception) -> str:
     """The last line, where ITK puts the cause."""
     lines = str(error).strip().splitlines()
+    if lines and lines[-1].startswith("Reason: "):  # of the system's last error, whenever that was
+        return "SimpleITK finds its header incomplete, or too few voxels"
     return lines[-1].strip() if lines else type(error).__name__
 
 

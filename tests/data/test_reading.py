@@ -181,9 +181,9 @@ def test_decompression_ends_soon_after_the_voxels(tmp_path: Path, monkeypatch: p
     decompressed = 0
     chunks = integrity._decompressed
 
-    def counted(stream: Any) -> Iterator[bytes]:
+    def counted(*arguments: Any) -> Iterator[bytes]:
         nonlocal decompressed
-        for chunk in chunks(stream):
+        for chunk in chunks(*arguments):
             decompressed += len(chunk)
             yield chunk
 

@@ -6,7 +6,7 @@ NIfTI file has a form, an NRRD file an anatomical space, a MetaImage file a matr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,8 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWit
 
 from pretraining.data import metaimage
 from pretraining.data.dicom_volume import stack_of
-from pretraining.data.integrity import NIFTI_ERRORS
 from pretraining.data.orientation import Orientation, orientation_of_direction
-from pretraining.data.scan import DICOM, BadScan, Scan
+from pretraining.data.scan import DICOM, Scan
 
 _KEEP_AXES = (SimpleITKIO.__name__, NibabelIO.__name__)
 _TURN_AXES = (SimpleITKIOWithReorient.__name__, NibabelIOWithReorient.__name__)
@@ -36,32 +35,33 @@ def read_orientation(scan: Scan) -> Orientation | None:
         None where the format has no directions, the header tells none, or the channels' differ.
     """
     if scan.reader == DICOM:
-        try:
-            direction = (scan.geometry or stack_of(scan.files).geometry).direction
-        except BadScan:
-            return None
-        return None if direction is None else orientation_of_direction(direction)
+        return _oriented(_direction_of_series, scan)
     if scan.reader not in (*_KEEP_AXES, *_TURN_AXES):
         return None
-    orientations = {_orientation_of_file(Path(file)) for file in scan.files}
+    orientations = {_oriented(_direction_of_file, Path(file)) for file in scan.files}
     orientation = orientations.pop() if len(orientations) == 1 else None
     return _TURNED if orientation is not None and scan.reader in _TURN_AXES else orientation
 
 
-def _orientation_of_file(file: Path) -> Orientation | None:
-    name = file.name.lower()
+def _oriented(direction_of: Callable[[Any], Sequence[float] | None], what: Any) -> Orientation | None:
     try:
-        if name.endswith((".nii", ".nii.gz")):
-            direction = _of_nifti(file)
-        elif name.endswith((".nrrd", ".nhdr")):
-            direction = _of_nrrd(file)
-        elif name.endswith((".mha", ".mhd")):
-            direction = _of_metaimage(file)
-        else:
-            direction = None
-    except (*NIFTI_ERRORS, RuntimeError, BadScan):
+        found = direction_of(what)
+    except Exception:  # whatever a header provokes: reading the scan will say what is wrong with it
         return None
-    return None if direction is None else orientation_of_direction(direction)
+    return None if found is None else orientation_of_direction(found)
+
+
+def _direction_of_series(scan: Scan) -> Sequence[float] | None:
+    return (scan.geometry or stack_of(scan.files).geometry).direction
+
+
+def _direction_of_file(file: Path) -> Sequence[float] | None:
+    name = file.name.lower()
+    if name.endswith((".nii", ".nii.gz")):
+        return _of_nifti(file)
+    if name.endswith((".nrrd", ".nhdr")):
+        return _of_nrrd(file)
+    return _of_metaimage(file) if name.endswith((".mha", ".mhd")) else None
 
 
 def _of_nifti(file: Path) -> Sequence[float] | None:

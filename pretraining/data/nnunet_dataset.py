@@ -1,15 +1,25 @@
 """Images of a dataset in nnU-Net's raw format (``$nnUNet_raw/DatasetXXX_Name``)."""
 
+import logging
 import os
 import re
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES, determine_reader_writer_from_dataset_json
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
 from nnunetv2_pgl.json_files import load_json
 from pretraining.data.candidate import Candidate
+from pretraining.data.reading import sitk_reads_header
 from pretraining.data.scan import DEFAULT_READER, FILE_ENDINGS, DataError, Skipped
+from pretraining.data.tiff import spacing_file
+
+logger = logging.getLogger(__name__)
 
 IMAGE_FOLDERS = ("imagesTr", "imagesTs")
 
@@ -30,11 +40,11 @@ def find_in_dataset(folder: Path, modality: str | None) -> tuple[list[Candidate]
     dataset_json = _read_dataset_json(folder)
     channels = _channel_names(folder, dataset_json)
     is_ct = _declared_ct(channels, modality)
-    reader = _reader_name(folder, dataset_json)
     cases = _listed_cases(folder, dataset_json) if "dataset" in dataset_json else {}
     skipped: list[Skipped] = []
     for subfolder in IMAGE_FOLDERS[1:] if "dataset" in dataset_json else IMAGE_FOLDERS:
         cases |= _cases_in(folder / subfolder, dataset_json["file_ending"], folder.name, skipped)
+    reader = _reader_name(folder, dataset_json, [str(files[0]) for files in cases.values() if 0 in files])
     candidates = []
     for (parent, case), files in cases.items():
         reason = _incomplete(files, channels, case, dataset_json["file_ending"])
@@ -43,7 +53,20 @@ def find_in_dataset(folder: Path, modality: str | None) -> tuple[list[Candidate]
         else:
             ordered = tuple(str(files[index]) for index in range(len(channels)))
             candidates.append(Candidate(case, (parent,) if parent else (), ordered, channels, is_ct, reader))
+    if reader == Tiff3DIO.__name__:
+        _warn_of_spacing(folder.name, candidates)
     return candidates, skipped
+
+
+def _warn_of_spacing(source: str, candidates: Sequence[Candidate]) -> None:
+    """Say once where nnU-Net makes up the spacing; it does so in training as well."""
+    lacking = [path for path in (spacing_file(c.files[0]) for c in candidates) if not path.is_file()]
+    if lacking:
+        logger.warning(
+            "%s: %d of %d scans have no file with their spacing, such as %s, and are taken to be of 1 x 1 x 1 mm as in "
+            'nnU-Net; to correct it, write {"spacing": [z, y, x]} there',
+            *(source, len(lacking), len(candidates), lacking[0].name),
+        )
 
 
 def _read_dataset_json(folder: Path) -> dict[str, Any]:
@@ -77,17 +100,46 @@ def _declared_ct(channels: tuple[str, ...], modality: str | None) -> tuple[bool,
     return tuple(name.casefold() == "ct" for name in channels)
 
 
-def _reader_name(folder: Path, dataset_json: dict[str, Any]) -> str:
-    ending = dataset_json["file_ending"]
+def _reader_name(folder: Path, dataset_json: dict[str, Any], files: Sequence[str]) -> str:
+    """The reader that nnU-Net takes, which opens the first file of a data set to find it.
+
+    A bad scan does not decide here: of three files two do.
+    """
+    ending, wanted = dataset_json["file_ending"], dataset_json.get("overwrite_image_reader_writer")
     try:
-        return determine_reader_writer_from_dataset_json(dataset_json, verbose=False).__name__
+        reader = determine_reader_writer_from_dataset_json(dataset_json, verbose=False).__name__
     except (RuntimeError, AttributeError, TypeError) as error:  # no reader for these files, or none of this name
-        wanted = dataset_json.get("overwrite_image_reader_writer")
         if wanted not in (None, "None"):
             raise DataError(f"{folder / 'dataset.json'}: nnU-Net has no reader {str(wanted)[:80]!r}") from error
         if ending in FILE_ENDINGS:
             return DEFAULT_READER  # SimpleITK reads more than nnU-Net's class for it lists
         raise DataError(f"{folder / 'dataset.json'}: nnU-Net has no reader for {ending!r} files") from error
+    if reader == wanted or sum(ending.lower() in known.supported_file_endings for known in LIST_OF_IO_CLASSES) == 1:
+        return reader
+    chosen: Counter[str] = Counter()
+    for file in dict.fromkeys((*files[:1], *files[len(files) // 2 :][:1], *files[-1:])):
+        chosen.update(_opened_by(file, dataset_json, reader))
+        if chosen and chosen.most_common(1)[0][1] == 2:
+            break
+    return chosen.most_common(1)[0][0] if chosen else reader
+
+
+def _opened_by(file: str, dataset_json: dict[str, Any], first: str) -> list[str]:
+    """The reader with which nnU-Net opens a file; none if it is too damaged for any.
+
+    Args:
+        file: Path of the file.
+        dataset_json: Content of dataset.json.
+        first: The reader that nnU-Net tries first; for SimpleITK's the header tells, without reading the voxels.
+    """
+    if first == DEFAULT_READER and sitk_reads_header(file):
+        return [first]
+    silent = StringIO()
+    try:
+        with redirect_stdout(silent), redirect_stderr(silent):
+            return [determine_reader_writer_from_dataset_json(dataset_json, file, verbose=False).__name__]
+    except RuntimeError:
+        return []
 
 
 def _listed_cases(folder: Path, dataset_json: dict[str, Any]) -> dict[tuple[str, str], dict[int, Path]]:

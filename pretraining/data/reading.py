@@ -3,6 +3,8 @@
 import math
 import os
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,14 @@ import SimpleITK as sitk
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
 from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWithReorient
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
 from pretraining.data.dicom_volume import read_volume, stack_of
 from pretraining.data.integrity import NIFTI_ERRORS, check_file, nifti_spacing, no_nifti, read_voxels, require_content
 from pretraining.data.metaimage import read_header
 from pretraining.data.nrrd import states_spacing
 from pretraining.data.scan import DICOM, BadScan, Geometry, Scan
+from pretraining.data.tiff import require_tiff_spacing
 
 _MOST_LABELS = 16  # different values; no scan has as few
 _NIFTI = (".nii", ".nii.gz")
@@ -139,29 +143,49 @@ def _read_by_nnunet(scan: Scan) -> tuple[np.ndarray, dict[str, Any]]:
             _check_geometry(_sitk_geometry(path), Path(path).name)
         elif path.lower().endswith(_NIFTI):
             _require_nifti_spacing(path)
+    if scan.reader == Tiff3DIO.__name__:
+        require_tiff_spacing(scan.files[0])
     return _read_with_nnunet(scan.reader, scan.files)
 
 
 def _read_with_nnunet(reader: str, files: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
+    printed = StringIO()  # what some of its errors have to say
     try:
-        return recursive_find_reader_writer_by_name(reader)().read_images(files)
-    except (RuntimeError, OSError, AssertionError, ValueError) as error:
-        raise BadScan(f"{Path(files[0]).name} cannot be read: {_reason(error)}") from error
+        with redirect_stdout(printed):
+            return recursive_find_reader_writer_by_name(reader)().read_images(files)
+    except Exception as error:  # whatever it raises, and whatever the libraries below it do
+        said = str(error).strip().splitlines()[-1:] or printed.getvalue().splitlines()[:1]
+        cause = ": ".join((type(error).__name__, *said))
+        raise BadScan(f"{Path(files[0]).name} cannot be read by nnU-Net's {reader} ({cause})") from error
+
+
+def sitk_reads_header(path: str) -> bool:
+    """Whether SimpleITK finds a header that it can read."""
+    try:
+        _sitk_header(path)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _sitk_header(path: str) -> sitk.ImageFileReader:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(path)
+    reader.ReadImageInformation()
+    return reader
 
 
 def _sitk_geometry(path: str) -> Geometry:
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(path)
     try:
-        reader.ReadImageInformation()
+        header = _sitk_header(path)
     except RuntimeError as error:
         if _not_orthonormal(error):
             return _nibabel_geometry(path)
         raise BadScan(f"{Path(path).name} cannot be read: {_reason(error)}") from error
-    if reader.GetNumberOfComponents() > 1:
-        raise BadScan(f"{Path(path).name} has {reader.GetNumberOfComponents()} values per voxel (colour?)")
+    if header.GetNumberOfComponents() > 1:
+        raise BadScan(f"{Path(path).name} has {header.GetNumberOfComponents()} values per voxel (colour?)")
     _require_stated_spacing(path)
-    return Geometry(tuple(reversed(reader.GetSize())), tuple(reversed(reader.GetSpacing())))
+    return Geometry(tuple(reversed(header.GetSize())), tuple(reversed(header.GetSpacing())))
 
 
 def _require_stated_spacing(path: str) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 
 from pretraining.data.reading import read_geometry
 from pretraining.data.scan import BadScan, DataError, Scan, Skipped
+from pretraining.data.workers import run_tasks
 
 Spacing = tuple[float, float, float]
 
@@ -39,11 +40,13 @@ def target_spacing(scans: Sequence[Scan], spacing: str | Spacing, skipped: list[
 def _median_spacing(scans: Sequence[Scan], skipped: list[Skipped]) -> Spacing:
     """Median per axis over the pool, from the headers, with the digits that the folder's name tells."""
     spacings = []
-    for scan in scans:
-        try:
-            spacings.append(read_geometry(scan).spacing)
-        except BadScan as error:
-            skipped.append(Skipped(scan.name, scan.source, str(error)))
+    for scan, outcome in run_tasks(read_geometry, scans, 1):
+        if isinstance(outcome, DataError):
+            raise outcome
+        if isinstance(outcome, BadScan):
+            skipped.append(Skipped(scan.name, scan.source, str(outcome)))
+        else:
+            spacings.append(outcome.spacing)
     if not spacings:
         raise none_left(scans, skipped)
     z, y, x = (float(f"{value:g}") for value in np.median(spacings, axis=0))

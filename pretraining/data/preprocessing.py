@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,15 @@ from pretraining.data.planned import CT_SCHEME, PlannedPreprocessing, prepare_as
 from pretraining.data.preparation import HU_RANGE, prepare
 from pretraining.data.reading import read_scan
 from pretraining.data.scan import BadScan, DataError, Scan, Skipped
-from pretraining.data.spacing import Spacing, none_left, spacing_name, target_spacing
+from pretraining.data.spacing import (
+    Spacing,
+    chosen_spacing,
+    differ,
+    header_spacings,
+    median_spacing,
+    none_left,
+    spacing_name,
+)
 from pretraining.data.store import Volume, read_record
 from pretraining.data.workers import run_tasks
 from pretraining.data.writing import discard_record, remove_leftovers, write_volume
@@ -66,7 +74,7 @@ def preprocess(
     Args:
         scans: What ``find_scans`` found.
         output_root: Where volumes go; None is ``nnUNet_preprocessed``.
-        spacing: (z, y, x) in mm; "median" of the pool, per axis; or "native", as each scan has it.
+        spacing: (z, y, x) in mm; "median" of the scans that can be used, per axis; or "native", as each scan has it.
         crop_size: (z, y, x) of the crops that will be read; only the layout on disk depends on it.
         processes: Number of worker processes. One works in the calling process.
         progress: Show a progress bar.
@@ -81,18 +89,51 @@ def preprocess(
     """
     root = _output_root(output_root)
     skipped: list[Skipped] = []
+    spacings: Mapping[str, tuple[float, ...]] = {}
     if planned is not None:
         _warn_of_schemes(scans, planned)
-    target = target_spacing(scans, spacing if planned is None else planned.spacing, skipped)
-    folder_name = f"PGL_{spacing_name(target)}" if planned is None else planned.folder_name
+        target: Spacing | None = planned.spacing
+    elif spacing == "median":
+        spacings = header_spacings(scans, skipped)
+        target = median_spacing(spacings.values())
+    else:
+        target = chosen_spacing(spacing)
     usable = _without(scans, skipped)
-    tasks = [
-        _Task(scan, root / scan.store / folder_name / f"{scan.identifier}.b2nd", target, crop_size, planned)
-        for scan in usable
-    ]
+    while True:
+        folder_name = f"PGL_{spacing_name(target)}" if planned is None else planned.folder_name
+        tasks = [
+            _Task(scan, root / scan.store / folder_name / f"{scan.identifier}.b2nd", target, crop_size, planned)
+            for scan in usable
+        ]
+        results, bad = _volumes_of(tasks, processes, progress, verify)
+        skipped += bad
+        if not results:
+            raise none_left(scans, skipped)
+        usable = _without(usable, bad)
+        better = median_spacing(spacings[scan.name] for scan in usable) if bad and spacings else target
+        if target is None or better is None or not differ(target, better):
+            return [results[scan.name] for scan in usable], skipped
+        logger.warning(
+            "%d scans that were counted for the median spacing cannot be used: without them it is %s mm, not %s mm, "
+            "and the others are preprocessed for it; their volumes in %s below %s only save doing this at every start: "
+            "name the scans that are left out with -exclude, and the folder can be deleted",
+            *(len(spacings) - len(usable), _in_words(better), _in_words(target), folder_name, root),
+        )
+        target = better  # each time with fewer scans, so this ends
+
+
+def _in_words(spacing: Spacing) -> str:
+    return " x ".join(f"{value:g}" for value in spacing)
+
+
+def _volumes_of(
+    tasks: Sequence[_Task], processes: int, progress: bool, verify: bool
+) -> tuple[dict[str, Volume], list[Skipped]]:
+    """The volumes that are there or can be made, by the names of their scans, and the other scans with the reason."""
     for folder in {task.path.parent for task in tasks}:
         remove_leftovers(folder)
     results: dict[str, Volume] = {}
+    skipped: list[Skipped] = []
     todo, older = [], []
     for task in tasks:
         record = _record_if_up_to_date(task)
@@ -113,9 +154,7 @@ def preprocess(
         for task, outcome in run_tasks(_preprocess_scan, todo, processes):
             bar.update()
             _sort_in(task.scan, outcome, results, skipped)
-    if not results:
-        raise none_left(scans, skipped)
-    return [results[scan.name] for scan in usable if scan.name in results], skipped
+    return results, skipped
 
 
 def _output_root(output_root: Path | None) -> Path:

@@ -1,7 +1,7 @@
 """Which spacing the pool is resampled to."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -12,45 +12,63 @@ from pretraining.data.workers import run_tasks
 Spacing = tuple[float, float, float]
 
 
-def target_spacing(scans: Sequence[Scan], spacing: str | Spacing, skipped: list[Skipped]) -> Spacing | None:
-    """Turn the user's choice into millimetres.
+# A median that is off by less is kept: the volumes of all scans would be made anew for it.
+_TOLERANCE = 0.01
+
+
+def chosen_spacing(spacing: str | Spacing) -> Spacing | None:
+    """Check the user's choice.
 
     Args:
-        scans: The pool.
-        spacing: (z, y, x) in mm, "median" or "native".
-        skipped: Takes the scans whose header cannot be read, where headers are needed.
+        spacing: (z, y, x) in mm, or "native".
 
     Returns:
         (z, y, x) in mm, or None for native.
 
     Raises:
-        DataError: If the choice is none of these, or no header can be read.
+        DataError: If the choice is none of these.
     """
     if spacing == "native":
         return None
     if isinstance(spacing, str):
-        if spacing != "median":
-            raise DataError(f'unknown spacing {spacing!r}: give "median", "native" or three numbers in mm (z y x)')
-        return _median_spacing(scans, skipped)
+        raise DataError(f'unknown spacing {spacing!r}: give "median", "native" or three numbers in mm (z y x)')
     if len(spacing) != 3 or not all(math.isfinite(value) and value > 0 for value in spacing):
         raise DataError(f"spacing {spacing} is not three positive numbers in mm (z y x)")
     return (float(spacing[0]), float(spacing[1]), float(spacing[2]))
 
 
-def _median_spacing(scans: Sequence[Scan], skipped: list[Skipped]) -> Spacing:
-    """Median per axis over the pool, from the headers, with the digits that the folder's name tells."""
-    spacings = []
+def header_spacings(scans: Sequence[Scan], skipped: list[Skipped]) -> dict[str, tuple[float, ...]]:
+    """Spacing (z, y, x) of each scan by its name, from the headers alone.
+
+    Args:
+        scans: The pool.
+        skipped: Takes the scans whose header cannot be read.
+
+    Raises:
+        DataError: If no header can be read.
+    """
+    spacings = {}
     for scan, outcome in run_tasks(read_geometry, scans, 1):
         if isinstance(outcome, DataError):
             raise outcome
         if isinstance(outcome, BadScan):
             skipped.append(Skipped(scan.name, scan.source, str(outcome)))
         else:
-            spacings.append(outcome.spacing)
+            spacings[scan.name] = outcome.spacing
     if not spacings:
         raise none_left(scans, skipped)
-    z, y, x = (float(f"{value:g}") for value in np.median(spacings, axis=0))
+    return spacings
+
+
+def median_spacing(spacings: Iterable[tuple[float, ...]]) -> Spacing:
+    """Median per axis, with the digits that the folder's name tells."""
+    z, y, x = (float(f"{value:g}") for value in np.median(list(spacings), axis=0))
     return (z, y, x)
+
+
+def differ(spacing: Spacing, other: Spacing) -> bool:
+    """Whether two spacings differ by more than 1 % on any axis."""
+    return any(abs(one - two) > _TOLERANCE * two for one, two in zip(spacing, other, strict=True))
 
 
 def spacing_name(spacing: Spacing | None) -> str:

@@ -16,7 +16,7 @@ from pretraining.data.older_records import StoredVolume, completed, is_complete
 from pretraining.data.planned import CT_SCHEME, PlannedPreprocessing, prepare_as_planned
 from pretraining.data.preparation import HU_RANGE, prepare
 from pretraining.data.reading import read_scan
-from pretraining.data.scan import BadScan, DataError, Scan, Skipped
+from pretraining.data.scan import DEFAULT_READER, PLAIN_FOLDERS, BadScan, DataError, Scan, Skipped
 from pretraining.data.spacing import (
     Spacing,
     chosen_spacing,
@@ -31,6 +31,8 @@ from pretraining.data.workers import run_tasks
 from pretraining.data.writing import discard_record, remove_leftovers, write_volume
 
 logger = logging.getLogger(__name__)
+
+_READING = 2  # raised when files are read otherwise
 
 
 @dataclass(frozen=True)
@@ -187,16 +189,23 @@ def _without(scans: Sequence[Scan], skipped: Sequence[Skipped]) -> list[Scan]:
 
 def _settings(task: _Task) -> dict[str, Any]:
     """What decides the stored values; a record with other settings is out of date."""
+    declared = {"is_ct": list(task.scan.is_ct), "channels": list(task.scan.channels), **_way_of_reading(task.scan)}
     if task.planned is not None:
-        declared = {"is_ct": list(task.scan.is_ct), "channels": list(task.scan.channels)}
         return {"planned": task.planned.to_dict(), **declared}
     return {
         "spacing": None if task.spacing is None else list(task.spacing),
-        "is_ct": list(task.scan.is_ct),
-        "channels": list(task.scan.channels),
+        **declared,
         "hu_range": list(HU_RANGE),
         "resampling": {"order": 3, "order_z": 0},
     }
+
+
+def _way_of_reading(scan: Scan) -> dict[str, Any]:
+    """Volumes from before this number may hold what is now read otherwise or skipped: DICOM, MetaImage, masks."""
+    is_plain = scan.store.startswith(PLAIN_FOLDERS)
+    if not is_plain and scan.reader == DEFAULT_READER and not scan.files[0].lower().endswith((".mha", ".mhd")):
+        return {}
+    return {"reading": _READING, "may_be_mask": scan.may_be_mask}
 
 
 def _record_if_up_to_date(task: _Task) -> dict[str, Any] | None:

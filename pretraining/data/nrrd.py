@@ -2,7 +2,6 @@
 
 import math
 import re
-from itertools import takewhile
 from pathlib import Path
 
 _MOST = 1024**2  # bytes of a header
@@ -13,8 +12,8 @@ _IN_SPACE = ("domain", "space", "time", "???", "none")  # kinds of axes; ITK tak
 def states_spacing(file: Path) -> bool:
     """Whether there is a number for each axis in space, in ``spacings`` or ``space directions``."""
     with file.open("rb") as stream:
-        lines = stream.read(_MOST).decode("latin-1").splitlines()
-    parted = [line.partition(":") for line in takewhile(str.strip, lines)]
+        header = re.split(rb"\r?\n\r?\n", stream.read(_MOST), maxsplit=1)[0]
+    parted = [line.partition(":") for line in header.decode("latin-1").splitlines()]
     fields = {key.strip().lower(): re.findall(r"\([^)]*\)|[^\s()]+", value) for key, _, value in parted}
     axes = fields.get(_SPACING[0]) or fields.get(_SPACING[1]) or []
     kinds = fields.get("kinds", [""] * len(axes))

@@ -18,13 +18,14 @@ from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
 from pretraining.data.dicom_volume import read_volume, stack_of
 from pretraining.data.integrity import NIFTI_ERRORS, check_file, nifti_spacing, no_nifti, read_voxels, require_content
-from pretraining.data.metaimage import read_header
+from pretraining.data.metaimage import metaimage_voxels, read_header
 from pretraining.data.nrrd import states_spacing
 from pretraining.data.scan import DICOM, BadScan, Geometry, Scan
 from pretraining.data.tiff import require_tiff_spacing
 
 _MOST_LABELS = 16  # different values; no scan has as few
 _NIFTI = (".nii", ".nii.gz")
+_METAIMAGE = (".mha", ".mhd")
 
 
 def read_geometry(scan: Scan) -> Geometry:
@@ -141,6 +142,8 @@ def _read_by_nnunet(scan: Scan) -> tuple[np.ndarray, dict[str, Any]]:
     for path in scan.files:
         if scan.reader == SimpleITKIOWithReorient.__name__:
             _check_geometry(_sitk_geometry(path), Path(path).name)
+            if path.lower().endswith(_METAIMAGE):
+                metaimage_voxels(Path(path))  # which headers end the process, it knows
         elif path.lower().endswith(_NIFTI):
             _require_nifti_spacing(path)
     if scan.reader == Tiff3DIO.__name__:
@@ -193,7 +196,7 @@ def _require_stated_spacing(path: str) -> None:
     name = path.lower()
     if name.endswith(_NIFTI):
         _require_nifti_spacing(path)
-    elif name.endswith((".mha", ".mhd")):
+    elif name.endswith(_METAIMAGE):
         if not read_header(Path(path)).has("ElementSpacing", "ElementSize"):
             raise _no_spacing(path, "ElementSpacing")
     elif name.endswith((".nrrd", ".nhdr")) and not states_spacing(Path(path)):

@@ -175,7 +175,12 @@ def test_a_compressed_file_that_metaio_finds(tmp_path: Path) -> None:
 def test_files_of_voxels_that_itk_would_not_miss(tmp_path: Path, data_file: str, expected: str) -> None:
     for name in (*SLICES, "BestDiast 77 %.raw", "LISTING.raw"):
         (tmp_path / name).write_bytes(SLICES.get(name, LITTLE))
-    assert expected in reason(metaimage(tmp_path / "a.mhd", b"", data_file))
+    path = metaimage(tmp_path / "a.mhd", b"", data_file)
+    assert expected in reason(path)
+    turning = scan_of(path, "SimpleITKIOWithReorient")  # reads the voxels for its geometry, too
+    for read in (read_geometry, read_scan):
+        with pytest.raises(BadScan, match=expected if expected == "pattern" else "a.mhd"):
+            read(turning)
 
 
 def test_compressed_voxels_in_several_files(tmp_path: Path) -> None:

@@ -1,12 +1,18 @@
 """Scans as found in one source, before they get their names, and how names are made."""
 
+import logging
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from pretraining.data.scan import DEFAULT_READER, Geometry
+
+logger = logging.getLogger(__name__)
+
+_MOST_ENDINGS = 8
 
 
 @dataclass(frozen=True)
@@ -57,3 +63,15 @@ def distinct(short: Sequence[str], long: Sequence[str]) -> list[str]:
             number += 1
         taken.add(names[index].casefold())
     return names
+
+
+def tell_unused(source: str, files: Iterable[Path]) -> None:
+    """A line of the log that counts files which are no scans, by their endings."""
+    counts = Counter(
+        "hidden" if file.name.startswith(".") else file.suffix.lower() or "without ending" for file in files
+    )
+    told = [f"{count} {ending}" for ending, count in counts.most_common(_MOST_ENDINGS)]
+    if others := sum(counts.values()) - sum(count for _, count in counts.most_common(_MOST_ENDINGS)):
+        told.append(f"{others} others")
+    if told:
+        logger.warning("%s: files passed over, which are no scans: %s", source, ", ".join(told))

@@ -14,7 +14,7 @@ from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES, determin
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
 from nnunetv2_pgl.json_files import load_json
-from pretraining.data.candidate import Candidate
+from pretraining.data.candidate import Candidate, tell_unused
 from pretraining.data.reading import sitk_reads_header
 from pretraining.data.scan import DEFAULT_READER, FILE_ENDINGS, DataError, Skipped
 from pretraining.data.tiff import spacing_file
@@ -42,8 +42,9 @@ def find_in_dataset(folder: Path, modality: str | None) -> tuple[list[Candidate]
     is_ct = _declared_ct(channels, modality)
     cases = _listed_cases(folder, dataset_json) if "dataset" in dataset_json else {}
     skipped: list[Skipped] = []
+    others: list[Path] = []
     for subfolder in IMAGE_FOLDERS[1:] if "dataset" in dataset_json else IMAGE_FOLDERS:
-        cases |= _cases_in(folder / subfolder, dataset_json["file_ending"], folder.name, skipped)
+        cases |= _cases_in(folder / subfolder, dataset_json["file_ending"], folder.name, skipped, others)
     reader = _reader_name(folder, dataset_json, [str(files[0]) for files in cases.values() if 0 in files])
     candidates = []
     for (parent, case), files in cases.items():
@@ -55,6 +56,9 @@ def find_in_dataset(folder: Path, modality: str | None) -> tuple[list[Candidate]
             candidates.append(Candidate(case, (parent,) if parent else (), ordered, channels, is_ct, reader))
     if reader == Tiff3DIO.__name__:
         _warn_of_spacing(folder.name, candidates)
+        beside = {spacing_file(candidate.files[0]) for candidate in candidates}
+        others = [file for file in others if file not in beside]
+    tell_unused(folder.name, others)
     return candidates, skipped
 
 
@@ -157,15 +161,16 @@ def _listed_cases(folder: Path, dataset_json: dict[str, Any]) -> dict[tuple[str,
 
 
 def _cases_in(
-    folder: Path, file_ending: str, source: str, skipped: list[Skipped]
+    folder: Path, file_ending: str, source: str, skipped: list[Skipped], others: list[Path]
 ) -> dict[tuple[str, str], dict[int, Path]]:
-    """Group the files of one image folder by case; strangers among them are reported in ``skipped``."""
+    """Group the files of one image folder by case; ``skipped`` takes images of other names, ``others`` what is none."""
     if not folder.is_dir():
         return {}
     pattern = re.compile(r"(.+)_(\d{4})" + re.escape(file_ending))
     cases: dict[tuple[str, str], dict[int, Path]] = {}
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or not path.name.endswith(file_ending):
+            others.append(path)
             continue
         match = pattern.fullmatch(path.name)
         if match is None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from pretraining.data.candidate import Candidate
+from pretraining.data.candidate import Candidate, tell_unused
 from pretraining.data.dicom_series import find_series
 from pretraining.data.scan import DICOM, FILE_ENDINGS, Skipped
 
@@ -22,7 +22,6 @@ _MASK_NAME = re.compile(
 )
 _DETACHED = (".mhd", ".nhdr")  # headers that name the files of their voxels
 _HEADER = 64 * 1024  # bytes of one in which these names stand
-_MOST_ENDINGS = 6
 
 
 def find_in_folder(
@@ -41,14 +40,14 @@ def find_in_folder(
     """
     is_ct = modality != "mr"
     channels = ("CT" if is_ct else "MR",)
-    candidates, masks, others, hidden = list[Candidate](), list[Path](), list[Path](), 0
+    candidates, masks, others, hidden = list[Candidate](), list[Path](), list[Path](), list[Path]()
     for directory, files in _walk(folder):
         parents = directory.relative_to(folder).parts
         for file in files:
             ending = next((ending for ending in FILE_ENDINGS if file.name.lower().endswith(ending)), None)
             stem = file.name.removesuffix(file.name[-len(ending) :]) if ending else file.name
             if file.name.startswith("."):
-                hidden += 1
+                hidden.append(file)
             elif ending is None:
                 others.append(file)
             elif not use_masks and any(map(_MASK_NAME.search, (*parents, stem))):
@@ -75,7 +74,7 @@ def find_in_folder(
             "%s: passed over as segmentations by their names: %d files, such as %s (--use_masks takes them)",
             *(folder.name, len(masks), masks[0].relative_to(folder)),
         )
-    _tell_unused(folder, candidates, found.others, hidden)
+    tell_unused(folder.name, [*hidden, *_unused(candidates, found.others)])
     return candidates, [Skipped(name, folder.name, reason) for name, reason in found.left_out]
 
 
@@ -91,25 +90,14 @@ def _tell_modality(folder: Path, told: Sequence[str], modality: str | None) -> N
         logger.warning("%s: -modality %s overrules what DICOM files say: %s", folder.name, modality, series)
 
 
-def _tell_unused(folder: Path, candidates: Sequence[Candidate], others: Sequence[Path], hidden: int) -> None:
-    """Count what is neither a scan nor the voxels of one."""
+def _unused(candidates: Sequence[Candidate], others: Sequence[Path]) -> list[Path]:
+    """Files that are neither scans nor named as voxels in the header of one."""
     headers: dict[Path, bytes] = {}
     for file in (Path(candidate.files[0]) for candidate in candidates):
         if file.name.lower().endswith(_DETACHED):
             with suppress(OSError), file.open("rb") as stream:
                 headers[file.parent] = headers.get(file.parent, b"") + stream.read(_HEADER)
-    unused = Counter(
-        file.suffix.lower() or "without ending"
-        for file in others
-        if os.fsencode(file.name) not in headers.get(file.parent, b"")
-    )
-    counts = [f"{count} {ending}" for ending, count in unused.most_common(_MOST_ENDINGS)]
-    if rest := sum(unused.values()) - sum(count for _, count in unused.most_common(_MOST_ENDINGS)):
-        counts.append(f"{rest} others")
-    if hidden:
-        counts.append(f"{hidden} hidden")
-    if counts:
-        logger.warning("%s: files passed over, which are no scans: %s", folder.name, ", ".join(counts))
+    return [file for file in others if os.fsencode(file.name) not in headers.get(file.parent, b"")]
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, list[Path]]]:

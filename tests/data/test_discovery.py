@@ -1,4 +1,5 @@
 import json
+import logging
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +76,15 @@ def test_listed_images_are_used_as_nnunet_does(raw: Path, tmp_path: Path, monkey
     assert {scan.name: scan.is_ct for scan in scans} == {"case1": (False,), "case2": (False,), "t": (False,)}
     assert all(Path(scan.files[0]).is_file() for scan in scans)
     assert [item.name for item in skipped] == ["case3"]
+
+
+def test_other_files_of_a_data_set_are_counted(raw: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = ["imagesTr/a_0000.nii.gz", "imagesTr/notes.txt", "imagesTs/b.dcm", "imagesTr/._a_0000.nii.gz"]
+    make_dataset(raw / "Dataset005_O", [*files, "labelsTr/a.nii.gz"], {"0": "CT"})
+    with caplog.at_level(logging.WARNING):
+        assert len(find_scans(["5"])[0]) == 1
+    line = "Dataset005_O: files passed over, which are no scans: 1 hidden, 1 .txt, 1 .dcm"
+    assert caplog.messages == [line]
 
 
 def test_modality_overrides_the_channel_names(raw: Path) -> None:

@@ -106,8 +106,8 @@ def test_files_that_are_no_scans_are_counted_by_ending(tmp_path: Path, caplog: L
     assert [scan.name for scan in scans] == ["ct", "detached", "detached2"]
     assert skipped == []
     assert caplog.messages == [
-        "in: files passed over, which are no scans: 2 .txt, 1 without ending, 1 .raw, 1 .hdr, 1 .img, 1 .csv, "
-        "1 others, 2 hidden"
+        "in: files passed over, which are no scans: 2 hidden, 2 .txt, 1 without ending, 1 .raw, 1 .hdr, 1 .img, "
+        "1 .csv, 1 .mgz"
     ]
     names, reasons = used(scans, tmp_path)
     assert (names, reasons) == ({"ct", "detached", "detached2"}, {})

@@ -10,21 +10,15 @@ into the array here; shape, spacing and directions remain the reader's affair. W
 interpreted here: such voxels are checked only, and then read by the data set's own reader.
 """
 
-import gzip
 import math
-import struct
 import zlib
 from collections.abc import Iterator
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Any
 
-import nibabel
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
 
+from pretraining.data.headers import NIFTI_ERRORS, nifti_header, no_nifti
 from pretraining.data.metaimage import metaimage_voxels
 from pretraining.data.scan import BadScan
 from pretraining.data.voxels import Voxels
@@ -35,11 +29,6 @@ _COMPRESSED_CHUNK = 64 * 1024  # it may be a thousand times as large once decomp
 # Bytes before and after the voxels. More is no header and no padding: megabytes of zeros that decompress to terabytes
 # would be read for hours.
 _MOST_BESIDE_VOXELS = 64 * 1024**2
-# What nibabel raises for files that are none of its own, or damaged.
-NIFTI_ERRORS = (
-    *(ImageFileError, HeaderDataError, WrapStructError),
-    *(EOFError, OSError, zlib.error, ValueError, AttributeError, OverflowError),
-)
 # ITK takes smaller slopes for none.
 _SMALLEST_SLOPE = 1e-12
 
@@ -65,32 +54,6 @@ def require_content(path: str) -> None:
         raise BadScan(f"{file} does not exist")
     if file.stat().st_size == 0:
         raise BadScan(f"{file.name} is empty")
-
-
-def nifti_spacing(path: str) -> tuple[float, ...]:
-    """Spacing (z, y, x) as the header of a NIfTI file has it: ITK and nibabel turn zero into 1 mm, ITK also NaN.
-
-    Raises:
-        BadScan: If the file has no such header.
-    """
-    try:
-        return tuple(float(value) for value in _nifti_header(Path(path))["pixdim"][3:0:-1])
-    except NIFTI_ERRORS as error:
-        raise no_nifti(path, error) from error
-
-
-def no_nifti(path: str | Path, error: Exception) -> BadScan:
-    """The reason for what nibabel raises, one of ``NIFTI_ERRORS``."""
-    return BadScan(f"{Path(path).name} is no readable NIfTI file ({error})")
-
-
-def _nifti_header(file: Path, check: bool = False) -> Any:
-    """The header as it is stored; where it is checked, nibabel corrects it, or raises one of ``NIFTI_ERRORS``."""
-    with gzip.open(file) if file.name.lower().endswith(".gz") else file.open("rb") as stream:
-        header = stream.read(nibabel.Nifti2Header.sizeof_hdr)
-    second = struct.pack("<i", len(header)), struct.pack(">i", len(header))
-    fields: Any = nibabel.Nifti2Header if header[:4] in second else nibabel.Nifti1Header
-    return fields(header[: fields.sizeof_hdr], check=check)
 
 
 def read_voxels(path: str, out: np.ndarray) -> bool:
@@ -142,7 +105,7 @@ def _pass_over(file: Path, out: np.ndarray | None) -> bool:
 
 def _nifti_voxels(file: Path) -> Voxels:
     try:
-        header = _nifti_header(file, check=True)
+        header = nifti_header(file, check=True)
         dtype, count, offset = header.get_data_dtype(), math.prod(header.get_data_shape()), header.get_data_offset()
     except NIFTI_ERRORS as error:
         raise no_nifti(file, error) from error

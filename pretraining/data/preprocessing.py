@@ -5,18 +5,17 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nnunetv2.paths import nnUNet_preprocessed
 from tqdm import tqdm
 
 from nnunetv2_pgl.checkpoint import sha256_of
-from pretraining.data.files import file_entries, hashed, same_files
-from pretraining.data.older_records import StoredVolume, completed, is_complete
+from pretraining.data.files import file_entries, hashed
+from pretraining.data.older_records import completed, is_complete
 from pretraining.data.planned import CT_SCHEME, PlannedPreprocessing, prepare_as_planned
-from pretraining.data.preparation import HU_RANGE, prepare
+from pretraining.data.preparation import prepare
 from pretraining.data.reading import read_scan
-from pretraining.data.scan import DEFAULT_READER, PLAIN_FOLDERS, BadScan, DataError, Scan, Skipped
+from pretraining.data.scan import BadScan, DataError, Scan, Skipped
 from pretraining.data.spacing import (
     Spacing,
     chosen_spacing,
@@ -27,28 +26,11 @@ from pretraining.data.spacing import (
     spacing_name,
 )
 from pretraining.data.store import Volume, read_record
+from pretraining.data.tasks import Task, record_if_up_to_date, settings_of
 from pretraining.data.workers import run_tasks
 from pretraining.data.writing import discard_record, remove_leftovers, write_volume
 
 logger = logging.getLogger(__name__)
-
-_READING = 2  # raised when files are read otherwise
-
-
-@dataclass(frozen=True)
-class _Task:
-    """Everything a worker needs to preprocess one scan."""
-
-    scan: Scan
-    path: Path
-    spacing: Spacing | None
-    crop_size: tuple[int, int, int]
-    planned: PlannedPreprocessing | None
-
-    @property
-    def stored(self) -> StoredVolume:
-        """Where the volume is, and what it is made from."""
-        return StoredVolume(self.path, self.scan, (0, 1, 2) if self.planned is None else self.planned.transpose_forward)
 
 
 @dataclass(frozen=True)
@@ -104,7 +86,7 @@ def preprocess(
     while True:
         folder_name = f"PGL_{spacing_name(target)}" if planned is None else planned.folder_name
         tasks = [
-            _Task(scan, root / scan.store / folder_name / f"{scan.identifier}.b2nd", target, crop_size, planned)
+            Task(scan, root / scan.store / folder_name / f"{scan.identifier}.b2nd", target, crop_size, planned)
             for scan in usable
         ]
         results, bad = _volumes_of(tasks, processes, progress, verify)
@@ -129,7 +111,7 @@ def _in_words(spacing: Spacing) -> str:
 
 
 def _volumes_of(
-    tasks: Sequence[_Task], processes: int, progress: bool, verify: bool
+    tasks: Sequence[Task], processes: int, progress: bool, verify: bool
 ) -> tuple[dict[str, Volume], list[Skipped]]:
     """The volumes that are there or can be made, by the names of their scans, and the other scans with the reason."""
     for folder in {task.path.parent for task in tasks}:
@@ -138,7 +120,7 @@ def _volumes_of(
     skipped: list[Skipped] = []
     todo, older = [], []
     for task in tasks:
-        record = _record_if_up_to_date(task)
+        record = record_if_up_to_date(task)
         if record is None:
             todo.append(task)
         else:
@@ -187,40 +169,7 @@ def _without(scans: Sequence[Scan], skipped: Sequence[Skipped]) -> list[Scan]:
     return [scan for scan in scans if scan.name not in names]
 
 
-def _settings(task: _Task) -> dict[str, Any]:
-    """What decides the stored values; a record with other settings is out of date."""
-    declared = {"is_ct": list(task.scan.is_ct), "channels": list(task.scan.channels), **_way_of_reading(task.scan)}
-    if task.planned is not None:
-        return {"planned": task.planned.to_dict(), **declared}
-    return {
-        "spacing": None if task.spacing is None else list(task.spacing),
-        **declared,
-        "hu_range": list(HU_RANGE),
-        "resampling": {"order": 3, "order_z": 0},
-    }
-
-
-def _way_of_reading(scan: Scan) -> dict[str, Any]:
-    """Volumes from before this number may hold what is now read otherwise or skipped: DICOM, MetaImage, masks."""
-    is_plain = scan.store.startswith(PLAIN_FOLDERS)
-    if not is_plain and scan.reader == DEFAULT_READER and not scan.files[0].lower().endswith((".mha", ".mhd")):
-        return {}
-    return {"reading": _READING, "may_be_mask": scan.may_be_mask}
-
-
-def _record_if_up_to_date(task: _Task) -> dict[str, Any] | None:
-    """The record on disk, if its volume was made with these settings from these very files."""
-    try:
-        record = read_record(task.path)
-        whole = task.path.stat().st_size == record["file_size"]
-        current = same_files(record["files"], file_entries(task.scan)) and record["settings"] == _settings(task)
-        Volume.from_record(task.path, record)
-        return record if whole and current and record["channels"] == list(task.scan.channels) else None
-    except (DataError, OSError, KeyError, TypeError, AttributeError):
-        return None
-
-
-def _damaged(tasks: Sequence[_Task], processes: int, progress: bool) -> list[_Task]:
+def _damaged(tasks: Sequence[Task], processes: int, progress: bool) -> list[Task]:
     """Those whose volume is not the one that was written."""
     damaged = []
     with tqdm(total=len(tasks), desc="checking stored scans", disable=not (progress and tasks)) as bar:
@@ -235,16 +184,16 @@ def _damaged(tasks: Sequence[_Task], processes: int, progress: bool) -> list[_Ta
     return damaged
 
 
-def _is_whole(task: _Task) -> bool:
+def _is_whole(task: Task) -> bool:
     record = read_record(task.path)
     same = record.get("sha256") == sha256_of(task.path)
     return same and Volume.from_record(task.path, record).fits_its_file()
 
 
-def _preprocess_scan(task: _Task) -> _Result:
+def _preprocess_scan(task: Task) -> _Result:
     """Read, prepare and write one scan; runs in a worker."""
     scan = task.scan
-    stored = _record_if_up_to_date(task)
+    stored = record_if_up_to_date(task)
     if stored is not None:  # by another run, since the list was made
         return _Result(Volume.from_record(task.path, stored))
     discard_record(task.path)
@@ -272,7 +221,7 @@ def _preprocess_scan(task: _Task) -> _Result:
         "orientation": None if orientation is None else list(orientation),
         "mean": list(prepared.mean),
         "std": list(prepared.std),
-        "settings": _settings(task),
+        "settings": settings_of(task),
     }
     return _Result(write_volume(task.path, prepared.data, record, task.crop_size), prepared.warnings)
 

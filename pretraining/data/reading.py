@@ -17,9 +17,9 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWit
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
 from pretraining.data.dicom_volume import read_volume, stack_of
-from pretraining.data.integrity import NIFTI_ERRORS, check_file, nifti_spacing, no_nifti, read_voxels, require_content
-from pretraining.data.metaimage import metaimage_voxels, read_header
-from pretraining.data.nrrd import states_spacing
+from pretraining.data.headers import NIFTI_ERRORS, impossible_spacing, no_nifti, require_stated_spacing
+from pretraining.data.integrity import check_file, read_voxels, require_content
+from pretraining.data.metaimage import metaimage_voxels
 from pretraining.data.scan import DICOM, BadScan, Geometry, Scan
 from pretraining.data.tiff import require_tiff_spacing
 
@@ -145,7 +145,7 @@ def _read_by_nnunet(scan: Scan) -> tuple[np.ndarray, dict[str, Any]]:
             if path.lower().endswith(_METAIMAGE):
                 metaimage_voxels(Path(path))  # which headers end the process, it knows
         elif path.lower().endswith(_NIFTI):
-            _require_nifti_spacing(path)
+            require_stated_spacing(path)
     if scan.reader == Tiff3DIO.__name__:
         require_tiff_spacing(scan.files[0])
     return _read_with_nnunet(scan.reader, scan.files)
@@ -187,37 +187,12 @@ def _sitk_geometry(path: str) -> Geometry:
         raise BadScan(f"{Path(path).name} cannot be read: {_reason(error)}") from error
     if header.GetNumberOfComponents() > 1:
         raise BadScan(f"{Path(path).name} has {header.GetNumberOfComponents()} values per voxel (colour?)")
-    _require_stated_spacing(path)
+    require_stated_spacing(path)
     return Geometry(tuple(reversed(header.GetSize())), tuple(reversed(header.GetSpacing())))
 
 
-def _require_stated_spacing(path: str) -> None:
-    """Refuse the scans whose spacing ITK makes up."""
-    name = path.lower()
-    if name.endswith(_NIFTI):
-        _require_nifti_spacing(path)
-    elif name.endswith(_METAIMAGE):
-        if not read_header(Path(path)).has("ElementSpacing", "ElementSize"):
-            raise _no_spacing(path, "ElementSpacing")
-    elif name.endswith((".nrrd", ".nhdr")) and not states_spacing(Path(path)):
-        raise _no_spacing(path, '"space directions" or "spacings" with a number for each axis')
-
-
-def _no_spacing(path: str, missing: str) -> BadScan:
-    return BadScan(
-        f"{Path(path).name} does not state its spacing: its header lacks {missing}; write the spacing in mm into it, "
-        "as SimpleITK's Image.SetSpacing and WriteImage do"
-    )
-
-
-def _require_nifti_spacing(path: str) -> None:
-    stored = nifti_spacing(path)
-    if not all(np.isfinite(value) and value != 0 for value in stored):
-        raise _impossible_spacing(path, stored)
-
-
 def _nibabel_geometry(path: str) -> Geometry:
-    _require_nifti_spacing(path)
+    require_stated_spacing(path)
     try:
         header: Any = nibabel.load(path).header
     except NIFTI_ERRORS as error:
@@ -246,11 +221,7 @@ def _check_geometry(geometry: Geometry, name: str) -> None:
         kind = "2D" if sum(size > 1 for size in geometry.shape) < 3 else f"{len(geometry.shape)}D"
         raise BadScan(f"{name} is {kind} ({' x '.join(map(str, geometry.shape))} voxels), not a 3D scan")
     if not all(np.isfinite(value) and value > 0 for value in geometry.spacing):
-        raise _impossible_spacing(name, geometry.spacing)
-
-
-def _impossible_spacing(path: str, spacing: Sequence[float]) -> BadScan:
-    return BadScan(f"{Path(path).name} has an impossible spacing ({', '.join(f'{value:g}' for value in spacing)})")
+        raise impossible_spacing(name, geometry.spacing)
 
 
 def _check_values(array: np.ndarray, channels: Sequence[str]) -> None:

@@ -197,6 +197,6 @@ def test_volumes_of_another_way_to_read_are_not_taken(tmp_path: Path, monkeypatc
     scans = find_scans([str(tmp_path / "in")])[0]
     used(scans, tmp_path)
     assert {path: path.stat().st_mtime_ns for path in written} == written
-    monkeypatch.setattr("pretraining.data.preprocessing._READING", 3)
+    monkeypatch.setattr("pretraining.data.tasks._READING", 3)
     used(scans, tmp_path)
     assert all(path.stat().st_mtime_ns != written[path] for path in written if "liver" not in path.name)

@@ -14,6 +14,7 @@ from pretraining.body_axes import axis_warnings
 from pretraining.config import PretrainConfig
 from pretraining.config_checks import check_config
 from pretraining.data import DataError, resolve_source
+from pretraining.data.scan import in_few_lines
 from pretraining.launching.ending import end, end_after_another
 from pretraining.launching.errors import STOPPED_EXIT_CODE, ProcessLost, Stopped, TrainingError
 from pretraining.launching.launcher import launch
@@ -124,8 +125,8 @@ def preview_entry() -> None:
         check_config(config)
         volumes, skipped = prepare_volumes(config, arguments.np, arguments.verify_dataset_integrity)
         draw_pairs(volumes, config.views, config.seed, output, arguments.n)
-        for item in [*skipped, *axis_warnings(volumes, config.views)]:
-            print(f"WARNING: {item}")
+        for line in [*in_few_lines(skipped), *axis_warnings(volumes, config.views)]:
+            print(f"WARNING: {line}")
         print(*geometry_lines(volumes, config), output, sep="\n")
     except (DataError, RunError, OSError, ValueError) as error:
         sys.exit(one_line(f"pgl_preview: {error}"))

@@ -31,8 +31,11 @@ from pretraining.data.scan import BadScan
 
 logging.getLogger("pydicom").setLevel(logging.ERROR)  # what matters becomes a scan's reason
 
-# In one of these the phases, echoes or passes of a series differ.
-PHASES = ("AcquisitionNumber", "TemporalPositionIdentifier", "EchoNumbers", "ImageType")
+# In one of these the phases, echoes, passes or kernels of a series differ.
+PHASES = (
+    *("AcquisitionNumber", "TemporalPositionIdentifier", "EchoNumbers", "EchoTime", "DiffusionBValue"),
+    *("ConvolutionKernel", "ImageType"),
+)
 # Objects of these have pixels, or none, but are no images of a patient.
 _NO_IMAGES = {"SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "PR", "SR", "KO", "REG", "DOC"}
 _MOST_DEFLATED = 8 * 1024**2  # bytes of a file
@@ -91,8 +94,8 @@ class Frame:
 
     @property
     def name(self) -> str:
-        """Of the file, for messages."""
-        return Path(self.file).name
+        """Of the file, and its number there if it is not the first, for messages."""
+        return Path(self.file).name + (f" (frame {self.index + 1})" if self.index else "")
 
 
 def may_be_dicom(file: Path) -> bool:

@@ -72,8 +72,9 @@ def find_series(files: Sequence[Path]) -> Found:
         _sort_in(found, group, label)
     for folder, of_folder in _parts(bad, [file.parent for file in bad]).items():
         first, others = of_folder[0], len(of_folder) - 1
+        and_others = f"; so {'are' if others > 1 else 'is'} {others} other{'s' if others > 1 else ''}" if others else ""
         name = f"{folder.name}/{first.name}" if folder in series_in else folder.name
-        found.left_out.append((name, bad[first] + (f"; so are {others} others" if others else "")))
+        found.left_out.append((name, bad[first] + and_others))
     return found
 
 

@@ -178,7 +178,7 @@ def test_frames_are_put_where_their_groups_say(tmp_path: Path) -> None:
     ("positions", "reason"),
     [
         ([(0, 0, 2 * k + 40 * (k > 5)) for k in range(N)], r"unevenly spaced: 42\.00 mm"),
-        ([(0, 0, 2 * (k % 6)) for k in range(N)], "at the same position"),
+        ([(0, 0, 2 * (k % 6)) for k in range(N)], r"at the same position, as a\.dcm and a\.dcm \(frame 7\)"),
         (AT[:-1], "announces 12 frames and describes 11"),
     ],
 )
@@ -248,6 +248,9 @@ def test_a_scout_is_set_aside(tmp_path: Path) -> None:
         ("AcquisitionNumber", (1, 2)),
         ("TemporalPositionIdentifier", (1, 2)),
         ("EchoNumbers", (1, 2)),
+        ("EchoTime", (2.46, 4.9)),
+        ("DiffusionBValue", (0, 800)),
+        ("ConvolutionKernel", ("B31f", "B70f")),
         ("ImageType", (["ORIGINAL", "PRIMARY", "M"], ["ORIGINAL", "PRIMARY", "P"])),
     ],
 )
@@ -380,7 +383,7 @@ def test_damage_is_named_and_costs_its_own_series_only(tmp_path: Path) -> None:
     save(dataset(VALUES[0], kind=MediaStorageDirectoryStorage, Rows=None, Columns=None), folder / "DICOMDIR")
     scans, skipped = find_scans([str(folder)])
     assert [(item.name, item.reason.partition(" (")[0]) for item in skipped] == [
-        ("in/empty.dcm", "empty.dcm is no DICOM file, or damaged: fetch it again; so are 1 others")
+        ("in/empty.dcm", "empty.dcm is no DICOM file, or damaged: fetch it again; so is 1 other")
     ]
     assert [scan.name for scan in scans] == ["in_5", "in_6"]
     with pytest.raises(BadScan, match=r"IM0004 is truncated or damaged .*: fetch it again"):

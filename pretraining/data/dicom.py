@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pydicom
+from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.pixels.processing import apply_modality_lut
@@ -31,20 +32,38 @@ from pretraining.data.scan import BadScan
 
 logging.getLogger("pydicom").setLevel(logging.ERROR)  # what matters becomes a scan's reason
 
-# In one of these the phases, echoes, passes or kernels of a series differ.
+# In one of these the phases, echoes or passes of a series differ.
 PHASES = (
-    *("AcquisitionNumber", "TemporalPositionIdentifier", "EchoNumbers", "EchoTime", "DiffusionBValue"),
-    *("ConvolutionKernel", "ImageType"),
+    *("AcquisitionNumber", "TemporalPositionIdentifier", "EchoNumbers", "ImageType"),
+    *("EchoTime", "DiffusionBValue", "ConvolutionKernel", "KVP", "StackID"),
 )
+# Where objects of many frames tell them.
+_PHASES_IN_GROUPS = {
+    "AcquisitionNumber": (("FrameContentSequence", "FrameAcquisitionNumber"),),
+    "TemporalPositionIdentifier": (("FrameContentSequence", "TemporalPositionIndex"),),
+    "StackID": (("FrameContentSequence", "StackID"),),
+    "EchoTime": (("MREchoSequence", "EffectiveEchoTime"),),
+    "DiffusionBValue": (("MRDiffusionSequence", "DiffusionBValue"),),
+    "ConvolutionKernel": (("CTReconstructionSequence", "ConvolutionKernel"),),
+    "KVP": (("CTXRayDetailsSequence", "KVP"),),
+    "ImageType": tuple((f"{kind}FrameTypeSequence", "FrameType") for kind in ("MRImage", "CTImage", "PET", "XRay3D")),
+}
 # Objects of these have pixels, or none, but are no images of a patient.
 _NO_IMAGES = {"SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "PR", "SR", "KO", "REG", "DOC"}
 _MOST_DEFLATED = 8 * 1024**2  # bytes of a file
 _LEAST_FRAME = 64  # bytes in a file, however it is compressed
+# Along what the frames of an object without groups follow each other, beside `SliceVector` (PS3.3, C.8.4.8).
+_VECTORS = (
+    *("EnergyWindowVector", "DetectorVector", "PhaseVector", "RotationVector", "RRIntervalVector", "TimeSlotVector"),
+    *("AngularViewVector", "TimeSliceVector", "SliceVector"),
+)
 _KEYWORDS = (
     *("SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality"),
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "FrameOfReferenceUID"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SpacingBetweenSlices"),
     *("RescaleSlope", "RescaleIntercept", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+    *("FrameIncrementPointer", "DetectorInformationSequence", "FrameTime", "FrameTimeVector", "PatientID"),
+    *_VECTORS,
     *PHASES,
 )
 _TAGS = [Tag(keyword) for keyword in _KEYWORDS]
@@ -62,7 +81,8 @@ class Frame:
     Attributes:
         file: Path.
         index: Number in the file.
-        series: Study and series UID.
+        count: Of the frames in the file.
+        series: UIDs of study and series, patient and modality: files of another patient may have got the same UIDs.
         label: Series number and description, as far as there are any.
         modality: Such as CT, MR or PT; empty if the file does not tell.
         is_grey: Whether a pixel is one value; false for colours and palettes.
@@ -72,14 +92,15 @@ class Frame:
         position: (x, y, z) of the centre of the first pixel in mm, towards left, back and head of the patient.
         cosines: Where columns go on, then where rows go on, in the same space; 6 numbers.
         spacing: From row to row and from column to column, in mm.
-        slope, intercept: Of the function from stored values to those that are meant, such as HU.
+        slope, intercept: Of the function from stored values to those that are meant, such as HU; empty: 1 and 0.
 
     What the file does not tell is empty.
     """
 
     file: str
     index: int
-    series: tuple[str, str]
+    count: int
+    series: tuple[str, ...]
     label: tuple[str, ...]
     modality: str
     is_grey: bool
@@ -89,13 +110,13 @@ class Frame:
     position: tuple[float, ...]
     cosines: tuple[float, ...]
     spacing: tuple[float, ...]
-    slope: float
-    intercept: float
+    slope: tuple[float, ...]
+    intercept: tuple[float, ...]
 
     @property
     def name(self) -> str:
-        """Of the file, and its number there if it is not the first, for messages."""
-        return Path(self.file).name + (f" (frame {self.index + 1})" if self.index else "")
+        """Of the file, for messages, and which of its frames."""
+        return Path(self.file).name + (f" (frame {self.index + 1})" if self.count > 1 else "")
 
 
 def may_be_dicom(file: Path) -> bool:
@@ -135,10 +156,12 @@ def read_planes(file: str) -> Iterator[tuple[Frame, np.ndarray]]:
         for frame, pixels in zip(_frames(file, data), iter_pixels(data), strict=True):
             if "ModalityLUTSequence" in data:
                 yield frame, apply_modality_lut(pixels, data)
-            elif frame.slope == 1:  # exact for whole numbers
-                yield frame, np.add(pixels, frame.intercept, dtype=np.float32)
+                continue
+            (slope,), (intercept,) = frame.slope or (1.0,), frame.intercept or (0.0,)
+            if slope == 1:  # exact for whole numbers
+                yield frame, np.add(pixels, intercept, dtype=np.float32)
             else:
-                yield frame, np.multiply(pixels, frame.slope, dtype=np.float64) + frame.intercept
+                yield frame, np.multiply(pixels, slope, dtype=np.float64) + intercept
 
 
 @contextmanager
@@ -178,26 +201,50 @@ def _frames(file: str, data: Dataset) -> list[Frame]:
         raise BadScan("holds no image, or is truncated")
     grey = _text(data, "PhotometricInterpretation").startswith("MONOCHROME") and data.get("SamplesPerPixel", 1) == 1
     common = (
-        (_text(data, "StudyInstanceUID"), _text(data, "SeriesInstanceUID")),
+        (_text(data, "StudyInstanceUID"), _text(data, "SeriesInstanceUID"), _text(data, "PatientID"), modality),
         tuple(text for text in (_text(data, "SeriesNumber"), _text(data, "SeriesDescription")) if text),
-        *(modality, grey, tuple(_text(data, keyword) for keyword in PHASES)),
-        *(_text(data, "FrameOfReferenceUID"), size),
+        *(modality, grey),
     )
+    place = _text(data, "FrameOfReferenceUID"), size
     count, groups = int(data.get("NumberOfFrames") or 1), data.get("PerFrameFunctionalGroupsSequence") or []
     if count * _LEAST_FRAME > os.path.getsize(file):
         raise BadScan(f"announces {count} frames: it is damaged, fetch it again")
     if not groups:
-        return _evenly_spaced(Frame(file, 0, *common, *_told([data])), count, data)
+        detectors = data.get("DetectorInformationSequence") or []  # where objects of nuclear medicine tell the place
+        told = _told([data, *detectors[:1]])
+        return _evenly_spaced(Frame(file, 0, count, *common, _phase(data, []), *place, *told), data)
     if len(groups) != count:
         raise BadScan(f"announces {count} frames and describes {len(groups)}: fetch it again")
-    shared = _items((data.get("SharedFunctionalGroupsSequence") or [Dataset()])[0])
-    return [Frame(file, i, *common, *_told([*_items(own), *shared, data])) for i, own in enumerate(groups)]
+    shared = (data.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    return [
+        Frame(
+            *(file, i, count, *common, _phase(data, [own, shared]), *place),
+            *_told([*_items(own), *_items(shared), data]),
+        )
+        for i, own in enumerate(groups)
+    ]
 
 
 def _text(data: Dataset, keyword: str) -> str:
     value = data.get(keyword)
     parts = value if isinstance(value, MultiValue) else [] if value is None else [value]
     return " ".join(map(str, parts))
+
+
+def _phase(data: Dataset, groups: Sequence[Dataset]) -> tuple[str, ...]:
+    """Values of `PHASES`: the frame's own, those of all frames, or else the object's."""
+    return tuple(
+        next(
+            (
+                _text(group[sequence][0], name)
+                for group in groups
+                for sequence, name in _PHASES_IN_GROUPS.get(keyword, ())
+                if group.get(sequence)
+            ),
+            _text(data, keyword),
+        )
+        for keyword in PHASES
+    )
 
 
 def _items(groups: Dataset) -> list[Dataset]:
@@ -213,16 +260,25 @@ def _told(items: Sequence[Dataset]) -> tuple[Any, ...]:
         return values if len(values) == count and all(map(math.isfinite, values)) else ()
 
     geometry = numbers("ImagePositionPatient", 3), numbers("ImageOrientationPatient", 6), numbers("PixelSpacing", 2)
-    return *geometry, (numbers("RescaleSlope", 1) or (1.0,))[0], (numbers("RescaleIntercept", 1) or (0.0,))[0]
+    return *geometry, numbers("RescaleSlope", 1), numbers("RescaleIntercept", 1)
 
 
-def _evenly_spaced(first: Frame, count: int, data: Dataset) -> list[Frame]:
+def _evenly_spaced(first: Frame, data: Dataset) -> list[Frame]:
     """Frames without groups of their own: they follow each other along the normal if the file tells their distance."""
-    step = data.get("SpacingBetweenSlices")
+    count, step = first.count, data.get("SpacingBetweenSlices")
     if count == 1:
         return [first]
     if not first.position or not first.cosines or step is None:
         raise BadScan(f"has {count} frames that do not say where they lie (a film?)")
+    pointer = data.get("FrameIncrementPointer")
+    pointed = [keyword_for_tag(tag) for tag in (pointer if isinstance(pointer, MultiValue) else [pointer]) if tag]
+    for keyword in dict.fromkeys((*pointed, "FrameTime", "FrameTimeVector")):
+        values: Any = data.get(keyword)
+        if values is not None and keyword != "SliceVector" and (keyword not in _VECTORS or len(set(values)) > 1):
+            raise BadScan(f"has {count} frames that differ in {keyword}: a film, or several volumes, not one")
+    slices = data.get("SliceVector") or range(1, count + 1)
+    if sorted(slices) != list(range(1, count + 1)):
+        raise BadScan(f"has {count} frames whose SliceVector does not number them: export it again")
     normal = np.cross(first.cosines[:3], first.cosines[3:])
-    positions = np.array(first.position) + np.outer(np.arange(count) * float(step), normal)
+    positions = np.array(first.position) + np.outer((np.array(slices) - 1) * float(step), normal)
     return [replace(first, index=index, position=tuple(place)) for index, place in enumerate(positions.tolist())]

@@ -70,11 +70,12 @@ def find_series(files: Sequence[Path]) -> Found:
     for group in _parts(frames, [frame.series for frame in frames]).values():
         label = group[0].label if any(len(series_in[folder]) > 1 for folder in _folders(group)) else ()
         _sort_in(found, group, label)
-    for folder, of_folder in _parts(bad, [file.parent for file in bad]).items():
-        first, others = of_folder[0], len(of_folder) - 1
-        and_others = f"; so {'are' if others > 1 else 'is'} {others} other{'s' if others > 1 else ''}" if others else ""
-        name = f"{folder.name}/{first.name}" if folder in series_in else folder.name
-        found.left_out.append((name, bad[first] + and_others))
+    kinds = [(file.parent, reason.removeprefix(file.name).partition(" (")[0]) for file, reason in bad.items()]
+    folders = Counter(folder for folder, _ in dict.fromkeys(kinds))
+    for (folder, _), alike in _parts(bad, kinds).items():
+        first, others = alike[0], len(alike) - 1
+        name = f"{folder.name}/{first.name}" if folder in series_in or folders[folder] > 1 else folder.name
+        found.left_out.append((name, bad[first] + (f"; the same of {others} more there" if others else "")))
     return found
 
 
@@ -86,9 +87,12 @@ def _sort_in(found: Found, frames: list[Frame], label: Sequence[str]) -> None:
         scouts = _scouts(frames)
         if len(scouts) == len(frames):
             raise BadScan("holds localizers (scout views) alone, which are no volume")
-        found.left_out += [(f"{name}/{scout.name}", "a localizer: set aside") for scout in scouts]
-        frames = [frame for frame in frames if frame not in scouts]
+        slices = _without(frames, scouts)
+        pictures = _pictures(slices)
+        frames = _without(slices, pictures)
         found.series += [Series(folder, "_".join((name, *suffix)), stack) for suffix, stack in _volumes(frames).items()]
+        found.left_out += [(f"{name}/{scout.name}", "a localizer: set aside") for scout in scouts]
+        found.left_out += [(f"{name}/{one.name}", "a picture, not a slice: set aside") for one in pictures]
     except BadScan as error:
         by_folder = _parts(frames, [Path(frame.file).parent for frame in frames])
         alone = Found()
@@ -114,7 +118,9 @@ def _volumes(frames: list[Frame]) -> dict[tuple[str, ...], Stack]:
     except BadScan:
         for values in zip(*((*frame.phase, Path(frame.file).stem) for frame in frames), strict=True):
             parts = _parts(frames, values)
-            if 1 < len(parts) <= len(frames) / 3:
+            files = sum(len({frame.file for frame in part}) for part in parts.values())
+            of_whole_files = files == len({frame.file for frame in frames})
+            if of_whole_files and 1 < len(parts) <= len(frames) / 3:
                 try:
                     return {(value,): stacked(part) for value, part in parts.items()}
                 except BadScan:
@@ -126,11 +132,28 @@ def _scouts(frames: Sequence[Frame]) -> list[Frame]:
     """Those that say so, and few slices across all the others."""
     scouts = [frame for frame in frames if "LOCALIZER" in frame.phase[PHASES.index("ImageType")].upper().split()]
     if scouts or not all(frame.cosines for frame in frames):
-        return scouts
+        return _whole_files(scouts, frames)
     normals = np.array([np.cross(frame.cosines[:3], frame.cosines[3:]) for frame in frames])
     usual = Counter(map(tuple, normals.round(2).tolist())).most_common(1)[0][0]
     across = [frame for frame, normal in zip(frames, normals, strict=True) if abs(normal @ usual) < 0.5]
-    return across if len(across) <= _MOST_SCOUTS * len(frames) else []
+    return _whole_files(across, frames) if len(across) <= _MOST_SCOUTS * len(frames) else []
+
+
+def _pictures(frames: Sequence[Frame]) -> list[Frame]:
+    """Few among the slices that are coloured, or do not tell in any way where they lie: screenshots and reports."""
+    pictures = [frame for frame in frames if not frame.is_grey or not (frame.position or frame.cosines)]
+    return _whole_files(pictures, frames) if len(pictures) <= _MOST_SCOUTS * len(frames) else []
+
+
+def _whole_files(some: Sequence[Frame], frames: Sequence[Frame]) -> list[Frame]:
+    """Those whose files hold no other of the frames: a scan is read as all that is in its files."""
+    others = Counter(frame.file for frame in frames) - Counter(frame.file for frame in some)
+    return [frame for frame in some if frame.file not in others]
+
+
+def _without(frames: Sequence[Frame], some: Sequence[Frame]) -> list[Frame]:
+    files = {frame.file for frame in some}
+    return [frame for frame in frames if frame.file not in files]
 
 
 def _folders(frames: Iterable[Frame]) -> set[Path]:

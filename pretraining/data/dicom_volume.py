@@ -129,6 +129,8 @@ def _require_told(frame: Frame) -> None:
     axes = np.array(frame.cosines).reshape(2, 3)
     if np.abs(axes @ axes.T - np.eye(2)).max() > 0.01 or min(frame.spacing) <= 0:
         raise BadScan(f"{frame.name} states an impossible image orientation or pixel spacing")
+    if frame.slope == (0,):
+        raise BadScan(f"{frame.name} states a rescale slope of 0: export the series again")
 
 
 def _require_alike(one: Frame, other: Frame) -> None:
@@ -141,6 +143,12 @@ def _require_alike(one: Frame, other: Frame) -> None:
             raise BadScan(
                 f"its slices differ in {kind} ({values[0]} in {one.name}, {values[1]} in {other.name}): they are not "
                 "one volume"
+            )
+    for kind, a, b in (("slope", one.slope, other.slope), ("intercept", one.intercept, other.intercept)):
+        if bool(a) != bool(b):
+            with_it, without = (one, other) if a else (other, one)
+            raise BadScan(
+                f"{with_it.name} states a rescale {kind} and {without.name} does not: export the series again"
             )
     if one.reference != other.reference:
         raise BadScan(f"the positions of {one.name} and {other.name} are in different frames of reference")

@@ -98,6 +98,20 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "at the same position, as IM0000 and IM0001$",
     ),
     "two frames of reference": ({"per_slice": differing(4, FrameOfReferenceUID="1.2.8")}, "different frames of refer"),
+    "slope of zero in one": ({"per_slice": differing(1, RescaleSlope=0)}, "IM0011 states a rescale slope of 0"),
+    "slope missing in one": (
+        {"per_slice": differing(1, RescaleSlope=None)},
+        "IM0000 states a rescale slope and IM0011 does not",
+    ),
+    "intercept missing in one": (
+        {"per_slice": differing(1, RescaleIntercept=None)},
+        "IM0000 states a rescale intercept and IM0011 does not",
+    ),
+    "half in colour": ({"per_slice": differing(6, PhotometricInterpretation="RGB")}, "IM0006 is a colour image"),
+    "half without a place": (
+        {"per_slice": differing(6, ImagePositionPatient=None, ImageOrientationPatient=None)},
+        "IM0006 does not state its image position and image orientation",
+    ),
     "colour": ({"PhotometricInterpretation": "PALETTE COLOR"}, "IM0000 is a colour image"),
     "localizers alone": ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizers"),
 }
@@ -178,7 +192,7 @@ def test_frames_are_put_where_their_groups_say(tmp_path: Path) -> None:
     ("positions", "reason"),
     [
         ([(0, 0, 2 * k + 40 * (k > 5)) for k in range(N)], r"unevenly spaced: 42\.00 mm"),
-        ([(0, 0, 2 * (k % 6)) for k in range(N)], r"at the same position, as a\.dcm and a\.dcm \(frame 7\)"),
+        ([(0, 0, 2 * (k % 6)) for k in range(N)], r"at the same position, as a\.dcm \(frame 1\) and a\.dcm \(frame 7\)"),
         (AT[:-1], "announces 12 frames and describes 11"),
     ],
 )
@@ -198,6 +212,117 @@ def test_frames_without_places_are_a_film(tmp_path: Path) -> None:
     arrays, skipped = read(tmp_path)
     assert "a.dcm has 12 frames that do not say where they lie" in skipped["film"]
     np.testing.assert_array_equal(arrays["spect"], VALUES)
+
+
+CINE = {"ImagePositionPatient": [0, 0, 0], "SpacingBetweenSlices": 3, "SeriesInstanceUID": "1.2.7"}
+
+
+@pytest.mark.parametrize(
+    ("told", "reason"),
+    [
+        ({"FrameTime": 40}, "a.dcm has 12 frames that differ in FrameTime: a film"),
+        ({"FrameIncrementPointer": 0x00181063, "FrameTime": 40}, "FrameTime"),
+        ({"FrameIncrementPointer": [0x00540070, 0x00540080], "TimeSlotVector": [1] * 6 + [2] * 6}, "TimeSlotVector"),
+        ({"FrameIncrementPointer": 0x00540080, "SliceVector": [1, 2, 3, 4, 5, 6] * 2}, "SliceVector does not number"),
+    ],
+)
+def test_frames_that_follow_each_other_in_time_are_no_volume(tmp_path: Path, told: Any, reason: str) -> None:
+    save(dataset(VALUES, **CINE, **told), with_good(tmp_path) / "tried" / "a.dcm")
+    arrays, skipped = read(tmp_path)
+    assert list(arrays) == ["good"]
+    assert re.search(reason, skipped["tried"]), skipped["tried"]
+
+
+def test_frames_of_nuclear_medicine_lie_where_the_detector_says(tmp_path: Path) -> None:
+    detector = pydicom.Dataset()
+    detector.ImagePositionPatient, detector.ImageOrientationPatient = [0, 0, 100], list(SIDE)
+    data = dataset(VALUES, **{**CINE, "ImagePositionPatient": None, "ImageOrientationPatient": None}, Modality="NM")
+    data.DetectorInformationSequence = [detector]
+    data.FrameIncrementPointer, data.DetectorVector = [0x00540020, 0x00540080], [1] * N
+    order = np.random.default_rng(3).permutation(N)
+    data.SliceVector = [int(k) + 1 for k in order]
+    data.SpacingBetweenSlices = -3
+    save(data, tmp_path / "spect" / "a.dcm")
+    arrays, skipped = read(tmp_path)
+    assert skipped == {}
+    np.testing.assert_array_equal(arrays["spect"], VALUES[np.argsort(order)][::-1])
+    assert read_geometry(find_scans([str(tmp_path)])[0][0]).direction == (0, 0, -1, 1, 0, 0, 0, -1, 0)
+
+
+def groups_of(frames: int, sequence: str, **told: list[Any]) -> Callable[[pydicom.Dataset], None]:
+    """Puts a sequence into the group of each frame: one value in the first half, another in the second."""
+
+    def put(data: pydicom.Dataset) -> None:
+        for number, group in enumerate(data.PerFrameFunctionalGroupsSequence):
+            item = pydicom.Dataset()
+            for keyword, values in told.items():
+                setattr(item, keyword, values[number >= frames // 2])
+            setattr(group, sequence, [item])
+
+    return put
+
+
+@pytest.mark.parametrize(
+    ("sequence", "keyword", "values", "kind"),
+    [
+        ("FrameContentSequence", "TemporalPositionIndex", [1, 2], "TemporalPositionIdentifier"),
+        ("FrameContentSequence", "FrameAcquisitionNumber", [1, 2], "AcquisitionNumber"),
+        ("FrameContentSequence", "StackID", ["1", "2"], "StackID"),
+        ("MREchoSequence", "EffectiveEchoTime", [10.0, 20.0], "EchoTime"),
+        ("MRDiffusionSequence", "DiffusionBValue", [0.0, 1000.0], "DiffusionBValue"),
+        ("MRImageFrameTypeSequence", "FrameType", [["ORIGINAL", "M"], ["ORIGINAL", "P"]], "ImageType"),
+        ("CTReconstructionSequence", "ConvolutionKernel", ["B30", "B70"], "ConvolutionKernel"),
+        ("CTXRayDetailsSequence", "KVP", [80, 140], "KVP"),
+    ],
+)
+@pytest.mark.parametrize("offset", [0, 1])
+def test_phases_of_frames_are_noticed(
+    tmp_path: Path, sequence: str, keyword: str, values: list[Any], kind: str, offset: int
+) -> None:
+    """At the same positions, or half a step apart, which looks like one volume of half the distance."""
+    data = enhanced(VALUES, [(0, 0, 2 * (k % 6) + offset * (k >= 6)) for k in range(N)])
+    groups_of(N, sequence, **{keyword: values})(data)
+    save(data, with_good(tmp_path) / "tried" / "a.dcm")
+    arrays, skipped = read(tmp_path)
+    assert list(arrays) == ["good"]
+    reason = skipped["tried"]
+    assert kind in reason
+    assert "lie between each other" in reason if offset else "a.dcm (frame 1) and a.dcm (frame 7)" in reason
+
+
+@pytest.mark.parametrize("keyword", ["Modality", "PatientID"])
+def test_one_uid_for_two_kinds_of_slices_makes_no_volume_of_both(tmp_path: Path, keyword: str) -> None:
+    for number, value in enumerate(("CT", "PT")):
+        told = [{"ImagePositionPatient": [0, 0, 2 * k + number]} for k in range(N)]
+        write_slices(tmp_path / "both", VALUES + number, per_slice=told, first=100 * number, **{keyword: value})
+    arrays, skipped = read(tmp_path)
+    assert skipped == {}
+    for number, array in enumerate(arrays.values()):
+        np.testing.assert_array_equal(array, VALUES + number)
+
+
+def test_pictures_in_a_series_are_set_aside(tmp_path: Path) -> None:
+    write_slices(tmp_path / "ct", VALUES)
+    for name, told in {"fused": {"PhotometricInterpretation": "RGB"}, "report": {"ImagePositionPatient": None}}.items():
+        save(
+            dataset(VALUES[0], **{"ImageOrientationPatient": None, "PixelSpacing": None, **told}),
+            tmp_path / "ct" / name,
+        )
+        arrays, skipped = read(tmp_path)
+        assert skipped == {f"ct/{name}": "a picture, not a slice: set aside"}
+        np.testing.assert_array_equal(arrays["ct"], VALUES)
+        (tmp_path / "ct" / name).unlink()
+
+
+def test_files_of_several_kinds_have_a_reason_each(tmp_path: Path) -> None:
+    write_slices(tmp_path / "ct", VALUES)
+    for name, modality in {"a": "SR", "b": "SR", "c": "SEG"}.items():
+        save(dataset(VALUES[0], Modality=modality), tmp_path / "ct" / name)
+    _, skipped = read(tmp_path)
+    assert skipped == {
+        "ct/a": "a holds no image but SR; the same of 1 more there",
+        "ct/c": "c holds no image but SEG",
+    }
 
 
 @pytest.mark.parametrize("degrees", [20, -12])
@@ -248,9 +373,10 @@ def test_a_scout_is_set_aside(tmp_path: Path) -> None:
         ("AcquisitionNumber", (1, 2)),
         ("TemporalPositionIdentifier", (1, 2)),
         ("EchoNumbers", (1, 2)),
-        ("EchoTime", (2.46, 4.9)),
+        ("EchoTime", (4.6, 9.2)),
+        ("ConvolutionKernel", ("B30f", "B70f")),
+        ("KVP", (80, 140)),
         ("DiffusionBValue", (0, 800)),
-        ("ConvolutionKernel", ("B31f", "B70f")),
         ("ImageType", (["ORIGINAL", "PRIMARY", "M"], ["ORIGINAL", "PRIMARY", "P"])),
     ],
 )
@@ -383,7 +509,8 @@ def test_damage_is_named_and_costs_its_own_series_only(tmp_path: Path) -> None:
     save(dataset(VALUES[0], kind=MediaStorageDirectoryStorage, Rows=None, Columns=None), folder / "DICOMDIR")
     scans, skipped = find_scans([str(folder)])
     assert [(item.name, item.reason.partition(" (")[0]) for item in skipped] == [
-        ("in/empty.dcm", "empty.dcm is no DICOM file, or damaged: fetch it again; so is 1 other")
+        ("in/empty.dcm", "empty.dcm is no DICOM file, or damaged: fetch it again"),
+        ("in/lost.dcm", "lost.dcm holds no image, or is truncated"),
     ]
     assert [scan.name for scan in scans] == ["in_5", "in_6"]
     with pytest.raises(BadScan, match=r"IM0004 is truncated or damaged .*: fetch it again"):

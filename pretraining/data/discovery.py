@@ -13,7 +13,7 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 from pretraining.data.candidate import distinct, identifiers, safe_name
 from pretraining.data.nnunet_dataset import find_in_dataset
 from pretraining.data.plain_folder import find_in_folder
-from pretraining.data.scan import FILE_ENDINGS, PLAIN_FOLDERS, DataError, Scan, Skipped
+from pretraining.data.scan import FILE_ENDINGS, DataError, Scan, Skipped
 
 MODALITIES = ("ct", "mr")
 
@@ -32,7 +32,7 @@ class _Source:
         if self.is_dataset:
             return self.name
         digest = hashlib.sha256(str(self.folder).encode()).hexdigest()[:8]
-        return f"{PLAIN_FOLDERS}/{safe_name(self.name)}_{digest}"
+        return f"PGL_folders/{safe_name(self.name)}_{digest}"
 
 
 def find_scans(

@@ -222,6 +222,7 @@ def _preprocess_scan(task: Task) -> _Result:
         "mean": list(prepared.mean),
         "std": list(prepared.std),
         "settings": settings_of(task),
+        "is_no_mask": scan.may_be_mask,  # its values have been looked at
     }
     return _Result(write_volume(task.path, prepared.data, record, task.crop_size), prepared.warnings)
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 DICOM = "dicom"
 DEFAULT_READER = "SimpleITKIO"
-PLAIN_FOLDERS = "PGL_folders"  # below nnUNet_preprocessed, for sources that are no data sets
 FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 

@@ -10,11 +10,11 @@ from pretraining.data.files import file_entries, same_files
 from pretraining.data.older_records import StoredVolume
 from pretraining.data.planned import PlannedPreprocessing
 from pretraining.data.preparation import HU_RANGE
-from pretraining.data.scan import DEFAULT_READER, PLAIN_FOLDERS, DataError, Scan
+from pretraining.data.scan import DEFAULT_READER, DataError, Scan
 from pretraining.data.spacing import Spacing
 from pretraining.data.store import Volume, read_record
 
-_READING = 2  # raised when files are read otherwise
+_READING = 2  # raised when other voxels or another spacing are read from the same files
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,10 @@ def settings_of(task: Task) -> dict[str, Any]:
 
 
 def _way_of_reading(scan: Scan) -> dict[str, Any]:
-    """Volumes from before this number may hold what is now read otherwise or skipped: DICOM, MetaImage, masks."""
-    is_plain = scan.store.startswith(PLAIN_FOLDERS)
-    if not is_plain and scan.reader == DEFAULT_READER and not scan.files[0].lower().endswith((".mha", ".mhd")):
+    """Nothing for NIfTI by SimpleITK, of which all versions read the same."""
+    if scan.reader == DEFAULT_READER and all(path.lower().endswith((".nii", ".nii.gz")) for path in scan.files):
         return {}
-    return {"reading": _READING, "may_be_mask": scan.may_be_mask}
+    return {"reader": scan.reader, "reading": _READING}
 
 
 def record_if_up_to_date(task: Task) -> dict[str, Any] | None:
@@ -60,6 +59,7 @@ def record_if_up_to_date(task: Task) -> dict[str, Any] | None:
         record = read_record(task.path)
         whole = task.path.stat().st_size == record["file_size"]
         current = same_files(record["files"], file_entries(task.scan)) and record["settings"] == settings_of(task)
+        current &= bool(record.get("is_no_mask")) or not task.scan.may_be_mask
         Volume.from_record(task.path, record)
         return record if whole and current and record["channels"] == list(task.scan.channels) else None
     except (DataError, OSError, KeyError, TypeError, AttributeError):

@@ -192,7 +192,10 @@ def test_frames_are_put_where_their_groups_say(tmp_path: Path) -> None:
     ("positions", "reason"),
     [
         ([(0, 0, 2 * k + 40 * (k > 5)) for k in range(N)], r"unevenly spaced: 42\.00 mm"),
-        ([(0, 0, 2 * (k % 6)) for k in range(N)], r"at the same position, as a\.dcm \(frame 1\) and a\.dcm \(frame 7\)"),
+        (
+            [(0, 0, 2 * (k % 6)) for k in range(N)],
+            r"at the same position, as a\.dcm \(frame 1\) and a\.dcm \(frame 7\)",
+        ),
         (AT[:-1], "announces 12 frames and describes 11"),
     ],
 )

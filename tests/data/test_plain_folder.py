@@ -183,20 +183,3 @@ def test_every_file_is_used_skipped_or_counted(
         skipped_scan = any(str(file) in files_of.get(name, ()) for name in skipped)
         unseen += not (str(file) in taken or reason or skipped_scan)
     assert unseen == counted(caplog)
-
-
-def test_volumes_of_another_way_to_read_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Masks that were asked for once, and what was stored when files were read otherwise."""
-    nifti(tmp_path / "in" / "ct.nii.gz")
-    nifti(tmp_path / "in" / "liver.nii.gz", (VALUES > 0).astype(np.uint8))
-    write_slices(tmp_path / "in" / "series", VALUES)
-    assert used(find_scans([str(tmp_path / "in")], use_masks=True)[0], tmp_path)[0] == {"ct", "liver", "series"}
-    names, reasons = used(find_scans([str(tmp_path / "in")])[0], tmp_path)
-    assert (names, list(reasons)) == ({"ct", "series"}, ["liver"])
-    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.b2nd")}
-    scans = find_scans([str(tmp_path / "in")])[0]
-    used(scans, tmp_path)
-    assert {path: path.stat().st_mtime_ns for path in written} == written
-    monkeypatch.setattr("pretraining.data.tasks._READING", 3)
-    used(scans, tmp_path)
-    assert all(path.stat().st_mtime_ns != written[path] for path in written if "liver" not in path.name)

@@ -418,3 +418,35 @@ def test_real_scans(tmp_path: Path) -> None:
     assert volumes[-1].shape[1:] == reference.shape
     assert np.abs(stored(volumes[-1]) - np.clip(reference, -1024, 325)).max() <= 0.5
     assert all(volume.dtype == "float16" for volume in volumes[:5])
+
+
+def test_a_mask_that_was_taken_is_looked_at_again(tmp_path: Path, write_scan: Write, ct_values: np.ndarray) -> None:
+    """With --use_masks, or by an earlier version: what is stored is not taken for a scan."""
+    write_scan(tmp_path / "in" / "ct.nii.gz", ct_values)
+    write_scan(tmp_path / "in" / "liver.nii.gz", (ct_values > 0).astype(np.uint8))
+    root, options = tmp_path / "out", {"spacing": "native", "crop_size": (8, 16, 16), "processes": 1, "progress": False}
+    names = []
+    for use_masks in (True, False, True, False):
+        scans, _ = find_scans([str(tmp_path / "in")], "mr", use_masks)
+        names.append([volume.name for volume in preprocess(scans, root, **options)[0]])
+    assert names == [["ct", "liver"], ["ct"]] * 2
+
+
+@pytest.mark.parametrize("ending", ["mha", "nrrd", "nii.gz"])
+def test_volumes_of_earlier_readers_are_made_anew(
+    tmp_path: Path, write_scan: Write, ct_values: np.ndarray, ending: str
+) -> None:
+    """But for NIfTI, of which they read the same."""
+    write_scan(tmp_path / "in" / f"a.{ending}", ct_values)
+    (volume,), _ = run(tmp_path / "in")
+    path = volume.path.with_suffix(".json")
+    record = json.loads(path.read_text())
+    for key in ("reader", "reading"):
+        assert (record["settings"].pop(key, None) is None) == (ending == "nii.gz")
+    path.write_text(json.dumps(record))
+    before = volume.path.stat().st_mtime_ns
+    run(tmp_path / "in")
+    assert (volume.path.stat().st_mtime_ns == before) == (ending == "nii.gz")
+    after = volume.path.stat().st_mtime_ns
+    run(tmp_path / "in")
+    assert volume.path.stat().st_mtime_ns == after

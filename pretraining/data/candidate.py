@@ -1,6 +1,7 @@
 """Scans as found in one source, before they get their names, and how names are made."""
 
 import logging
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -33,6 +34,17 @@ class Candidate:
     reader: str = DEFAULT_READER
     geometry: Geometry | None = None
     may_be_mask: bool = False
+
+
+def odd_path(file: Path) -> str:
+    """What is wrong with a path that is no text, at which SimpleITK ends the process; empty where nothing is."""
+    path = os.fspath(file)
+    return "" if printable(path) == path else f"its path is no UTF-8 text ({printable(path)}): rename it"
+
+
+def printable(name: str) -> str:
+    """With bytes that are no UTF-8 as such are shown."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def safe_name(text: str) -> str:

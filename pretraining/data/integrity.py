@@ -10,6 +10,7 @@ into the array here; shape, spacing and directions remain the reader's affair. W
 interpreted here: such voxels are checked only, and then read by the data set's own reader.
 """
 
+import logging
 import math
 import zlib
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from pretraining.data.headers import NIFTI_ERRORS, nifti_header, no_nifti
 from pretraining.data.metaimage import metaimage_voxels
 from pretraining.data.scan import BadScan
 from pretraining.data.voxels import Voxels
+
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)  # it names no file; what matters is a scan's reason
 
 _CHUNK = 4 * 1024**2
 _GZIP = b"\x1f\x8b"

@@ -14,7 +14,7 @@ from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES, determin
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
 from nnunetv2_pgl.json_files import load_json
-from pretraining.data.candidate import Candidate, tell_unused
+from pretraining.data.candidate import Candidate, odd_path, printable, tell_unused
 from pretraining.data.reading import sitk_reads_header
 from pretraining.data.scan import DEFAULT_READER, FILE_ENDINGS, DataError, Skipped
 from pretraining.data.tiff import spacing_file
@@ -173,7 +173,9 @@ def _cases_in(
             others.append(path)
             continue
         match = pattern.fullmatch(path.name)
-        if match is None:
+        if odd := odd_path(path):
+            skipped.append(Skipped(printable(path.name), source, odd))
+        elif match is None:
             reason = f"the file name lacks nnU-Net's channel number (_0000{file_ending})"
             skipped.append(Skipped(path.name, source, reason))
         else:

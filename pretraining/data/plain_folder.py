@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from pretraining.data.candidate import Candidate, tell_unused
+from pretraining.data.candidate import Candidate, odd_path, printable, tell_unused
 from pretraining.data.dicom_series import find_series
 from pretraining.data.scan import DICOM, FILE_ENDINGS, Skipped
 
@@ -41,13 +42,16 @@ def find_in_folder(
     is_ct = modality != "mr"
     channels = ("CT" if is_ct else "MR",)
     candidates, masks, others, hidden = list[Candidate](), list[Path](), list[Path](), list[Path]()
-    for directory, files in _walk(folder):
+    skipped = list[Skipped]()
+    for directory, files in _walk(folder, skipped):
         parents = directory.relative_to(folder).parts
         for file in files:
             ending = next((ending for ending in FILE_ENDINGS if file.name.lower().endswith(ending)), None)
             stem = file.name.removesuffix(file.name[-len(ending) :]) if ending else file.name
             if file.name.startswith("."):
                 hidden.append(file)
+            elif reason := _no_readable_file(file):
+                skipped.append(Skipped(printable(file.name), folder.name, reason))
             elif ending is None:
                 others.append(file)
             elif not use_masks and any(map(_MASK_NAME.search, (*parents, stem))):
@@ -75,7 +79,18 @@ def find_in_folder(
             *(folder.name, len(masks), masks[0].relative_to(folder)),
         )
     tell_unused(folder.name, [*hidden, *_unused(candidates, found.others)])
-    return candidates, [Skipped(name, folder.name, reason) for name, reason in found.left_out]
+    return candidates, skipped + [Skipped(name, folder.name, reason) for name, reason in found.left_out]
+
+
+def _no_readable_file(file: Path) -> str:
+    """Why a file cannot be opened without harm; empty if it can."""
+    if reason := odd_path(file):
+        return reason
+    try:
+        kind = file.stat().st_mode
+    except OSError:
+        return ""  # for the reader to say
+    return "" if stat.S_ISREG(kind) else "is no file but a pipe, socket or device"
 
 
 def _tell_modality(folder: Path, told: Sequence[str], modality: str | None) -> None:
@@ -100,10 +115,18 @@ def _unused(candidates: Sequence[Candidate], others: Sequence[Path]) -> list[Pat
     return [file for file in others if os.fsencode(file.name) not in headers.get(file.parent, b"")]
 
 
-def _walk(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """Yield every folder that is not hidden with its files, sorted; links are followed, each folder is seen once."""
+def _walk(folder: Path, skipped: list[Skipped]) -> Iterator[tuple[Path, list[Path]]]:
+    """Yield every folder that is not hidden with its files, sorted; links are followed, each folder is seen once.
+
+    Folders that cannot be listed are added to ``skipped``.
+    """
+
+    def tell(error: OSError) -> None:
+        name = printable(os.path.relpath(error.filename, folder))
+        skipped.append(Skipped(name, folder.name, f"the folder cannot be listed ({error.strerror})"))
+
     seen: set[str] = set()
-    for directory, subfolders, files in os.walk(folder, followlinks=True):
+    for directory, subfolders, files in os.walk(folder, onerror=tell, followlinks=True):
         real = os.path.realpath(directory)
         if real in seen:
             subfolders.clear()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -111,6 +113,43 @@ def test_files_that_are_no_scans_are_counted_by_ending(tmp_path: Path, caplog: L
     ]
     names, reasons = used(scans, tmp_path)
     assert (names, reasons) == ({"ct", "detached", "detached2"}, {})
+
+
+def test_what_would_end_or_stop_the_process_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that are no text, and pipes, which nobody writes to."""
+    folder = tmp_path / "Dataset001_X" / "imagesTr"
+    nifti(folder / "ct_0000.nii.gz")
+    latin = os.fsencode(folder) + b"/M\xfcller_0000.nii.gz"
+    try:
+        Path(os.fsdecode(latin)).write_bytes((folder / "ct_0000.nii.gz").read_bytes())
+    except OSError:
+        pytest.skip("the file system takes no such name")
+    (folder.parent / "dataset.json").write_text('{"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}')
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path))
+    for source, pipes in (("1", 0), (str(folder), 2)):
+        for name in ("pipe", "pipe.nii.gz")[:pipes]:
+            os.mkfifo(folder / name)
+        scans, skipped = find_scans([source])
+        assert len(scans) == 1
+        names = [item.name for item in skipped]
+        assert names == ["M\\udcfcller_0000.nii.gz", "pipe", "pipe.nii.gz"][: 1 + pipes]
+        assert "no UTF-8 text" in skipped[0].reason
+        "\n".join(map(str, skipped)).encode()
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nifti(tmp_path / "in" / "ct.nii.gz")
+    (tmp_path / "in" / "locked").mkdir()
+    scandir = os.scandir
+
+    def refusing(path: str) -> Any:
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", refusing)
+    (skipped,) = find_scans([str(tmp_path / "in")])[1]
+    assert (skipped.name, skipped.reason) == ("locked", "the folder cannot be listed (Permission denied)")
 
 
 def test_a_folder_of_scans_alone_says_nothing(tmp_path: Path, caplog: Log) -> None:

@@ -21,6 +21,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from pretraining.data import BadScan, Scan, read_geometry, read_scan
 from pretraining.data.directions import read_orientation
+from tests.data.dicom_files import write_slices
 
 VALUES = np.random.default_rng(0).integers(-1000, 1000, (4, 5, 6)).astype("<i2")
 LITTLE, BIG = VALUES.tobytes(), VALUES.astype(">i2").tobytes()
@@ -413,6 +414,12 @@ def test_unusual_nifti_is_looked_through_for_damage(tmp_path: Path, reader: str)
     colour = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
     assert "values per voxel" in reason(nifti(tmp_path / "c.nii", bytes(360), dtype=colour), reader)
     assert "values per voxel" in reason(nifti(tmp_path / "d.nii", dtype=np.complex64), reader)
+
+
+def test_another_format_under_the_name_of_nrrd_is_no_nrrd(tmp_path: Path) -> None:
+    """SimpleITK reads DICOM whatever its name."""
+    plane = write_slices(tmp_path / "series", VALUES).joinpath("IM0000").rename(tmp_path / "a.nrrd")
+    assert reason(plane) == "a.nrrd is no NRRD file: give it the ending of its format"
 
 
 def test_orientation_of_unusual_metaimages(tmp_path: Path) -> None:

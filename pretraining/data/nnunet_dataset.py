@@ -118,7 +118,7 @@ def _reader_name(folder: Path, dataset_json: dict[str, Any], files: Sequence[str
         if ending in FILE_ENDINGS:
             return DEFAULT_READER  # SimpleITK reads more than nnU-Net's class for it lists
         raise DataError(f"{folder / 'dataset.json'}: nnU-Net has no reader for {ending!r} files") from error
-    if reader == wanted or sum(ending.lower() in known.supported_file_endings for known in LIST_OF_IO_CLASSES) == 1:
+    if sum(ending.lower() in known.supported_file_endings for known in LIST_OF_IO_CLASSES) == 1:
         return reader
     chosen: Counter[str] = Counter()
     for file in dict.fromkeys((*files[:1], *files[len(files) // 2 :][:1], *files[-1:])):

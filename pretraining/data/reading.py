@@ -157,7 +157,8 @@ def _read_with_nnunet(reader: str, files: Sequence[str]) -> tuple[np.ndarray, di
         with redirect_stdout(printed):
             return recursive_find_reader_writer_by_name(reader)().read_images(files)
     except Exception as error:  # whatever it raises, and whatever the libraries below it do
-        said = [_reason(error)] if str(error).strip() else printed.getvalue().splitlines()[:1]
+        errors = [line for line in printed.getvalue().splitlines() if line.startswith("ERROR")]
+        said = [_reason(error)] if str(error).strip() else errors[:1]
         cause = ": ".join((type(error).__name__, *said))
         raise BadScan(f"{Path(files[0]).name} cannot be read by nnU-Net's {reader} ({cause})") from error
 

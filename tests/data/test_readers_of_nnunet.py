@@ -17,6 +17,7 @@ from nnunetv2.imageio.reader_writer_registry import (
     determine_reader_writer_from_dataset_json,
     recursive_find_reader_writer_by_name,
 )
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from pretraining.data import BadScan, Scan, find_scans, preprocess, read_geometry, read_scan
 from pretraining.data.directions import read_orientation
@@ -209,6 +210,23 @@ def test_one_bad_spacing_file_costs_one_scan(make_dataset: MakeDataset, tmp_path
         assert [volume.name for volume in volumes] == ["b", "c"]
         assert skipped.name == "a"
         assert skipped.reason.startswith('a.json beside a_0000.tif has no "spacing" of three positive numbers')
+
+
+def test_what_nnunet_prints_is_told_and_not_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    files = [str(tiff(tmp_path / f"a_000{channel}.tif", VALUES[channel:], None)) for channel in range(2)]
+    with pytest.raises(BadScan, match="RuntimeError: ERROR! Not all input images have the same shape!"):
+        read_scan(Scan("s", "s", "src", "src", tuple(files), ("A", "B"), (False, False), "Tiff3DIO"))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_header_is_enough_to_find_simpleitk(make_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scans take seconds to read, at every start."""
+    images = make_dataset(".nii.gz")
+    nifti(images / "a_0000.nii.gz")
+    read = []
+    monkeypatch.setattr(SimpleITKIO, "read_images", lambda self, files: read.append(files))
+    assert readers_in(images) == {"SimpleITKIO"}
+    assert read == []
 
 
 def test_spacing_that_nnunet_makes_up_is_said(make_dataset: MakeDataset, caplog: pytest.LogCaptureFixture) -> None:

@@ -75,6 +75,7 @@ READ: dict[str, dict[str, Any]] = {
     "compressed_by_gzip": compressed(GZIP),
     "compressed_with_more_behind": compressed(ZLIB) | {"body": ZLIB + b"behind"},
     "header_within": {"body": b"13 bytes here" + LITTLE, "HeaderSize": "-1"},
+    "header_within_in_other_words": {"body": b"13 bytes here" + LITTLE, "Comment": "x\nHeaderSize: -1"},
     "one_channel": {"ElementNumberOfChannels": "1"},
     "slope": {"ElementToIntensityFunctionSlope": "2", "ElementToIntensityFunctionOffset": "-10"},  # not ITK's affair
     "tabs": {"DimSize": "6\t5\t4"},

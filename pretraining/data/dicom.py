@@ -127,7 +127,7 @@ def may_be_dicom(file: Path) -> bool:
     """
     with file.open("rb") as stream:
         head = stream.read(132)
-    return head[128:] == b"DICM" or head[:2] in (b"\x02\0", b"\x08\0")
+    return head[128:] == b"DICM" or head[:2] in (b"\x02\0", b"\x08\0", b"\0\x08")
 
 
 def read_frames(file: str) -> list[Frame]:

@@ -16,6 +16,7 @@ import SimpleITK as sitk
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     MediaStorageDirectoryStorage,
     RLELossless,
@@ -480,15 +481,16 @@ def test_all_encodings_give_the_same_voxels(tmp_path: Path, dtype: type) -> None
         np.testing.assert_array_equal(array, stored, err_msg=name)
 
 
-@pytest.mark.parametrize("left", ["nothing", "meta"])
+@pytest.mark.parametrize("left", ["nothing", "meta", "nothing, big endian"])
 def test_files_without_preamble_are_read(tmp_path: Path, left: str) -> None:
-    for path in write_slices(tmp_path / "old", VALUES).iterdir():
+    syntax = ExplicitVRBigEndian if "big" in left else ExplicitVRLittleEndian
+    for path in write_slices(tmp_path / "old", VALUES, syntax=syntax).iterdir():
         data = pydicom.dcmread(path)
         data.preamble = None
-        if left == "nothing":
+        if left != "meta":
             data.file_meta.clear()
-        data.save_as(path, implicit_vr=False)
-        assert path.read_bytes()[:2] == (b"\2\0" if left == "meta" else b"\x08\0")
+        data.save_as(path, implicit_vr=False, little_endian=syntax.is_little_endian)
+        assert path.read_bytes()[:2] == {"meta": b"\2\0", "nothing": b"\x08\0"}.get(left, b"\0\x08")
     arrays, skipped = read(tmp_path)
     assert skipped == {}
     np.testing.assert_array_equal(arrays["old"], VALUES)

@@ -84,9 +84,15 @@ def nifti_header(file: Path, check: bool = False) -> Any:
 
 
 def _nrrd_states_spacing(file: Path) -> bool:
-    """Whether there is a number for each axis in space, in ``spacings`` or ``space directions``."""
+    """Whether there is a number for each axis in space, in ``spacings`` or ``space directions``.
+
+    Raises:
+        BadScan: If it is another format under this name; ITK may read that.
+    """
     with file.open("rb") as stream:
         header = re.split(rb"\r?\n\r?\n", stream.read(_MOST_OF_NRRD), maxsplit=1)[0]
+    if not header.startswith(b"NRRD"):
+        raise BadScan(f"{file.name} is no NRRD file: give it the ending of its format")
     parted = [line.partition(":") for line in header.decode("latin-1").splitlines()]
     fields = {key.strip().lower(): re.findall(r"\([^)]*\)|[^\s()]+", value) for key, _, value in parted}
     axes = fields.get(_SPACING[0]) or fields.get(_SPACING[1]) or []

@@ -503,6 +503,16 @@ def test_bits_that_are_not_stored_are_no_part_of_a_value(tmp_path: Path) -> None
     np.testing.assert_array_equal(read(tmp_path)[0]["twelve"], VALUES)
 
 
+def test_files_that_change_after_they_were_found_are_told(tmp_path: Path) -> None:
+    (scan,), _ = find_scans([str(write_slices(tmp_path / "in", VALUES))])
+    write_slices(tmp_path / "in", VALUES, (0, 0, 3))  # of another distance
+    with pytest.raises(BadScan, match="not as they were when the series was found: start again"):
+        read_scan(scan)
+    write_slices(tmp_path / "in", VALUES[:, :-1])
+    with pytest.raises(BadScan, match="IM0000 is not as it was when the series was found"):
+        read_scan(scan)
+
+
 def test_damage_is_named_and_costs_its_own_series_only(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     write_slices(folder, VALUES, SeriesInstanceUID="1.5", SeriesNumber=5)

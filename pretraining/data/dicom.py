@@ -17,20 +17,23 @@ import pydicom
 from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import iter_pixels
 from pydicom.tag import Tag
 from pydicom.uid import (
+    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEGExtended12Bit,
     MediaStorageDirectoryStorage,
 )
 
 from pretraining.data.scan import BadScan
 
-logging.getLogger("pydicom").setLevel(logging.ERROR)  # what matters becomes a scan's reason
+logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # tracebacks of decoders; what matters becomes a reason
 
 # In one of these the phases, echoes or passes of a series differ.
 PHASES = (
@@ -60,6 +63,7 @@ _VECTORS = (
 _KEYWORDS = (
     *("SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality"),
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "FrameOfReferenceUID"),
+    *("BitsStored", "HighBit"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SpacingBetweenSlices"),
     *("RescaleSlope", "RescaleIntercept", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *("FrameIncrementPointer", "DetectorInformationSequence", "FrameTime", "FrameTimeVector", "PatientID"),
@@ -197,6 +201,12 @@ def _frames(file: str, data: Dataset) -> list[Frame]:
     size, modality = (int(data.get("Rows") or 0), int(data.get("Columns") or 0)), _text(data, "Modality").upper()
     if modality in _NO_IMAGES:
         raise BadScan(f"holds no image but {modality}")
+    syntax = data.file_meta.get("TransferSyntaxUID")
+    if syntax is not None and not _can_be_decoded(syntax, int(data.get("BitsStored") or 16)):
+        raise BadScan(f"is stored as {syntax.name}, which cannot be decoded here: export it uncompressed")
+    stored, highest = data.get("BitsStored"), data.get("HighBit")
+    if stored and highest and highest != stored - 1:
+        raise BadScan(f"has its values in bits {highest - stored + 1} to {highest}, not in the lowest: export it again")
     if 0 in size:
         raise BadScan("holds no image, or is truncated")
     grey = _text(data, "PhotometricInterpretation").startswith("MONOCHROME") and data.get("SamplesPerPixel", 1) == 1
@@ -223,6 +233,16 @@ def _frames(file: str, data: Dataset) -> list[Frame]:
         )
         for i, own in enumerate(groups)
     ]
+
+
+def _can_be_decoded(syntax: UID, bits: int) -> bool:
+    """Whether there is a decoder for pixels of so many bits; unknown syntaxes of no compression need none."""
+    if not syntax.is_transfer_syntax or not syntax.is_compressed:
+        return True
+    try:
+        return get_decoder(syntax).is_available and (syntax != JPEGExtended12Bit or bits <= 8)
+    except NotImplementedError:
+        return False
 
 
 def _text(data: Dataset, keyword: str) -> str:

@@ -108,6 +108,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"per_slice": differing(1, RescaleIntercept=None)},
         "IM0000 states a rescale intercept and IM0011 does not",
     ),
+    "values in the upper bits": (
+        {"BitsStored": 12},
+        "IM0000 has its values in bits 4 to 15",
+    ),
     "half in colour": ({"per_slice": differing(6, PhotometricInterpretation="RGB")}, "IM0006 is a colour image"),
     "half without a place": (
         {"per_slice": differing(6, ImagePositionPatient=None, ImageOrientationPatient=None)},
@@ -511,6 +515,33 @@ def test_files_that_change_after_they_were_found_are_told(tmp_path: Path) -> Non
     write_slices(tmp_path / "in", VALUES[:, :-1])
     with pytest.raises(BadScan, match="IM0000 is not as it was when the series was found"):
         read_scan(scan)
+
+
+@pytest.mark.parametrize("syntax", ["51", "53", "100", "94"])
+def test_what_cannot_be_decoded_is_not_called_damaged(tmp_path: Path, syntax: str) -> None:
+    uid = pydicom.uid.UID(f"1.2.840.10008.1.2.4.{syntax}")
+    for path in write_slices(with_good(tmp_path) / "tried", VALUES).iterdir():
+        data = pydicom.dcmread(path)
+        data.PixelData = pydicom.encaps.encapsulate([data.PixelData])
+        data["PixelData"].VR, data.file_meta.TransferSyntaxUID = "OB", uid
+        data.save_as(path)
+    arrays, skipped = read(tmp_path)
+    assert list(arrays) == ["good"]
+    reason = f"IM0000 is stored as {uid.name}, which cannot be decoded here: export it uncompressed"
+    assert skipped == {"tried": f"{reason}; the same of 11 more there"}
+
+
+def test_a_damaged_frame_is_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Decoders log their tracebacks."""
+    for path in write_slices(tmp_path / "in", VALUES).iterdir():
+        data = pydicom.dcmread(path)
+        data.PixelData = pydicom.encaps.encapsulate([data.PixelData])
+        data["PixelData"].VR, data.file_meta.TransferSyntaxUID = "OB", pydicom.uid.JPEG2000Lossless
+        data.save_as(path)
+    (scan,), _ = find_scans([str(tmp_path)])
+    with pytest.raises(BadScan, match="IM0000 is truncated or damaged"):
+        read_scan(scan)
+    assert caplog.messages == []
 
 
 def test_damage_is_named_and_costs_its_own_series_only(tmp_path: Path) -> None:

@@ -167,6 +167,13 @@ def test_what_is_one_volume_is_read(tmp_path: Path, what: str) -> None:
     assert read_geometry(scan).spacing == pytest.approx((abs(step[2]), 0.8, 0.8), rel=0.02)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_two_slices_are_no_volume(tmp_path: Path, count: int) -> None:
+    write_slices(with_good(tmp_path) / "tried", VALUES[:count])
+    slices = "1 DICOM slice" if count == 1 else "2 DICOM slices"
+    assert read(tmp_path)[1] == {"tried": f"is 2D: {slices}, not a 3D scan"}
+
+
 def test_each_slice_has_its_own_rescaling(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     uptake = rng.gamma(2.0, 0.6, VALUES.shape)

@@ -157,7 +157,8 @@ def read_planes(file: str) -> Iterator[tuple[Frame, np.ndarray]]:
             implicit, little = data.original_encoding
             explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
             data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
-        for frame, pixels in zip(_frames(file, data), iter_pixels(data), strict=True):
+        planes = iter_pixels(data)
+        for frame, pixels in zip(_frames(file, data), planes, strict=False):
             if "ModalityLUTSequence" in data:
                 yield frame, apply_modality_lut(pixels, data)
                 continue
@@ -166,6 +167,8 @@ def read_planes(file: str) -> Iterator[tuple[Frame, np.ndarray]]:
                 yield frame, np.add(pixels, intercept, dtype=np.float32)
             else:
                 yield frame, np.multiply(pixels, slope, dtype=np.float64) + intercept
+        if next(planes, None) is not None:
+            raise BadScan("holds more frames than it announces: export it again")
 
 
 @contextmanager

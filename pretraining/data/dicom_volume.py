@@ -13,7 +13,12 @@ from pretraining.data.dicom import PHASES, Frame, read_frames, read_planes
 from pretraining.data.scan import BadScan, Geometry
 
 _LEAST_SLICES = 3  # two radiographs are no volume
-_STEP_TOLERANCE = 0.1  # share of the slice distance; positions may be rounded to 0.1 mm
+_STEP_TOLERANCE = 0.1  # share of the slice distance
+_MOST_ROUNDED = (
+    0.25  # of whole millimetres, as a share of the slice distance: a slice that is missing moves others by half
+)
+_LIKE_A_GAP = 1.6  # times the smallest distance
+_MOST_TILT = 1.0  # mm beside the normal per mm along it; gantries tilt by 30 degrees at most
 _ALIKE = 1e-3  # of direction cosines, and of pixel sizes, also relative
 
 
@@ -115,6 +120,10 @@ def stacked(frames: Sequence[Frame]) -> Stack:
     if beside.max() > pixel.min() / 2:
         farthest = frames[int(beside.max(axis=1).argmax())]
         raise BadScan(f"{farthest.name} lies {beside.max():.2f} mm beside the line of the other slices")
+    if np.hypot(*drift) > _MOST_TILT * length:
+        raise BadScan(
+            f"its slices lie beside each other, {np.hypot(*drift):.1f} mm over {length:.1f} mm along their normal"
+        )
     shear = (0.0, 0.0) if np.abs(drift).max() <= pixel.min() / 2 else (drift[0] / length, drift[1] / length)
     direction = tuple(np.stack((row, column, axes[0]), axis=1).ravel().tolist())
     return Stack(tuple(frames), Geometry(shape, spacing, direction), (float(shear[0]), float(shear[1])))
@@ -165,11 +174,30 @@ def _require_even(frames: Sequence[Frame], depths: np.ndarray) -> None:
         how = f" ({', '.join(differ)})" if differ else ""
         raise BadScan(f"several DICOM slices lie at the same position, as {one.name} and {other.name}{how}")
     worst = int(np.argmax(np.abs(steps - step)))
-    if abs(steps[worst] - step) > _STEP_TOLERANCE * step:
+    off = _off_a_line(depths)
+    is_even = abs(steps[worst] - step) <= _STEP_TOLERANCE * step and off <= step / 2
+    allowed = max(_STEP_TOLERANCE * step, min(_rounding(depths), _MOST_ROUNDED * step))
+    is_rounded = off <= allowed and steps.max() < _LIKE_A_GAP * steps.min()
+    if not is_even and not is_rounded:
         raise BadScan(
             f"DICOM slices are missing or unevenly spaced: {steps[worst]:.2f} mm after {frames[worst].name}, "
             f"{step:.2f} mm elsewhere"
         )
+
+
+def _off_a_line(depths: np.ndarray) -> float:
+    """How far, in mm, slices are from where they were if they were evenly spaced."""
+    numbers = np.arange(len(depths))
+    beside = depths - np.polyval(np.polyfit(numbers, depths, 1), numbers)
+    return float(np.ptp(beside)) / 2
+
+
+def _rounding(depths: np.ndarray) -> float:
+    """By how much, in mm, rounding to whole or tenths of millimetres may have moved slices; 0 if there was none."""
+    for unit in (1.0, 0.1):
+        if np.abs(depths / unit - np.round(depths / unit)).max() < 1e-3:
+            return 0.6 * unit  # half of it, and what moves the line
+    return 0.0
 
 
 def _require_one_phase(frames: Sequence[Frame]) -> None:

@@ -94,6 +94,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"per_slice": [{"ImagePositionPatient": [0, 0, 2.0 * k + max(0, k - 8)]} for k in range(N)]},
         r"unevenly spaced: 3\.00 mm after IM0008, 2\.00 mm elsewhere",
     ),
+    "beside each other": (
+        {"ImageOrientationPatient": [1, 0, 0, 0, 0.5, 0.866025]},
+        r"its slices lie beside each other, 19\.1 mm over 11\.0 mm along their normal",
+    ),
     "twice at one position": (
         {"per_slice": [{"ImagePositionPatient": [0, 0, 2.0 * (k // 2)]} for k in range(N)]},
         "at the same position, as IM0000 and IM0001$",
@@ -137,6 +141,8 @@ READ: dict[str, dict[str, Any]] = {
     "downwards": {"step": (0, 0, -2)},
     "rounded positions": {"step": (0, 0, 1.25), "round": 1},
     "thin and rounded": {"step": (0, 0, 0.625), "round": 2},
+    "thin and rounded to tenths": {"step": (0, 0, 0.625), "round": 1},
+    "rounded to whole millimetres": {"step": (0, 0, 2.5), "round": 0},
     "noise in the last digits": {
         "per_slice": [
             {"ImageOrientationPatient": [1, 0, 1e-6 * k, 0, 1, 0], "PixelSpacing": [0.8, 0.8 + 1e-6 * k]}
@@ -549,6 +555,33 @@ def test_a_damaged_frame_is_one_line(tmp_path: Path, caplog: pytest.LogCaptureFi
     with pytest.raises(BadScan, match="IM0000 is truncated or damaged"):
         read_scan(scan)
     assert caplog.messages == []
+
+
+@pytest.mark.parametrize("left", [(0, 2, 3), (0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11), (0, 2, 3, 4, 5)])
+@pytest.mark.parametrize("step", [1.0, 2.0, 2.5, 5.0])
+def test_rounded_positions_hide_no_gap(tmp_path: Path, step: float, left: tuple[int, ...]) -> None:
+    told = [{"ImagePositionPatient": [0, 0, float(round(step * k))]} for k in left]
+    write_slices(with_good(tmp_path) / "tried", VALUES[: len(left)], per_slice=told)
+    arrays, skipped = read(tmp_path)
+    assert list(arrays) == ["good"]
+    assert "missing or unevenly spaced" in skipped["tried"]
+
+
+def test_a_distance_that_changes_a_little_adds_up(tmp_path: Path) -> None:
+    told = [{"ImagePositionPatient": [0, 0, 2.0 * k + 0.18 * max(0, k - 20)]} for k in range(4 * N)]
+    write_slices(with_good(tmp_path) / "tried", np.concatenate([VALUES] * 4), per_slice=told)
+    arrays, skipped = read(tmp_path)
+    assert list(arrays) == ["good"]
+    assert "unevenly spaced" in skipped["tried"]
+
+
+def test_more_pixels_than_announced_are_said(tmp_path: Path) -> None:
+    path = write_slices(tmp_path / "in", VALUES) / "IM0003"
+    data = pydicom.dcmread(path)
+    data.PixelData += data.PixelData
+    data.save_as(path)
+    with pytest.raises(BadScan, match="IM0003 holds more frames than it announces"):
+        read_scan(find_scans([str(tmp_path)])[0][0])
 
 
 def test_damage_is_named_and_costs_its_own_series_only(tmp_path: Path) -> None:

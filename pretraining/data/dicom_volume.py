@@ -14,9 +14,7 @@ from pretraining.data.scan import BadScan, Geometry
 
 _LEAST_SLICES = 3  # two radiographs are no volume
 _STEP_TOLERANCE = 0.1  # share of the slice distance
-_MOST_ROUNDED = (
-    0.25  # of whole millimetres, as a share of the slice distance: a slice that is missing moves others by half
-)
+_MOST_ROUNDED = 0.25  # share of the slice distance; a slice that is missing moves others by half of it
 _LIKE_A_GAP = 1.6  # times the smallest distance
 _MOST_TILT = 1.0  # mm beside the normal per mm along it; gantries tilt by 30 degrees at most
 _ALIKE = 1e-3  # of direction cosines, and of pixel sizes, also relative

@@ -193,6 +193,16 @@ def test_each_slice_has_its_own_rescaling(tmp_path: Path) -> None:
     np.testing.assert_allclose(arrays["pet"], meant, rtol=1e-6)
 
 
+def test_a_lookup_table_instead_of_rescaling(tmp_path: Path) -> None:
+    table = pydicom.Dataset()
+    table.LUTDescriptor, table.ModalityLUTType = [256, 0, 16], "US"
+    table.LUTData = [3 * value for value in range(256)]
+    stored = (VALUES % 256).astype(np.uint16)
+    rescale = {"RescaleSlope": None, "RescaleIntercept": None, "PixelRepresentation": 0}
+    write_slices(tmp_path / "in", stored, ModalityLUTSequence=[table], **rescale)
+    np.testing.assert_array_equal(read(tmp_path)[0]["in"], 3 * stored)
+
+
 def test_frames_are_put_where_their_groups_say(tmp_path: Path) -> None:
     order = np.random.default_rng(2).permutation(N)
     told = [{"RescaleSlope": 1.0 + 0.5 * int(k), "RescaleIntercept": -100.0 * int(k)} for k in order]

@@ -196,7 +196,8 @@ def test_each_slice_has_its_own_rescaling(tmp_path: Path) -> None:
 def test_a_lookup_table_instead_of_rescaling(tmp_path: Path) -> None:
     table = pydicom.Dataset()
     table.LUTDescriptor, table.ModalityLUTType = [256, 0, 16], "US"
-    table.LUTData = [3 * value for value in range(256)]
+    table.LUTData = (3 * np.arange(256)).astype(np.uint16).tobytes()
+    table["LUTData"].VR = "OW"
     stored = (VALUES % 256).astype(np.uint16)
     rescale = {"RescaleSlope": None, "RescaleIntercept": None, "PixelRepresentation": 0}
     write_slices(tmp_path / "in", stored, ModalityLUTSequence=[table], **rescale)
@@ -628,6 +629,13 @@ def test_a_small_file_takes_no_memory_for_what_it_claims(tmp_path: Path) -> None
         "frames": "a.dcm announces 1000000000 frames: it is damaged, fetch it again",
         "deflated": "a.dcm is deflated: store it in another transfer syntax",
     }
+
+
+def test_more_voxels_than_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (scan,), _ = find_scans([str(write_slices(tmp_path / "in", VALUES))])
+    monkeypatch.setattr("pretraining.data.reading._memory_of_machine", lambda: 4 * VALUES.size - 1)
+    with pytest.raises(BadScan, match="IM0000 announces 12 x 10 x 14 voxels"):
+        read_scan(scan)
 
 
 @pytest.mark.parametrize("encoded", ["plain", "RLE"])

@@ -119,9 +119,9 @@ def _dicom_figures(folder: Path, quick: bool) -> list[Figure]:
     told = run_child("benchmarks.preprocessing", ["dicom", str(folder)])
     what = f"a series of {' x '.join(map(str, shape))} int16, not compressed"
     return [
-        Figure("dicom_over_itk", told["ratio"], "", f"seconds to find and read {what}, over ITK's", "<= 1.5"),
-        Figure("dicom_seconds", told["seconds"], "s", f"to find and read {what}"),
-        Figure("dicom_headers", told["headers"], "s", "to find it, from its headers alone"),
+        Figure("dicom_over_itk", told["ratio"], "", f"processor time to find and read {what}, over ITK's", "<= 1.5"),
+        Figure("dicom_seconds", told["seconds"], "s", f"processor time to find and read {what}"),
+        Figure("dicom_headers", told["headers"], "s", "the same to find it, from its headers alone"),
     ]
 
 
@@ -226,18 +226,18 @@ def _stages(folder: Path) -> dict[str, float]:
 
 
 def _dicom(folder: Path) -> dict[str, float]:
-    """Seconds to find and to read a series, and over those that ITK takes for the same; they take turns."""
+    """Processor seconds to find and to read a series, also over those that ITK takes for it; they take turns."""
     ratios, seconds, headers = [], [], []
     for number in range(6):
-        start = time.monotonic()
+        start = time.process_time()
         (uid,) = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
         image = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid))
         theirs = sitk.GetArrayFromImage(image).astype(np.float32)
-        middle = time.monotonic()
+        middle = time.process_time()
         ((scan,), _) = find_scans([str(folder)])
-        found = time.monotonic()
+        found = time.process_time()
         ours, _, _ = read_scan(scan)
-        end = time.monotonic()
+        end = time.process_time()
         if not np.array_equal(ours[0], theirs):
             raise ValueError("the two readers differ")
         if number:  # the first one loads what is loaded late

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,8 @@ def read_frames(file: str) -> list[Frame]:
 def read_planes(file: str) -> Iterator[tuple[Frame, np.ndarray]]:
     """Each frame with the values (rows, columns) that are meant, such as HU, in any dtype.
 
+    What sorts frames into series (`Frame.series`, ``label``, ``phase``, ``reference``) is left empty: it takes time.
+
     Raises:
         BadScan: If the file is truncated or damaged.
     """
@@ -158,7 +161,7 @@ def read_planes(file: str) -> Iterator[tuple[Frame, np.ndarray]]:
             explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
             data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
         planes = iter_pixels(data)
-        for frame, pixels in zip(_frames(file, data), planes, strict=False):
+        for frame, pixels in zip(_frames(file, data, sorts=False), planes, strict=False):
             if "ModalityLUTSequence" in data:
                 yield frame, apply_modality_lut(pixels, data)
                 continue
@@ -195,7 +198,7 @@ def _require_harmless(file: str) -> None:
                 raise BadScan("is deflated: store it in another transfer syntax")
 
 
-def _frames(file: str, data: Dataset) -> list[Frame]:
+def _frames(file: str, data: Dataset, sorts: bool = True) -> list[Frame]:
     kind = data.file_meta.get("MediaStorageSOPClassUID", data.get("SOPClassUID"))
     if not kind and data.preamble:
         raise ValueError("what it holds is missing")
@@ -213,25 +216,27 @@ def _frames(file: str, data: Dataset) -> list[Frame]:
     if 0 in size:
         raise BadScan("holds no image, or is truncated")
     grey = _text(data, "PhotometricInterpretation").startswith("MONOCHROME") and data.get("SamplesPerPixel", 1) == 1
-    common = (
-        (_text(data, "StudyInstanceUID"), _text(data, "SeriesInstanceUID"), _text(data, "PatientID"), modality),
-        tuple(text for text in (_text(data, "SeriesNumber"), _text(data, "SeriesDescription")) if text),
-        *(modality, grey),
-    )
-    place = _text(data, "FrameOfReferenceUID"), size
+    text = partial(_text, data) if sorts else lambda _: ""
+    uids = text("StudyInstanceUID"), text("SeriesInstanceUID"), text("PatientID"), modality
+    label = tuple(part for part in (text("SeriesNumber"), text("SeriesDescription")) if part)
+    common, place = (uids, label, modality, grey), (text("FrameOfReferenceUID"), size)
+
+    def phase(*groups: Dataset) -> tuple[str, ...]:
+        return _phase(data, groups) if sorts else ("",) * len(PHASES)
+
     count, groups = int(data.get("NumberOfFrames") or 1), data.get("PerFrameFunctionalGroupsSequence") or []
     if count * _LEAST_FRAME > os.path.getsize(file):
         raise BadScan(f"announces {count} frames: it is damaged, fetch it again")
     if not groups:
         detectors = data.get("DetectorInformationSequence") or []  # where objects of nuclear medicine tell the place
         told = _told([data, *detectors[:1]])
-        return _evenly_spaced(Frame(file, 0, count, *common, _phase(data, []), *place, *told), data)
+        return _evenly_spaced(Frame(file, 0, count, *common, phase(), *place, *told), data)
     if len(groups) != count:
         raise BadScan(f"announces {count} frames and describes {len(groups)}: fetch it again")
     shared = (data.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
     return [
         Frame(
-            *(file, i, count, *common, _phase(data, [own, shared]), *place),
+            *(file, i, count, *common, phase(own, shared), *place),
             *_told([*_items(own), *_items(shared), data]),
         )
         for i, own in enumerate(groups)

@@ -1,10 +1,13 @@
 """The spacing of 3D TIFF, which nnU-Net has in a JSON file beside the image."""
 
+import logging
 import math
 from pathlib import Path
 
 from nnunetv2_pgl.json_files import load_json
 from pretraining.data.scan import BadScan
+
+logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # it names no file; what matters becomes a scan's reason
 
 _CHANNEL = len("_0000")
 

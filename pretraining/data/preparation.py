@@ -1,11 +1,13 @@
 """What happens to the voxels of one scan: crop to nonzero, clip or z-score, resample, choose the stored type."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from acvl_utils.cropping_and_padding.bounding_boxes import get_bbox_from_mask
 
+from pretraining.data.reading import memory_of_machine
 from pretraining.data.resampling import resampled, resampled_shape
 from pretraining.data.scan import BadScan
 
@@ -66,6 +68,13 @@ def prepare(
     shape = resampled_shape(array.shape[1:], spacing, target)
     if min(shape) < 2:
         raise BadScan(f"only {' x '.join(map(str, shape))} voxels are left at a spacing of {target} mm")
+    most = memory_of_machine()
+    if most is not None and 2 * len(array) * math.prod(shape) > most:
+        raise BadScan(
+            f"has a spacing of {' x '.join(f'{value:g}' for value in spacing)} mm, and would be of "
+            f"{' x '.join(map(str, shape))} voxels at the new spacing, more than memory holds: check its "
+            "header"
+        )
     data = np.empty((len(array), *shape), np.int16 if all(is_ct) else np.float16)
     warnings = []
     for index, ct in enumerate(is_ct):

@@ -113,7 +113,7 @@ def _read_files(scan: Scan) -> tuple[np.ndarray, dict[str, Any]]:
 def _require_possible(shape: Sequence[int], files: Sequence[str]) -> None:
     """Refuse what no memory of this machine could hold, before anything is decompressed for it."""
     size = 4 * math.prod(shape) * len(files)
-    most = _memory_of_machine()
+    most = memory_of_machine()
     if most is not None and size > most:
         raise BadScan(
             f"{Path(files[0]).name} announces {' x '.join(map(str, shape))} voxels, {size / 2**30:.0f} GiB as float32 "
@@ -121,7 +121,7 @@ def _require_possible(shape: Sequence[int], files: Sequence[str]) -> None:
         )
 
 
-def _memory_of_machine() -> int | None:
+def memory_of_machine() -> int | None:
     """Bytes; None where the system does not tell."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -450,3 +450,11 @@ def test_volumes_of_earlier_readers_are_made_anew(
     after = volume.path.stat().st_mtime_ns
     run(tmp_path / "in")
     assert volume.path.stat().st_mtime_ns == after
+
+
+def test_a_spacing_that_no_memory_could_hold_is_named(tmp_path: Path, write_scan: Write, ct_values: np.ndarray) -> None:
+    write_scan(tmp_path / "in" / "ct.nii.gz", ct_values, (2, 1, 1))
+    write_scan(tmp_path / "in" / "odd.nii.gz", ct_values, (2000, 1000, 1000))
+    volumes, skipped = run(tmp_path / "in", spacing=(2.0, 1.0, 1.0))
+    assert [volume.name for volume in volumes] == ["ct"]
+    assert skipped["odd"].startswith("has a spacing of 2000 x 1000 x 1000 mm, and would be of 12000 x 20000 x 24000")

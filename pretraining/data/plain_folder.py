@@ -17,10 +17,10 @@ from pretraining.data.scan import DICOM, FILE_ENDINGS, Skipped
 
 logger = logging.getLogger(__name__)
 
-# Words of names that segmentations have beside scans; of folders as of files.
-_MASK_NAME = re.compile(
-    r"(?:^|[^a-z])(?:labels?(?:tr|ts|va|val)?|masks?|segs?|segmentations?|gt|ground_?truth)(?:[^a-z]|$)", re.IGNORECASE
-)
+# Words that name segmentations: within the name of a file, or as the whole name of a folder.
+_WORDS = r"(?:labels?|masks?|segs?|segmentations?|gt|ground[_-]?truth)"
+_MASK_FILE = re.compile(rf"(?:^|[^a-z]){_WORDS}(?:[^a-z]|$)", re.IGNORECASE)
+_MASK_FOLDER = re.compile(rf"{_WORDS}[_-]?(?:tr|ts|va|val|train|test)?", re.IGNORECASE)
 _DETACHED = (".mhd", ".nhdr")  # headers that name the files of their voxels
 _HEADER = 64 * 1024  # bytes of one in which these names stand
 
@@ -54,7 +54,7 @@ def find_in_folder(
                 skipped.append(Skipped(printable(file.name), folder.name, reason))
             elif ending is None:
                 others.append(file)
-            elif not use_masks and any(map(_MASK_NAME.search, (*parents, stem))):
+            elif not use_masks and (_MASK_FILE.search(stem) or any(map(_MASK_FOLDER.fullmatch, parents))):
                 masks.append(file)
             else:
                 candidates.append(Candidate(stem, parents, (str(file),), channels, (is_ct,), may_be_mask=not use_masks))

@@ -633,7 +633,7 @@ def test_a_small_file_takes_no_memory_for_what_it_claims(tmp_path: Path) -> None
 
 def test_more_voxels_than_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (scan,), _ = find_scans([str(write_slices(tmp_path / "in", VALUES))])
-    monkeypatch.setattr("pretraining.data.reading._memory_of_machine", lambda: 4 * VALUES.size - 1)
+    monkeypatch.setattr("pretraining.data.reading.memory_of_machine", lambda: 4 * VALUES.size - 1)
     with pytest.raises(BadScan, match="IM0000 announces 12 x 10 x 14 voxels"):
         read_scan(scan)
 

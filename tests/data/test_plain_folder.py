@@ -47,7 +47,15 @@ def counted(caplog: Log) -> int:
     [
         *("labelsTr/a.nii.gz", "labelsVa/a.nii.gz", "labels/a.nii.gz", "p1/segmentations/liver.nii.gz"),
         *("p1/a_seg.nii.gz", "a-Seg.nii", "seg_a.mha", "a.segmentation.nrrd", "a_label.nii.gz", "label0001.nii.gz"),
-        *("a_mask.nii.gz", "Masks/b.nii.gz", "a_gt.nii.gz", "GroundTruth/a.nii.gz", "volume-label.nii", "seg.nii.gz"),
+        *(
+            "a_mask.nii.gz",
+            "Masks/b.nii.gz",
+            "masks_train/b.nii",
+            "a_gt.nii.gz",
+            "GroundTruth/a.nii.gz",
+            "volume-label.nii",
+            "seg.nii.gz",
+        ),
         "mask2.nii.gz",
     ],
 )
@@ -65,7 +73,15 @@ def test_masks_are_recognised_by_name(tmp_path: Path, name: str, caplog: Log) ->
 
 @pytest.mark.parametrize(
     "name",
-    ["unmasked.nii.gz", "Labelle.nii.gz", "segovia_1.nii", "imagesVa/a_ct.nii.gz", "gtv_plan.nii", "p_segment.nii"],
+    [
+        "unmasked.nii.gz",
+        "Labelle.nii.gz",
+        "segovia_1.nii",
+        "imagesVa/a_ct.nii.gz",
+        "gtv_plan.nii",
+        "p_segment.nii",
+        "seg_study/a.nii",
+    ],
 )
 def test_other_names_are_scans(tmp_path: Path, name: str) -> None:
     nifti(tmp_path / "in" / name)

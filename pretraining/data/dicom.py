@@ -64,7 +64,7 @@ _VECTORS = (
 _KEYWORDS = (
     *("SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality"),
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "FrameOfReferenceUID"),
-    *("BitsStored", "HighBit"),
+    *("BitsStored", "HighBit", "SOPInstanceUID"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SpacingBetweenSlices"),
     *("RescaleSlope", "RescaleIntercept", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *("FrameIncrementPointer", "DetectorInformationSequence", "FrameTime", "FrameTimeVector", "PatientID"),
@@ -87,6 +87,7 @@ class Frame:
         file: Path.
         index: Number in the file.
         count: Of the frames in the file.
+        instance: UID of the object in the file.
         series: UIDs of study and series, patient and modality: files of another patient may have got the same UIDs.
         label: Series number and description, as far as there are any.
         modality: Such as CT, MR or PT; empty if the file does not tell.
@@ -105,6 +106,7 @@ class Frame:
     file: str
     index: int
     count: int
+    instance: str
     series: tuple[str, ...]
     label: tuple[str, ...]
     modality: str
@@ -219,7 +221,7 @@ def _frames(file: str, data: Dataset, sorts: bool = True) -> list[Frame]:
     text = partial(_text, data) if sorts else lambda _: ""
     uids = text("StudyInstanceUID"), text("SeriesInstanceUID"), text("PatientID"), modality
     label = tuple(part for part in (text("SeriesNumber"), text("SeriesDescription")) if part)
-    common, place = (uids, label, modality, grey), (text("FrameOfReferenceUID"), size)
+    common, place = (text("SOPInstanceUID"), uids, label, modality, grey), (text("FrameOfReferenceUID"), size)
 
     def phase(*groups: Dataset) -> tuple[str, ...]:
         return _phase(data, groups) if sorts else ("",) * len(PHASES)

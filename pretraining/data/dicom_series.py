@@ -103,8 +103,9 @@ def _sort_in(found: Found, frames: list[Frame], label: Sequence[str]) -> None:
             found.series += alone.series
             found.left_out += alone.left_out
         else:
-            where = f" (its slices lie in {len(by_folder)} folders)" if len(by_folder) > 1 else ""
-            found.left_out.append((name, f"{error}{where}"))
+            names = [part.name for part in by_folder]
+            where = f"; its slices lie in {len(names)} folders: {' '.join(names[:3])}{' ...' if names[3:] else ''}"
+            found.left_out.append((name, f"{error}{where if names[1:] else ''}"))
 
 
 def _volumes(frames: list[Frame]) -> dict[tuple[str, ...], Stack]:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pretraining.data.candidate import Candidate, odd_path, printable, tell_unused
-from pretraining.data.dicom_series import find_series
+from pretraining.data.dicom_series import Series, find_series
 from pretraining.data.scan import DICOM, FILE_ENDINGS, Skipped
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,7 @@ def find_in_folder(
             logger.warning(
                 "%s: %s has a gantry tilt of %.1f degrees: straightened", folder.name, item.name, item.stack.tilt
             )
+    _tell_copies(folder, found.series)
     _tell_modality(folder, [item.stack.frames[0].modality for item in found.series], modality)
     if masks:
         logger.warning(
@@ -91,6 +92,20 @@ def _no_readable_file(file: Path) -> str:
     except OSError:
         return ""  # for the reader to say
     return "" if stat.S_ISREG(kind) else "is no file but a pipe, socket or device"
+
+
+def _tell_copies(folder: Path, series: Sequence[Series]) -> None:
+    """Say which series are the same by the UIDs of their objects: each counts, and may be left out only once."""
+    same: dict[frozenset[str], list[str]] = {}
+    for item in series:
+        uids = frozenset(frame.instance for frame in item.stack.frames)
+        if len(uids) == len(item.stack.files):
+            same.setdefault(uids, []).append(item.name)
+    for names in (names for names in same.values() if len(names) > 1):
+        logger.warning(
+            "%s: the same DICOM series lies there %d times, as %s, and is used as often: take the copies out",
+            *(folder.name, len(names), " and ".join(names[:2])),
+        )
 
 
 def _tell_modality(folder: Path, told: Sequence[str], modality: str | None) -> None:
@@ -132,5 +147,6 @@ def _walk(folder: Path, skipped: list[Skipped]) -> Iterator[tuple[Path, list[Pat
             subfolders.clear()
             continue
         seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        yield Path(directory), [Path(directory, name) for name in sorted(files)]
+        hidden = [name for name in subfolders if name.startswith(".")]  # counted as one file each
+        subfolders[:] = sorted(set(subfolders) - set(hidden))
+        yield Path(directory), [Path(directory, name) for name in sorted(files + hidden)]

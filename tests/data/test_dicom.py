@@ -449,8 +449,8 @@ def test_a_series_over_folders_is_one(tmp_path: Path) -> None:
     (tmp_path / "split" / "d003" / "IM0003").unlink()
     _, skipped = read(tmp_path)
     assert skipped == {
-        "split": "DICOM slices are missing or unevenly spaced: 4.00 mm after IM0002, 2.00 mm elsewhere "
-        "(its slices lie in 11 folders)"
+        "split": "DICOM slices are missing or unevenly spaced: 4.00 mm after IM0002, 2.00 mm elsewhere"
+        "; its slices lie in 11 folders: d000 d001 d002 ..."
     }
 
 
@@ -593,6 +593,21 @@ def test_more_pixels_than_announced_are_said(tmp_path: Path) -> None:
     data.save_as(path)
     with pytest.raises(BadScan, match="IM0003 holds more frames than it announces"):
         read_scan(find_scans([str(tmp_path)])[0][0])
+
+
+def test_a_series_that_lies_there_twice_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_slices(tmp_path / "one", VALUES)
+    write_slices(tmp_path / "other", VALUES, SeriesInstanceUID="1.5")
+    (tmp_path / "copy").mkdir()
+    for number, path in enumerate(sorted((tmp_path / "one").iterdir())):
+        (tmp_path / "copy" / f"renamed{number}").write_bytes(path.read_bytes())
+    with caplog.at_level(logging.WARNING):
+        arrays, _ = read(tmp_path)
+    assert sorted(arrays) == ["copy", "one", "other"]
+    (line,) = caplog.messages
+    assert line.endswith(
+        ": the same DICOM series lies there 2 times, as copy and one, and is used as often: take the copies out"
+    )
 
 
 def test_damage_is_named_and_costs_its_own_series_only(tmp_path: Path) -> None:

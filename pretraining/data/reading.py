@@ -24,6 +24,8 @@ from pretraining.data.scan import DICOM, BadScan, Geometry, Scan
 from pretraining.data.tiff import require_tiff_spacing
 
 _MOST_LABELS = 16  # different values; no scan has as few
+_LEAST_LABEL = -1
+_SAMPLE = 10_000  # voxels
 _NIFTI = (".nii", ".nii.gz")
 _METAIMAGE = (".mha", ".mhd")
 
@@ -236,13 +238,16 @@ def _check_values(array: np.ndarray, channels: Sequence[str]) -> None:
 
 
 def _few_labels(array: np.ndarray) -> str:
-    """The values if they are few small whole numbers, as in a segmentation; empty for a scan."""
-    if any(part.min() < 0 or part.max() > 255 for part in (array[:, 0], array)):  # the first slice tells of most scans
+    """The values if they are few whole numbers, as in a segmentation; empty for a scan."""
+    if any(part.min() < _LEAST_LABEL for part in (array[:, 0], array)):  # the first slice tells of most scans
         return ""
-    small = array.astype(np.uint8)
-    if not np.array_equal(small, array):
+    found: set[float] = set()
+    # A few voxels tell of all other scans; a segmentation is looked through slice by slice.
+    for part in (array.reshape(-1)[:: max(1, array.size // _SAMPLE)], *array.reshape(-1, *array.shape[2:])):
+        found.update(np.unique(part).tolist())
+        if len(found) > _MOST_LABELS:
+            return ""
+    if any(value != round(value) for value in found):
         return ""
-    values = np.flatnonzero(np.bincount(small.ravel(), minlength=256))
-    if len(values) > _MOST_LABELS:
-        return ""
-    return ", ".join(map(str, values)) if len(values) <= 4 else f"{values[0]}, {values[1]}, ..., {values[-1]}"
+    values = [f"{value:g}" for value in sorted(found)]
+    return ", ".join(values) if len(values) <= 4 else f"{values[0]}, {values[1]}, ..., {values[-1]}"

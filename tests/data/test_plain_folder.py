@@ -238,7 +238,10 @@ def test_every_file_is_used_skipped_or_counted(
     told = {**{item.name: item.reason for item in left_out}, **skipped}
     unseen = 0
     for file in (path for path in (tmp_path / "in").rglob("*") if path.is_file()):
-        reason = next((told[n] for n in told if file.name in told[n] or file.parent.name in (n.split("/")[0], *told[n].split())), "")
+        reason = next(
+            (told[n] for n in told if file.name in told[n] or file.parent.name in (n.split("/")[0], *told[n].split())),
+            "",
+        )
         skipped_scan = any(str(file) in files_of.get(name, ()) for name in skipped)
         unseen += not (str(file) in taken or reason or skipped_scan)
     assert unseen == counted(caplog)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -186,9 +187,23 @@ def _prepare(
         return volumes, [source_of[volume.name] for volume in volumes], [*skipped, *bad]
 
     log("", "Preparing the scans of " + ", ".join(config.datasets))
-    volumes, sources, skipped = processes.from_main(prepare)
+    with _warnings_in(log):
+        volumes, sources, skipped = processes.from_main(prepare)
     log(*(f"WARNING: {line}" for line in [*in_few_lines(skipped), *axis_warnings(volumes, config.views)]))
     return volumes, sources, skipped
+
+
+@contextmanager
+def _warnings_in(log: RunLog) -> Iterator[None]:
+    """What is said of the data while it is prepared stands in the run's log, too."""
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: log(f"WARNING: {record.getMessage()}")  # type: ignore[method-assign]
+    logger = logging.getLogger(__name__.partition(".")[0])
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _finish(

@@ -15,6 +15,7 @@ from nnunetv2_pgl.checkpoint import load_checkpoint
 from nnunetv2_pgl.networks import ResNet50Encoder
 from nnunetv2_pgl.transfer import load_encoder
 from pretraining.config import PretrainConfig
+from pretraining.data import DataError
 from pretraining.demo.datasets import write_unlabelled_dataset
 from pretraining.launching.errors import TrainingError
 from pretraining.pretrain import RunOptions, pretrain
@@ -82,6 +83,23 @@ def only_the_shared_run_keeps_its_weights(folders: Path) -> Iterator[None]:
 
 def records(folder: RunFolder) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_what_is_said_of_the_files_stands_in_the_log(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (scan,) = (folders / "nnUNet_raw" / "Dataset501_Small" / "imagesTr").glob("*000_0000.nii.gz")
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / scan.name).symlink_to(scan)
+
+    def stop(*_: object, **__: object) -> None:
+        raise DataError("enough")
+
+    monkeypatch.setattr("pretraining.pretrain.preprocess", stop)
+    with pytest.raises(DataError, match="enough"):
+        pretrain(replace(CONFIG, datasets=(str(tmp_path),)), options("said"))
+    (log,) = RunFolder.named("said").path.glob("training_log_*.txt")
+    assert "files passed over, which are no scans: 1 .txt" in log.read_text()
 
 
 def test_a_run_leaves_what_it_promises(straight: RunFolder) -> None:

@@ -164,16 +164,26 @@ def read_planes(file: str) -> Iterator[tuple[Frame, np.ndarray]]:
             data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
         planes = iter_pixels(data)
         for frame, pixels in zip(_frames(file, data, sorts=False), planes, strict=False):
-            if "ModalityLUTSequence" in data:
-                yield frame, apply_modality_lut(pixels, data)
-                continue
-            (slope,), (intercept,) = frame.slope or (1.0,), frame.intercept or (0.0,)
-            if slope == 1:  # exact for whole numbers
-                yield frame, np.add(pixels, intercept, dtype=np.float32)
-            else:
-                yield frame, np.multiply(pixels, slope, dtype=np.float64) + intercept
+            yield frame, _without_padding(_meant(pixels, frame, data), pixels, data)
         if next(planes, None) is not None:
             raise BadScan("holds more frames than it announces: export it again")
+
+
+def _meant(pixels: np.ndarray, frame: Frame, data: Dataset) -> np.ndarray:
+    if "ModalityLUTSequence" in data:
+        return apply_modality_lut(pixels, data)
+    (slope,), (intercept,) = frame.slope or (1.0,), frame.intercept or (0.0,)
+    if slope == 1:  # exact for whole numbers
+        return np.add(pixels, intercept, dtype=np.float32)
+    return np.multiply(pixels, slope, dtype=np.float64) + intercept
+
+
+def _without_padding(meant: np.ndarray, pixels: np.ndarray, data: Dataset) -> np.ndarray:
+    """What lies beyond the field of view becomes the lowest value where it is stored as the highest of all."""
+    padding = data.get("PixelPaddingValue")
+    if padding is not None and padding == pixels.max() and not (is_padding := pixels == padding).all():
+        meant[is_padding] = meant[~is_padding].min()
+    return meant
 
 
 @contextmanager

@@ -16,6 +16,7 @@ _LEAST_SLICES = 3  # two radiographs are no volume
 _STEP_TOLERANCE = 0.1  # share of the slice distance
 _MOST_ROUNDED = 0.25  # share of the slice distance; a slice that is missing moves others by half of it
 _LIKE_A_GAP = 1.6  # times the smallest distance
+_MOST_TURNS = 0.25  # changes of phase per slice; of two that take turns nearly each slice is one
 _MOST_TILT = 1.0  # mm beside the normal per mm along it; gantries tilt by 30 degrees at most
 _ALIKE = 1e-3  # of direction cosines, and of pixel sizes, also relative
 
@@ -199,8 +200,8 @@ def _rounding(depths: np.ndarray) -> float:
 
 
 def _require_one_phase(frames: Sequence[Frame]) -> None:
-    """Refuse phases that take turns in space. One after the other, as where the table moves, they are one volume."""
+    """Refuse phases that take turns in space; one after the other, or here and there, they are one volume."""
     for key, values in zip(PHASES, zip(*(frame.phase for frame in frames), strict=True), strict=True):
         runs = [value for value, _ in groupby(values)]
-        if len(runs) > len(set(values)):
+        if len(runs) > max(len(set(values)), _MOST_TURNS * len(values)):
             raise BadScan(f"slices of {key} {runs[0] or 'none'} and {runs[1] or 'none'} lie between each other")

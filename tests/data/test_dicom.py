@@ -152,6 +152,9 @@ READ: dict[str, dict[str, Any]] = {
     "oblique": {"ImageOrientationPatient": [0.8, 0.6, 0, -0.6, 0.8, 0]},
     "table steps": {"per_slice": [{"AcquisitionNumber": k // 4} for k in range(N)]},
     "an acquisition a slice": {"per_slice": [{"AcquisitionNumber": k} for k in range(N)]},
+    "another kind of slice between": {
+        "per_slice": [{"ImageType": ["DERIVED" if k in (3, 4) else "ORIGINAL", "PRIMARY"]} for k in range(N)]
+    },
     "no frame of reference": {"FrameOfReferenceUID": None},
     "no series UID": {"SeriesInstanceUID": None, "StudyInstanceUID": None},
     "no rescaling": {"RescaleSlope": None, "RescaleIntercept": None},
@@ -522,6 +525,17 @@ def test_files_without_preamble_are_read(tmp_path: Path, left: str) -> None:
     arrays, skipped = read(tmp_path)
     assert skipped == {}
     np.testing.assert_array_equal(arrays["old"], VALUES)
+
+
+def test_what_lies_beyond_the_field_of_view_is_not_bright(tmp_path: Path) -> None:
+    """Stored as -2000 by signed scanners, it became 63536 somewhere."""
+    stored = (VALUES + 1024).astype(np.uint16)
+    stored[:, :2] = 63536
+    padding = {"RescaleIntercept": -1024, "PixelPaddingValue": 63536}
+    write_slices(tmp_path / "in", stored, **padding)
+    array = read(tmp_path)[0]["in"]
+    np.testing.assert_array_equal(array[:, 2:], VALUES[:, 2:])
+    np.testing.assert_array_equal(array[0, :2], np.full((2, 14), VALUES[0, 2:].min()))
 
 
 def test_bits_that_are_not_stored_are_no_part_of_a_value(tmp_path: Path) -> None:

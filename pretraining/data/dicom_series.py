@@ -12,7 +12,8 @@ from typing import TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from pretraining.data.dicom import PHASES, Frame, may_be_dicom, read_frames
+from pretraining.data.dicom import may_be_dicom, read_frames
+from pretraining.data.dicom_frames import PHASES, Frame
 from pretraining.data.dicom_volume import Stack, stacked
 from pretraining.data.scan import BadScan
 

@@ -9,7 +9,8 @@ from itertools import groupby
 import numpy as np
 from scipy import ndimage
 
-from pretraining.data.dicom import PHASES, Frame, read_frames, read_planes
+from pretraining.data.dicom import read_frames, read_planes
+from pretraining.data.dicom_frames import PHASES, Frame
 from pretraining.data.scan import BadScan, Geometry
 
 _LEAST_SLICES = 3  # two radiographs are no volume

@@ -115,7 +115,8 @@ def stacked(frames: Sequence[Frame]) -> Stack:
     pixel = np.array(frames[0].spacing)
     length, *drift = places[-1] - places[0]
     shape = len(frames), *frames[0].size
-    spacing = float(length / (len(frames) - 1)), float(pixel[0]), float(pixel[1])
+    distance = round(float(length / (len(frames) - 1)), 4)  # mm; positions are written with few digits
+    spacing = distance, float(pixel[0]), float(pixel[1])
     beside = np.abs(places - places[0] - np.outer(places[:, 0] - places[0, 0], [1, *np.array(drift) / length]))
     if beside.max() > pixel.min() / 2:
         farthest = frames[int(beside.max(axis=1).argmax())]

@@ -84,6 +84,6 @@ def tell_unused(source: str, files: Iterable[Path]) -> None:
     )
     told = [f"{count} {ending}" for ending, count in counts.most_common(_MOST_ENDINGS)]
     if others := sum(counts.values()) - sum(count for _, count in counts.most_common(_MOST_ENDINGS)):
-        told.append(f"{others} others")
+        told.append(f"{others} other{'s' if others > 1 else ''}")
     if told:
         logger.warning("%s: files passed over, which are no scans: %s", source, ", ".join(told))

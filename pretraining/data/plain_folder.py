@@ -59,28 +59,29 @@ def find_in_folder(
             else:
                 candidates.append(Candidate(stem, parents, (str(file),), channels, (is_ct,), may_be_mask=not use_masks))
     found = find_series(others)
-    for item in found.series:
-        parents = item.folder.relative_to(folder).parts[:-1]
-        told = item.stack.frames[0].modality or "CT"
-        is_ct = told == "CT" if modality is None else modality == "ct"
-        channels = ((told if modality is None else modality).upper(),)
-        geometry = item.stack.geometry
-        candidates.append(
-            Candidate(item.name, parents, item.stack.files, channels, (is_ct,), DICOM, geometry, not use_masks)
-        )
-        if item.stack.tilt:
-            logger.warning(
-                "%s: %s has a gantry tilt of %.1f degrees: straightened", folder.name, item.name, item.stack.tilt
-            )
+    candidates += [_candidate(item, folder, modality, not use_masks) for item in found.series]
     _tell_copies(folder, found.series)
     _tell_modality(folder, [item.stack.frames[0].modality for item in found.series], modality)
     if masks:
         logger.warning(
-            "%s: passed over as segmentations by their names: %d files, such as %s (--use_masks takes them)",
-            *(folder.name, len(masks), masks[0].relative_to(folder)),
+            "%s: passed over as segmentations by their names: %d file%s, such as %s (--use_masks takes them)",
+            *(folder.name, len(masks), "s" if masks[1:] else "", masks[0].relative_to(folder)),
         )
     tell_unused(folder.name, [*hidden, *_unused(candidates, found.others)])
     return candidates, skipped + [Skipped(name, folder.name, reason) for name, reason in found.left_out]
+
+
+def _candidate(item: Series, folder: Path, modality: str | None, may_be_mask: bool) -> Candidate:
+    """A DICOM series as a scan of the folder; a tilted one is told."""
+    stack, parents = item.stack, item.folder.relative_to(folder).parts[:-1]
+    if stack.tilt:
+        logger.warning("%s: %s has a gantry tilt of %.1f degrees: straightened", folder.name, item.name, stack.tilt)
+    told = modality or stack.frames[0].modality or "CT"
+    is_ct = told.upper() == "CT"
+    return Candidate(
+        *(item.name, parents, stack.files, (told.upper(),), (is_ct,), DICOM, stack.geometry),
+        may_be_mask=may_be_mask,
+    )
 
 
 def _no_readable_file(file: Path) -> str:

@@ -38,7 +38,7 @@ def used(scans: list[Scan], tmp_path: Path) -> tuple[set[str], dict[str, str]]:
 def counted(caplog: Log) -> int:
     """Files in the lines that count some."""
     lines = [record.getMessage() for record in caplog.records if "passed over" in record.getMessage()]
-    numbers = [re.findall(r"\b(\d+) (?:\.|without|others|hidden|files)", line) for line in lines]
+    numbers = [re.findall(r"\b(\d+) (?:\.|without|other|hidden|file)", line) for line in lines]
     return sum(int(number) for line in numbers for number in line)
 
 
@@ -66,7 +66,7 @@ def test_masks_are_recognised_by_name(tmp_path: Path, name: str, caplog: Log) ->
         scans, skipped = find_scans([str(tmp_path / "in")])
     assert [scan.name for scan in scans] == ["ct"]
     assert skipped == []
-    line = f"in: passed over as segmentations by their names: 1 files, such as {name} (--use_masks takes them)"
+    line = f"in: passed over as segmentations by their names: 1 file, such as {name} (--use_masks takes them)"
     assert line in caplog.messages
     assert len(find_scans([str(tmp_path / "in")], use_masks=True)[0]) == 2
 

@@ -66,7 +66,7 @@ _GROUPS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be hundreds of thousands
 class Frame:
     """One plane of a DICOM file, without its pixels.
 

@@ -26,7 +26,8 @@ from tests.planned_networks import small_network
 
 ROOT = Path(__file__).parent.parent
 OURS = ("nnunetv2_pgl", "pretraining")
-NOT_IMPORTED = {"setuptools", "batchgenerators"}  # what brings distutils, and what nnU-Net's trainers are made of
+# What brings distutils, what nnU-Net's trainers are made of, and what pydicom decodes with.
+NOT_IMPORTED = {"setuptools", "batchgenerators", "python-gdcm"}
 
 
 @pytest.fixture(scope="module")

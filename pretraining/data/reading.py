@@ -247,7 +247,7 @@ def _few_labels(array: np.ndarray) -> str:
         found.update(np.unique(part).tolist())
         if len(found) > _MOST_LABELS:
             return ""
-    if any(value != round(value) for value in found):
+    if any(value != round(value) for value in found) or (len(found) > 2 and max(found) > 2 * len(found)):
         return ""
     values = [f"{value:g}" for value in sorted(found)]
     return ", ".join(values) if len(values) <= 4 else f"{values[0]}, {values[1]}, ..., {values[-1]}"

@@ -95,21 +95,22 @@ def test_masks_are_recognised_by_their_values(tmp_path: Path) -> None:
     nifti(folder / "liver_as_float.nii.gz", (VALUES > 0).astype(np.float32))
     nifti(folder / "bright.nii.gz", 255 * (VALUES > 0).astype(np.uint8))
     nifti(folder / "organs.nii.gz", rng.integers(0, 16, VALUES.shape).astype(np.int16))
-    nifti(folder / "parcels.nii.gz", 1000 * rng.integers(0, 4, VALUES.shape).astype(np.int16))
+    nifti(folder / "some.nii.gz", rng.choice([0, 1, 5], VALUES.shape).astype(np.int16))
+    nifti(folder / "grey_levels.nii.gz", rng.choice([0, 10, 11, 13], VALUES.shape).astype(np.int16))
     nifti(folder / "ignored.nii.gz", rng.integers(-1, 3, VALUES.shape).astype(np.int16))
     nifti(folder / "phantom.nii.gz", rng.choice([-1000, 0, 40], VALUES.shape).astype(np.int16))
     nifti(folder / "grey.nii.gz", rng.integers(0, 256, VALUES.shape).astype(np.uint8))
     nifti(folder / "halves.nii.gz", rng.integers(0, 9, VALUES.shape).astype(np.float32) / 2)
     names, reasons = used(find_scans([str(folder)], "mr")[0], tmp_path)
-    assert names == {"ct", "grey", "halves", "phantom"}
-    assert reasons.keys() == {"liver", "liver_as_float", "bright", "organs", "parcels", "ignored"}
+    assert names == {"ct", "grey", "halves", "phantom", "grey_levels"}
+    assert reasons.keys() == {"liver", "liver_as_float", "bright", "organs", "some", "ignored"}
     assert reasons["liver"] == (
         "holds only the values 0, 1: a segmentation, not a scan (--use_masks takes it all the same)"
     )
     assert "0, 255:" in reasons["bright"]
     assert "0, 1, ..., 15:" in reasons["organs"]
     names, reasons = used(find_scans([str(folder)], "mr", use_masks=True)[0], tmp_path)
-    assert (len(names), reasons) == (10, {})
+    assert (len(names), reasons) == (11, {})
 
 
 def test_files_that_are_no_scans_are_counted_by_ending(tmp_path: Path, caplog: Log) -> None:

@@ -58,7 +58,15 @@ _KEYWORDS = (
     *_VECTORS,
     *PHASES,
 )
-TAGS = [Tag(keyword) for keyword in _KEYWORDS]
+_TAG_OF = {keyword: Tag(keyword) for keyword in _KEYWORDS}
+TAGS = list(_TAG_OF.values())
+# Elements of ASCII text, also where a file tells another character set.
+_PLAIN_TEXT = {
+    *("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID", "SeriesNumber", "Modality"),
+    *("PhotometricInterpretation", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
+    *("RescaleSlope", "RescaleIntercept", "AcquisitionNumber", "TemporalPositionIdentifier", "EchoNumbers"),
+    *("ImageType", "EchoTime", "KVP"),
+}
 # What is told frame by frame, or once for all, in objects of many frames (PS3.3, C.7.6.16).
 _GROUPS = (
     *("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence"),
@@ -178,10 +186,21 @@ def _can_be_decoded(syntax: UID, bits: int) -> bool:
         return False
 
 
+def _values(data: Dataset, keyword: str) -> list[str]:
+    """The values of an element as text; pydicom, whose conversions take most of a header's time, is for what is none."""
+    tag = _TAG_OF.get(keyword) or Tag(keyword)
+    if tag not in data:
+        return []
+    value = data.get_item(tag).value if keyword in _PLAIN_TEXT else data[tag].value
+    if isinstance(value, bytes):
+        return [part.strip() for part in value.decode("ascii", "replace").rstrip("\0 ").split("\\")]
+    return [
+        str(part).strip() for part in (value if isinstance(value, MultiValue) else [] if value is None else [value])
+    ]
+
+
 def _text(data: Dataset, keyword: str) -> str:
-    value = data.get(keyword)
-    parts = value if isinstance(value, MultiValue) else [] if value is None else [value]
-    return " ".join(map(str, parts))
+    return " ".join(_values(data, keyword))
 
 
 def _phase(data: Dataset, groups: Sequence[Dataset]) -> tuple[str, ...]:
@@ -208,8 +227,8 @@ def _told(items: Sequence[Dataset]) -> tuple[Any, ...]:
     """Position, cosines, spacing, slope and intercept, each from the first item that has it."""
 
     def numbers(keyword: str, count: int) -> tuple[float, ...]:
-        value = next((item.get(keyword) for item in items if keyword in item), None)
-        values = () if value is None else tuple(map(float, value if isinstance(value, MultiValue) else [value]))
+        item = next((item for item in items if keyword in item), None)
+        values = () if item is None else tuple(float(value) for value in _values(item, keyword) if value)
         return values if len(values) == count and all(map(math.isfinite, values)) else ()
 
     geometry = numbers("ImagePositionPatient", 3), numbers("ImageOrientationPatient", 6), numbers("PixelSpacing", 2)

@@ -187,7 +187,7 @@ def _can_be_decoded(syntax: UID, bits: int) -> bool:
 
 
 def _values(data: Dataset, keyword: str) -> list[str]:
-    """The values of an element as text; pydicom, whose conversions take most of a header's time, is for what is none."""
+    """The values of an element as text, by pydicom only where that is not plain: it takes most of a header's time."""
     tag = _TAG_OF.get(keyword) or Tag(keyword)
     if tag not in data:
         return []

@@ -90,8 +90,8 @@ def _sort_in(found: Found, frames: list[Frame], label: Sequence[str]) -> None:
             raise BadScan("holds localizers (scout views) alone, which are no volume")
         slices = _without(frames, scouts)
         pictures = _pictures(slices)
-        frames = _without(slices, pictures)
-        found.series += [Series(folder, "_".join((name, *suffix)), stack) for suffix, stack in _volumes(frames).items()]
+        volumes = _volumes(_without(slices, pictures))
+        found.series += [Series(folder, "_".join((name, *suffix)), stack) for suffix, stack in volumes.items()]
         found.left_out += [(f"{name}/{scout.name}", "a localizer: set aside") for scout in scouts]
         found.left_out += [(f"{name}/{one.name}", "a picture, not a slice: set aside") for one in pictures]
     except BadScan as error:

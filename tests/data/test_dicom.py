@@ -461,6 +461,15 @@ def test_a_series_over_folders_is_one(tmp_path: Path) -> None:
     }
 
 
+def test_a_scout_is_told_where_folders_are_scans_of_their_own(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        write_slices(tmp_path / folder, VALUES)
+    scout = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "ImagePositionPatient": [0, 0, 0]}
+    save(dataset(VALUES[0], **scout), tmp_path / "two" / "scout")
+    arrays, skipped = read(tmp_path)
+    assert (sorted(arrays), skipped) == (["one", "two"], {"two/scout": "a localizer: set aside"})
+
+
 def test_headers_decide_what_is_ct_and_the_option_overrules_them(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, write_scan: Write
 ) -> None:

@@ -52,3 +52,6 @@ class nnUNetTrainerPGL_demo_replicate(nnUNetTrainerPGL_demo):
 
 nnUNetTrainerPGL_demo_replicate_half = with_length(nnUNetTrainerPGL_demo_replicate, "half", num_epochs=5, batch_size=2)
 nnUNetTrainerPGL_demo_replicate_two = with_length(nnUNetTrainerPGL_demo_replicate, "two", batch_size=2)
+
+# Twice its length, for data sets on which it is too short.
+nnUNetTrainerPGL_demo_double = with_length(nnUNetTrainerPGL_demo, "double", num_epochs=20, batch_size=2)

@@ -53,5 +53,17 @@ class nnUNetTrainerPGL_demo_replicate(nnUNetTrainerPGL_demo):
 nnUNetTrainerPGL_demo_replicate_half = with_length(nnUNetTrainerPGL_demo_replicate, "half", num_epochs=5, batch_size=2)
 nnUNetTrainerPGL_demo_replicate_two = with_length(nnUNetTrainerPGL_demo_replicate, "two", batch_size=2)
 
+
+class nnUNetTrainerPGL_demo_tested(nnUNetTrainerPGL_demo):
+    """The demo's trainer without nnU-Net's validation of whole scans at the end: `pgl_compare` predicts test scans."""
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Says that there is none."""
+        self.print_to_log_file("No validation of whole scans: the test scans are predicted after the training.")
+
+
 # Twice its length, for data sets on which it is too short.
-nnUNetTrainerPGL_demo_double = with_length(nnUNetTrainerPGL_demo, "double", num_epochs=20, batch_size=2)
+nnUNetTrainerPGL_demo_double = with_length(
+    nnUNetTrainerPGL_demo_tested, "double", num_epochs=20, num_val_iterations_per_epoch=6, batch_size=2
+)
+nnUNetTrainerPGL_demo_double.__name__ = nnUNetTrainerPGL_demo_double.__qualname__ = "nnUNetTrainerPGL_demo_double"

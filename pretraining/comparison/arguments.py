@@ -85,7 +85,7 @@ def _add_comparison_options(add: Any) -> None:
         "seeds",
         type=positive,
         metavar="N",
-        help="repetitions, each with other cases in the fractions (default: 3)",
+        help="repetitions, each with other cases in the fractions, which intervals and tests are over (default: 5)",
     )
     add("tr", metavar="TRAINER", help="nnUNetTrainerPGL (default) or a subclass of it")
     add("c", metavar="CONFIGURATION", help="default: 3d_fullres")

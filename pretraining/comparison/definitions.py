@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pretraining.comparison.document import Block, Heading, Items
 from pretraining.comparison.results import ResultSet
-from pretraining.comparison.statistics import DRAWS
 from pretraining.comparison.story import Story
 
 
@@ -22,16 +21,20 @@ def definitions(story: Story, results: ResultSet) -> list[Block]:
         "image. Missed structures are in all means.",
         "Empty truth: all measures are undefined and left out of means, whatever the prediction is. nnU-Net's own "
         "evaluation gives Dice 0 where the prediction is not empty.",
-        "Average: mean over the classes that a case has, then over cases and runs. A run is a fold and a seed.",
-        f"95 % confidence interval: percentiles of {DRAWS} bootstrap means. Runs and test cases are drawn with "
-        "replacement, independently of each other.",
+        "Average: mean over the classes that a case has, then over the cases of a run, then over runs. A run is a fold "
+        "and a seed.",
+        "95 % confidence interval: Student's, over the runs' means. It tells how further runs on these test cases "
+        "would vary, not how other patients would.",
         *_caveats(results),
+        "Surface Dice counts surface voxels, each alike. Published surface Dice (NSD) is often weighted by area, and "
+        "differs: the numbers are not to be compared.",
         "Each initialisation is one pre-training, used by all runs: how much another one with the same options would "
-        "differ is in no interval and no test.",
+        "differ is in no interval and no test. To see it, --define it again with another -seed.",
         "Difference to random: on the runs and cases that both have, so it can differ from the difference of the means "
         "where runs are missing.",
-        "Tests: Wilcoxon's signed-rank test over cases; differences of 0 are left out. No significant difference does "
-        "not mean that there is none. The test sees the variation of the cases; that of the seeds is averaged.",
+        "Undecided does not mean that there is no difference.",
+        "pgl_compare chooses nothing by the test cases: nnU-Net's final checkpoint is tested, whatever came before. "
+        "Settings that were chosen by a result on these test cases make their initialisation look better than it is.",
     ]
     return [Heading("Definitions"), Items(tuple(lines))]
 
@@ -41,10 +44,6 @@ def _caveats(results: ResultSet) -> list[str]:
     fewest = min((len({row.run for row in rows}) for rows in results.cells.values()), default=0)
     if fewest == 1:
         return [
-            "Where there is one run only, interval and test are over cases: how much training varies, they do not tell."
-        ]
-    if 1 < fewest < 5:
-        return [
-            f"With as few as {fewest} runs, an interval tells little of how much training varies, and is rather narrow."
+            "Where there is one run only, there is no interval and no verdict: how much training varies is unknown."
         ]
     return []

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 from numpy.typing import NDArray
 
 from pretraining.comparison.appearance import Look, looks, new_figure, percent, save, scans
 from pretraining.comparison.results import ResultSet
-from pretraining.comparison.statistics import Interval, interval, value_grid
-from pretraining.comparison.story import Story
+from pretraining.comparison.statistics import Interval, difference, interval, value_grid
+from pretraining.comparison.story import BASELINE, Story
 
 
 def draw_label_curve(results: ResultSet, story: Story, path: Path) -> Path:
@@ -65,6 +66,47 @@ def _finish(axes: Axes, name: str) -> None:
     axes.set_ylabel(name)
     axes.grid(alpha=0.3, axis="y")
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_runs(results: ResultSet, story: Story, path: Path) -> Path:
+    """Average Dice of each run, less the baseline's where there is one: a line per fold and seed, a panel per fraction.
+
+    The lines show what the intervals hide: whether the runs agree.
+    """
+    panels_wide = len(results.fractions)
+    width = min(18.0, 1.5 + panels_wide * max(2.5, 0.8 * len(story.inits)))
+    figure = new_figure(width, 4.8)
+    panels = figure.subplots(1, panels_wide, sharey=True, squeeze=False)[0]
+    for axes, fraction in zip(panels, results.fractions, strict=True):
+        _runs_panel(axes, results, story, fraction)
+        axes.set_title(f"{percent(fraction)}, {scans(results.training_cases(fraction))}", fontsize=10, loc="left")
+    of_baseline = BASELINE in story.inits
+    _finish(panels[0], f"average Dice minus that of {BASELINE}, points" if of_baseline else "average Dice, %")
+    for axes in panels[1:]:
+        axes.grid(alpha=0.3, axis="y")
+        axes.spines[["top", "right"]].set_visible(False)
+    return save(figure, path)
+
+
+def _runs_panel(axes: Axes, results: ResultSet, story: Story, fraction: float) -> None:
+    grids = [value_grid(results.rows(init, fraction), "dice") for init in story.inits]
+    if BASELINE in story.inits:
+        baseline = grids[story.inits.index(BASELINE)]
+        grids = [difference(grid, baseline) for grid in grids]
+        axes.axhline(0, color="0.6", linewidth=0.8)
+    runs = sorted({run for grid in grids for run in grid.runs})
+    colours = colormaps["viridis"](np.linspace(0.1, 0.9, max(2, len(runs))))
+    for run, colour in zip(runs, colours, strict=False):
+        values = [100 * dict(zip(grid.runs, grid.run_means, strict=True)).get(run, np.nan) for grid in grids]
+        axes.plot(range(len(grids)), values, color=colour, marker=".", linewidth=0.9, alpha=0.8)
+    intervals = [interval(grid) for grid in grids]
+    means, low, high = (100 * np.array([getattr(i, key) for i in intervals]) for key in ("mean", "low", "high"))
+    known = ~np.isnan(means)
+    places = np.arange(len(grids))[known]
+    lengths = _lengths(means, low, high)[:, known]
+    axes.errorbar(places, means[known], lengths, color="black", linestyle="none", marker="_", markersize=12, capsize=3)
+    axes.set_xticks(range(len(grids)), story.inits, rotation=35, ha="right")
+    axes.set_xlim(-0.5, len(grids) - 0.5)
 
 
 def draw_classes(results: ResultSet, story: Story, path: Path) -> Path:

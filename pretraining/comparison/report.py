@@ -9,18 +9,20 @@ from pretraining.comparison.appearance import percent, scans
 from pretraining.comparison.definitions import definitions
 from pretraining.comparison.document import Block, Code, Heading, Items, Paragraph, Picture, table, to_markdown
 from pretraining.comparison.errors import ComparisonError
-from pretraining.comparison.figures import draw_classes, draw_label_curve
+from pretraining.comparison.figures import draw_classes, draw_label_curve, draw_runs
 from pretraining.comparison.folder import write_atomically
 from pretraining.comparison.page import to_html
 from pretraining.comparison.qualitative import draw_cases
 from pretraining.comparison.results import CaseResult, ResultSet
-from pretraining.comparison.statistics import LEVEL, PairedTest, paired_tests
-from pretraining.comparison.story import Story
+from pretraining.comparison.statistics import LEAST_RUNS, LEVEL, RunTest, run_tests
+from pretraining.comparison.story import BASELINE, Story
 from pretraining.comparison.tables import (
     averages_table,
+    cases_table,
     class_tables,
     counts_table,
-    p_text,
+    interval_of,
+    runs_table,
     tests_table,
     times_table,
     verdict,
@@ -43,7 +45,7 @@ def write_report(results: Sequence[CaseResult], story: Story, folder: Path) -> l
     """
     _require_known(results, story)
     found = ResultSet.of(results)
-    tests = paired_tests(found, story.inits, story.reference)
+    tests = run_tests(found, story.inits, story.reference)
     pictures = _pictures(found, story, folder / "figures") if results else []
     blocks: list[Block] = [
         Heading(story.title, 1),
@@ -79,22 +81,24 @@ def _require_known(results: Sequence[CaseResult], story: Story) -> None:
         keys.add(row.key)
 
 
-def _in_short(tests: Sequence[PairedTest], results: ResultSet, story: Story) -> list[Block]:
+def _in_short(tests: Sequence[RunTest], results: ResultSet, story: Story) -> list[Block]:
     if not tests:
         return [Paragraph(f"No test of {story.reference} against another initialisation is possible yet.")]
     lines = []
     for fraction in sorted({test.fraction for test in tests}):
         found = "; ".join(_finding(test) for test in tests if test.fraction == fraction)
         lines.append(f"{percent(fraction)} of the labels ({scans(results.training_cases(fraction))}): {found}")
-    text = f"Average Dice of {story.reference} in short, differences in Dice points, p after Holm's correction:"
+    text = (
+        f"Average Dice of {story.reference} in short, differences in Dice points with 95 % confidence intervals over "
+        "runs (fold and seed):"
+    )
     return [Paragraph(text), Items(tuple(lines))]
 
 
-def _finding(test: PairedTest) -> str:
-    if not test.cases:
+def _finding(test: RunTest) -> str:
+    if not test.differences:
         return f"against {test.init} {verdict(test)}"
-    p = f"p {'' if test.holm_p < 0.0001 else '= '}{p_text(test.holm_p)}"
-    return f"against {test.init} {100 * test.difference:+.2f}, {verdict(test)} ({p})"
+    return f"against {test.init} {interval_of(test)}, {verdict(test)}"
 
 
 def _facts(found: ResultSet, results: Sequence[CaseResult], story: Story) -> list[Block]:
@@ -129,8 +133,10 @@ def _fractions(results: ResultSet, story: Story) -> list[Block]:
         number = scans(results.training_cases(fraction))
         blocks += [
             Heading(f"{percent(fraction)} of the labels: {number}"),
-            Paragraph("Averages over classes, runs and cases, with 95 % confidence intervals:"),
+            Paragraph("Averages over classes, cases and runs, with 95 % confidence intervals over runs:"),
             averages_table(results, story, fraction),
+            Paragraph(f"Average Dice of each run in %{_gains(story)}:"),
+            runs_table(results, story, fraction),
             Paragraph("Means of each class:" if len(story.classes) > 1 else "Means:"),
             *class_tables(results, story, fraction),
         ]
@@ -139,18 +145,33 @@ def _fractions(results: ResultSet, story: Story) -> list[Block]:
     return blocks
 
 
-def _tests(tests: Sequence[PairedTest], results: ResultSet, story: Story) -> list[Block]:
+def _gains(story: Story) -> str:
+    return f", and its difference to {BASELINE} of the same run" if BASELINE in story.inits else ""
+
+
+def _tests(tests: Sequence[RunTest], results: ResultSet, story: Story) -> list[Block]:
     if not tests:
         return []
-    text = (
-        f"{story.reference} against each other initialisation, by average Dice: Wilcoxon's signed-rank test, paired by "
-        "case, two-sided. Each case's difference is first averaged over folds and seeds; the cases are the independent "
-        f"units. Holm's correction is for all {len(tests)} tests. Only cases and runs that both have are paired."
+    over_runs = (
+        f"{story.reference} against each other initialisation, by average Dice. The units are the runs: of each fold "
+        "and seed that both have, the difference of the means over the test cases that both have. Interval and p are "
+        f"of Student's paired t test, two-sided; Holm's correction is for all {len(tests)} tests. Better or worse: at "
+        f"least {LEAST_RUNS} runs, all of one sign, an interval beside 0, and p below {LEVEL:g} after Holm. Runs it "
+        "takes: with so many of this mean and spread the interval would exclude 0, before the correction."
     )
-    # The least p of n cases is that of n differences of one sign.
-    if len(tests) * 2.0 ** (1 - max(test.cases for test in tests)) >= LEVEL:
-        text += " With so few cases and so many tests none can be significant, whatever the differences."
-    return [Heading("Tests"), Paragraph(text), tests_table(tests, results, story.reference)]
+    over_cases = (
+        "Wilcoxon's signed-rank test over cases, two-sided, not corrected; each case's difference is averaged over the "
+        "runs. It asks whether these very networks would differ on further cases. How another seed would have come "
+        "out, it does not tell: two trainings from the same start differ by it nearly always."
+    )
+    return [
+        Heading("Tests"),
+        Paragraph(over_runs),
+        tests_table(tests, results, story.reference),
+        Heading("These runs on further cases", 3),
+        Paragraph(over_cases),
+        cases_table(tests, results),
+    ]
 
 
 def _pictures(results: ResultSet, story: Story, folder: Path) -> list[Block]:
@@ -159,13 +180,19 @@ def _pictures(results: ResultSet, story: Story, folder: Path) -> list[Block]:
         Picture(
             draw_label_curve(results, story, curve),
             "Average Dice by number of labelled scans",
-            "Average Dice by number of labelled scans (logarithmic): means over runs and test cases, and 95 % "
-            "confidence intervals.",
+            "Average Dice by number of labelled scans (logarithmic): means over runs, and 95 % confidence intervals "
+            "over runs.",
+        ),
+        Picture(
+            draw_runs(results, story, folder / "runs.png"),
+            "Average Dice of each run",
+            f"Average Dice of each run, {_compared_with(story)}: a line joins the runs of one fold and seed, which "
+            "share the labelled cases. Black: means and 95 % confidence intervals over runs.",
         ),
         Picture(
             draw_classes(results, story, classes),
             "Dice of each class",
-            "Dice of each class: means over runs and test cases, and 95 % confidence intervals. Scales differ.",
+            "Dice of each class: means over runs, and 95 % confidence intervals over runs. Scales differ.",
         ),
     ]
     training = draw_training(story, folder / "training.png")
@@ -177,6 +204,10 @@ def _pictures(results: ResultSet, story: Story, folder: Path) -> list[Block]:
     if drawing.path is None:
         return [*blocks, Paragraph(drawing.caption)]
     return [*blocks, Picture(drawing.path, "Test cases with truth and predictions", drawing.caption)]
+
+
+def _compared_with(story: Story) -> str:
+    return f"less that of {BASELINE} with the same fold and seed" if BASELINE in story.inits else "in %"
 
 
 def _training_caption(story: Story) -> str:

@@ -47,7 +47,7 @@ class ComparisonSettings:
     inits: tuple[str, ...] = ("random", "models_genesis", "byol", "pgl", "pgl_nce")
     fractions: tuple[float, ...] = (0.2, 0.5, 1.0)
     folds: tuple[int, ...] = (0,)
-    seeds: int = 3
+    seeds: int = 5
     trainer: str = "nnUNetTrainerPGL"
     configuration: str = "3d_fullres"
     plans: str = "nnUNetPlans"

@@ -1,11 +1,13 @@
-"""Means, confidence intervals and paired tests over runs and cases.
+"""Means, intervals and tests whose units are the runs.
 
-Values form a grid: runs (fold and seed) by test cases. An interval comes from a crossed bootstrap: runs and cases are
-drawn with replacement, independently of each other, and the mean of the drawn grid is taken (Owen 2007, "The pigeonhole
-bootstrap", Annals of Applied Statistics 1). Its limits are the 2.5th and 97.5th percentiles of these means.
+A run is a fold and a seed: one training, whose luck (weights, batches, which cases are labelled) all its test cases
+share. So cases are no independent units for a question about initialisations: between two trainings from one start that
+differ in the seed alone, a test over cases finds a difference nearly always. Each run counts with one number, the mean
+over its test cases; two initialisations are compared by the differences of the runs that share fold and seed, with
+Student's t.
 
-The cases are the independent units of a test: differences are first averaged over runs, then tested by Wilcoxon's
-signed-rank test over cases. So p speaks of further cases of the same kind, with the runs as they are.
+The test over cases (Wilcoxon's signed-rank test) answers another question, whether these very trained networks would
+differ on further cases, and is reported as that.
 """
 
 from __future__ import annotations
@@ -17,13 +19,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata, wilcoxon
+from scipy.stats import t as student
+from scipy.stats import wilcoxon
 
 from pretraining.comparison.results import CaseResult, ResultSet, Run
 
-DRAWS = 2000
 LEVEL = 0.05
-_SEED = 20201128
+LEAST_RUNS = 3  # with two, both on one side is as likely as not
+_MOST_RUNS = 100  # that `RunTest.runs_needed` looks for
 
 Values = NDArray[np.float64]
 
@@ -42,14 +45,25 @@ class Grid:
     cases: tuple[str, ...]
     values: Values
 
+    @property
+    def run_means(self) -> Values:
+        """(runs,) mean over the cases of each run; nan for a run without a known value."""
+        means: Values = mean_of_known(self.values, axis=1)
+        return means
+
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its 95 % confidence interval; the limits are nan where one value is all there is."""
+    """A mean over runs and its 95 % confidence interval; the limits are nan where there is one run."""
 
     mean: float
     low: float
     high: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether 0 lies outside; False without limits."""
+        return self.low > 0 or self.high < 0
 
 
 def value_grid(rows: Sequence[CaseResult], metric: str, class_name: str | None = None) -> Grid:
@@ -80,30 +94,25 @@ def mean_of_known(values: NDArray[Any], axis: int | None = None) -> Any:
 
 
 def interval(grid: Grid) -> Interval:
-    """Mean over all runs and cases, with its interval from the crossed bootstrap."""
-    mean = float(mean_of_known(grid.values))
-    if np.count_nonzero(~np.isnan(grid.values)) < 2:
-        return Interval(mean, math.nan, math.nan)
-    low, high = np.nanpercentile(bootstrap_means(grid.values), [2.5, 97.5])
-    return Interval(mean, float(low), float(high))
+    """Mean of the runs, each of them the mean over its cases, with Student's interval over the runs."""
+    return _interval(_known(grid.run_means))
 
 
-def bootstrap_means(values: Values) -> Values:
-    """Means of grids whose runs and cases are drawn with replacement, from a fixed seed.
+def _known(values: Values) -> Values:
+    known: Values = values[~np.isnan(values)]
+    return known
 
-    Args:
-        values: (runs, cases), nan where unknown.
 
-    Returns:
-        (DRAWS,) means; nan for a draw that holds no known value.
-    """
-    rng = np.random.default_rng(_SEED)
-    # How often each run and case is drawn; the mean is then a weighted one.
-    of_runs, of_cases = (rng.multinomial(n, np.full(n, 1 / n), size=DRAWS).astype(float) for n in values.shape)
-    known = ~np.isnan(values)
-    totals = np.einsum("dr,rc,dc->d", of_runs, np.where(known, values, 0.0), of_cases, optimize=True)
-    numbers = np.einsum("dr,rc,dc->d", of_runs, known.astype(float), of_cases, optimize=True)
-    return np.where(numbers > 0, totals / np.maximum(numbers, 1), np.nan)
+def _interval(values: Values) -> Interval:
+    """Student's: exact where the values are draws from one normal distribution."""
+    if len(values) < 2:
+        return Interval(float(values[0]) if len(values) else math.nan, math.nan, math.nan)
+    half = _half_width(float(values.std(ddof=1)), len(values))
+    return Interval(float(values.mean()), float(values.mean() - half), float(values.mean() + half))
+
+
+def _half_width(deviation: float, runs: int) -> float:
+    return float(student.ppf(1 - LEVEL / 2, runs - 1)) * deviation / math.sqrt(runs)
 
 
 def difference(first: Grid, second: Grid) -> Grid:
@@ -119,36 +128,62 @@ def _part(grid: Grid, runs: Sequence[Run], cases: Sequence[str]) -> Values:
 
 
 @dataclass(frozen=True)
-class PairedTest:
+class RunTest:
     """The reference against another initialisation at one fraction, by average Dice.
 
     Attributes:
         init: The other initialisation.
         fraction: Share of the training cases.
-        difference: Mean over cases, reference minus other, Dice from 0 to 1.
-        ranks: Sum of the signed ranks; its sign is the direction that the test sees.
-        p: Two-sided; nan if no case is paired.
+        runs: Folds and seeds that both have.
+        differences: For each of them, reference minus other, mean over the cases that both have, Dice from 0 to 1.
+        interval: Their mean and its interval.
+        p: Of the paired t test over runs, two-sided; nan below two runs.
         holm_p: The same, corrected for all tests of the family.
         cases: Number of cases that are paired.
-        runs: Number of runs, that is pairs of fold and seed, that both have.
+        case_p: Of Wilcoxon's signed-rank test over cases, each case's difference averaged over the runs: whether these
+            trained networks differ on further cases. It says nothing of other runs.
     """
 
     init: str
     fraction: float
-    difference: float
-    ranks: float
+    runs: tuple[Run, ...]
+    differences: tuple[float, ...]
+    interval: Interval
     p: float
     holm_p: float
     cases: int
-    runs: int
+    case_p: float
 
     @property
-    def significant(self) -> bool:
-        """Below the level after correction."""
-        return self.holm_p < LEVEL
+    def above(self) -> int:
+        """Number of runs in which the reference is above the other."""
+        return sum(value > 0 for value in self.differences)
+
+    @property
+    def agree(self) -> bool:
+        """Whether all runs have the same sign."""
+        return bool(self.differences) and (min(self.differences) > 0 or max(self.differences) < 0)
+
+    @property
+    def decided(self) -> bool:
+        """Whether there is a verdict: runs enough, all of one sign, the interval beside 0, also after correction."""
+        enough = len(self.differences) >= LEAST_RUNS
+        return enough and self.agree and self.interval.excludes_zero and self.holm_p < LEVEL
+
+    @property
+    def runs_needed(self) -> int | None:
+        """With how many runs of this mean and spread the interval would exclude 0; None: more than 100, or unknown.
+
+        For this comparison alone, and as an even bet: the mean of further runs may be smaller.
+        """
+        if len(self.differences) < 2 or self.interval.mean == 0:
+            return None
+        deviation = float(np.std(self.differences, ddof=1))
+        numbers = range(LEAST_RUNS, _MOST_RUNS + 1)
+        return next((n for n in numbers if _half_width(deviation, n) < abs(self.interval.mean)), None)
 
 
-def paired_tests(results: ResultSet, inits: Sequence[str], reference: str) -> list[PairedTest]:
+def run_tests(results: ResultSet, inits: Sequence[str], reference: str) -> list[RunTest]:
     """Tests the reference against each other initialisation at each fraction where both have runs.
 
     The family that Holm's correction is for is all tests returned.
@@ -160,21 +195,39 @@ def paired_tests(results: ResultSet, inits: Sequence[str], reference: str) -> li
             theirs = results.rows(init, fraction)
             if init != reference and ours and theirs:
                 grid = difference(value_grid(ours, "dice"), value_grid(theirs, "dice"))
-                tests.append(_test(init, fraction, grid))
+                tests.append(run_test(init, fraction, grid))
     corrected = holm([test.p for test in tests])
     return [replace(test, holm_p=p) for test, p in zip(tests, corrected, strict=True)]
 
 
-def _test(init: str, fraction: float, grid: Grid) -> PairedTest:
-    of_cases = mean_of_known(grid.values, axis=0)
-    of_cases = of_cases[~np.isnan(of_cases)]
-    runs = int(np.count_nonzero(~np.isnan(grid.values).all(axis=1)))
-    if not len(of_cases):
-        return PairedTest(init, fraction, math.nan, math.nan, math.nan, math.nan, 0, 0)
-    changed = of_cases[of_cases != 0]
-    ranks = float(np.sum(np.sign(changed) * rankdata(np.abs(changed))))
-    p = float(wilcoxon(changed).pvalue) if len(changed) else 1.0
-    return PairedTest(init, fraction, float(of_cases.mean()), ranks, p, math.nan, len(of_cases), runs)
+def run_test(init: str, fraction: float, differences: Grid) -> RunTest:
+    """One test of differences, alone in its family."""
+    means = differences.run_means
+    there = ~np.isnan(means)
+    runs = tuple(run for run, known in zip(differences.runs, there, strict=True) if known)
+    values = means[there]
+    of_cases = _known(mean_of_known(differences.values, axis=0))
+    p = _paired_t(values)
+    found = tuple(float(value) for value in values)
+    return RunTest(init, fraction, runs, found, _interval(values), p, p, len(of_cases), _wilcoxon(of_cases))
+
+
+def _paired_t(differences: Values) -> float:
+    """Two-sided p; 1 where all differences are 0, 0 where they are all alike but not 0."""
+    if len(differences) < 2:
+        return math.nan
+    error = float(differences.std(ddof=1)) / math.sqrt(len(differences))
+    if error == 0:
+        return 1.0 if differences[0] == 0 else 0.0
+    return float(2 * student.sf(abs(differences.mean()) / error, len(differences) - 1))
+
+
+def _wilcoxon(differences: Values) -> float:
+    """Two-sided p; differences of 0 are left out."""
+    changed = differences[differences != 0]
+    if not len(differences):
+        return math.nan
+    return float(wilcoxon(changed).pvalue) if len(changed) else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

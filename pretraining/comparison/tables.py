@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pretraining.comparison.appearance import percent, scans
 from pretraining.comparison.document import Cell, Table, table
-from pretraining.comparison.results import CaseResult, ResultSet
-from pretraining.comparison.statistics import Grid, Interval, PairedTest, difference, interval, value_grid
+from pretraining.comparison.results import CaseResult, ResultSet, Run
+from pretraining.comparison.statistics import LEAST_RUNS, Grid, Interval, RunTest, difference, interval, value_grid
 from pretraining.comparison.story import BASELINE, Story
 
 NONE = "\u2013"
@@ -128,16 +128,61 @@ def _mean_table(
     return table(("init", *names), list(zip(story.inits, *columns, strict=True)))
 
 
-def tests_table(tests: Sequence[PairedTest], results: ResultSet, reference: str) -> Table:
-    """One row per test."""
+def runs_table(results: ResultSet, story: Story, fraction: float) -> Table:
+    """Average Dice of each run, a row per run, and below it the difference to the baseline of the same run."""
+    grids = {init: _grid(results, init, fraction, DICE, None) for init in story.inits}
+    runs = sorted({run for grid in grids.values() for run in grid.runs})
+    means = {init: dict(zip(grid.runs, grid.run_means, strict=True)) for init, grid in grids.items()}
+    rows = []
+    for run in runs:
+        rows.append([run_text(run), *(_value_and_gain(means, init, run) for init in story.inits)])
+    return table(("run", *story.inits), rows)
+
+
+def _value_and_gain(means: Mapping[str, Mapping[Run, float]], init: str, run: Run) -> str:
+    value = means[init].get(run, math.nan)
+    gain = value - means.get(BASELINE, {}).get(run, math.nan)
+    text = DICE.text(value)
+    return text if init == BASELINE or math.isnan(gain) else f"{text} ({_points(gain)})"
+
+
+def run_text(run: Run) -> str:
+    """Fold and seed in words."""
+    return f"fold {run[0]}, seed {run[1]}"
+
+
+def tests_table(tests: Sequence[RunTest], results: ResultSet, reference: str) -> Table:
+    """One row per test: over runs, and what runs of this kind it would take where there is no verdict."""
     rows = []
     for test in tests:
         where = f"{percent(test.fraction)} ({scans(results.training_cases(test.fraction))})"
+        by_run = ", ".join(_points(value) for value in test.differences) or NONE
         p_values = [p_text(test.p), p_text(test.holm_p)]
-        numbers = [str(test.cases), str(test.runs)]
-        rows.append([where, test.init, _points(test.difference), *p_values, *numbers, verdict(test)])
-    names = ("labels", "against", "difference, Dice points", "p", "p after Holm", "cases", "runs", f"{reference} is")
-    return table(names, rows)
+        rows.append([where, test.init, interval_of(test), by_run, *p_values, verdict(test), _needed(test)])
+    names = ("labels", "against", "difference, Dice points", "by run", "p", "p after Holm")
+    return table((*names, f"{reference} is", "runs it takes"), rows)
+
+
+def cases_table(tests: Sequence[RunTest], results: ResultSet) -> Table:
+    """The tests over cases: these trained networks on further cases."""
+    rows = [
+        [
+            f"{percent(test.fraction)} ({scans(results.training_cases(test.fraction))})",
+            test.init,
+            _points(test.interval.mean),
+            str(test.cases),
+            p_text(test.case_p),
+        ]
+        for test in tests
+    ]
+    return table(("labels", "against", "difference, Dice points", "cases", "p over cases"), rows)
+
+
+def interval_of(test: RunTest) -> str:
+    """Difference with its interval over runs."""
+    found = test.interval
+    limits = "" if math.isnan(found.low) else f" [{_points(found.low)}, {_points(found.high)}]"
+    return f"{_points(found.mean)}{limits}"
 
 
 def p_text(p: float) -> str:
@@ -145,15 +190,28 @@ def p_text(p: float) -> str:
     return NONE if math.isnan(p) else "< 0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
-def verdict(test: PairedTest) -> str:
+def verdict(test: RunTest) -> str:
     """What a test says about the reference, in words."""
-    if not test.cases:
-        return "not tested: no case in common"
-    if not test.significant:
-        return "no significant difference"
-    if test.ranks * test.difference <= 0:
-        return "significantly different, but ranks and mean disagree on the direction"
-    return "better" if test.ranks > 0 else "worse"
+    runs = len(test.differences)
+    if not runs:
+        return "not compared: no run and case in common"
+    if runs < LEAST_RUNS:
+        return f"no verdict: {runs} run{'s' if runs > 1 else ''}, it takes at least {LEAST_RUNS}"
+    if test.decided:
+        return "better" if test.interval.mean > 0 else "worse"
+    if not test.agree:
+        return f"undecided, above in {test.above} of {runs} runs"
+    side = "above" if test.interval.mean > 0 else "below"
+    return f"undecided, {side} in all {runs} runs"
+
+
+def _needed(test: RunTest) -> str:
+    """How many runs would do, where these do not."""
+    if test.decided or not test.differences:
+        return NONE
+    if len(test.differences) < 2:
+        return f"at least {LEAST_RUNS}"
+    return "more than 100" if test.runs_needed is None else f"about {test.runs_needed}"
 
 
 def counts_table(results: ResultSet, story: Story) -> Table:

@@ -16,7 +16,7 @@ from pretraining.comparison.settings import ComparisonSettings
 from pretraining.comparison.story import BASELINE, RunRecord, Story
 from pretraining.comparison.trainer import find_trainer
 
-_REFERENCE = "pgl"
+_REFERENCES = ("pgl_nce", "pgl")  # what the others are tested against: the first that is compared
 
 
 def report(comparison: Comparison, results: Sequence[CaseResult]) -> list[Path]:
@@ -63,7 +63,7 @@ def _story(comparison: Comparison) -> Story:
         facts=_facts(comparison),
         commands=_commands(comparison),
         inits=(*baseline, *others),
-        reference=_REFERENCE if _REFERENCE in others or not others else others[-1],
+        reference=_reference(others),
         tolerance_mm=settings.tolerance,
         runs=tuple(_record(comparison, run) for run in done),
         missing=tuple(run.name for run in comparison.runs if run not in done),
@@ -71,6 +71,11 @@ def _story(comparison: Comparison) -> Story:
         truths={case: dataset.case(case).label for case in splits.test},
         classes=dataset.classes,
     )
+
+
+def _reference(others: Sequence[str]) -> str:
+    """The recommended method if it is compared, else the last of those with a pre-training."""
+    return next((name for name in _REFERENCES if name in others), others[-1] if others else BASELINE)
 
 
 def _record(comparison: Comparison, run: TrainingRun) -> RunRecord:
@@ -100,9 +105,12 @@ def _facts(comparison: Comparison) -> tuple[tuple[str, str], ...]:
         ("Folds", f"{', '.join(map(str, settings.folds))} of {splits.folds_from}"),
         ("Training / validation cases", "; ".join(sizes)),
         ("Fractions", f"{_listed(settings.fractions)}; the cases of a smaller one are among those of a larger one"),
-        ("Repetitions", f"seeds 0 to {settings.seeds - 1}: order of the cases, weights, batches"),
+        ("Repetitions", f"seeds 0 to {settings.seeds - 1}: which cases a fraction has, weights, batches"),
         ("Trainer", f"{settings.trainer}: {summary[0] if summary else ''}"),
-        ("Plans", f"{settings.plans}, {settings.configuration}; the same for all initialisations"),
+        (
+            "Plans",
+            f"{settings.plans}, {settings.configuration}, the same for all inits. {_planned_from(comparison)}",
+        ),
         (
             "Prediction",
             f"nnU-Net, options {settings.predict_options}" if settings.predict_options else "nnU-Net, its defaults",
@@ -110,6 +118,17 @@ def _facts(comparison: Comparison) -> tuple[tuple[str, str], ...]:
         ("Device", comparison.device),
         *(("Beware", warning) for warning in comparison.warnings),
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions().items())),
+    )
+
+
+def _planned_from(comparison: Comparison) -> str:
+    """nnU-Net's fingerprint, and so spacing, patch and intensities of the plans, is of all of imagesTr."""
+    planned = [case for case in comparison.splits.test if case in comparison.dataset.training]
+    if not planned:
+        return "The test cases had no part in the planning."
+    return (
+        f"nnU-Net planned from all of imagesTr, {len(planned)} of the test cases among them: their sizes, spacings and "
+        "intensities (of CT inside their labels) are in the plans, alike for all"
     )
 
 

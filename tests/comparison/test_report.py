@@ -17,7 +17,7 @@ from pretraining.comparison.case_slice import read_slice
 from pretraining.comparison.metrics import measure_case
 from pretraining.comparison.report import write_report
 from pretraining.comparison.results import CaseResult
-from pretraining.comparison.statistics import PairedTest
+from pretraining.comparison.statistics import Interval, RunTest
 from pretraining.comparison.story import RunRecord, Story
 from pretraining.comparison.tables import verdict
 from pretraining.comparison.training_logs import read_training
@@ -143,7 +143,13 @@ def markdown_tables(text: str) -> list[list[list[str]]]:
 
 def test_the_files_are_there(report: list[Path]) -> None:
     assert [path.name for path in report[:2]] == ["report.md", "report.html"]
-    assert {path.name for path in report[2:]} == {"label_fractions.png", "classes.png", "training.png", "cases.png"}
+    assert {path.name for path in report[2:]} == {
+        "label_fractions.png",
+        "runs.png",
+        "classes.png",
+        "training.png",
+        "cases.png",
+    }
     for path in report[2:]:
         assert imread(path)[..., :3].std() > 0.01
     left = {path for path in report[0].parent.rglob("*") if path.is_file()}
@@ -199,23 +205,62 @@ def test_the_best_is_bold_and_the_missed_are_counted(report: list[Path]) -> None
     assert counts[1] == ["20 %", "random", "2 of 42", "2 of 44", "2 of 2"]
 
 
-def test_tests_are_in_words(report: list[Path]) -> None:
-    tests = next(t for t in markdown_tables(report[0].read_text(encoding="utf-8")) if t[0][-1] == "pgl is")
+def test_two_runs_are_too_few_for_a_verdict(report: list[Path]) -> None:
+    text = report[0].read_text(encoding="utf-8")
+    tests = next(t for t in markdown_tables(text) if "pgl is" in t[0])
     assert [row[:2] for row in tests[1:]] == [[f, i] for f in ("20 % (8 scans)", "100 % (40 scans)") for i in INITS[:2]]
-    assert all(row[2].startswith("+") and row[5:7] == ["11", "2"] and row[7] == "better" for row in tests[1:])
+    found = [dict(zip(tests[0], row, strict=True)) for row in tests[1:]]
+    assert {row["pgl is"] for row in found} == {"no verdict: 2 runs, it takes at least 3"}
+    assert all(row["difference, Dice points"].startswith("+") and row["runs it takes"] for row in found)
+    over_cases = next(t for t in markdown_tables(text) if "p over cases" in t[0])
+    assert all(row[3] == "11" and float(row[4].strip("< ")) < 0.05 for row in over_cases[1:])
+    assert "better" not in text.split("## Tests")[0]
+
+
+def test_more_runs_have_one_and_their_differences_are_listed(
+    comparison: tuple[list[CaseResult], Story], tmp_path: Path
+) -> None:
+    results, story = comparison
+    # Four runs of each: random at 20, 21, 22, 23 %, pgl 10 points higher, give and take one; byol now above, now below.
+    values = {"random": (20, 21, 22, 23), "pgl": (30, 32, 31, 33), "byol": (20, 50, 10, 60)}
+    row = next(row for row in results if row.class_name == "head" and not row.empty)
+    rows = [
+        replace(row, init=init, fraction=0.2, seed=seed, dice=dice / 100)
+        for init, of_seeds in values.items()
+        for seed, dice in enumerate(of_seeds)
+    ]
+    text = write_report(rows, replace(story, runs=()), tmp_path)[0].read_text(encoding="utf-8")
+    tables = markdown_tables(text)
+    tests = next(t for t in tables if "pgl is" in t[0])
+    found = {row[1]: dict(zip(tests[0], row, strict=True)) for row in tests[1:]}
+    assert found["random"]["by run"] == "+10.00, +11.00, +9.00, +10.00"
+    assert found["random"]["difference, Dice points"] == "+10.00 [+8.70, +11.30]"  # 3.182 x 0.8165 / 2
+    assert found["random"]["pgl is"] == "better"
+    assert found["random"]["runs it takes"] == "\N{EN DASH}"
+    assert found["byol"]["pgl is"] == "undecided, above in 2 of 4 runs"
+    assert found["byol"]["runs it takes"] == "more than 100"
+    runs = next(t for t in tables if t[0][0] == "run")
+    assert runs[2] == ["fold 0, seed 1", "21.00", "50.00 (+29.00)", "32.00 (+11.00)"]
+    assert "against random +10.00 [+8.70, +11.30], better" in text
 
 
 @pytest.mark.parametrize(
-    ("difference", "ranks", "p", "words"),
+    ("differences", "holm_p", "words"),
     [
-        (0.1, 5.0, 0.049, "better"),
-        (-0.1, -5.0, 0.001, "worse"),
-        (0.1, 5.0, 0.05, "no significant difference"),
-        (0.1, -5.0, 0.01, "significantly different, but ranks and mean disagree on the direction"),
+        ((0.1, 0.2, 0.15), 0.049, "better"),
+        ((-0.1, -0.2, -0.15), 0.001, "worse"),
+        ((0.1, 0.2, 0.15), 0.05, "undecided, above in all 3 runs"),
+        ((-0.1, -0.2, -0.15), 0.2, "undecided, below in all 3 runs"),
+        ((0.1, 0.2, -0.15), 0.001, "undecided, above in 2 of 3 runs"),
+        ((0.1,), 0.001, "no verdict: 1 run, it takes at least 3"),
+        ((), 0.001, "not compared: no run and case in common"),
     ],
 )
-def test_verdicts(difference: float, ranks: float, p: float, words: str) -> None:
-    assert verdict(PairedTest("byol", 0.2, difference, ranks, p / 2, p, 9, 3)) == words
+def test_verdicts(differences: tuple[float, ...], holm_p: float, words: str) -> None:
+    runs = tuple((0, seed) for seed in range(len(differences)))
+    mean = float(np.mean(differences)) if differences else 0.0
+    beside = Interval(mean, mean - abs(mean) / 2, mean + abs(mean) / 2)
+    assert verdict(RunTest("byol", 0.2, runs, differences, beside, holm_p / 2, holm_p, 9, 0.001)) == words
 
 
 def test_the_worst_and_the_median_case_are_drawn(report: list[Path]) -> None:
@@ -256,7 +301,7 @@ def test_what_is_missing_is_named(comparison: tuple[list[CaseResult], Story], tm
     ):
         assert line in text
     assert "## Times" not in text
-    assert {path.name for path in files[2:]} == {"label_fractions.png", "classes.png"}
+    assert {path.name for path in files[2:]} == {"label_fractions.png", "runs.png", "classes.png"}
 
 
 def test_the_least_there_can_be(comparison: tuple[list[CaseResult], Story], tmp_path: Path) -> None:

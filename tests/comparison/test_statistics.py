@@ -1,24 +1,30 @@
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import wilcoxon
+from scipy.stats import ttest_1samp, wilcoxon
 
-from pretraining.comparison.results import CaseResult, ResultSet
+from pretraining.comparison.results import CaseResult, ResultSet, read_results
 from pretraining.comparison.statistics import (
-    DRAWS,
+    LEAST_RUNS,
     Grid,
-    bootstrap_means,
+    RunTest,
     difference,
     holm,
     interval,
     mean_of_known,
-    paired_tests,
+    run_test,
+    run_tests,
     value_grid,
 )
+
+PAGES = Path(__file__).parents[2] / "docs" / "results"
 
 
 def row(init: str, case: str, dice: float, class_name: str = "a", fraction: float = 0.2, seed: int = 0) -> CaseResult:
@@ -51,31 +57,13 @@ def test_mean_of_known_is_numpys_nanmean() -> None:
     assert np.isnan(mean_of_known(values, axis=0)[1])
 
 
-def test_bootstrap_has_the_variance_of_two_crossed_factors() -> None:
-    # For value = run + case, the bootstrap mean is a mean of drawn runs plus one of drawn cases, independent.
-    rng = np.random.default_rng(3)
-    of_runs, of_cases = rng.normal(size=6), 2 * rng.normal(size=40)
-    means = bootstrap_means(of_runs[:, None] + of_cases)
-    assert len(means) == DRAWS
-    assert np.var(means) == pytest.approx(of_runs.var() / 6 + of_cases.var() / 40, rel=0.1)
-    assert np.mean(means) == pytest.approx(of_runs.mean() + of_cases.mean(), abs=0.05)
-
-
-def test_bootstrap_agrees_with_drawing_indices_one_by_one() -> None:
-    rng = np.random.default_rng(5)
-    values = rng.gamma(1.0, size=(3, 15))
-    values[0, 4:9] = np.nan
-    plain = [np.nanmean(values[rng.integers(3, size=3)][:, rng.integers(15, size=15)]) for _ in range(6000)]
-    assert np.percentile(bootstrap_means(values), [2.5, 50, 97.5]) == pytest.approx(
-        np.percentile(plain, [2.5, 50, 97.5]), rel=0.06
-    )
-
-
-def test_interval_holds_the_mean_and_is_the_same_again() -> None:
-    grid = Grid(((0, 0), (0, 1)), tuple("abcdef"), np.random.default_rng(0).random((2, 6)))
-    found = interval(grid)
-    assert found.low < found.mean < found.high
-    assert found == interval(grid)
+def test_the_interval_is_students_over_the_means_of_runs() -> None:
+    values = np.random.default_rng(0).random((4, 6))
+    values[1, 2:5] = np.nan
+    found = interval(Grid(((0, 0), (0, 1), (0, 2), (1, 0)), tuple("abcdef"), values))
+    expected = ttest_1samp(np.nanmean(values, axis=1), 0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert found.mean == pytest.approx(np.nanmean(values, axis=1).mean())
 
 
 def test_one_value_has_no_interval() -> None:
@@ -93,53 +81,136 @@ def test_difference_takes_what_both_have() -> None:
     assert difference(first, Grid(((7, 7),), ("z",), np.ones((1, 1)))).values.size == 0
 
 
-def test_a_paired_test_is_wilcoxons_on_means_over_runs() -> None:
+def test_a_test_is_students_on_runs_and_wilcoxons_on_cases() -> None:
     noise = np.random.default_rng(1).normal(size=(12, 3))
     ours = rows_of("pgl", lambda case, seed: 0.5 + 0.01 * case + 0.02 * noise[case, seed])
     theirs = rows_of("byol", lambda case, seed: 0.49 + 0.01 * case)
-    [test] = paired_tests(ResultSet.of(ours + theirs), ("byol", "pgl"), "pgl")
-    mean_ours = 0.5 + 0.01 * np.arange(12) + 0.02 * noise.mean(axis=1)
-    mean_theirs = 0.49 + 0.01 * np.arange(12)
-    assert test.p == test.holm_p == pytest.approx(wilcoxon(mean_ours, mean_theirs).pvalue)
-    assert test.difference == pytest.approx((mean_ours - mean_theirs).mean())
-    assert (test.init, test.cases, test.runs) == ("byol", 12, 3)
+    [test] = run_tests(ResultSet.of(ours + theirs), ("byol", "pgl"), "pgl")
+    differences = 0.01 + 0.02 * noise
+    assert test.differences == pytest.approx(differences.mean(axis=0))
+    assert test.p == test.holm_p == pytest.approx(ttest_1samp(differences.mean(axis=0), 0).pvalue)
+    assert test.case_p == pytest.approx(wilcoxon(differences.mean(axis=1)).pvalue)
+    assert (test.init, test.cases, test.runs) == ("byol", 12, ((0, 0), (0, 1), (0, 2)))
 
 
-def test_direction_and_significance() -> None:
-    rows = rows_of("pgl", lambda case, seed: 0.8 + 0.001 * case)
-    rows += rows_of("random", lambda case, seed: 0.7) + rows_of("byol", lambda case, seed: 0.9 + 0.002 * case)
-    worse, better = paired_tests(ResultSet.of(rows), ("byol", "random", "pgl"), "pgl")
-    # All 12 cases on one side: 2 of the 2 ** 12 ways to choose signs are as extreme.
-    assert worse.p == better.p == pytest.approx(2 / 2**12)
-    assert worse.holm_p == better.holm_p == pytest.approx(4 / 2**12)
-    assert worse.ranks < 0 < better.ranks
-    assert worse.significant
-    assert better.significant
+def test_a_verdict_takes_runs_that_agree_and_an_interval_beside_zero() -> None:
+    def decided(*differences: float) -> tuple[bool, bool]:
+        grid = Grid(tuple((0, seed) for seed in range(len(differences))), ("a",), np.array(differences)[:, None])
+        test = run_test("random", 0.2, grid)
+        return test.decided, test.interval.excludes_zero
+
+    assert decided(0.04, 0.05, 0.06, 0.05, 0.04) == (True, True)
+    assert decided(-0.04, -0.05, -0.06, -0.05, -0.04) == (True, True)
+    assert decided(0.04, 0.05, 0.06, 0.05, 0.14) == (True, True)
+    assert decided(0.001, 0.05, 0.06, 0.2, 0.01) == (False, False)  # one sign, but a wide interval
+    many = [0.05] * 20 + [0.04] * 20 + [-0.001]
+    assert decided(*many) == (False, True)  # a narrow interval, but one run below
+    assert decided(0.05, 0.0500001) == (False, True)  # two runs are too few
+    assert decided(0.05) == decided() == (False, False)
+
+
+def test_correction_can_take_a_verdict_away() -> None:
+    grid = Grid(tuple((0, seed) for seed in range(4)), ("a",), np.array([[0.04], [0.05], [0.08], [0.03]]))
+    alone = run_test("random", 0.2, grid)
+    assert alone.decided
+    assert not replace(alone, holm_p=12 * alone.p).decided
+
+
+def test_the_runs_it_takes_are_those_whose_interval_excludes_zero() -> None:
+    differences = np.array([0.11, 0.025, -0.016])  # a page of ours that called this better
+    grid = Grid(((0, 0), (0, 1), (0, 2)), ("a",), differences[:, None])
+    needed = run_test("random", 0.05, grid).runs_needed
+    assert needed is not None
+    for number, excluded in ((needed - 1, False), (needed, True)):
+        # So many runs with the same mean and standard deviation.
+        draws = np.random.default_rng(0).normal(size=number)
+        draws = (draws - draws.mean()) / draws.std(ddof=1) * differences.std(ddof=1) + differences.mean()
+        assert (ttest_1samp(draws, 0).pvalue < 0.05) == excluded
+    assert run_test("random", 0.05, Grid(((0, 0),), ("a",), np.array([[0.1]]))).runs_needed is None
+    hopeless = Grid(((0, 0), (0, 1)), ("a",), np.array([[0.5], [-0.499]]))
+    assert run_test("random", 0.05, hopeless).runs_needed is None
+
+
+@cache
+def pages_deviations() -> tuple[tuple[float, float], ...]:
+    """Standard deviations of Dice on our pages, for each page, init and fraction: of runs, and of a run's cases."""
+    found = []
+    for name in ("hippocampus", "torso", "resenc_hippocampus"):
+        for rows in ResultSet.of(read_results(PAGES / name / "results.csv")).cells.values():
+            values = value_grid(rows, "dice").values
+            rest = values - values.mean(axis=1)[:, None] - values.mean(axis=0) + values.mean()
+            found.append((values.mean(axis=1).std(ddof=1), rest.std(ddof=1)))
+    return tuple(found)
+
+
+def null_tests(number: int, runs: int, seed: int, cases: int = 20) -> list[RunTest]:
+    """Tests of an init against itself with other seeds, which vary as the runs on our pages do."""
+    rng = np.random.default_rng(seed)
+    tests = []
+    for i in range(number):
+        of_runs, of_cases = pages_deviations()[i % len(pages_deviations())]
+        first, second = rng.normal(0, of_runs, (2, runs, 1)) + rng.normal(0, of_cases, (2, runs, cases))
+        names = tuple(map(str, range(cases)))
+        tests.append(run_test("itself", 0.2, Grid(tuple((0, s) for s in range(runs)), names, first - second)))
+    return tests
+
+
+@pytest.mark.parametrize("runs", [3, 5, 10])
+def test_an_init_against_itself_is_hardly_ever_better_or_worse(runs: int) -> None:
+    tests = null_tests(600, runs, seed=runs)
+    assert np.mean([test.decided for test in tests]) <= 0.05
+    assert np.mean([test.case_p < 0.05 for test in tests]) > 0.3  # why cases are no units
+    covered = [test.interval.low <= 0 <= test.interval.high for test in tests]
+    assert np.mean(covered) >= 0.9
+
+
+def test_a_report_of_many_tests_on_nothing_seldom_has_a_verdict() -> None:
+    """Twelve tests at once, as four inits at three fractions make them: at most 5 % of the reports have any."""
+    tests = null_tests(12 * 100, 5, seed=1)
+    with_verdict = 0
+    for start in range(0, len(tests), 12):
+        report = tests[start : start + 12]
+        corrected = holm([test.p for test in report])
+        with_verdict += any(replace(test, holm_p=p).decided for test, p in zip(report, corrected, strict=True))
+    assert with_verdict <= 5
+
+
+def test_a_true_difference_is_found() -> None:
+    shift = 0.08
+    tests = [
+        run_test("random", 0.2, Grid(tuple((0, s) for s in range(5)), tuple("abcd"), shift + values))
+        for values in np.random.default_rng(2).normal(0, 0.02, (200, 5, 4))
+    ]
+    assert np.mean([test.decided for test in tests]) > 0.95
 
 
 def test_only_common_runs_and_cases_are_paired() -> None:
     ours = rows_of("pgl", lambda case, seed: 0.6, range(10))
     theirs = [r for r in rows_of("random", lambda case, seed: 0.5 + 0.01 * case, range(4, 12)) if r.seed != 1]
     theirs += [row("random", "c04", 0.9, fraction=0.5)]  # the reference has no run there
-    [test] = paired_tests(ResultSet.of(ours + theirs), ("random", "pgl"), "pgl")
-    assert (test.cases, test.runs) == (6, 2)
-    assert test.difference == pytest.approx(0.1 - 0.01 * np.arange(4, 10).mean())
+    [test] = run_tests(ResultSet.of(ours + theirs), ("random", "pgl"), "pgl")
+    assert (test.cases, test.runs) == (6, ((0, 0), (0, 2)))
+    assert test.interval.mean == pytest.approx(0.1 - 0.01 * np.arange(4, 10).mean())
 
 
 def test_equal_predictions_and_nothing_in_common() -> None:
-    same = paired_tests(
+    same = run_tests(
         ResultSet.of(rows_of("pgl", lambda c, s: 0.5) + rows_of("random", lambda c, s: 0.5)), ("random",), "pgl"
     )
-    assert (same[0].p, same[0].difference, same[0].cases) == (1.0, 0.0, 12)
-    [none] = paired_tests(ResultSet.of([row("pgl", "x", 0.5), row("random", "y", 0.5)]), ("random",), "pgl")
+    assert (same[0].p, same[0].case_p, same[0].interval.mean, same[0].cases) == (1.0, 1.0, 0.0, 12)
+    assert not same[0].decided
+    [none] = run_tests(ResultSet.of([row("pgl", "x", 0.5), row("random", "y", 0.5)]), ("random",), "pgl")
     assert math.isnan(none.p)
-    assert (none.cases, none.runs, none.significant) == (0, 0, False)
+    assert math.isnan(none.case_p)
+    assert (none.cases, none.runs, none.decided) == (0, (), False)
 
 
 def test_ties_and_few_cases_do_not_warn() -> None:
     rows = rows_of("pgl", lambda c, s: 0.5, range(4)) + rows_of("random", lambda c, s: 0.25 if c else 0.5, range(4))
-    [test] = paired_tests(ResultSet.of(rows), ("random",), "pgl")
-    assert 0 < test.p <= 1
+    [test] = run_tests(ResultSet.of(rows), ("random",), "pgl")
+    assert 0 < test.case_p <= 1
+    assert test.p == 0  # three runs, all with the same difference
+    assert len(test.differences) == LEAST_RUNS
 
 
 def test_holm_by_hand() -> None:

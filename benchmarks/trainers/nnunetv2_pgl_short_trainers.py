@@ -62,8 +62,8 @@ class nnUNetTrainerPGL_demo_tested(nnUNetTrainerPGL_demo):
         self.print_to_log_file("No validation of whole scans: the test scans are predicted after the training.")
 
 
-# Twice its length, for data sets on which it is too short.
-nnUNetTrainerPGL_demo_double = with_length(
-    nnUNetTrainerPGL_demo_tested, "double", num_epochs=20, num_val_iterations_per_epoch=6, batch_size=2
+# 360 steps, for data sets on which 300 are too few.
+nnUNetTrainerPGL_demo_360 = with_length(
+    nnUNetTrainerPGL_demo_tested, "360", num_epochs=12, num_val_iterations_per_epoch=6, batch_size=2
 )
-nnUNetTrainerPGL_demo_double.__name__ = nnUNetTrainerPGL_demo_double.__qualname__ = "nnUNetTrainerPGL_demo_double"
+nnUNetTrainerPGL_demo_360.__name__ = nnUNetTrainerPGL_demo_360.__qualname__ = "nnUNetTrainerPGL_demo_360"

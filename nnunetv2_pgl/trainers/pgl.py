@@ -119,6 +119,7 @@ class nnUNetTrainerPGL(nnUNetTrainer):
         """Builds the network and, unless a training is being restored, copies the pre-trained encoder into it."""
         run = self._planned_run
         if run is not None:
+            self.num_epochs += run.extra_epochs  # here, since subclasses set their length after construction
             run.seed_all(epoch=0, rank=self.local_rank)
             self.print_to_log_file(run)
         try:

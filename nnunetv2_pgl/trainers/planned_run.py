@@ -31,12 +31,14 @@ class PlannedRun:
         training_cases: Identifiers of the preprocessed cases to train on.
         validation_cases: Those to validate on.
         seed: Of the random weights and of all that is drawn in the main process.
+        extra_epochs: Epochs that the training is longer than the trainer's.
     """
 
     initialisation: str
     training_cases: tuple[str, ...]
     validation_cases: tuple[str, ...]
     seed: int
+    extra_epochs: int = 0
 
     @classmethod
     def of(cls, plans: Mapping[str, Any], fold: int | str) -> PlannedRun | None:
@@ -54,7 +56,8 @@ class PlannedRun:
                 raise PlannedRunError(f"{where} has no fold {fold}: it has {', '.join(described['folds'])}")
             cases = described["folds"][str(fold)]
             training, validation = tuple(cases["training_cases"]), tuple(cases["validation_cases"])
-            run = cls(str(described["initialisation"]), training, validation, int(described["seed"]))
+            extra = int(described.get("extra_epochs", 0))
+            run = cls(str(described["initialisation"]), training, validation, int(described["seed"]), extra)
         except (KeyError, TypeError) as error:
             raise PlannedRunError(f"{where} is incomplete ({type(error).__name__}: {error})") from error
         if not training or not validation:

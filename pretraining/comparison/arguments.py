@@ -15,7 +15,11 @@ from pretraining.data import resolve_source
 from pretraining.options import OptionParser, adder, names_in, natural, positive
 
 STEPS = ("prepare", "pretrain", "train", "report")
-_EPILOG = f"""initialisations: random, {", ".join(BUILT_IN)}, and what --define and --checkpoint name
+_EPILOG = f"""initialisations: random, {", ".join(BUILT_IN)}, and what --define and --checkpoint name;
+made from one of them:
+  shuffled:NAME  the encoder of NAME with the values of each tensor in another order (is it knowledge that helps?)
+  longer:NAME    random weights, trained longer by what the pre-training of NAME has computed (is it worth its time?)
+  decoder:NAME   NAME with the decoder of its pre-training, where it has trained one (mae, pgl_mae, models_genesis)
 
 examples:
   pgl_compare -d 4                                         random, Models Genesis, BYOL, PGL at 20, 50 and 100 % labels

@@ -79,6 +79,10 @@ class Comparison:
         """All trainings."""
         return training_runs(self.settings)
 
+    def init_of(self, run: TrainingRun) -> Initialisation:
+        """What a training starts from."""
+        return next(init for init in self.inits if init.name == run.init)
+
     def runner(self, name: str) -> CommandRunner:
         """Runs commands with the variables that nnU-Net needs; logs go to the folder of that name."""
         environment = {**os.environ, EXTENSION: extension_path()}

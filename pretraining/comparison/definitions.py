@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from pretraining.comparison.derived import DECODER, LONGER, SHUFFLED
 from pretraining.comparison.document import Block, Heading, Items
 from pretraining.comparison.results import ResultSet
 from pretraining.comparison.story import Story
+
+
+_DERIVED = {
+    SHUFFLED: "shuffled:NAME: the encoder of NAME with the values of each tensor in another order. What it gains over "
+    "random weights is no knowledge.",
+    LONGER: "longer:NAME: random weights, trained longer by the computation of the pre-training of NAME (convolutions "
+    "and matrix products, forward and backward). Each training is charged with all of it, which NAME itself needs only "
+    "once.",
+    DECODER: "decoder:NAME: NAME with the decoder that its pre-training has trained.",
+}
 
 
 def definitions(story: Story, results: ResultSet) -> list[Block]:
@@ -26,6 +37,7 @@ def definitions(story: Story, results: ResultSet) -> list[Block]:
         "95 % confidence interval: Student's, over the runs' means. It tells how further runs on these test cases "
         "would vary, not how other patients would.",
         *_caveats(results),
+        *(text for kind, text in _DERIVED.items() if any(init.startswith(f"{kind}:") for init in story.inits)),
         "Surface Dice counts surface voxels, each alike. Published surface Dice (NSD) is often weighted by area, and "
         "differs: the numbers are not to be compared.",
         "Each initialisation is one pre-training, used by all runs: how much another one with the same options would "

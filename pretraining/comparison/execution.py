@@ -7,8 +7,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from nnunetv2_pgl.checkpoint import CheckpointError
 from pretraining.commands import CommandError, CommandStopped
 from pretraining.comparison.comparison import Comparison
+from pretraining.comparison.derived import (
+    DECODER,
+    LONGER,
+    SHUFFLED,
+    extra_epochs,
+    require_decoder,
+    write_shuffled,
+)
 from pretraining.comparison.errors import ComparisonError
 from pretraining.comparison.folder import read_json, write_json
 from pretraining.comparison.inits import Initialisation
@@ -23,6 +32,7 @@ from pretraining.comparison.runs import (
     state_of_pretraining,
     state_of_training,
 )
+from pretraining.comparison.timing import random_trainer
 from pretraining.run_folder import RunError
 
 Failures = dict[str, str]
@@ -57,7 +67,7 @@ def train_all(comparison: Comparison, runs: Sequence[TrainingRun]) -> Failures:
         print(f"\n=== {run.name} ({number} of {len(runs)}) ===", flush=True)
         try:
             _train(comparison, run)
-        except (CommandError, ComparisonError, OSError) as error:
+        except (CheckpointError, CommandError, ComparisonError, OSError) as error:
             failures[run.name] = str(error)
             print(f"FAILED: {error}", flush=True)
     return failures
@@ -90,7 +100,7 @@ def _is_own(comparison: Comparison, init: Initialisation) -> bool:
     Raises:
         ComparisonError: There is one of the same name that was not.
     """
-    if init.is_random or init.given is not None:
+    if not init.options:
         return True
     run_folder = init.run_folder(comparison.folder)
     started = comparison.folder.pretraining(init.name).is_file()
@@ -106,7 +116,8 @@ def _train(comparison: Comparison, run: TrainingRun) -> None:
     """One training, its prediction and its metrics."""
     folder, settings = comparison.folder, comparison.settings
     _require_checkpoint(comparison, run)
-    write_plans(settings, plans_of_run(folder, settings, comparison.splits, comparison.inits, run))
+    longer = _make_derived(comparison, run)
+    write_plans(settings, plans_of_run(folder, settings, comparison.splits, comparison.inits, run, longer))
     runner = comparison.runner(run.name)
     model = model_folder(folder, settings, run)
     begin, whole = time.monotonic(), state_of_training(folder, settings, run) is State.TO_DO
@@ -123,11 +134,28 @@ def _train(comparison: Comparison, run: TrainingRun) -> None:
 
 
 def _require_checkpoint(comparison: Comparison, run: TrainingRun) -> None:
-    (init,) = (init for init in comparison.inits if init.name == run.init)
-    checkpoint = init.checkpoint(comparison.folder)
+    init = comparison.init_of(run)
+    needed = init.source or init  # also for a training that is as long as another one's pre-training
+    checkpoint = needed.checkpoint(comparison.folder)
     if checkpoint is not None and not checkpoint.is_file():
-        raise ComparisonError(f"{run.init} has no checkpoint yet ({checkpoint}): its pre-training is not done")
-    _is_own(comparison, init)
+        raise ComparisonError(f"{needed.name} has no checkpoint yet ({checkpoint}): its pre-training is not done")
+    _is_own(comparison, needed)
+
+
+def _make_derived(comparison: Comparison, run: TrainingRun) -> int:
+    """Makes what an initialisation needs that is made from another one; returns the epochs to train longer."""
+    init, folder = comparison.init_of(run), comparison.folder
+    checkpoint = init.source.checkpoint(folder) if init.source else None
+    if checkpoint is None:
+        return 0
+    if init.kind == LONGER:
+        return extra_epochs(checkpoint, random_trainer(comparison), folder.derived(init.file_name, "json"))
+    if init.kind == DECODER:
+        require_decoder(checkpoint, init.name)
+    own = init.checkpoint(folder)
+    if init.kind == SHUFFLED and own is not None and not own.is_file():
+        write_shuffled(checkpoint, own)
+    return 0
 
 
 def training_command(comparison: Comparison, run: TrainingRun) -> list[str]:

@@ -132,3 +132,7 @@ class ComparisonFolder:
     def pretraining(self, init: str) -> Path:
         """The command that this comparison has started for a pre-training."""
         return self.path / "pretraining" / f"{init}.json"
+
+    def derived(self, init: str, ending: str) -> Path:
+        """What an initialisation that is made from another one needs: its checkpoint, or how much longer it trains."""
+        return self.path / "derived" / f"{init}.{ending}"

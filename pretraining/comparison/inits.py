@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from nnunetv2_pgl.checkpoint import CheckpointError, load_checkpoint
 from nnunetv2_pgl.trainers.planned_run import RANDOM
+from pretraining.comparison.derived import KINDS, LONGER, SHUFFLED
 from pretraining.comparison.errors import ComparisonError
 from pretraining.comparison.folder import ComparisonFolder, require_name
 from pretraining.comparison.settings import ComparisonSettings
@@ -52,17 +53,26 @@ class Initialisation:
         options: Of the pre-training; empty if there is none to run.
         given: The checkpoint of ``--checkpoint``, if any.
         network: What its checkpoint is, or will be, for: architecture, norm, centred; None for random.
+        kind: Of one made from another, see `derived`; None for the others.
+        source: The one that it is made from.
     """
 
     name: str
     options: tuple[str, ...] = ()
     given: Path | None = None
     network: dict[str, Any] | None = None
+    kind: str | None = None
+    source: Initialisation | None = None
 
     @property
     def is_random(self) -> bool:
-        """Whether it needs no checkpoint."""
-        return self.name == RANDOM
+        """Whether its weights are random."""
+        return self.name == RANDOM or self.kind == LONGER
+
+    @property
+    def file_name(self) -> str:
+        """The name in names of files and folders, which have no colon on all systems."""
+        return file_name(self.name)
 
     def run_folder(self, folder: ComparisonFolder) -> RunFolder:
         """The folder of its pre-training."""
@@ -72,7 +82,14 @@ class Initialisation:
         """The checkpoint to start from, whether or not it is there yet; None for random."""
         if self.is_random:
             return None
-        return self.given or self.run_folder(folder).final
+        if self.kind == SHUFFLED:
+            return folder.derived(self.file_name, "pth")
+        return self.source.checkpoint(folder) if self.source else self.given or self.run_folder(folder).final
+
+
+def file_name(init: str) -> str:
+    """The name of an initialisation as a part of names of files."""
+    return init.replace(":", "-")
 
 
 def initialisations(settings: ComparisonSettings) -> list[Initialisation]:
@@ -89,7 +106,13 @@ def initialisations(settings: ComparisonSettings) -> list[Initialisation]:
     for name in settings.definitions:
         if name in BUILT_IN or name == RANDOM:
             raise ComparisonError(f"--define {name}: this name is taken; choose another")
-    return [_initialisation(name, known, settings) for name in settings.inits]
+    found = {name: _initialisation(name, known, settings) for name in settings.inits if ":" not in name}
+    inits = [found[name] if name in found else _derived(name, found) for name in settings.inits]
+    of_files: dict[str, str] = {}
+    for init in inits:
+        if (other := of_files.setdefault(init.file_name, init.name)) != init.name:
+            raise ComparisonError(f"--init {other} {init.name}: their files would have the same names; rename one")
+    return inits
 
 
 def random_network(inits: Sequence[Initialisation]) -> dict[str, Any]:
@@ -120,6 +143,22 @@ def doubt_about(init: Initialisation, dataset: str, test: Sequence[str]) -> str 
     return f"{where}, test cases too" if left_out < len(test) else f"{where}, perhaps on test cases: it lists no names"
 
 
+def _derived(name: str, others: Mapping[str, Initialisation]) -> Initialisation:
+    """The initialisation that is made from one of the others."""
+    kind, _, of = name.partition(":")
+    if kind not in KINDS:
+        raise ComparisonError(f"--init {name}: before the colon can be {', '.join(KINDS)}")
+    source = others.get(of)
+    if source is None or source.is_random:
+        known = [init.name for init in others.values() if not init.is_random]
+        raise ComparisonError(
+            f"--init {name}: is made from a pre-training that is compared, too; add {of} to --init"
+            if of and ":" not in of and of != RANDOM
+            else f"--init {name}: after the colon goes a pre-training that is compared: {', '.join(known) or 'none is'}"
+        )
+    return Initialisation(name, network=None if kind == LONGER else source.network, kind=kind, source=source)
+
+
 def _initialisation(name: str, known: dict[str, str], settings: ComparisonSettings) -> Initialisation:
     require_name(name, "--init")
     if name == RANDOM:
@@ -134,7 +173,8 @@ def _initialisation(name: str, known: dict[str, str], settings: ComparisonSettin
         return Initialisation(name, given=path, network={key: architecture[value] for key, value in keys.items()})
     if name not in known:
         raise ComparisonError(
-            f"--init {name}: unknown; known are random, {', '.join(BUILT_IN)}, and what --define and --checkpoint name"
+            f"--init {name}: unknown; known are random, {', '.join(BUILT_IN)}, what --define and --checkpoint name, "
+            f"and {', '.join(f'{kind}:NAME' for kind in KINDS)}"
         )
     common = shlex.split(settings.pretrain_options)
     asked = _config(common, f"--pretrain_options {settings.pretrain_options!r}", ("m", *_RESERVED))

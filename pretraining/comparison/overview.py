@@ -30,7 +30,7 @@ def print_overview(comparison: Comparison) -> None:
     for init in comparison.inits:
         if init.given is not None:
             print(f"  {init.name:<40} uses {init.given}")
-        elif not init.is_random:
+        elif init.options:
             print(f"  {init.name:<40} {state_of_pretraining(comparison.folder, init).value}")
     print(f"\nTrainings ({len(comparison.runs)}), with their number of training cases")
     for run in comparison.runs:

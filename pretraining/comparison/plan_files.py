@@ -12,7 +12,8 @@ from typing import Any
 from nnunetv2.paths import nnUNet_preprocessed
 
 from nnunetv2_pgl.trainers.pgl import PLANS_KEY
-from nnunetv2_pgl.trainers.planned_run import RUN_KEY
+from nnunetv2_pgl.trainers.planned_run import RANDOM, RUN_KEY
+from pretraining.comparison.derived import DECODER
 from pretraining.comparison.errors import ComparisonError
 from pretraining.comparison.folder import ComparisonFolder, read_json, write_json
 from pretraining.comparison.inits import Initialisation, random_network
@@ -32,8 +33,9 @@ def plans_of_run(
     splits: Splits,
     inits: Sequence[Initialisation],
     run: TrainingRun,
+    extra_epochs: int = 0,
 ) -> dict[str, Any]:
-    """The content of a run's plans file; the same for all folds."""
+    """The content of a run's plans file; the same for all folds. Says by how many epochs it is longer than others."""
     (init,) = (init for init in inits if init.name == run.init)
     plans = read_json(base_plans(settings))
     plans["plans_name"] = plans_name(folder, settings, run)
@@ -44,9 +46,11 @@ def plans_of_run(
     else:
         plans.pop(PLANS_KEY, None)  # the trainer takes it from the checkpoint
         plans["pretrain_info"] = {"checkpoint_path": str(checkpoint)}
+        if init.kind == DECODER:
+            plans["pretrain_info"]["transfer_decoder"] = True
     plans[RUN_KEY] = {
         "comparison": folder.name,
-        "initialisation": run.init,
+        "initialisation": RANDOM if init.is_random else run.init,
         "seed": run.seed,
         "folds": {
             str(number): {
@@ -56,6 +60,8 @@ def plans_of_run(
             for number, fold in enumerate(splits.folds)
         },
     }
+    if extra_epochs:
+        plans[RUN_KEY]["extra_epochs"] = extra_epochs
     return plans
 
 

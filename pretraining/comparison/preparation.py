@@ -39,7 +39,8 @@ def prepare(comparison: Comparison) -> None:
     _link_test_images(comparison)
     _plan_and_preprocess(comparison)
     for run in comparison.runs:
-        if all(init.is_random or init.given for init in comparison.inits if init.name == run.init):
+        init = comparison.init_of(run)
+        if init.source is None and (init.is_random or init.given):
             write_plans(settings, plans_of_run(folder, settings, splits, comparison.inits, run))
 
 

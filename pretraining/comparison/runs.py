@@ -11,7 +11,7 @@ from typing import TypeVar
 from nnunetv2.paths import nnUNet_results
 
 from pretraining.comparison.folder import ComparisonFolder
-from pretraining.comparison.inits import Initialisation
+from pretraining.comparison.inits import Initialisation, file_name
 from pretraining.comparison.settings import ComparisonSettings
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ class TrainingRun:
     @property
     def name(self) -> str:
         """Unique within the comparison."""
-        return f"{self.init}_{percent(self.fraction)}pct_fold{self.fold}_seed{self.seed}"
+        return f"{file_name(self.init)}_{percent(self.fraction)}pct_fold{self.fold}_seed{self.seed}"
 
 
 def training_runs(settings: ComparisonSettings) -> list[TrainingRun]:
@@ -59,7 +59,7 @@ def training_runs(settings: ComparisonSettings) -> list[TrainingRun]:
 def plans_name(folder: ComparisonFolder, settings: ComparisonSettings, run: TrainingRun) -> str:
     """The name of the plans of a run; its folds share them."""
     comparison = () if folder.name == settings.dataset else (folder.name,)
-    parts = (settings.plans, *comparison, run.init, f"{percent(run.fraction)}pct", f"seed{run.seed}")
+    parts = (settings.plans, *comparison, file_name(run.init), f"{percent(run.fraction)}pct", f"seed{run.seed}")
     return "_".join(parts)
 
 
@@ -80,7 +80,7 @@ def state_of_training(folder: ComparisonFolder, settings: ComparisonSettings, ru
 
 def state_of_pretraining(folder: ComparisonFolder, init: Initialisation) -> State:
     """The same of the pre-training of an initialisation."""
-    if init.is_random or init.given is not None:
+    if not init.options:
         return State.DONE
     run_folder = init.run_folder(folder)
     if run_folder.final.is_file():

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from nnunetv2_pgl.versions import versions
 from pretraining.comparison.comparison import Comparison
+from pretraining.comparison.derived import LONGER
 from pretraining.comparison.execution import prediction_command, pretraining_command, seconds_of, training_command
+from pretraining.comparison.folder import read_json
 from pretraining.comparison.report import write_report
 from pretraining.comparison.results import CaseResult
 from pretraining.comparison.runs import TrainingRun, model_folder
@@ -116,9 +118,25 @@ def _facts(comparison: Comparison) -> tuple[tuple[str, str], ...]:
             f"nnU-Net, options {settings.predict_options}" if settings.predict_options else "nnU-Net, its defaults",
         ),
         ("Device", comparison.device),
+        *_lengths(comparison),
         *(("Beware", warning) for warning in comparison.warnings),
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions().items())),
     )
+
+
+def _lengths(comparison: Comparison) -> list[tuple[str, str]]:
+    """How much longer the trainings of equal computation are."""
+    lines = []
+    for init in comparison.inits:
+        record = comparison.folder.derived(init.file_name, "json")
+        if init.kind == LONGER and init.source and record.is_file():
+            found = read_json(record)
+            text = (
+                f"{found['extra_epochs']} epochs longer: {found['training_epoch_flop'] / 1e12:.3g} TFLOP an epoch, the "
+                f"pre-training of {init.source.name} took {found['pretraining_flop'] / 1e12:.4g}"
+            )
+            lines.append((init.name, text))
+    return lines
 
 
 def _planned_from(comparison: Comparison) -> str:

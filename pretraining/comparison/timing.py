@@ -78,6 +78,12 @@ def time_steps(comparison: Comparison) -> StepTiming:
     return StepTiming(*lengths, step, validation_step, saved)
 
 
+def random_trainer(comparison: Comparison) -> nnUNetTrainerPGL:
+    """The trainer of the random start, not initialised; what it writes from the start is removed."""
+    with tempfile.TemporaryDirectory() as folder, variable("nnUNet_results", folder), redirect_stdout(StringIO()):
+        return _trainer(comparison)
+
+
 def _trainer(comparison: Comparison) -> nnUNetTrainerPGL:
     """The trainer of the random start."""
     settings = comparison.settings

@@ -62,7 +62,8 @@ class Objective(nn.Module):
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """The precision of the networks as a context."""
-        return torch.autocast(device.type, dtype=self.precision, enabled=self.precision is not None)
+        kind = "cpu" if device.type == "meta" else device.type  # there nothing is computed, only counted
+        return torch.autocast(kind, dtype=self.precision, enabled=self.precision is not None)
 
     def laid_out(self, views: Tensor) -> Tensor:
         """The views in the encoder's memory format."""

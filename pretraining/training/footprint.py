@@ -1,4 +1,4 @@
-"""How much memory a training step takes, and how much there is on a CPU; nothing is computed for it.
+"""How much memory and arithmetic a training step takes, and how much memory there is; nothing is computed for it.
 
 On a CPU it is asked beforehand, because the system kills a process that takes too much, without any message.
 """
@@ -6,7 +6,7 @@ On a CPU it is asked beforehand, because the system kills a process that takes t
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from nnunetv2_pgl.precision import autocast_type
 from pretraining.config import PretrainConfig
@@ -50,6 +51,26 @@ def bytes_of_step(config: PretrainConfig, workers: int, processes: int) -> tuple
     crop = 2 * config.encoder_channels * torch.Size(largest_source_box(config.views.size, config.views.scale)).numel()
     loaded = 2 * (crop + bytes_drawn(config))
     return fixed, _OVERHEAD * per_pair + loaded * (1 + 2 * workers)  # each worker is two batches ahead
+
+
+def flop_of_pair(config: PretrainConfig) -> int:
+    """Operations of a step for one pair of views, see `flop`."""
+    with torch.device("meta"):
+        objective = make_objective(config, None)
+    return flop(_Rehearsal(objective), (2, config.encoder_channels, *config.views.size))
+
+
+def flop(network: nn.Module, shape: Sequence[int]) -> int:
+    """Additions and multiplications of convolutions and matrix products, forward and backward, as PyTorch counts them.
+
+    Args:
+        network: On the device "meta".
+        shape: Of its input.
+    """
+    with FlopCounterMode(display=False) as counter:
+        outputs = tree_leaves(network(torch.empty(*shape, device="meta")))
+        torch.stack([output.sum() for output in outputs]).sum().backward()
+    return int(counter.get_total_flops())
 
 
 def available_memory() -> int | None:

@@ -1,0 +1,114 @@
+"""Initialisations made from another one: controls, and the start with the decoder.
+
+- ``shuffled:NAME``: the encoder of NAME with the values of each tensor in another order. Sizes and distributions of the
+  weights stay, what they have learned goes. If a training from it is as good as one from NAME, what helped was not
+  knowledge.
+- ``longer:NAME``: random weights, trained longer by what the pre-training of NAME has computed. If that is as good, the
+  time of the pre-training is better spent on training. One pre-training serves many trainings; here each is charged
+  with all of it.
+- ``decoder:NAME``: NAME with the decoder that its pre-training has trained, which else starts random.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from torch import Tensor
+
+from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint, save_checkpoint
+from nnunetv2_pgl.trainers import nnUNetTrainerPGL
+from pretraining.comparison.errors import ComparisonError
+from pretraining.comparison.folder import write_json
+from pretraining.config import PretrainConfig
+from pretraining.training.footprint import flop, flop_of_pair
+from pretraining.training.loop import steps_per_epoch
+
+SHUFFLED, LONGER, DECODER = "shuffled", "longer", "decoder"
+KINDS = (SHUFFLED, LONGER, DECODER)
+
+_SEED = 20201128  # of the order of shuffled weights
+
+
+def write_shuffled(checkpoint: Path, shuffled_checkpoint: Path) -> None:
+    """Writes a checkpoint with shuffled weights, without a decoder.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read.
+    """
+    loaded = load_checkpoint(checkpoint)
+    shuffled_checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    pgl = {**loaded.pgl, "shuffled": _SEED}
+    weights = shuffled(loaded.encoder_weights, _SEED)
+    save_checkpoint(replace(loaded, encoder_weights=weights, decoder_weights={}, pgl=pgl), shuffled_checkpoint)
+
+
+def shuffled(weights: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """Each tensor with its values in another order; tensors that share memory go on sharing it."""
+    generator = torch.Generator().manual_seed(seed)
+    done: dict[int, Tensor] = {}
+    for value in weights.values():
+        if value.data_ptr() not in done:
+            order = torch.randperm(value.numel(), generator=generator)
+            done[value.data_ptr()] = value.flatten()[order].view(value.shape)
+    return {key: done[value.data_ptr()] for key, value in weights.items()}
+
+
+def require_decoder(checkpoint: Path, name: str) -> None:
+    """Refuses a start with the decoder of a method that has trained none.
+
+    Raises:
+        ComparisonError: It has none.
+        CheckpointError: The checkpoint cannot be read.
+    """
+    loaded = load_checkpoint(checkpoint)
+    if not loaded.decoder_weights:
+        raise ComparisonError(f"{DECODER}:{name}: {loaded.pgl.get('method')} trains no decoder; leave it out")
+
+
+def extra_epochs(checkpoint: Path, trainer: nnUNetTrainerPGL, record: Path) -> int:
+    """Epochs of a trainer whose computation is that of a pre-training, rounded up.
+
+    Compared are the operations of convolutions and matrix products, forward and backward, as PyTorch counts them: the
+    same on every machine.
+
+    Args:
+        checkpoint: Of the pre-training.
+        trainer: Of the random start; nothing is trained.
+        record: File to write the numbers to.
+
+    Raises:
+        ComparisonError: The checkpoint does not tell how it was made.
+    """
+    loaded = load_checkpoint(checkpoint)
+    of_pretraining = _flop_of_pretraining(loaded, checkpoint)
+    of_epoch = _flop_of_epoch(trainer)
+    epochs = -(-of_pretraining // of_epoch)
+    content = {"pretraining_flop": of_pretraining, "training_epoch_flop": of_epoch, "extra_epochs": epochs}
+    write_json(record, content)
+    return epochs
+
+
+def _flop_of_pretraining(checkpoint: EncoderCheckpoint, path: Path) -> int:
+    try:
+        config = PretrainConfig.from_dict({**checkpoint.pgl["config"], "exclude": ()})
+        steps = config.epochs * steps_per_epoch(config, int(checkpoint.pgl["num_scans"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ComparisonError(
+            f"{path}: does not tell how it was pre-trained ({error!r}), so no training can be made as long"
+        ) from error
+    return steps * config.batch_size * flop_of_pair(config)
+
+
+def _flop_of_epoch(trainer: nnUNetTrainerPGL) -> int:
+    configuration = trainer.configuration_manager
+    inputs = determine_num_input_channels(trainer.plans_manager, configuration, trainer.dataset_json)
+    outputs = trainer.label_manager.num_segmentation_heads
+    with torch.device("meta"):
+        network = trainer.build_network_architecture(
+            trainer.plans_manager, configuration, inputs, outputs, trainer.enable_deep_supervision
+        )
+    of_patch = flop(network, (1, inputs, *configuration.patch_size))
+    return trainer.num_iterations_per_epoch * configuration.batch_size * of_patch

@@ -27,6 +27,14 @@ _MAE = _entry(
     "He, K., Chen, X., Xie, S., Li, Y., Dollar, P., & Girshick, R. (2022). Masked autoencoders are scalable vision "
     "learners. Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition.",
 )
+_MAE_3D = _entry(
+    "MAE for 3D convolutional networks",
+    "Wald, T., Ulrich, C., Lukyanenko, S., Goncharov, A., Paderno, A., Miller, M., ... Maier-Hein, K. (2025). "
+    "Revisiting MAE pre-training for 3D medical image segmentation. Proceedings of the IEEE/CVF Conference on Computer "
+    "Vision and Pattern Recognition.",
+    "Wald, T., Ulrich, C., Suprijadi, J., Ziegler, S., Nohel, M., Peretzke, R., ... Maier-Hein, K. H. (2024). An "
+    "OpenMind for 3D medical vision self-supervised learning. arXiv:2412.17041.",
+)
 _INFONCE = _entry(
     "InfoNCE",
     "van den Oord, A., Li, Y., & Vinyals, O. (2018). Representation learning with contrastive predictive coding. "
@@ -37,6 +45,7 @@ _OF_METHOD: dict[Method, list[dict[str, Any]]] = {
     "pgl_nce": [*CITATIONS, _INFONCE],
     "byol": [_BYOL, *CITATIONS],
     "models_genesis": [_MODELS_GENESIS, *CITATIONS],
+    "mae": [_MAE_3D, _MAE, *CITATIONS],
     "pgl_mae": [*CITATIONS, _MAE],
 }
 

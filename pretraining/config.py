@@ -14,9 +14,9 @@ from pretraining.views import IntensityRanges, ViewSettings
 from pretraining.views.pairs import Channels
 
 Triple = tuple[int, int, int]
-Method = Literal["pgl", "pgl_nce", "byol", "models_genesis", "pgl_mae"]
+Method = Literal["pgl", "pgl_nce", "byol", "models_genesis", "mae", "pgl_mae"]
 Architecture = Literal["resnet50"] | PlannedName
-OptimizerName = Literal["lars", "sgd", "adamw"]
+OptimizerName = Literal["lars", "sgd", "adamw", "nnunet"]
 Spacing = Literal["median", "native"] | tuple[float, float, float]
 
 _LARGEST_CELL = 16  # voxels
@@ -24,7 +24,8 @@ _LARGEST_CELL = 16  # voxels
 # Peak learning rate at the batch size it belongs to; other batch sizes scale it linearly. LARS is the paper's; SGD is
 # what the same group used later (DeSD, batch 192).
 _LEARNING_RATES = {"lars": (0.2, 128), "sgd": (0.3, 256)}
-_ADAMW_RATE = 2e-3  # of our comparisons with 8 pairs per step; not scaled
+# Not scaled: that of our comparisons with 8 pairs per step, and nnU-Net's.
+_FIXED_RATES = {"adamw": 2e-3, "nnunet": 1e-2}
 _ADAMW_RATE_OF_010 = 5e-4
 _LEAST_BATCH_OF_LARS = 32  # pairs; the paper's 128 are above, our comparisons' 8, where LARS lags behind, below
 
@@ -43,7 +44,8 @@ class PretrainConfig:
         preprocessing: `PlannedPreprocessing` as plain values, which decides the spacing as well; None: our own.
         in_channels: With joint channels, image channels of the scans; known once these are found.
         method: "pgl", "pgl_nce" (PGL with the other places of the partner as negatives), "byol" (global, no alignment),
-            "models_genesis" (restoration of deformed views) or "pgl_mae" (PGL with hidden blocks that are restored).
+            "models_genesis" (restoration of deformed views), "mae" (restoration of hidden blocks) or "pgl_mae" (PGL
+            with hidden blocks that are restored).
         architecture: Encoder: the paper's, or one of nnU-Net's networks.
         network: `PlannedNetwork` as plain values; None: what nnU-Net plans for views of this size.
         plans: Data set, plans and configuration that ``preprocessing``, ``network`` and the views' size come from.
@@ -58,19 +60,22 @@ class PretrainConfig:
         pairs_per_epoch: Pairs per epoch; None: the number of training scans, at least one batch.
         batch_size: Pairs per step, over all processes.
         accumulate: Parts in which each step's batch is computed, to save memory (batch norm then sees the parts).
-        optimizer: "lars" (paper), "sgd" or "adamw"; None: "lars" from 32 pairs per step on, else "adamw".
-        learning_rate: Peak learning rate; None: 0.2 per 128 pairs (LARS), 0.3 per 256 (SGD), 2e-3 (AdamW).
+        optimizer: "lars" (paper), "sgd", "adamw" or "nnunet" (nnU-Net's SGD with its polynomial decay and clipping);
+            None: "lars" from 32 pairs per step on, else "adamw".
+        learning_rate: Peak learning rate; None: 0.2 per 128 pairs (LARS), 0.3 per 256 (SGD), 2e-3 (AdamW), 0.01
+            (nnU-Net's).
         weight_decay: Not applied to biases and norms.
-        warmup_epochs: Epochs of linear warm-up before the cosine decay.
+        warmup_epochs: Epochs of linear warm-up before the decay, a cosine or nnU-Net's.
         target_decay: Decay rate of the target path at the start; it rises to 1 on a cosine.
         hidden_channels: Channels inside projector and predictor.
         out_channels: Channels of the projection.
         temperature: Of the similarities in "pgl_nce".
         interpolated_only: Let only aligned points between cell centres count in the loss.
-        mask_ratio: Share of hidden blocks in "pgl_mae".
+        mask_ratio: Share of hidden blocks in "mae" and "pgl_mae".
         restoration_weight: Weight of the restoration in "pgl_mae".
         validation_scans: Scans held out for the correspondence metric; None: 5 %, at most 16, none below 10 scans.
-        preset: Which settings those not given were: "paper", or those `recommended` has.
+        preset: Which settings those not given were: "paper", those `recommended` has, or those published for the
+            method.
         seed: Seed of all randomness.
     """
 
@@ -107,7 +112,7 @@ class PretrainConfig:
     mask_ratio: float = 0.6
     restoration_weight: float = 1.0
     validation_scans: int | None = None
-    preset: Literal["paper", "recommended"] = "paper"
+    preset: Literal["paper", "recommended", "published"] = "paper"
     seed: int = 12345
 
     @property
@@ -120,8 +125,8 @@ class PretrainConfig:
         """The learning rate given, or the optimiser's own; that of LARS and SGD is scaled to the batch size."""
         if self.learning_rate is not None:
             return self.learning_rate
-        if self.optimizer_name == "adamw":
-            return _ADAMW_RATE
+        if self.optimizer_name in _FIXED_RATES:
+            return _FIXED_RATES[self.optimizer_name]
         rate, batch = _LEARNING_RATES[self.optimizer_name]
         return rate * self.batch_size / batch
 
@@ -166,8 +171,17 @@ class PretrainConfig:
         """Maps that are aligned; the last one is also what the correspondence is measured on."""
         if self.align_stages is not None:
             return tuple(sorted(set(self.align_stages)))
-        fine = [level for level, strides in enumerate(self.map_strides) if max(strides) <= _LARGEST_CELL]
-        return (fine[-1],)
+        return (self._deepest_fine_level,)
+
+    @property
+    def mask_block(self) -> Triple:
+        """Size of the blocks that "mae" hides: nnssl's 16 voxels per axis, or a cell where the map has smaller ones."""
+        return self.map_strides[self._deepest_fine_level]
+
+    @property
+    def _deepest_fine_level(self) -> int:
+        """The deepest map whose cells have at most 16 voxels along each axis."""
+        return [level for level, strides in enumerate(self.map_strides) if max(strides) <= _LARGEST_CELL][-1]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as written to ``config.json``."""
@@ -229,6 +243,25 @@ def recommended() -> PretrainConfig:
         batch_size=8,
         optimizer="adamw",
         target_decay=0.9,
+    )
+
+
+def published_for_mae() -> PretrainConfig:
+    """The settings that nnssl's masked autoencoding was published with, but for the data sets; see docs/method.md.
+
+    Its 8 patches are the views of 4 pairs.
+    """
+    return PretrainConfig(
+        datasets=(),
+        method="mae",
+        norm="instance",
+        views=ViewSettings(scale=(1.0, 1.0), min_overlap=0.0),
+        preset="published",
+        batch_size=4,
+        optimizer="nnunet",
+        weight_decay=3e-5,
+        warmup_epochs=0,
+        mask_ratio=0.75,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pretraining.config import PretrainConfig
+from pretraining.objectives.masking import number_of_blocks
 
 
 def check_config(config: PretrainConfig) -> None:
@@ -83,6 +84,7 @@ def _problems_of_network(config: PretrainConfig) -> dict[str, bool]:
             *("pgl", "pgl_nce", "pgl_mae"),
         )
     problems |= _problems_of_negatives(config)
+    problems |= _problems_of_hiding(config)
     problems |= _problems_of_instance_norm(config)
     if config.planned_network is None:
         return problems
@@ -110,6 +112,19 @@ def _problems_of_negatives(config: PretrainConfig) -> dict[str, bool]:
         f"-patch {_spaced(view)}: map {level} of the encoder, of stride {_spaced(maps[level])}, has a single cell, and "
         "pgl_nce tells the cells of a view apart; use a larger -patch, smaller -strides or finer -align_stages": True
         for level in single
+    }
+
+
+def _problems_of_hiding(config: PretrainConfig) -> dict[str, bool]:
+    """Where nothing is hidden, mae has nothing to learn from."""
+    if config.method != "mae":
+        return {}
+    view, block = config.views.size, config.mask_block
+    blocks, hidden = number_of_blocks(view, block, config.mask_ratio)
+    return {
+        f"-mask_ratio {config.mask_ratio:g} -patch {_spaced(view)}: of {blocks} block{'s' if blocks > 1 else ''} of "
+        f"{_spaced(block)} voxels none is hidden, and mae restores hidden ones alone; use a larger -mask_ratio or "
+        "-patch": hidden < 1
     }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from nnunetv2_pgl.networks import PaddingName, PlannedName
-from pretraining.config import Method, PretrainConfig, recommended
+from pretraining.config import Method, OptimizerName, PretrainConfig, published_for_mae, recommended
 from pretraining.data import resolve_source
 from pretraining.plans_from import DEFAULT_CONFIGURATION, DEFAULT_PLANS, settings_of_plan
 from pretraining.run_folder import RunError
@@ -114,7 +114,13 @@ def add_view_options(parser: OptionParser) -> None:
         help="the paper's settings in everything that is not given; in brackets: default, or recommended / paper's",
     )
     add("patch", nargs=3, type=positive, metavar=("Z", "Y", "X"), help="size of a view in voxels (default: 16 96 96)")
-    add("scale", nargs=2, type=float, metavar=("LOW", "HIGH"), help="size of a crop relative to the view (1.1 1.4)")
+    add(
+        "scale",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="size of a crop relative to the view (1.1 1.4; mae: 1 1)",
+    )
     add(
         "flip_probability",
         nargs="+",
@@ -126,14 +132,16 @@ def add_view_options(parser: OptionParser) -> None:
         "no_flip",
         choices=(*get_args(NoFlip), "none"),
         help="lateral: no flips along the axis from left to right of the body, as each scan's header tells it; "
-        "lateral_in_ct: the same in CT only; none: flips along all axes (lateral_in_ct / none)",
+        "lateral_in_ct: the same in CT only; none: flips along all axes (lateral_in_ct / none; mae: none)",
     )
     add(
         "channels",
         choices=get_args(Channels),
         help="each: a view shows one channel of its scan, the encoder takes one; joint: all channels together (each)",
     )
-    add("min_overlap", type=_probability, metavar="F", help="smallest overlap of the two crops, by volume (0.1)")
+    add(
+        "min_overlap", type=_probability, metavar="F", help="smallest overlap of the two crops, by volume (0.1; mae: 0)"
+    )
     ranges = IntensityRanges()
     for field in fields(IntensityRanges):
         default = getattr(ranges, field.name)
@@ -152,7 +160,8 @@ def add_training_options(parser: OptionParser) -> None:
         "m",
         choices=get_args(Method),
         help="pgl; pgl_nce: pgl, with the other places of the partner as negatives; byol: global, no alignment; "
-        "models_genesis: restores deformed views; pgl_mae: pgl, with hidden blocks that are restored (pgl_nce / pgl)",
+        "models_genesis: restores deformed views; mae: restores hidden blocks, with the settings published for it in "
+        "everything that is not given; pgl_mae: pgl, with hidden blocks that are restored (pgl_nce / pgl)",
     )
     add(
         "a",
@@ -172,7 +181,7 @@ def add_training_options(parser: OptionParser) -> None:
         "padding",
         choices=get_args(PaddingName),
         help="what the encoder sees beyond the edge of a view: zeros, which tell it the place in the view, or the "
-        "outermost cells again; weights do not depend on it (replicate / zeros)",
+        "outermost cells again; weights do not depend on it (replicate / zeros; mae: zeros)",
     )
     add(
         "strides",
@@ -184,16 +193,22 @@ def add_training_options(parser: OptionParser) -> None:
     )
     add("epochs", type=positive, metavar="N", help="an epoch draws one pair of views per scan (default: 500)")
     add("pairs", type=positive, metavar="N", help="pairs per epoch (default: number of scans, at least one batch)")
-    add("b", type=positive, metavar="N", help="pairs per step, over all GPUs (8 / 128)")
+    add("b", type=positive, metavar="N", help="pairs per step, over all GPUs (8 / 128; mae: 4)")
     add("accumulate", type=positive, metavar="N", help="compute each step in N parts to save memory (default: 1)")
-    add("optimizer", choices=("lars", "sgd", "adamw"), help="adamw / lars from 32 pairs per step on, else adamw")
+    add(
+        "optimizer",
+        choices=get_args(OptimizerName),
+        help="nnunet: SGD with Nesterov momentum 0.99, polynomial decay and gradients clipped to a norm of 12 (adamw / "
+        "lars from 32 pairs per step on, else adamw; mae: nnunet)",
+    )
     add(
         "lr",
         type=float,
-        help="peak learning rate (default: 0.2 per 128 pairs for lars, 0.3 per 256 for sgd, 2e-3 for adamw)",
+        help="peak learning rate (default: 0.2 per 128 pairs for lars, 0.3 per 256 for sgd, 2e-3 for adamw, 0.01 for "
+        "nnunet)",
     )
-    add("wd", type=float, help="weight decay, not on biases and norms (default: 1.5e-6)")
-    add("warmup", type=natural, metavar="N", help="epochs of linear warm-up (default: 2)")
+    add("wd", type=float, help="weight decay, not on biases and norms (1.5e-6; mae with nnunet: 3e-5)")
+    add("warmup", type=natural, metavar="N", help="epochs of linear warm-up (2; mae with nnunet: 0)")
     add(
         "target_decay",
         type=_probability,
@@ -202,7 +217,7 @@ def add_training_options(parser: OptionParser) -> None:
     )
     add("temperature", type=float, metavar="T", help="of the similarities in pgl_nce (0.1)")
     add("interpolated_only", action="store_true", default=None, help="count only aligned points between cell centres")
-    add("mask_ratio", type=_probability, metavar="F", help="share of hidden blocks in pgl_mae (0.6)")
+    add("mask_ratio", type=_probability, metavar="F", help="share of hidden blocks in mae (0.75) and pgl_mae (0.6)")
     add("restoration_weight", type=float, metavar="W", help="weight of the restoration in pgl_mae (1)")
     add(
         "val_scans",
@@ -252,8 +267,27 @@ def adder(group: Any) -> Any:
 
 
 def settings_of(arguments: argparse.Namespace) -> PretrainConfig:
-    """The settings of a new run: the recommended ones, or with ``--paper`` the paper's, and every option given."""
+    """The settings of a new run: the recommended, the paper's or those published for the method, and what is given.
+
+    Raises:
+        RunError: The options contradict each other, or name what is not there.
+    """
+    if getattr(arguments, "m", None) == "mae":  # pgl_preview, which draws views alone, has no -m
+        return with_options(arguments, _published(arguments))
     return with_options(arguments, PretrainConfig(datasets=()) if arguments.paper else recommended())
+
+
+def _published(arguments: argparse.Namespace) -> PretrainConfig:
+    """Those of mae; with another optimiser, weight decay and warm-up are not those of nnU-Net's SGD either."""
+    if arguments.paper:
+        raise RunError(
+            "--paper -m mae: PGL's paper has no mae; leave --paper out, -m mae has the settings published for it"
+        )
+    base = published_for_mae()
+    if arguments.optimizer in (None, base.optimizer):
+        return base
+    ours = recommended()
+    return replace(base, weight_decay=ours.weight_decay, warmup_epochs=ours.warmup_epochs)
 
 
 def with_options(arguments: argparse.Namespace, base: PretrainConfig) -> PretrainConfig:
@@ -274,7 +308,7 @@ def with_options(arguments: argparse.Namespace, base: PretrainConfig) -> Pretrai
     changes: dict[str, Any] = {names.get(k, k): _tuple(v) for k, v in given.items() if names.get(k, k) in known}
     if "paper" in given:
         changes["preset"] = "paper"
-    if changes.get("architecture", base.architecture) != "resnet50" and base.preset == "recommended":
+    if changes.get("architecture", base.architecture) != "resnet50" and base.preset != "paper":
         changes.setdefault("norm", "batch")  # that of the plan
     if "exclude" in given:
         changes["exclude"] = names_in(given["exclude"], "-exclude")

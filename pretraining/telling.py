@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pretraining.citations import citations_of
-from pretraining.config import PretrainConfig, recommended
+from pretraining.config import PretrainConfig, published_for_mae, recommended
 from pretraining.data import Volume
 from pretraining.plans_from import DEFAULT_PLANS
 from pretraining.run_folder import RunFolder
@@ -35,7 +35,11 @@ def opening_lines(config: PretrainConfig, pool: Pool, device: str, processes: in
 def _preset_lines(config: PretrainConfig) -> list[str]:
     """Which settings the run has, what was changed, and which optimiser the batch has led to."""
     own = config.preset == "paper"
-    base = PretrainConfig(datasets=()) if own else recommended()
+    base, name = {
+        "paper": (PretrainConfig(datasets=()), "The paper's settings (--paper)"),
+        "recommended": (recommended(), "The recommended settings (the paper's: --paper)"),
+        "published": (published_for_mae(), "The settings published for mae (docs/method.md)"),
+    }[config.preset]
     found = {"datasets", "in_channels", "exclude", "network", "preprocessing", "seed", "modality", "use_masks"}
     if config.planned_network is not None:
         found.add("norm")  # the network has its own
@@ -44,8 +48,7 @@ def _preset_lines(config: PretrainConfig) -> list[str]:
         for name, value, _ in config.differences(base)
         if name.split(".")[0] not in found
     ]
-    lines = ["The paper's settings (--paper)" if own else "The recommended settings (the paper's: --paper)"]
-    lines[0] += f", changed: {', '.join(changed)}" if changed else ""
+    lines = [name + (f", changed: {', '.join(changed)}" if changed else "")]
     if own and config.optimizer is None and config.optimizer_name != "lars":
         lines.append(
             f"{config.optimizer_name} in the place of the paper's lars, which lags behind with {config.batch_size} "

@@ -16,7 +16,7 @@ from nnunetv2_pgl.trainers.network import ModelNetwork
 from pretraining import cli
 from pretraining.comparison.inits import BUILT_IN, initialisations, random_network
 from pretraining.comparison.settings import ComparisonSettings
-from pretraining.config import PretrainConfig, recommended
+from pretraining.config import PretrainConfig, published_for_mae, recommended
 from pretraining.config_checks import check_config
 from pretraining.options import (
     OptionParser,
@@ -66,6 +66,33 @@ def test_options_change_either() -> None:
     assert settings("--paper -padding replicate -no_flip lateral").views.no_flip == "lateral"
 
 
+def test_mae_has_the_settings_published_for_it() -> None:
+    """nnssl's: SGD of nnU-Net, 8 patches that are not scaled, need not overlap, and are flipped along all axes."""
+    config = settings("-m mae")
+    assert config == published_for_mae() == PretrainConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert (config.optimizer_name, config.peak_learning_rate, config.weight_decay) == ("nnunet", 1e-2, 3e-5)
+    assert (config.batch_size, config.mask_ratio, config.warmup_epochs) == (4, 0.75, 0)
+    assert (config.norm, config.padding, config.preset) == ("instance", "zeros", "published")
+    views = config.views
+    assert (views.scale, views.min_overlap, views.flip_probability, views.no_flip) == ((1.0, 1.0), 0.0, 0.5, None)
+    assert (config.epochs, config.pairs_per_epoch, config.views.size) == (500, None, PAPER.views.size)
+    assert settings("-m pgl_mae").mask_ratio == PAPER.mask_ratio
+
+
+def test_mae_with_options_and_another_optimiser() -> None:
+    changed = settings("-m mae -mask_ratio 0.6 -scale 1.1 1.4 -b 8 -lr 3e-2 -wd 1e-4 -warmup 5 -padding replicate")
+    assert (changed.mask_ratio, changed.views.scale, changed.batch_size, changed.padding) == (
+        *(0.6, (1.1, 1.4), 8),
+        "replicate",
+    )
+    assert (changed.peak_learning_rate, changed.weight_decay, changed.warmup_epochs) == (3e-2, 1e-4, 5)
+    assert settings("-m mae -optimizer nnunet") == published_for_mae()
+    other = settings("-m mae -optimizer adamw -b 8")
+    assert (other.peak_learning_rate, other.weight_decay, other.warmup_epochs) == (2e-3, 1.5e-6, 2)
+    assert (other.mask_ratio, other.views, other.batch_size) == (0.75, published_for_mae().views, 8)
+    assert settings("-m mae -a plain -patch 16 32 32").norm == "batch"  # of the plan
+
+
 @pytest.mark.parametrize("name", ["plain", "resenc_m"])
 def test_nnunets_encoders_have_their_own_norm(name: str) -> None:
     config = settings(f"-a {name} -patch 16 32 32")
@@ -91,6 +118,9 @@ def test_the_log_says_which_settings_and_what_was_changed() -> None:
         "The recommended settings (the paper's: --paper)"
     ]
     assert preset_lines(replace(PAPER, datasets=("a",))) == ["The paper's settings (--paper)"]
+    assert preset_lines(settings("-m mae -b 8")) == [
+        "The settings published for mae (docs/method.md), changed: batch_size 8"
+    ]
     changed = first_line(settings("-padding zeros -no_flip none -epochs 20"))
     assert changed.endswith(", changed: padding zeros, views.no_flip none, epochs 20")
     (line,) = preset_lines(settings("--paper -m byol -norm instance"))
@@ -131,6 +161,7 @@ def test_the_comparisons_own_starts_are_the_papers_and_ours() -> None:
     made = {init.name: settings(shlex.join(init.options)) for init in inits}
     assert {config.norm for config in made.values()} == {recommended().norm}  # all start the same network
     assert made.pop("pgl_nce") == recommended()
+    assert made.pop("mae") == published_for_mae()
     paper = replace(PAPER, norm="instance")
     assert made["pgl"] == paper
     assert {config.preset for config in made.values()} == {"paper"}
@@ -204,6 +235,10 @@ def ended(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], o
         ("-temperature inf", ("-temperature inf: must be positive",)),
         ("-patch 8 16 16 -strides 8 16 16", ("-patch 8 16 16: map 3", "single cell", "-strides", "-align_stages")),
         ("-patch 4 8 8 -strides 8 16 16 -align_stages 1 2", ("-patch 4 8 8: map 2", "stride 4 8 8")),
+        ("--paper -m mae", ("--paper -m mae: PGL's paper has no mae; leave --paper out",)),
+        ("-m mae -mask_ratio 0", ("-mask_ratio 0 -patch 16 96 96: of 72 blocks of 8 16 16 voxels none is hidden",)),
+        ("-m mae -patch 8 16 16 -strides 8 16 16 -norm batch", ("of 1 block of 8 16 16 voxels none",)),
+        ("-m mae -align_stages 2", ("-align_stages 2: only pgl, pgl_nce and pgl_mae align",)),
         ("-align_stages 7", ("-align_stages 7: this encoder has the maps 0 to 3",)),
     ],
 )

@@ -15,6 +15,7 @@ _METHODS = {
     "byol": "BYOL, the global comparison of PGL's paper",
     "models_genesis": "Models Genesis",
     "pgl_nce": "PGL with negatives",
+    "mae": "MAE (masked autoencoding, as in nnssl)",
     "pgl_mae": "PGL with masked restoration",
 }
 _NETWORKS = {

@@ -35,6 +35,7 @@ BUILT_IN = {
     "pgl": "--paper -m pgl",
     "byol": "--paper -m byol",
     "models_genesis": "--paper -m models_genesis",
+    "mae": "-m mae",
     "pgl_mae": "--paper -m pgl_mae",
     "pgl_no_flips": "--paper -m pgl -flip_probability 0",
     "pgl_no_crops": "--paper -m pgl -scale 1 1 -min_overlap 1",

@@ -10,34 +10,9 @@ from torch import Tensor
 
 from nnunetv2_pgl.networks import Segmenter
 from nnunetv2_pgl.networks.segmenter import upsample
+from pretraining.objectives.masking import draw_block_mask, hidden_error
 from pretraining.objectives.pgl import PGL
 from pretraining.views import GeometryBatch
-
-
-def draw_block_mask(
-    views: int, size: Sequence[int], block: Sequence[int], ratio: float, generator: torch.Generator | None = None
-) -> Tensor:
-    """Blocks to hide, drawn without replacement: the same number in every view.
-
-    Args:
-        views: Number of views.
-        size: Size of the views in voxels (z, y, x).
-        block: Size of a block; those at the ends are cut off by the view.
-        ratio: Share of the blocks to hide, from 0 to 1; rounded, but at least one block stays.
-        generator: Source of all randomness.
-
-    Returns:
-        (views, 1, *size) bool on the generator's device, True where hidden.
-    """
-    device = generator.device if generator is not None else torch.device("cpu")
-    grid = [-(-n // b) for n, b in zip(size, block, strict=True)]
-    blocks = grid[0] * grid[1] * grid[2]
-    hidden = min(round(ratio * blocks), blocks - 1)
-    ranks = torch.rand(views, blocks, generator=generator, device=device).argsort(dim=1).argsort(dim=1)
-    mask = (ranks < hidden).view(views, 1, *grid)
-    for axis, (n, b) in enumerate(zip(size, block, strict=True), start=2):
-        mask = mask.repeat_interleave(b, dim=axis).narrow(axis, 0, n)
-    return mask
 
 
 class PGLMAEOutput(NamedTuple):
@@ -98,7 +73,7 @@ class PGLMAE(PGL):
         mask = mask.to(views.device)
         projections, restored = self._online(self.laid_out(views.masked_fill(mask, 0.0)))
         local = self.consistency(projections, targets, geometries)
-        restoration = ((restored - views).square() * mask).sum() / (mask.sum() * views.shape[1]).clamp(min=1)
+        restoration = hidden_error(restored, views, mask)
         return PGLMAEOutput(local.loss + self.restoration_weight * restoration, *local[1:], restoration)
 
     def rehearse(self, views: Tensor) -> Tensor:

@@ -9,6 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+# Of "nnunet", as in nnU-Net's trainers: power of the polynomial decay, and the norm that all gradients are clipped to.
+DECAY_POWERS = {"nnunet": 0.9}
+LARGEST_GRADIENTS = {"nnunet": 12.0}
+
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Weights with decay; biases and norms without.
@@ -24,7 +28,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 
 
 def make_optimizer(name: str, module: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    """LARS (paper), SGD with momentum 0.9, or AdamW.
+    """LARS (paper), SGD with momentum 0.9, AdamW, or nnU-Net's SGD with Nesterov momentum 0.99.
 
     Raises:
         ValueError: If the name is unknown.
@@ -34,10 +38,12 @@ def make_optimizer(name: str, module: nn.Module, learning_rate: float, weight_de
         return _lars(groups, learning_rate)
     if name == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9)
+    if name == "nnunet":
+        return torch.optim.SGD(groups, lr=learning_rate, momentum=0.99, nesterov=True)
     if name == "adamw":
         fused = True if _can_fuse(module) else None  # one pass over the weights, not ten; elsewhere torch's default
         return torch.optim.AdamW(groups, lr=learning_rate, fused=fused)
-    raise ValueError(f"optimizer must be lars, sgd or adamw, got '{name}'")
+    raise ValueError(f"optimizer must be lars, sgd, adamw or nnunet, got '{name}'")
 
 
 def _can_fuse(module: nn.Module) -> bool:
@@ -50,12 +56,16 @@ def _can_fuse(module: nn.Module) -> bool:
     return devices == {"cpu"} or (devices == {"cuda"} and torch.__version__ >= "2.5")
 
 
-def learning_rate_at(step: int, steps: int, warmup_steps: int, peak: float) -> float:
-    """Linear warm-up to ``peak`` over ``warmup_steps``, then cosine decay to 0 at ``steps``; no restart."""
+def learning_rate_at(step: int, steps: int, warmup_steps: int, peak: float, power: float | None = None) -> float:
+    """Linear warm-up to ``peak`` over ``warmup_steps``, then decay to 0 at ``steps``; no restart.
+
+    The decay is a cosine, or what is left of the steps to a power.
+    """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(steps - warmup_steps, 1)
-    return peak * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+    progress = min(progress, 1.0)
+    return peak * (0.5 * (1.0 + math.cos(math.pi * progress)) if power is None else (1.0 - progress) ** power)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

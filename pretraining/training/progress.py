@@ -65,6 +65,7 @@ def _health(record: dict[str, Any]) -> list[str]:
     """What a method measures of its features, and the warnings that follow."""
     values = {
         "restoration": "restoration of hidden voxels {:.4f}",
+        "mean_error": "error of each view's mean {:.4f}",
         "deformed": "the deformed views' own error {:.4f}",
         "feature_std": "feature_std {:.3f} (1: spread out, 0: collapsed)",
         "within_views": "of which between the places of a view {:.0%}",

@@ -17,7 +17,7 @@ from nnunetv2_pgl.networks import (
     Segmenter,
 )
 from pretraining.config import Method, PretrainConfig
-from pretraining.objectives import BYOL, PGL, PGLMAE, PGLNCE, ModelsGenesis, Objective
+from pretraining.objectives import BYOL, MAE, PGL, PGLMAE, PGLNCE, ModelsGenesis, Objective
 from pretraining.training.heap import keep_freed_memory
 from pretraining.training.optimisation import make_optimizer
 from pretraining.training.state import TrainingState
@@ -72,12 +72,17 @@ def _models_genesis(config: PretrainConfig, precision: torch.dtype | None) -> Ob
     return ModelsGenesis(_segmenter(config), precision=precision)
 
 
+def _mae(config: PretrainConfig, precision: torch.dtype | None) -> Objective:
+    return MAE(_segmenter(config), config.mask_block, config.mask_ratio, precision)
+
+
 _OBJECTIVES: dict[Method, Callable[[PretrainConfig, torch.dtype | None], Objective]] = {
     "pgl": _pgl,
     "pgl_nce": _pgl_nce,
     "pgl_mae": _pgl_mae,
     "byol": _byol,
     "models_genesis": _models_genesis,
+    "mae": _mae,
 }
 
 

@@ -15,7 +15,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pretraining.config import PretrainConfig
 from pretraining.objectives import target_decay
-from pretraining.training.optimisation import learning_rate_at, set_learning_rate
+from pretraining.training.optimisation import (
+    DECAY_POWERS,
+    LARGEST_GRADIENTS,
+    learning_rate_at,
+    set_learning_rate,
+)
 from pretraining.training.state import TrainingState
 from pretraining.views import ViewPairBatch
 
@@ -38,6 +43,7 @@ class Stepper:
         self.config, self.steps, self.warmup = config, steps, warmup
         self.state, self.model, self.rank = state, model, rank
         self.device = next(model.parameters()).device
+        self.largest_gradient = LARGEST_GRADIENTS.get(config.optimizer_name)
 
     def __call__(self, number: int, batches: Iterator[ViewPairBatch]) -> tuple[Tensor, float]:
         """Step ``number`` of the run.
@@ -52,7 +58,9 @@ class Stepper:
             batches.
         """
         config, optimizer, objective = self.config, self.state.optimizer, self.state.objective
-        set_learning_rate(optimizer, learning_rate_at(number, self.steps, self.warmup, config.peak_learning_rate))
+        power = DECAY_POWERS.get(config.optimizer_name)
+        rate = learning_rate_at(number, self.steps, self.warmup, config.peak_learning_rate, power)
+        set_learning_rate(optimizer, rate)
         generator = torch.Generator(self.device).manual_seed(self._seed(number))
         outputs = []
         waited = 0.0
@@ -84,13 +92,22 @@ class Stepper:
         optimizer, scaler = self.state.optimizer, self.state.scaler
         if scaler is None:
             spoilt = self._not_finite()
+            self._clip()
             optimizer.step()
             return True, spoilt
         scale = scaler.get_scale()
+        if self.largest_gradient is not None:
+            scaler.unscale_(optimizer)
+            self._clip()
         scaler.step(optimizer)
         scaler.update()
         moved = scaler.get_scale() >= scale
         return moved, math.nan if not moved and scale <= 1 else 0.0
+
+    def _clip(self) -> None:
+        """Clips the norm of all gradients together, where the optimiser asks for it; the device is not waited for."""
+        if self.largest_gradient is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.largest_gradient)
 
     def _not_finite(self) -> Tensor:
         """0, or NaN if a gradient is not finite: on the device, which is not waited for."""

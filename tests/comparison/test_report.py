@@ -391,5 +391,5 @@ def test_a_large_structure_does_not_hide_the_small_ones(tmp_path: Path) -> None:
 
 def test_an_init_keeps_its_colour() -> None:
     assert looks(("random", "pgl"))["pgl"].colour == looks(("pgl", "mine", "byol"))["pgl"].colour
-    many = looks(("random", "models_genesis", "byol", "pgl", "pgl_mae", "a", "b"))
-    assert len({look.colour for look in many.values()}) == len({look.marker for look in many.values()}) == 7
+    many = looks(("random", "models_genesis", "byol", "pgl", "pgl_mae", "mae", "a", "b"))
+    assert len({look.colour for look in many.values()}) == len({look.marker for look in many.values()}) == 8

@@ -61,7 +61,7 @@ def test_the_loss_falls(method: Method, encoder: str, scans: list[Volume], tmp_p
 
 
 @needs_cuda
-@pytest.mark.parametrize("optimizer", ["lars", "adamw"])
+@pytest.mark.parametrize("optimizer", ["lars", "adamw", "nnunet"])
 @pytest.mark.parametrize("method", get_args(Method))
 def test_the_host_does_not_wait(method: Method, optimizer: Any, scans: list[Volume], tmp_path: Path) -> None:
     """torch raises an error where a step waits for the device, once memory and kernels are chosen."""

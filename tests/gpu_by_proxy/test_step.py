@@ -26,7 +26,7 @@ from pretraining.views import ViewSettings
 from tests.planned_networks import small_network
 
 METHODS = tuple(start._OBJECTIVES)
-HAVE_TARGET = [method for method in METHODS if method != "models_genesis"]
+HAVE_TARGET = [method for method in METHODS if method not in ("models_genesis", "mae")]
 PAIRS = 3
 
 
@@ -94,6 +94,14 @@ def test_a_step_neither_waits_nor_copies_layouts(method: str, encoder: str, norm
         assert len(large) <= 2, large
         assert len(watch.layout_copies) <= 20, watch.layout_copies
         assert all(p.grad is None for p in stepper.model.parameters())
+
+
+def test_clipping_neither_waits_nor_depends_on_the_gradients() -> None:
+    with fake_gpu() as watch:
+        stepper = make_stepper(settings("mae", "plain", optimizer="nnunet"))
+        make_step(stepper, watch)
+        assert watch.waits == []
+        assert any("clamp" in name for name in map(str, watch.operations)), "of the factor"
 
 
 @pytest.mark.parametrize("method", METHODS)

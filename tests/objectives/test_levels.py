@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunetv2_pgl.networks import PlannedEncoder, PlannedSegmenter, ResNet50Encoder
-from pretraining.objectives import BYOL, PGL, PGLMAE, PGLNCE, ConvHead, ModelsGenesis, Objective
+from pretraining.objectives import BYOL, MAE, PGL, PGLMAE, PGLNCE, ConvHead, ModelsGenesis, Objective
 from pretraining.views import GeometryBatch, sample_view_pair
 from tests.drawn import drawn_for
 from tests.planned_networks import small_network
@@ -108,12 +108,13 @@ def test_networks_run_in_the_precision_and_the_layout_of_the_encoder(
     assert types == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("method", ["byol", "models_genesis", "pgl_mae", "pgl", "pgl_nce"])
+@pytest.mark.parametrize("method", ["byol", "mae", "models_genesis", "pgl_mae", "pgl", "pgl_nce"])
 def test_every_method_trains_nnunets_encoder(method: str, batch: tuple[Tensor, GeometryBatch]) -> None:
     torch.manual_seed(0)
     small = {"hidden_channels": 16, "out_channels": 8}
     made: dict[str, Objective] = {
         "byol": BYOL(PlannedEncoder(NETWORK), **small),
+        "mae": MAE(PlannedSegmenter(NETWORK, 1, 1), (2, 2, 2), 0.5),
         "models_genesis": ModelsGenesis(PlannedSegmenter(NETWORK, 1, 1)),
         "pgl_mae": PGLMAE(PlannedSegmenter(NETWORK, 1, 1), VIEW, 0.5, 1.0, **small, levels=(1,)),
         "pgl": PGL(PlannedEncoder(NETWORK), VIEW, **small),

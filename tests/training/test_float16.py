@@ -17,6 +17,7 @@ from pretraining.config import PretrainConfig
 from pretraining.objectives import PGLNCE
 from pretraining.pretrain import RunOptions, pretrain
 from pretraining.run_folder import RunFolder
+from pretraining.training.optimisation import LARGEST_GRADIENTS
 from pretraining.training.start import initial_state
 from pretraining.training.state import TrainingState
 from pretraining.training.step import Stepper
@@ -62,7 +63,7 @@ def test_a_step_is_that_of_float32_whatever_the_scale(accumulate: int) -> None:
     assert half.scaler.get_scale() == 64
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars", "nnunet"])
 def test_a_step_that_overflows_changes_nothing_but_the_scale(optimizer: str) -> None:
     config = replace(SGD, optimizer=optimizer)
     state = in_float16(config, 64.0)
@@ -87,6 +88,20 @@ def test_a_step_that_overflows_changes_nothing_but_the_scale(optimizer: str) -> 
     assert any(moved_ and not trains for moved_, trains in zip(moved, trained, strict=True)), "the target path"
     assert all(moved_ for moved_, trains in zip(moved, trained, strict=True) if trains)
     assert state.scaler.get_scale() == 32
+
+
+@pytest.mark.parametrize("largest", [1e-3, 1e3])
+def test_what_is_clipped_is_the_gradient_without_the_scale(monkeypatch: pytest.MonkeyPatch, largest: float) -> None:
+    """The step of a scale of 64 is that of a scale of 1, whether or not something is clipped."""
+    monkeypatch.setitem(LARGEST_GRADIENTS, "nnunet", largest)
+    config = replace(SGD, optimizer="nnunet", weight_decay=0.0)
+    moves = []
+    for scale in (1.0, 64.0):
+        state = in_float16(config, scale)
+        start = torch.cat([weight.flatten() for weight in weights_of(state)])
+        Stepper(config, STEPS, 0, state, state.objective, 0)(0, iter(parts_of(config, 1)))
+        moves.append(torch.cat([weight.flatten() for weight in weights_of(state)]) - start)
+    assert 0 < (moves[1] - moves[0]).norm() < 0.05 * moves[0].norm()
 
 
 @pytest.mark.parametrize(("scale", "ends"), [(2.0, False), (1.0, True)])

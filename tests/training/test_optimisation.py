@@ -8,12 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from torch import nn
 from torch.torch_version import TorchVersion
 
 from pretraining.config import PretrainConfig
 from pretraining.training import optimisation
-from pretraining.training.optimisation import learning_rate_at, make_optimizer, parameter_groups, set_learning_rate
+from pretraining.training.optimisation import (
+    DECAY_POWERS,
+    learning_rate_at,
+    make_optimizer,
+    parameter_groups,
+    set_learning_rate,
+)
 
 
 def test_schedule_by_hand() -> None:
@@ -34,6 +41,34 @@ def test_schedule_at_its_ends() -> None:
     assert learning_rate_at(150, 100, 10, 0.2) == 0, "later than the end"
 
 
+def test_nnunets_schedule_is_nnunets() -> None:
+    """Of nnU-Net's scheduler, over as many epochs as there are steps here."""
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.01)
+    theirs = PolyLRScheduler(optimizer, 0.01, 50)
+    power = DECAY_POWERS["nnunet"]
+    for step in range(50):
+        theirs.step(step)
+        assert learning_rate_at(step, 50, 0, 0.01, power) == pytest.approx(optimizer.param_groups[0]["lr"])
+    assert learning_rate_at(50, 50, 0, 0.01, power) == learning_rate_at(60, 50, 0, 0.01, power) == 0
+    assert learning_rate_at(0, 50, 10, 0.01, power) == pytest.approx(0.001)
+    assert learning_rate_at(30, 50, 10, 0.01, power) == pytest.approx(0.01 * 0.5**0.9), "half of what follows"
+
+
+def test_nnunets_step_by_hand() -> None:
+    """Nesterov's momentum of 0.99: the second step looks ahead."""
+    module = nn.Linear(3, 2, bias=False)
+    weight, momentum = module.weight.detach().clone(), torch.zeros(2, 3)
+    optimizer = make_optimizer("nnunet", module, 0.1, 0.01)
+    for _ in range(3):
+        gradient = torch.randn(2, 3)
+        module.weight.grad = gradient.clone()
+        optimizer.step()
+        change = gradient + 0.01 * weight
+        momentum = 0.99 * momentum + change
+        weight = weight - 0.1 * (change + 0.99 * momentum)
+        torch.testing.assert_close(module.weight.detach(), weight)
+
+
 @pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])
 def test_optimisers_have_the_rate_and_the_momentum(name: str) -> None:
     module = nn.Linear(3, 2)
@@ -47,7 +82,14 @@ def test_optimisers_have_the_rate_and_the_momentum(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("optimizer", "batch", "expected"),
-    [("lars", 128, 0.2), ("lars", 32, 0.05), ("sgd", 256, 0.3), ("sgd", 64, 0.075), ("adamw", 128, 2e-3)],
+    [
+        ("lars", 128, 0.2),
+        ("lars", 32, 0.05),
+        ("sgd", 256, 0.3),
+        ("sgd", 64, 0.075),
+        ("adamw", 128, 2e-3),
+        ("nnunet", 128, 1e-2),
+    ],
 )
 def test_rates_of_each_optimiser(optimizer: str, batch: int, expected: float) -> None:
     config = PretrainConfig(("x",), optimizer=optimizer, batch_size=batch)  # type: ignore[arg-type]
@@ -103,7 +145,7 @@ def test_lars_continues_from_its_state() -> None:
 
 
 def test_unknown_optimizer() -> None:
-    with pytest.raises(ValueError, match="lars, sgd or adamw"):
+    with pytest.raises(ValueError, match="lars, sgd, adamw or nnunet"):
         make_optimizer("lamb", nn.Linear(1, 1), 0.1, 0.0)
 
 

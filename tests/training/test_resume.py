@@ -135,6 +135,17 @@ def test_what_loading_processes_draw_is_the_same_after_an_interruption(
     assert min(r["deformed"] for r in records(straight)) > 0.1
 
 
+def test_blocks_and_momentum_are_the_same_after_an_interruption(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(CONFIG, method="mae", optimizer="nnunet", learning_rate=None)
+    pretrain(config, RunOptions("mae_straight", False, "cpu", 1, 1))
+    with monkeypatch.context() as patch, pytest.raises(told_to_stop(4)(patch)):
+        pretrain(config, RunOptions("mae", False, "cpu", 1, 1))
+    pretrain(config, RunOptions("mae", True, "cpu", 1, 1))
+    straight, resumed = (RunFolder.named(name) for name in ("mae_straight", "mae"))
+    require_equal(straight, resumed)
+    assert [r["mean_error"] for r in records(straight)] == [r["mean_error"] for r in records(resumed)]
+
+
 def test_records_after_the_state_are_dropped(straight: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run by the clock is killed with both epochs in its log, and a state of within the first one."""
     with monkeypatch.context() as patch:

@@ -23,7 +23,9 @@ from pretraining.objectives import PGL, PGLNCE, Objective
 from pretraining.objectives.deform import Deformations, deform
 from pretraining.pretrain import RunOptions, pretrain
 from pretraining.run_folder import RunFolder
+from pretraining.training.optimisation import LARGEST_GRADIENTS
 from pretraining.training.start import draw_of, initial_state
+from pretraining.training.state import TrainingState
 from pretraining.training.step import Stepper
 from pretraining.views import (
     GeometryBatch,
@@ -137,6 +139,43 @@ def test_steps_are_those_written_out(method: Method, accumulate: int) -> None:
         for name, own in state.objective.state_dict().items():
             torch.testing.assert_close(own, theirs[name], rtol=1e-5, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
     assert next(given, None) is None
+
+
+@pytest.mark.parametrize("largest", [1e-2, 1e2])
+def test_nnunets_steps_have_its_rates_and_clipped_gradients(monkeypatch: pytest.MonkeyPatch, largest: float) -> None:
+    """All gradients together, whose norm here is between the two: one of them clips, the other does not."""
+    monkeypatch.setitem(LARGEST_GRADIENTS, "nnunet", largest)
+    config = replace(CONFIG, method="mae", optimizer="nnunet")
+    state = initial_state(config, torch.device("cpu"), None)
+    free = initial_state(replace(config, optimizer="sgd"), torch.device("cpu"), None)
+    given: list[Tensor] = []
+
+    def gradients(state: TrainingState) -> Any:
+        trained = [p for p in state.objective.parameters() if p.requires_grad]
+        return lambda *_: given.append(torch.cat([p.grad.flatten() for p in trained if p.grad is not None]))
+
+    for each, settings in ((state, config), (free, replace(config, optimizer="sgd"))):
+        each.optimizer.register_step_pre_hook(gradients(each))
+        Stepper(settings, STEPS, WARMUP, each, each.objective, 0)(3, iter(parts_of(config, 1)))
+    clipped, whole = given
+    assert 2e-2 < whole.norm() < 1e2
+    torch.testing.assert_close(clipped, whole * min(1.0, largest / float(whole.norm())), rtol=1e-4, atol=1e-8)
+    assert state.optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 * (1 - 1 / 3) ** 0.9)
+    assert LARGEST_GRADIENTS.keys() == {"nnunet"}
+
+
+def test_nnunets_gradients_are_clipped_to_12() -> None:
+    """As its trainers do."""
+    assert LARGEST_GRADIENTS["nnunet"] == 12
+
+
+def test_a_gradient_that_is_not_finite_shows_although_it_is_clipped() -> None:
+    config = replace(CONFIG, method="mae", optimizer="nnunet")
+    state = initial_state(config, torch.device("cpu"), None)
+    weight = next(p for p in state.objective.parameters() if p.requires_grad)
+    weight.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor(0), math.inf))
+    values, _ = Stepper(config, STEPS, WARMUP, state, state.objective, 0)(0, iter(parts_of(config, 1)))
+    assert values.isnan().all()
 
 
 def test_a_step_in_parts_is_the_step_at_once() -> None:

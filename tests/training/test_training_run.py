@@ -14,7 +14,7 @@ from matplotlib.image import imread
 from nnunetv2_pgl.checkpoint import load_checkpoint
 from nnunetv2_pgl.networks import ResNet50Encoder
 from nnunetv2_pgl.transfer import load_encoder
-from pretraining.config import PretrainConfig
+from pretraining.config import PretrainConfig, published_for_mae
 from pretraining.data import DataError
 from pretraining.demo.datasets import write_unlabelled_dataset
 from pretraining.launching.errors import TrainingError
@@ -175,6 +175,7 @@ def test_the_checkpoint_says_what_it_is(straight: RunFolder) -> None:
     [
         ("byol", {"loss", "feature_std"}, "Grill"),
         ("models_genesis", {"loss", "deformed"}, "Zhou"),
+        ("mae", {"loss", "mean_error"}, "Wald"),
         ("pgl_mae", {"loss", "feature_std", "within_views", "interpolated", "restoration"}, "He, K."),
     ],
 )
@@ -186,12 +187,34 @@ def test_other_methods_run_in_the_same_loop(folders: Path, method: Any, measured
     common = {"epoch", "learning_rate", "seconds", "scans_per_second", "views_per_second", "waiting", *CORRESPONDENCE}
     assert common <= record.keys()
     assert record.keys() - common - {"tau"} == measured
-    assert ("tau" in record) == (method != "models_genesis")
+    assert ("tau" in record) == (method not in ("models_genesis", "mae"))
     checkpoint = load_checkpoint(folder.final)
     assert checkpoint.pgl["method"] == method
     assert any(cited in text for entry in checkpoint.citations for text in entry["apa_citations"])
     load_encoder(ResNet50Encoder(), checkpoint.encoder_weights, str(folder.final))
     assert bool(checkpoint.decoder_weights) == (method != "byol")
+
+
+def test_mae_with_the_settings_published_for_it(folders: Path) -> None:
+    """At the test's size; crops of the views' size need not meet. The checkpoint says all of it."""
+    published = published_for_mae()
+    small = {"datasets": CONFIG.datasets, "strides": CONFIG.strides, "validation_scans": 1, "epochs": 1}
+    config = replace(published, views=replace(published.views, size=(6, 12, 16)), pairs_per_epoch=8, **small)  # type: ignore[arg-type]
+    pretrain(config, options("published"))
+    folder = RunFolder.named("published")
+    (record,) = records(folder)
+    assert record["learning_rate"] == pytest.approx(1e-2 * 0.5**0.9)  # of the second of two steps
+    assert 0 < record["mean_error"] < 3
+    pgl = load_checkpoint(folder.final).pgl
+    kept = {"mask_ratio": 0.75, "optimizer": "nnunet", "preset": "published", "weight_decay": 3e-5, "batch_size": 4}
+    assert kept.items() <= pgl["config"].items()
+    assert pgl["method"] == "mae"
+    assert (pgl["architecture"]["norm"], pgl["architecture"]["padding"]) == ("instance", "zeros")
+    (log,) = folder.path.glob("training_log_*.txt")
+    text = log.read_text()
+    assert "The settings published for mae" in text
+    assert f"error of each view's mean {record['mean_error']:.4f}" in text
+    assert (folder.path / "views.png").is_file()
 
 
 def test_infinite_loss_stops_the_run(folders: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
@@ -26,6 +27,13 @@ from nnunetv2_pgl.trainers.network import (
 )
 from nnunetv2_pgl.trainers.planned_run import PlannedRun, PlannedRunError
 from nnunetv2_pgl.trainers.schedule import WarmupPolyLRScheduler
+from nnunetv2_pgl.trainers.seeded_batches import (
+    TRAINING,
+    VALIDATION,
+    no_loading_processes,
+    seeded_batches,
+    without_timing,
+)
 from nnunetv2_pgl.trainers.source import find_encoder_checkpoint
 from nnunetv2_pgl.trainers.start import Start
 from nnunetv2_pgl.whole_files import replacing
@@ -153,6 +161,35 @@ class nnUNetTrainerPGL(nnUNetTrainer):
         except PlannedRunError as error:
             raise self._stop(error) from error
         return list(run.training_cases), list(run.validation_cases)
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """nnU-Net's; with ``pgl_run`` their batches follow its seed, also where a training goes on."""
+        run = self._planned_run
+        if run is None:
+            loaders: tuple[Any, Any] = super().get_dataloaders()
+            return loaders
+        with no_loading_processes():
+            training, validation = (augmenter.data_loader for augmenter in super().get_dataloaders())
+        without_timing(training.transforms)
+        # As many loading processes and batches in stock as nnU-Net has.
+        processes = get_allowed_n_proc_DA()
+        for_validation = min(processes, max(1, processes // 2))
+        epoch, pin_memory = self.current_epoch, self.device.type == "cuda"
+        return seeded_batches(
+            training,
+            (run.seed, self.local_rank, TRAINING),
+            epoch * self.num_iterations_per_epoch,
+            processes,
+            max(6, processes // 2),
+            pin_memory,
+        ), seeded_batches(
+            validation,
+            (run.seed, self.local_rank, VALIDATION),
+            epoch * self.num_val_iterations_per_epoch,
+            for_validation,
+            max(3, processes // 4),
+            pin_memory,
+        )
 
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
         """nnU-Net's, without loading the encoder first (the argument's name differs between nnU-Net's releases)."""

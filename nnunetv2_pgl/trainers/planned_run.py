@@ -30,7 +30,7 @@ class PlannedRun:
         initialisation: "random", or the name of the pre-training whose checkpoint the plans name.
         training_cases: Identifiers of the preprocessed cases to train on.
         validation_cases: Those to validate on.
-        seed: Of the random weights and of all that is drawn in the main process.
+        seed: Of the random weights and of the batches.
         extra_epochs: Epochs that the training is longer than the trainer's.
     """
 
@@ -92,8 +92,10 @@ class PlannedRun:
         torch.manual_seed(value)
 
     def __str__(self) -> str:
+        longer = f", {self.extra_epochs} epochs longer" if self.extra_epochs else ""
         start = "random weights" if self.is_random else f"the encoder of {self.initialisation}"
         return (
-            f"{RUN_KEY} of the plans: start from {start}, {len(self.training_cases)} training and "
-            f"{len(self.validation_cases)} validation cases, seed {self.seed} for torch, numpy and random"
+            f"{RUN_KEY} of the plans: start from {start}{longer}, {len(self.training_cases)} training and "
+            f"{len(self.validation_cases)} validation cases, seed {self.seed} for the random weights and for every "
+            "batch and its augmentation, whatever nnUNet_n_proc_DA"
         )

@@ -1,0 +1,131 @@
+"""nnU-Net's batches, each drawn by the seed of a run and its own number, whichever process draws it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+
+_WORKERS = "nnUNet_n_proc_DA"
+TRAINING, VALIDATION = 1, 2  # not 0: numpy takes [..., 0] for the same seed as [...], which others are drawn by
+
+
+class SeededBatches:
+    """Batches of a loader whose random numbers follow from the seed and the number of the batch alone.
+
+    A process that draws every n-th of them draws the same as one that draws them all, and a training that goes on draws
+    what it would have drawn. The random state of the process is left as it was.
+
+    Args:
+        loader: nnU-Net's, which draws from torch, numpy and random.
+        seed: What else the batches depend on: seed of the run, rank, training or validation.
+        first: Number of the first batch.
+        processes: How many share the batches; 0 and 1 are the same.
+    """
+
+    def __init__(self, loader: Any, seed: tuple[int, int, int], first: int, processes: int):
+        self.loader, self.seed, self.number, self.stride = loader, seed, first, max(processes, 1)
+
+    def set_thread_id(self, thread_id: int) -> None:
+        """What a loading process of batchgenerators calls first."""
+        self.number += thread_id
+        torch.set_num_threads(1)  # as in nnU-Net's
+        _end_with_the_parent()
+
+    def __next__(self) -> Any:
+        seed, rank, part = self.seed
+        with _random_state(np.random.SeedSequence([seed, self.number, rank, part])):
+            batch = next(self.loader)
+        self.number += self.stride
+        return batch
+
+
+def seeded_batches(
+    loader: Any, seed: tuple[int, int, int], first: int, processes: int, cached: int, pin_memory: bool
+) -> MultiThreadedAugmenter | SingleThreadedAugmenter:
+    """`SeededBatches` in the order of their numbers.
+
+    Args:
+        loader: As there.
+        seed: As there.
+        first: As there.
+        processes: Loading processes; 0 draws in this one.
+        cached: How many batches they keep ready, all together, at least.
+        pin_memory: For a GPU.
+    """
+    batches = SeededBatches(loader, seed, first, processes)
+    if not processes:
+        return SingleThreadedAugmenter(batches, None)
+    augmenter = MultiThreadedAugmenter(
+        batches,
+        None,
+        processes,
+        num_cached_per_queue=-(-cached // processes),
+        pin_memory=pin_memory,
+        wait_time=0.002,  # nnU-Net's
+    )
+    augmenter.restart()
+    return augmenter
+
+
+@contextmanager
+def no_loading_processes() -> Iterator[None]:
+    """Within, nnU-Net starts none."""
+    before = os.environ.get(_WORKERS)
+    os.environ[_WORKERS] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_WORKERS]
+        else:
+            os.environ[_WORKERS] = before
+
+
+def without_timing(transform: Any) -> None:
+    """Makes nnU-Net's augmentation compute the same each time.
+
+    Its blur measures whether direct or Fourier convolution is faster, which differ in the last bits.
+    """
+    if getattr(transform, "benchmark", False):
+        transform.benchmark = False
+    for inner in (*getattr(transform, "transforms", ()), *filter(None, [getattr(transform, "transform", None)])):
+        without_timing(inner)
+
+
+@contextmanager
+def _random_state(seed: np.random.SeedSequence) -> Iterator[None]:
+    """Within, torch (on the CPU), numpy and random draw by the seed; afterwards go on as if nothing had been drawn."""
+    before = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    torch.default_generator.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
+    np.random.seed(seed.generate_state(4))
+    random.seed(seed.generate_state(4).tobytes())
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before[0])
+        np.random.set_state(before[1])
+        random.setstate(before[2])
+
+
+def _end_with_the_parent() -> None:
+    """Ends this loading process when the training is killed: batchgenerators' would wait for it for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_wait_for_the_end_of, args=(parent,), daemon=True).start()
+
+
+def _wait_for_the_end_of(parent: Any) -> None:
+    """Ends this process with its parent; its id is looked at as well, since others may hold what `join` waits for."""
+    while parent.is_alive() and os.getppid() == parent.pid:
+        parent.join(timeout=1)
+    os._exit(1)

@@ -7,7 +7,6 @@ from pretraining.comparison.document import Block, Heading, Items
 from pretraining.comparison.results import ResultSet
 from pretraining.comparison.story import Story
 
-
 _DERIVED = {
     SHUFFLED: "shuffled:NAME: the encoder of NAME with the values of each tensor in another order. What it gains over "
     "random weights is no knowledge.",

@@ -205,7 +205,7 @@ def test_only_lists_grow(tmp_path: Path) -> None:
     assert (grown.inits, grown.fractions, grown.seeds, grown.folds) == (
         ("random", "pgl", "byol"),
         (0.2, 1.0),
-        3,
+        5,
         (0, 3),
     )
     assert stored.extended({}, file) == stored

@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from nnunetv2_pgl.checkpoint import EncoderCheckpoint, save_checkpoint
 from nnunetv2_pgl.trainers import nnUNetTrainerPGL
+from pretraining.comparison.derived import extra_epochs
+from pretraining.comparison.errors import ComparisonError
+from pretraining.config import PretrainConfig
+from pretraining.training.footprint import flop_of_pair
+from pretraining.views import ViewSettings
 
 Workplace = Any  # the fixture of conftest.py
 SaveEncoder = Any
@@ -127,3 +133,34 @@ def test_a_planned_run_that_cannot_be_trained(workplace: Workplace, change: Any,
     change(plans)
     with pytest.raises(SystemExit, match=message):
         trained_on(plans, workplace)
+
+
+def test_a_training_of_more_epochs_has_its_whole_schedule_longer(workplace: Workplace) -> None:
+    plans = planned_run(workplace, "random")
+    plans["pgl_run"]["extra_epochs"] = 3
+    trainer = trained_on(plans, workplace)
+    trainer.initialize()
+    assert trainer.num_epochs == SHORT["num_epochs"] + 3
+    assert trainer.lr_scheduler.max_steps == trainer.num_epochs
+    assert "start from random weights, 3 epochs longer" in Path(trainer.log_file).read_text()
+
+
+def test_the_epochs_longer_are_those_of_a_pretrainings_computation(workplace: Workplace, tmp_path: Path) -> None:
+    views = ViewSettings(size=(16, 16, 16))
+    config = PretrainConfig(datasets=("a",), views=views, epochs=3, batch_size=4, hidden_channels=8)
+    pgl = {"architecture": {"name": "resnet50"}, "config": {**config.to_dict(), "exclude": 2}, "num_scans": 10}
+    path, record = tmp_path / "encoder.pth", tmp_path / "record.json"
+    save_checkpoint(EncoderCheckpoint({"weight": torch.zeros(1)}, pgl, {}), path)
+    trainer = trained_on(planned_run(workplace, "random"), workplace)
+    epochs = extra_epochs(path, trainer, record)
+    found = json.loads(record.read_text())
+    # Ten scans are two steps of four pairs an epoch.
+    assert found["pretraining_flop"] == 3 * 2 * 4 * flop_of_pair(config)
+    assert (epochs - 1) * found["training_epoch_flop"] < found["pretraining_flop"]
+    assert found["pretraining_flop"] <= epochs * found["training_epoch_flop"]
+    trainer.num_iterations_per_epoch *= 2
+    extra_epochs(path, trainer, record)
+    assert json.loads(record.read_text())["training_epoch_flop"] == 2 * found["training_epoch_flop"]
+    save_checkpoint(EncoderCheckpoint({"weight": torch.zeros(1)}, {**pgl, "config": None}, {}), path)
+    with pytest.raises(ComparisonError, match="does not tell how it was pre-trained"):
+        extra_epochs(path, trainer, record)

@@ -110,7 +110,7 @@ def with_axes(weights: Mapping[str, Tensor], axes: Sequence[int]) -> dict[str, T
     """Weights for images whose axes come in another order; what they compute is turned with the image.
 
     Args:
-        weights: Convolutions are (out, in, z, y, x).
+        weights: Convolutions are (out, in, z, y, x), transposed ones (in, out, z, y, x).
         axes: For each axis of the new images, which of the old ones it is.
     """
     order = (0, 1, *(2 + axis for axis in axes))

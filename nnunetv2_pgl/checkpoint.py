@@ -48,7 +48,8 @@ class EncoderCheckpoint:
             ``versions``, and more; plain Python values. Of a checkpoint made by nnssl, what its plan tells.
         nnssl_adaptation_plan: The same in the schema of the nnssl framework.
         citations: What to cite, in nnssl's form.
-        decoder_weights: ASPP and decoder of the segmenter as named there, where the method trained them; else empty.
+        decoder_weights: ASPP and decoder of the segmenter, or the decoder of nnU-Net's network without its heads, as
+            named there, where the method trained them; else empty.
     """
 
     encoder_weights: dict[str, Tensor]

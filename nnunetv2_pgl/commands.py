@@ -67,6 +67,7 @@ def info_entry() -> None:
 def describe(checkpoint: EncoderCheckpoint) -> list[str]:
     """A checkpoint in words, one line per fact."""
     pgl, weights = checkpoint.pgl, {canonical(key): value for key, value in checkpoint.encoder_weights.items()}
+    decoder = set(map(canonical, checkpoint.decoder_weights))
     parameters = sum(v.numel() for k, v in weights.items() if v.is_floating_point() and "running" not in k)
     architecture = checkpoint.architecture
     network = architecture.pop("network", None)
@@ -75,7 +76,7 @@ def describe(checkpoint: EncoderCheckpoint) -> list[str]:
         "encoder": ", ".join(f"{key} {value}" for key, value in architecture.items()),
         "network": _network(network) if network else "the paper's",
         "parameters": f"{parameters:,} in {len(weights)} tensors",
-        "decoder": f"{len(checkpoint.decoder_weights)} tensors" if checkpoint.decoder_weights else "none",
+        "decoder": f"{len(decoder)} tensors" if decoder else "none",
         "data": ", ".join(map(str, pgl.get("datasets") or [])) or None,
         "scans": pgl.get("num_scans"),
         "epochs": pgl.get("epochs"),

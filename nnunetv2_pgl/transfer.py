@@ -20,6 +20,7 @@ from nnunetv2_pgl.adaptation import (
 )
 from nnunetv2_pgl.checkpoint import CheckpointError, EncoderCheckpoint
 from nnunetv2_pgl.networks import PGLSegmenter, ResNet50Encoder
+from nnunetv2_pgl.networks.planned import planned_decoder_weights
 
 LEAST_SHARE = 0.9
 
@@ -126,30 +127,36 @@ def load_encoder(
 
 
 def load_decoder(segmenter: torch.nn.Module, checkpoint: EncoderCheckpoint, name: str) -> int:
-    """Copies ASPP and decoder from a checkpoint that has them; every key must fit. The head stays as it is.
+    """Copies the decoder from a checkpoint that has one; every key must fit. Segmentation heads stay as they are.
+
+    Args:
+        segmenter: The paper's, whose ASPP is part of it, or one of nnU-Net's networks.
+        checkpoint: Pre-trained with a network of the same kind.
+        name: The checkpoint's path, for messages.
 
     Returns:
-        The number of tensors.
+        The number of tensors; a parameter for which nnU-Net's networks have two names counts once.
 
     Raises:
-        CheckpointError: If the checkpoint has no decoder, or another one, or the network is one of nnU-Net's, which
-            start from the encoder alone; it is then unchanged.
+        CheckpointError: If the checkpoint has no decoder, or another one; the network is then unchanged.
     """
-    if not isinstance(segmenter, PGLSegmenter):
-        raise CheckpointError(
-            f"{name}: only the decoder of the paper's segmenter can be transferred, nnU-Net's networks start from the "
-            "encoder alone: leave out PGL_TRANSFER_DECODER (in the plans: pretrain_info.transfer_decoder)"
-        )
-    own, weights = segmenter.decoder_weights(), checkpoint.decoder_weights
+    if isinstance(segmenter, PGLSegmenter):
+        own, remedy = segmenter.decoder_weights(), "with the encoder strides of the plan (-strides)"
+    else:
+        own, remedy = unaliased(planned_decoder_weights(segmenter)), "by the plan (-plans_from)"
+    weights = _unaliased(checkpoint.decoder_weights, name)
+    alone = (
+        "start from its encoder alone: leave out PGL_TRANSFER_DECODER (in the plans: pretrain_info.transfer_decoder)"
+    )
     if not weights:
         raise CheckpointError(
-            f"{name}: holds no decoder, since {checkpoint.pgl.get('method')} trains none; start from its encoder alone"
+            f"{name}: holds no decoder: its method, {checkpoint.pgl.get('method')}, trains none, or what wrote it kept "
+            f"none; {alone}"
         )
     wrong = sorted(own.keys() ^ weights.keys()) or [key for key in own if own[key].shape != weights[key].shape]
     if wrong:
         raise CheckpointError(
-            f"{name}: its decoder does not fit this segmenter ({_some(wrong)}); pre-train with the encoder strides of "
-            "the plan (-strides), or start from the encoder alone"
+            f"{name}: its decoder does not fit this network ({_some(wrong)}); pre-train {remedy}, or {alone}"
         )
     segmenter.load_state_dict(weights, strict=False)
     return len(weights)

@@ -133,11 +133,11 @@ def test_a_decoder_that_was_trained_is_kept_apart_and_loaded_on_request(tmp_path
 
 def test_a_decoder_that_is_missing_or_does_not_fit_is_named(saved: Path, tmp_path: Path) -> None:
     segmenter = PGLSegmenter(1, 2, (8, 8, 8))
-    with pytest.raises(CheckpointError, match="holds no decoder, since pgl trains none"):
+    with pytest.raises(CheckpointError, match="holds no decoder: its method, pgl, trains none"):
         load_decoder(segmenter, load_checkpoint(saved), str(saved))
     other = PGLSegmenter(1, 1, (8, 16, 16))  # its transposed convolutions have other kernels
     before = {key: value.clone() for key, value in segmenter.state_dict().items()}
     checkpoint = replace(make_checkpoint(other.encoder), decoder_weights=other.decoder_weights())
-    with pytest.raises(CheckpointError, match=r"does not fit this segmenter \(decoder\..*-strides"):
+    with pytest.raises(CheckpointError, match=r"does not fit this network \(decoder\..*-strides"):
         load_decoder(segmenter, checkpoint, "some.pth")
     assert all(torch.equal(value, before[key]) for key, value in segmenter.state_dict().items())

@@ -115,5 +115,16 @@ class PlannedSegmenter(nn.Module):
         return output
 
     def decoder_weights(self) -> dict[str, Tensor]:
-        """None: the trainer starts nnU-Net's networks from the encoder alone."""
-        return {}
+        """See `planned_decoder_weights`."""
+        return planned_decoder_weights(self)
+
+
+def planned_decoder_weights(network: nn.Module) -> dict[str, Tensor]:
+    """The decoder of one of nnU-Net's networks, under its names in the state dict: what fits whatever the classes.
+
+    These are stages and transposed convolutions. Left out are the segmentation heads, and the encoder, which nnU-Net's
+    decoder holds as well.
+    """
+    others = ("decoder.encoder.", "decoder.seg_layers.")
+    state = network.state_dict()
+    return {key: value for key, value in state.items() if key.startswith("decoder.") and not key.startswith(others)}

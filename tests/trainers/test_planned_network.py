@@ -17,7 +17,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_pgl.adaptation import canonical
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, save_checkpoint
-from nnunetv2_pgl.networks import PGLSegmenter, PlannedEncoder, PlannedNetwork
+from nnunetv2_pgl.networks import PGLSegmenter, PlannedEncoder, PlannedNetwork, PlannedSegmenter
 from nnunetv2_pgl.trainers import nnUNetTrainerPGL, nnUNetTrainerPGL_paper, nnUNetTrainerPGLScratch
 from nnunetv2_pgl.trainers.network import network_strides
 from tests.planned_networks import small_architecture, small_network
@@ -129,6 +129,44 @@ def test_the_plan_s_network_is_trained_and_predicts_in_stock_nnunet(
     stock.load_state_dict(trainer.network.state_dict())
     with torch.no_grad():
         assert torch.equal(stock.eval()(image), expected)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+@pytest.mark.parametrize("kind", ["plain", "resenc"])
+def test_plans_ask_for_the_decoder_too(workplace: Workplace, kind: str, wanted: bool) -> None:
+    """Under ``pretrain_info``, with an anisotropic network whose axes the plan has in another order."""
+    strides, kernels = [[1, 1, 1], [1, 2, 2], [2, 2, 1]], [[1, 3, 3], [3, 3, 3], [3, 3, 1]]
+    axes = (2, 0, 1)
+    torch.manual_seed(7)
+    segmenter = PlannedSegmenter(small_network(kind, strides=strides, kernel_sizes=kernels), 1, 1).eval()
+    path = workplace.root / "mae.pth"
+    described = {"method": "mae", "architecture": small_architecture(segmenter.encoder.network)}
+    weights = dict(segmenter.encoder.state_dict())
+    save_checkpoint(EncoderCheckpoint(weights, described, {}, [], segmenter.decoder_weights()), path)
+    turned = small_network(
+        kind,
+        strides=[[stage[axis] for axis in axes] for stage in strides],
+        kernel_sizes=[[stage[axis] for axis in axes] for stage in kernels],
+    )
+    info: dict[str, Any] = {"checkpoint_path": str(path), **({"transfer_decoder": True} if wanted else {})}
+    plans = plans_for(workplace, turned, pretrain_info=info, transpose_forward=list(axes))
+    plans["transpose_backward"] = [axes.index(axis) for axis in range(3)]
+    trainer = make(workplace, plans)
+    trainer.initialize()
+    assert ("and 12 of the decoder" in log_of(trainer)) is wanted
+    trainer.set_deep_supervision_enabled(False)
+    network = trainer.network.eval()
+    image = torch.randn(1, 1, 8, 16, 24)
+    order = (0, 1, *(2 + axis for axis in axes))
+    seen: list[torch.Tensor] = []
+    for decoder in (segmenter.decoder, network.decoder):  # what the heads get, which are not transferred
+        decoder.seg_layers[-1].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    with torch.no_grad():
+        segmenter(image)
+        network(image.permute(order))
+    assert torch.allclose(seen[1], seen[0].permute(order), rtol=1e-3, atol=1e-3) is wanted
+    trainer.set_deep_supervision_enabled(True)
+    assert len(trainer.network(image.permute(order))) == 2
 
 
 @pytest.mark.parametrize(

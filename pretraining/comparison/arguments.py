@@ -133,6 +133,13 @@ def _add_run_options(add: Any) -> None:
         metavar=("I", "N"),
         help="with --only: the I-th of N shares of the step, from 0",
     )
+    add(
+        "results",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="results.csv of runs done elsewhere, which are taken in and not done again",
+    )
     add("dry_run", action="store_true", help="list the runs with their state and an estimate of time; change nothing")
     add("slurm", action="store_true", help="write a submit script for Slurm into the comparison's folder; run nothing")
 

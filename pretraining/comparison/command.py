@@ -16,6 +16,7 @@ from pretraining.comparison.comparison import Comparison
 from pretraining.comparison.errors import ComparisonError
 from pretraining.comparison.execution import Failures, collect_results, pretrain_all, train_all
 from pretraining.comparison.folder import ComparisonFolder
+from pretraining.comparison.merging import add_results
 from pretraining.comparison.preparation import is_prepared, prepare
 from pretraining.comparison.runs import share
 from pretraining.comparison.settings import ComparisonSettings
@@ -63,6 +64,9 @@ def _compare(arguments: argparse.Namespace) -> Failures:
         )
     part = None if arguments.part is None else (arguments.part[0], arguments.part[1])
     failures: Failures = {}
+    if arguments.results:
+        new = add_results(comparison, arguments.results)
+        print(f"Took in {new} run{'' if new == 1 else 's'} from {' '.join(map(str, arguments.results))}", flush=True)
     for step in steps:
         if (
             step == "report"

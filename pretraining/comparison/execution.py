@@ -47,6 +47,8 @@ def pretrain_all(comparison: Comparison, inits: Sequence[Initialisation]) -> Fai
     """
     failures: Failures = {}
     for init in inits:
+        if not _is_needed(comparison, init):
+            continue
         try:
             if not (_is_own(comparison, init) and state_of_pretraining(comparison.folder, init) is State.DONE):
                 _pretrain(comparison, init)
@@ -56,6 +58,14 @@ def pretrain_all(comparison: Comparison, inits: Sequence[Initialisation]) -> Fai
             failures[f"pre-training {init.name}"] = str(error)
             print(f"FAILED: {error}", flush=True)
     return failures
+
+
+def _is_needed(comparison: Comparison, init: Initialisation) -> bool:
+    """Whether a run is left that starts from it, or from one made from it."""
+    folder, settings = comparison.folder, comparison.settings
+    names = {other.name for other in comparison.inits if init in (other, other.source)}
+    runs = [run for run in comparison.runs if run.init in names]
+    return any(state_of_training(folder, settings, run) is not State.DONE for run in runs)
 
 
 def train_all(comparison: Comparison, runs: Sequence[TrainingRun]) -> Failures:

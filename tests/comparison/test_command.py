@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -179,6 +180,44 @@ def test_called_again_it_only_reports(desk: Desk) -> None:
     desk.call(*TINY)
     assert desk.call(*TINY) == ([], 0)
     assert desk.call("-o", NAME, "-device", "cpu") == ([], 0)  # settings are remembered
+
+
+def test_results_of_elsewhere_are_taken_in_and_not_made_again(desk: Desk, tmp_path: Path) -> None:
+    desk.call(*TINY)
+    table = tmp_path / "elsewhere.csv"
+    lines = (desk.folder / "results.csv").read_text().splitlines()
+    table.write_text("\n".join(line for line in lines if "random,1.0," not in line) + "\n")
+    shutil.rmtree(desk.folder)
+    shutil.rmtree(desk.root / "nnUNet_results" / NAME)
+    shutil.rmtree(desk.root / "nnUNet_results" / "PGL")
+    ran, code = desk.call(*TINY, "--results", str(table))
+    assert code == 0
+    assert "Took in 3 runs from" in desk.output
+    # Only what the table lacks; the pre-training is not needed for it.
+    assert [line.split()[0] for line in ran] == ["nnUNetv2_train", "nnUNetv2_predict"]
+    assert "nnUNetPlans_random_100pct_seed0" in ran[0]
+    assert sorted((desk.folder / "results.csv").read_text().splitlines()) == sorted(lines)
+    assert desk.call(*TINY, "--results", str(table)) == ([], 0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("pgl,", "byol,", "byol_50pct_fold0_seed0 is no run of this comparison"),
+        ("organ", "liver", "has liver of case|lacks organ of case"),
+        (",1.0,1.0,0.0", ",0.5,1.0,0.0", "has other values than the table given"),
+        ("init,", "start,", "column init is missing"),
+    ],
+)
+def test_results_of_another_comparison_are_refused(
+    desk: Desk, tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    desk.call(*TINY)
+    table = tmp_path / "elsewhere.csv"
+    table.write_text((desk.folder / "results.csv").read_text().replace(old, new))
+    before = {path: path.read_bytes() for path in (desk.folder / "metrics").iterdir()}
+    assert re.search(message, desk.refused(*TINY, "--results", str(table)))
+    assert {path: path.read_bytes() for path in (desk.folder / "metrics").iterdir()} == before
 
 
 def test_it_goes_on_where_it_was_killed(desk: Desk) -> None:

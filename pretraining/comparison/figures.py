@@ -17,6 +17,8 @@ from pretraining.comparison.results import ResultSet
 from pretraining.comparison.statistics import Interval, difference, interval, value_grid
 from pretraining.comparison.story import BASELINE, Story
 
+_MOST_RUNS_NAMED = 15
+
 
 def draw_label_curve(results: ResultSet, story: Story, path: Path) -> Path:
     """Average Dice by number of labelled scans, on a logarithmic scale, with its 95 % confidence interval."""
@@ -85,6 +87,9 @@ def draw_runs(results: ResultSet, story: Story, path: Path) -> Path:
     for axes in panels[1:]:
         axes.grid(alpha=0.3, axis="y")
         axes.spines[["top", "right"]].set_visible(False)
+    handles, texts = _unique_legend(list(panels))
+    if len(handles) <= _MOST_RUNS_NAMED:
+        figure.legend(handles, texts, loc="outside upper center", ncols=5, frameon=False, fontsize=9)
     return save(figure, path)
 
 
@@ -98,7 +103,8 @@ def _runs_panel(axes: Axes, results: ResultSet, story: Story, fraction: float) -
     colours = colormaps["viridis"](np.linspace(0.1, 0.9, max(2, len(runs))))
     for run, colour in zip(runs, colours, strict=False):
         values = [100 * dict(zip(grid.runs, grid.run_means, strict=True)).get(run, np.nan) for grid in grids]
-        axes.plot(range(len(grids)), values, color=colour, marker=".", linewidth=0.9, alpha=0.8)
+        style: dict[str, Any] = {"color": colour, "label": f"fold {run[0]}, seed {run[1]}"}
+        axes.plot(range(len(grids)), values, marker=".", linewidth=0.9, alpha=0.8, **style)
     intervals = [interval(grid) for grid in grids]
     means, low, high = (100 * np.array([getattr(i, key) for i in intervals]) for key in ("mean", "low", "high"))
     known = ~np.isnan(means)

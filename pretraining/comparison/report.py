@@ -157,7 +157,7 @@ def _tests(tests: Sequence[RunTest], results: ResultSet, story: Story) -> list[B
         "and seed that both have, the difference of the means over the test cases that both have. Interval and p are "
         f"of Student's paired t test, two-sided; Holm's correction is for all {len(tests)} tests. Better or worse: at "
         f"least {LEAST_RUNS} runs, all of one sign, an interval beside 0, and p below {LEVEL:g} after Holm. Runs it "
-        "takes: with so many of this mean and spread the interval would exclude 0, before the correction."
+        "takes: with so many of this mean and spread there would be a verdict, an even bet."
     )
     over_cases = (
         "Wilcoxon's signed-rank test over cases, two-sided, not corrected; each case's difference is averaged over the "

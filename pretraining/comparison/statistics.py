@@ -111,8 +111,8 @@ def _interval(values: Values) -> Interval:
     return Interval(float(values.mean()), float(values.mean() - half), float(values.mean() + half))
 
 
-def _half_width(deviation: float, runs: int) -> float:
-    return float(student.ppf(1 - LEVEL / 2, runs - 1)) * deviation / math.sqrt(runs)
+def _half_width(deviation: float, runs: int, level: float = LEVEL) -> float:
+    return float(student.ppf(1 - level / 2, runs - 1)) * deviation / math.sqrt(runs)
 
 
 def difference(first: Grid, second: Grid) -> Grid:
@@ -139,6 +139,7 @@ class RunTest:
         interval: Their mean and its interval.
         p: Of the paired t test over runs, two-sided; nan below two runs.
         holm_p: The same, corrected for all tests of the family.
+        level: What p has to be below in Holm's order.
         cases: Number of cases that are paired.
         case_p: Of Wilcoxon's signed-rank test over cases, each case's difference averaged over the runs: whether these
             trained networks differ on further cases. It says nothing of other runs.
@@ -151,6 +152,7 @@ class RunTest:
     interval: Interval
     p: float
     holm_p: float
+    level: float
     cases: int
     case_p: float
 
@@ -172,15 +174,15 @@ class RunTest:
 
     @property
     def runs_needed(self) -> int | None:
-        """With how many runs of this mean and spread the interval would exclude 0; None: more than 100, or unknown.
+        """With how many runs of this mean and spread there would be a verdict; None: more than 100, or unknown.
 
-        For this comparison alone, and as an even bet: the mean of further runs may be smaller.
+        An even bet, no more: the mean of further runs may be smaller.
         """
         if len(self.differences) < 2 or self.interval.mean == 0:
             return None
         deviation = float(np.std(self.differences, ddof=1))
         numbers = range(LEAST_RUNS, _MOST_RUNS + 1)
-        return next((n for n in numbers if _half_width(deviation, n) < abs(self.interval.mean)), None)
+        return next((n for n in numbers if _half_width(deviation, n, self.level) < abs(self.interval.mean)), None)
 
 
 def run_tests(results: ResultSet, inits: Sequence[str], reference: str) -> list[RunTest]:
@@ -196,8 +198,9 @@ def run_tests(results: ResultSet, inits: Sequence[str], reference: str) -> list[
             if init != reference and ours and theirs:
                 grid = difference(value_grid(ours, "dice"), value_grid(theirs, "dice"))
                 tests.append(run_test(init, fraction, grid))
-    corrected = holm([test.p for test in tests])
-    return [replace(test, holm_p=p) for test, p in zip(tests, corrected, strict=True)]
+    p_values = [test.p for test in tests]
+    corrected, levels = holm(p_values), holm_levels(p_values)
+    return [replace(test, holm_p=p, level=level) for test, p, level in zip(tests, corrected, levels, strict=True)]
 
 
 def run_test(init: str, fraction: float, differences: Grid) -> RunTest:
@@ -209,7 +212,7 @@ def run_test(init: str, fraction: float, differences: Grid) -> RunTest:
     of_cases = _known(mean_of_known(differences.values, axis=0))
     p = _paired_t(values)
     found = tuple(float(value) for value in values)
-    return RunTest(init, fraction, runs, found, _interval(values), p, p, len(of_cases), _wilcoxon(of_cases))
+    return RunTest(init, fraction, runs, found, _interval(values), p, p, LEVEL, len(of_cases), _wilcoxon(of_cases))
 
 
 def _paired_t(differences: Values) -> float:
@@ -236,9 +239,22 @@ def holm(p_values: Sequence[float]) -> list[float]:
     The i-th smallest of m values is multiplied by m - i + 1; none may be below the one before, or above 1. A nan is no
     test: it stays, and does not count.
     """
-    order = sorted((i for i, p in enumerate(p_values) if not math.isnan(p)), key=lambda i: p_values[i])
     corrected, largest = [math.nan] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, p_values[index] * (len(order) - rank)))
+    for index, factor in _factors(p_values):
+        largest = max(largest, min(1.0, p_values[index] * factor))
         corrected[index] = largest
     return corrected
+
+
+def holm_levels(p_values: Sequence[float]) -> list[float]:
+    """What each p value has to be below, given the order they are in; nan for what is no test."""
+    levels = [math.nan] * len(p_values)
+    for index, factor in _factors(p_values):
+        levels[index] = LEVEL / factor
+    return levels
+
+
+def _factors(p_values: Sequence[float]) -> list[tuple[int, int]]:
+    """Places of the p values that are numbers, the smallest first, and what each is multiplied by."""
+    order = sorted((i for i, p in enumerate(p_values) if not math.isnan(p)), key=lambda i: p_values[i])
+    return [(index, len(order) - rank) for rank, index in enumerate(order)]

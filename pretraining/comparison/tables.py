@@ -202,7 +202,8 @@ def verdict(test: RunTest) -> str:
     if not test.agree:
         return f"undecided, above in {test.above} of {runs} runs"
     side = "above" if test.interval.mean > 0 else "below"
-    return f"undecided, {side} in all {runs} runs"
+    corrected = " after Holm's correction" if test.interval.excludes_zero else ""
+    return f"undecided{corrected}, {side} in all {runs} runs"
 
 
 def _needed(test: RunTest) -> str:

@@ -249,8 +249,8 @@ def test_more_runs_have_one_and_their_differences_are_listed(
     [
         ((0.1, 0.2, 0.15), 0.049, "better"),
         ((-0.1, -0.2, -0.15), 0.001, "worse"),
-        ((0.1, 0.2, 0.15), 0.05, "undecided, above in all 3 runs"),
-        ((-0.1, -0.2, -0.15), 0.2, "undecided, below in all 3 runs"),
+        ((0.1, 0.2, 0.15), 0.05, "undecided after Holm's correction, above in all 3 runs"),
+        ((-0.1, -0.2, -0.15), 0.2, "undecided after Holm's correction, below in all 3 runs"),
         ((0.1, 0.2, -0.15), 0.001, "undecided, above in 2 of 3 runs"),
         ((0.1,), 0.001, "no verdict: 1 run, it takes at least 3"),
         ((), 0.001, "not compared: no run and case in common"),
@@ -260,7 +260,7 @@ def test_verdicts(differences: tuple[float, ...], holm_p: float, words: str) -> 
     runs = tuple((0, seed) for seed in range(len(differences)))
     mean = float(np.mean(differences)) if differences else 0.0
     beside = Interval(mean, mean - abs(mean) / 2, mean + abs(mean) / 2)
-    assert verdict(RunTest("byol", 0.2, runs, differences, beside, holm_p / 2, holm_p, 9, 0.001)) == words
+    assert verdict(RunTest("byol", 0.2, runs, differences, beside, holm_p / 2, holm_p, 0.025, 9, 0.001)) == words
 
 
 def test_the_worst_and_the_median_case_are_drawn(report: list[Path]) -> None:

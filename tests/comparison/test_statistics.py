@@ -17,6 +17,7 @@ from pretraining.comparison.statistics import (
     RunTest,
     difference,
     holm,
+    holm_levels,
     interval,
     mean_of_known,
     run_test,
@@ -127,6 +128,9 @@ def test_the_runs_it_takes_are_those_whose_interval_excludes_zero() -> None:
         draws = (draws - draws.mean()) / draws.std(ddof=1) * differences.std(ddof=1) + differences.mean()
         assert (ttest_1samp(draws, 0).pvalue < 0.05) == excluded
     assert run_test("random", 0.05, Grid(((0, 0),), ("a",), np.array([[0.1]]))).runs_needed is None
+    among_ten = replace(run_test("random", 0.05, grid), level=0.005).runs_needed
+    assert among_ten is not None
+    assert among_ten > needed
     hopeless = Grid(((0, 0), (0, 1)), ("a",), np.array([[0.5], [-0.499]]))
     assert run_test("random", 0.05, hopeless).runs_needed is None
 
@@ -218,6 +222,16 @@ def test_holm_by_hand() -> None:
     assert holm([0.04, 0.01, 0.2, 0.013]) == pytest.approx([0.08, 0.04, 0.2, 0.04])
     assert holm([0.6, 0.7]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+def test_a_p_value_at_its_level_of_holm_is_five_percent_corrected() -> None:
+    p_values = [0.3, 0.001, math.nan, 0.02, 0.4]
+    for place, level in enumerate(holm_levels(p_values)):
+        if not math.isnan(p_values[place]):
+            at_level = [level if i == place else p for i, p in enumerate(p_values)]
+            alone = [p if i == place else (p < p_values[place]) * 1e-9 or p for i, p in enumerate(at_level)]
+            assert holm(alone)[place] == pytest.approx(0.05)
+    assert math.isnan(holm_levels(p_values)[2])
 
 
 def test_holm_leaves_out_what_is_no_test() -> None:

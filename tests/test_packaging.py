@@ -27,7 +27,7 @@ from tests.planned_networks import small_network
 ROOT = Path(__file__).parent.parent
 OURS = ("nnunetv2_pgl", "pretraining")
 # What brings distutils, what nnU-Net's trainers are made of, and what pydicom decodes with.
-NOT_IMPORTED = {"setuptools", "batchgenerators", "python-gdcm"}
+NOT_IMPORTED = {"setuptools", "python-gdcm"}
 
 
 @pytest.fixture(scope="module")

@@ -151,3 +151,19 @@ def test_an_estimate_before_the_first_run(root: Path, output: str) -> None:
     assert estimate is not None
     saved = sum(file.stat().st_size for file in model(root, "random").glob("checkpoint_*.pth"))
     assert float(estimate[1]) == pytest.approx(saved / 1e9, rel=0.05)
+
+
+def test_controls_are_trained_beside_the_others(root: Path, output: str) -> None:
+    folder = root / "nnUNet_results" / "PGL_compare" / NAME
+    compare(root, "--init", "random", "pgl", "shuffled:pgl", "longer:pgl")
+    assert {row.init for row in read_results(folder / "results.csv")} == {"random", "pgl", "shuffled:pgl", "longer:pgl"}
+    logs = {
+        init: next(model(root, init).glob("training_log*.txt")).read_text() for init in ("shuffled-pgl", "longer-pgl")
+    }
+    assert f"Starting from the encoder {folder / 'derived' / 'shuffled-pgl.pth'}" in logs["shuffled-pgl"]
+    record = json.loads((folder / "derived" / "longer-pgl.json").read_text())
+    assert f"start from random weights, {record['extra_epochs']} epochs longer" in logs["longer-pgl"]
+    assert len(re.findall(r": Epoch \d+", logs["longer-pgl"])) == 1 + record["extra_epochs"]
+    report = (folder / "report.md").read_text(encoding="utf-8")
+    assert f"| longer:pgl | {record['extra_epochs']} epochs longer" in report
+    assert "shuffled:NAME: the encoder of NAME" in report

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import dropwhile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform, ImageOnlyTransform
 from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
 from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
-from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
@@ -20,10 +21,30 @@ from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from torch import distributed
 
+from nnunetv2_pgl.trainers.network import unwrapped
 from nnunetv2_pgl.trainers.pgl import nnUNetTrainerPGL
 
 _SCALING = (1.1, 1.4)
+
+
+class NoiseOfVariance(ImageOnlyTransform):
+    """White Gaussian noise whose variance is drawn uniformly, one for all channels (section 3.2, step 3).
+
+    What batchgeneratorsv2's GaussianNoiseTransform calls ``noise_variance`` is a standard deviation.
+    """
+
+    def __init__(self, variance: tuple[float, float]):
+        super().__init__()
+        self.variance = variance
+
+    def get_parameters(self, **data_dict: Any) -> dict[str, float]:
+        """Draws the standard deviation."""
+        return {"deviation": math.sqrt(np.random.uniform(*self.variance))}
+
+    def _apply_to_image(self, img: torch.Tensor, **params: Any) -> torch.Tensor:
+        return img.add_(torch.randn_like(img), alpha=params["deviation"])
 
 
 class ClippedBrightness(MultiplicativeBrightnessTransform):
@@ -43,8 +64,9 @@ class nnUNetTrainerPGL_paper(nnUNetTrainerPGL):
     """Batch 8, at most 100 epochs, learning rate 0.01, the augmentation of the pre-training, stop on overfitting.
 
     The paper stops "when the network falls into overfitting"; here that is when the moving average of the pseudo Dice
-    has not risen for 20 epochs (our choice). Momentum, weight decay and polynomial decay are nnU-Net's; there is no
-    warm-up.
+    has not risen for 20 epochs (our choice). A stop or the last epoch, the result is the epoch that was best by that
+    average: its weights go into ``checkpoint_final.pth``, nnU-Net's validation and prediction, and the log says which
+    epoch it is. Momentum, weight decay and polynomial decay are nnU-Net's; there is no warm-up.
     """
 
     patience = 20
@@ -81,13 +103,13 @@ class nnUNetTrainerPGL_paper(nnUNetTrainerPGL):
         after = dropwhile(lambda t: not isinstance(t, (MaskImageTransform, RemoveLabelTansform)), base.transforms)
         return ComposeTransforms([*_paper_augmentation(patch_size), *after])
 
-    def on_epoch_end(self) -> None:
-        """nnU-Net's, then the decision to stop."""
-        super().on_epoch_end()
+    def on_epoch_start(self) -> None:
+        """The decision to stop, also where a training that has stopped is continued; else nnU-Net's."""
         dice = self.logger.get_value("ema_fg_dice", step=None)
-        if len(dice) - 1 - int(np.nanargmax(dice)) >= self.patience:
+        if len(dice) - 1 - _best_epoch(dice) >= self.patience:
             self.print_to_log_file(f"The pseudo Dice has not risen for {self.patience} epochs: stopping.")
             raise _StoppedRising
+        super().on_epoch_start()
 
     def run_training(self) -> None:
         """nnU-Net's, which ends in good order when the Dice has stopped rising."""
@@ -95,6 +117,46 @@ class nnUNetTrainerPGL_paper(nnUNetTrainerPGL):
             super().run_training()
         except _StoppedRising:
             self.on_train_end()
+
+    def on_train_end(self) -> None:
+        """nnU-Net's with the weights of the best epoch."""
+        self._return_to_the_best_epoch()
+        super().on_train_end()
+
+    def _return_to_the_best_epoch(self) -> None:
+        """Loads the weights that nnU-Net has saved when the moving average was highest, and says so."""
+        if self.disable_checkpointing:
+            self.print_to_log_file("The best epoch's weights are not saved: the result is the last epoch")
+            return
+        if self.is_ddp:
+            distributed.barrier()  # the main process writes the file
+        file = Path(self.output_folder, "checkpoint_best.pth")
+        if not file.is_file():
+            self.print_to_log_file(f"WARNING: {file} is not there: the result is what was trained or loaded last")
+            return
+        checkpoint = torch.load(file, map_location="cpu", weights_only=False)
+        epoch, average = checkpoint["current_epoch"] - 1, checkpoint["_best_ema"]
+        if not math.isfinite(average):
+            self.print_to_log_file("WARNING: the pseudo Dice is not a number: the result is the last epoch")
+            return
+        unwrapped(self.network).load_state_dict(checkpoint["network_weights"])
+        self.print_to_log_file(
+            f"The result is epoch {epoch}, the best by the moving average of the pseudo Dice ({average:.4f}): "
+            "checkpoint_final.pth, validation and prediction have its weights"
+        )
+        dice = self.logger.get_value("ema_fg_dice", step=None)
+        if epoch != _best_epoch(dice):
+            self.print_to_log_file(
+                f"WARNING: of what the log holds epoch {_best_epoch(dice)} was best; the training was interrupted, and "
+                "what was saved of the best epoch is from before"
+            )
+
+
+def _best_epoch(dice: Sequence[float]) -> int:
+    """Where the moving average of the pseudo Dice was highest for the first time; the last epoch if it has no value."""
+    if not np.isfinite(dice).any():
+        return len(dice) - 1
+    return int(np.nanargmax(dice))
 
 
 def _paper_augmentation(patch_size: np.ndarray | tuple[int, ...]) -> list[BasicTransform]:
@@ -108,7 +170,6 @@ def _paper_augmentation(patch_size: np.ndarray | tuple[int, ...]) -> list[BasicT
         border_mode_seg="constant",
         padding_value_seg=-1,
     )
-    noise = GaussianNoiseTransform(noise_variance=(0, 0.1), p_per_channel=1, synchronize_channels=True)
     blur = GaussianBlurTransform(
         blur_sigma=(0.5, 1.0), synchronize_channels=True, synchronize_axes=True, p_per_channel=1
     )
@@ -119,7 +180,7 @@ def _paper_augmentation(patch_size: np.ndarray | tuple[int, ...]) -> list[BasicT
     return [
         scaling,
         MirrorTransform(allowed_axes=(0, 1, 2)),
-        RandomTransform(noise, apply_probability=0.1),
+        RandomTransform(NoiseOfVariance((0, 0.1)), apply_probability=0.1),
         RandomTransform(blur, apply_probability=0.2),
         RandomTransform(brightness, apply_probability=0.5),
         RandomTransform(gamma, apply_probability=0.5),

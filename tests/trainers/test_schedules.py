@@ -1,8 +1,7 @@
-"""Lengths, learning rates and the paper's recipe."""
+"""Lengths and learning rates."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +9,6 @@ import torch
 
 from nnunetv2_pgl.trainers import (
     nnUNetTrainerPGL_5epochs,
-    nnUNetTrainerPGL_paper,
     nnUNetTrainerPGL_sawtooth,
     nnUNetTrainerPGLScratch,
     nnUNetTrainerPGLScratch_1epoch,
@@ -48,50 +46,6 @@ def test_warm_up_then_nnunet_s_decay() -> None:
     assert rates[:6] == pytest.approx([1e-2 * k / 6 for k in range(1, 7)])
     assert rates[5 + 57] == pytest.approx(1e-2 * (1 - 57 / 95) ** 0.9)
     assert rates[-1] > 0
-
-
-def test_paper_s_recipe(workplace: Workplace, save_encoder: SaveEncoder) -> None:
-    save_encoder(workplace.results / "PGL" / "run" / "checkpoint_final.pth")
-    trainer = workplace.make(nnUNetTrainerPGL_paper)
-    trainer.initialize()
-    assert (trainer.batch_size, trainer.num_epochs, trainer.initial_lr) == (8, 100, 1e-2)
-    trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 100, 1, 1
-    trainer.on_train_start()
-    batch = next(trainer.dataloader_train)
-    patch = trainer.configuration_manager.patch_size
-    assert batch["data"].shape == (8, 1, *patch)
-    assert batch["target"].shape == (8, 1, *patch)
-    assert int(batch["target"].min()) >= 0
-
-
-def test_paper_stops_when_the_dice_stops_rising(
-    workplace: Workplace, save_encoder: SaveEncoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save_encoder(workplace.results / "PGL" / "run" / "checkpoint_final.pth")
-    trainer = workplace.make(
-        nnUNetTrainerPGL_paper, num_iterations_per_epoch=0, num_val_iterations_per_epoch=0, patience=2
-    )
-    dice = iter([0.1, 0.5, 0.4, 0.3, 0.9])
-    monkeypatch.setattr(trainer, "train_step", lambda batch: {"loss": 1.0})
-    monkeypatch.setattr(
-        trainer, "on_train_epoch_end", lambda o: trainer.logger.log("train_losses", 1.0, trainer.current_epoch)
-    )
-
-    def validated(outputs: object) -> None:
-        value = next(dice)
-        for key, entry in (
-            ("mean_fg_dice", value),
-            ("ema_fg_dice", value),
-            ("dice_per_class_or_region", [value]),
-            ("val_losses", 1.0),
-        ):
-            trainer.logger.log(key, entry, trainer.current_epoch)
-
-    monkeypatch.setattr(trainer, "on_validation_epoch_end", validated)
-    trainer.run_training()
-    assert len(trainer.logger.get_value("ema_fg_dice", step=None)) >= 4
-    assert Path(trainer.output_folder, "checkpoint_final.pth").is_file()
-    assert "has not risen for 2 epochs" in Path(trainer.log_file).read_text()
 
 
 def test_rates_rise_twice_then_decay() -> None:

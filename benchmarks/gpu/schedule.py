@@ -40,7 +40,7 @@ class _Clock(RunLog):
 
 
 def measure(settings: Settings) -> Iterator[Figure]:
-    """Trains, takes the time of each epoch apart, and adds up the paper's 7,060 steps."""
+    """Trains, takes the time of each epoch apart, and adds up the paper's 7,000 steps."""
     batch = 2 if settings.quick else default_batch(settings.device)
     steps = 1 if settings.quick else _STEPS
     config = replace(paper(settings, batch), epochs=_EPOCHS, pairs_per_epoch=batch * steps)
@@ -72,7 +72,7 @@ def measure(settings: Settings) -> Iterator[Figure]:
     yield Figure("schedule_measuring_seconds", measuring, "s", f"the correspondence of {len(held_out)} scans")
     yield Figure("schedule_saving_seconds", saving, "s", "by which saving state and curves delays the training")
     yield Figure("schedule_end_seconds", rest, "s", "until the last state is written")
-    yield Figure("paper_schedule_minutes", whole / 60, "min", "the paper's 7,060 steps of 128 pairs", "<= 30")
+    yield Figure("paper_schedule_minutes", whole / 60, "min", "the paper's 7,000 steps of 128 pairs", "<= 30")
 
 
 def _projected(steps: float, seconds: float, per_epoch: int, measuring: float, saving: float) -> float:

@@ -1,0 +1,145 @@
+"""The figure and the table of docs/results/README.md: what each start gains over random weights, in which comparison.
+
+python -m benchmarks.gains
+
+Reads the tables of all runs that the result pages keep, compares the runs of one seed and fold with each other, and
+takes means and 95 % confidence intervals over them, as `pgl_compare` does.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from pretraining.comparison.appearance import looks, new_figure, save
+from pretraining.comparison.results import ResultSet, read_results
+from pretraining.comparison.statistics import Grid, RunTest, difference, run_test, value_grid
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+BASELINE = "random"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A comparison.
+
+    Attributes:
+        title: Data, network and length in words.
+        page: What tells of it, below docs/results.
+        table: Its runs: results.csv of `pgl_compare`, or a table with the mean Dice of each run.
+        fraction: Of a table of means, which does not say it.
+    """
+
+    title: str
+    page: str
+    table: str
+    fraction: float = 0.2
+
+
+SOURCES = (
+    Source("Head-and-neck CT (OpenKBP), ResNet-50, 360 steps", "openkbp.md", "openkbp/results.csv"),
+    Source("Head-and-neck CT (OpenKBP), ResEnc-M, 360 steps", "openkbp.md", "openkbp_resenc/results.csv"),
+    Source("Head-and-neck CT (OpenKBP), ResNet-50, 300 steps", "anatomy.md", "anatomy/openkbp_fine_tuning.csv"),
+    Source("Hippocampus MRI, ResNet-50, 150 steps", "anatomy.md", "anatomy/hippocampus_fine_tuning.csv"),
+    Source("Hippocampus MRI, ResNet-50, 150 steps, settings of 0.1.0", "hippocampus.md", "hippocampus/results.csv"),
+    Source("Hippocampus MRI, ResEnc-M, 150 steps, 0.1.0", "resenc_hippocampus.md", "resenc_hippocampus/results.csv"),
+    Source("Generated torso CT, ResNet-50, 300 steps, 0.1.0", "torso.md", "torso/results.csv"),
+)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A start against random weights in one comparison."""
+
+    source: Source
+    test: RunTest
+
+    @property
+    def place(self) -> str:
+        """Comparison and share of the labels, in words."""
+        return f"{self.source.title}, {100 * self.test.fraction:g} % of the labels"
+
+
+def main() -> None:
+    """Entry point."""
+    found = [gain for source in SOURCES if (RESULTS / source.table).is_file() for gain in gains(source)]
+    print("| comparison | start | gain, Dice points | runs above | page |\n|---|---|---|---|---|")
+    for gain in found:
+        test, limits = gain.test, gain.test.interval
+        print(
+            f"| {gain.place} | `{test.init}` | {100 * limits.mean:+.1f} [{100 * limits.low:+.1f}, "
+            f"{100 * limits.high:+.1f}] | {test.above} of {len(test.runs)} | "
+            f"[{gain.source.page}]({gain.source.page}) |"
+        )
+    draw(found, RESULTS / "gains.png")
+
+
+def gains(source: Source) -> Iterator[Gain]:
+    """Of all starts of a comparison, by fraction, the smallest first."""
+    grids = dict(_grids(source))
+    for (init, fraction), grid in grids.items():
+        if init != BASELINE:
+            yield Gain(source, run_test(init, fraction, difference(grid, grids[BASELINE, fraction])))
+
+
+def _grids(source: Source) -> Iterator[tuple[tuple[str, float], Grid]]:
+    """Average Dice, 0 to 1, by start and fraction."""
+    table = RESULTS / source.table
+    with table.open(encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    if "mean" not in lines[0]:
+        results = ResultSet.of(read_results(table))
+        for (init, fraction), rows in sorted(results.cells.items(), key=lambda item: item[0][1]):
+            yield (init, fraction), value_grid(rows, "dice")
+        return
+    means: dict[str, dict[int, float]] = {}
+    for line in lines:
+        if line["segmenter_padding"] == "zeros":
+            means.setdefault(line["init"], {})[int(line["seed"])] = float(line["mean"]) / 100
+    for init, of_seeds in means.items():
+        runs = tuple((0, seed) for seed in sorted(of_seeds))
+        values = np.array([[of_seeds[seed]] for _, seed in runs])
+        yield (init, source.fraction), Grid(runs, ("all",), values)
+
+
+def draw(found: list[Gain], path: Path) -> Path:
+    """Means, intervals and single runs, a block for each comparison and fraction."""
+    places = list(dict.fromkeys(gain.place for gain in found))
+    figure = new_figure(8.5, 1.2 + 0.22 * len(found) + 0.3 * len(places))
+    axes = figure.subplots()
+    names = list(dict.fromkeys(gain.test.init for gain in found))
+    row, ticks = 0.0, []
+    for place in places:
+        axes.text(0.0, row, place, transform=axes.get_yaxis_transform(), fontsize=8, weight="bold", va="center")
+        row += 1.1
+        for gain in (gain for gain in found if gain.place == place):
+            _draw_gain(axes, gain.test, row, looks(names)[gain.test.init].colour)
+            ticks.append((row, gain.test.init))
+            row += 1
+        row += 0.5
+    axes.axvline(0, color="0.5", linewidth=0.8)
+    axes.set_yticks([place for place, _ in ticks], [name for _, name in ticks], fontsize=8)
+    axes.set_ylim(row, -0.8)
+    axes.set_xlim(-22, 30)
+    axes.set_xlabel("average Dice minus that of random weights, points; dots: runs; bars: 95 % intervals over runs")
+    axes.grid(alpha=0.3, axis="x")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    return save(figure, path)
+
+
+def _draw_gain(axes: Axes, test: RunTest, row: float, colour: str) -> None:
+    mean, low, high = (100 * value for value in (test.interval.mean, test.interval.low, test.interval.high))
+    axes.plot([low, high], [row, row], color=colour, linewidth=2.2, solid_capstyle="butt")
+    axes.plot(
+        [100 * value for value in test.differences], [row] * len(test.differences), ".", color="0.35", markersize=3
+    )
+    axes.plot([mean], [row], "|", color="black", markersize=9, markeredgewidth=1.8)
+
+
+if __name__ == "__main__":
+    main()

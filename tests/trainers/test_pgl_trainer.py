@@ -260,3 +260,22 @@ def test_a_cascade_starts_as_if_there_were_no_previous_stage(workplace: Workplac
     of_the_plan = ResNet50Encoder(1, trainer.network.encoder.strides)
     of_the_plan.load_state_dict(encoder.state_dict())
     workplace.require_cascade(trainer, of_the_plan)
+
+
+@pytest.mark.parametrize(
+    ("cores", "asked", "threads"),
+    [({3}, "", 1), ({0, 1, 5}, "", 3), ({0, 1, 5}, "2", 2), ({0}, "4", 1), ({0, 1}, "0", 2), ({0, 1}, "all", 2)],
+)
+def test_threads_are_those_of_the_cores_to_run_on(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch, cores: set[int], asked: str, threads: int
+) -> None:
+    """Not of all cores of the machine, as nnU-Net has set them by then."""
+    before = torch.get_num_threads()
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: cores, raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    try:
+        torch.set_num_threads(7)
+        workplace.make(nnUNetTrainerPGL)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -152,12 +153,14 @@ def _gains(story: Story) -> str:
 def _tests(tests: Sequence[RunTest], results: ResultSet, story: Story) -> list[Block]:
     if not tests:
         return []
+    corrected = sum(not math.isnan(test.p) for test in tests)
     over_runs = (
         f"{story.reference} against each other initialisation, by average Dice. The units are the runs: of each fold "
         "and seed that both have, the difference of the means over the test cases that both have. Interval and p are "
-        f"of Student's paired t test, two-sided; Holm's correction is for all {len(tests)} tests. Better or worse: at "
-        f"least {LEAST_RUNS} runs, all of one sign, an interval beside 0, and p below {LEVEL:g} after Holm. Runs it "
-        "takes: with so many of this mean and spread there would be a verdict, an even bet."
+        f"of Student's paired t test, two-sided; Holm's correction is for all p values ({corrected}). Better or worse: "
+        f"at least {LEAST_RUNS} runs, all of one sign, an interval beside 0, and p below {LEVEL:g} after Holm. Runs it "
+        "takes: with so many of this mean and spread there would be a verdict, if all of them have the sign of those "
+        "that are there. Where these disagree, no further run can bring a verdict."
     )
     over_cases = (
         "Wilcoxon's signed-rank test over cases, two-sided, not corrected; each case's difference is averaged over the "

@@ -174,11 +174,11 @@ class RunTest:
 
     @property
     def runs_needed(self) -> int | None:
-        """With how many runs of this mean and spread there would be a verdict; None: more than 100, or unknown.
+        """With how many runs of this mean and spread, all of one sign, there would be a verdict.
 
-        An even bet, no more: the mean of further runs may be smaller.
+        None: more than 100, unknown with one run, or never, as some runs have the other sign already.
         """
-        if len(self.differences) < 2 or self.interval.mean == 0:
+        if len(self.differences) < 2 or not self.agree:
             return None
         deviation = float(np.std(self.differences, ddof=1))
         numbers = range(LEAST_RUNS, _MOST_RUNS + 1)

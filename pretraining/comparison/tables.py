@@ -212,6 +212,8 @@ def _needed(test: RunTest) -> str:
         return NONE
     if len(test.differences) < 2:
         return f"at least {LEAST_RUNS}"
+    if not test.agree:
+        return "no number: they disagree"
     return "more than 100" if test.runs_needed is None else f"about {test.runs_needed}"
 
 

@@ -118,7 +118,7 @@ def test_correction_can_take_a_verdict_away() -> None:
 
 
 def test_the_runs_it_takes_are_those_whose_interval_excludes_zero() -> None:
-    differences = np.array([0.11, 0.025, -0.016])  # a page of ours that called this better
+    differences = np.array([0.11, 0.025, 0.016])
     grid = Grid(((0, 0), (0, 1), (0, 2)), ("a",), differences[:, None])
     needed = run_test("random", 0.05, grid).runs_needed
     assert needed is not None
@@ -131,8 +131,16 @@ def test_the_runs_it_takes_are_those_whose_interval_excludes_zero() -> None:
     among_ten = replace(run_test("random", 0.05, grid), level=0.005).runs_needed
     assert among_ten is not None
     assert among_ten > needed
-    hopeless = Grid(((0, 0), (0, 1)), ("a",), np.array([[0.5], [-0.499]]))
-    assert run_test("random", 0.05, hopeless).runs_needed is None
+    hopeless = Grid(((0, 0), (0, 1), (0, 2)), ("a",), np.array([[0.5], [0.001], [0.001]]))
+    assert replace(run_test("random", 0.05, hopeless), level=1e-12).runs_needed is None
+
+
+def test_no_number_of_runs_is_enough_where_they_disagree() -> None:
+    grid = Grid(tuple((0, seed) for seed in range(5)), ("a",), np.array([[0.05], [0.06], [0.04], [0.05], [-0.001]]))
+    assert run_test("random", 0.05, grid).runs_needed is None
+    longer = Grid(tuple((0, s) for s in range(50)), ("a",), np.concatenate([grid.values, np.full((45, 1), 0.05)]))
+    assert run_test("random", 0.05, longer).p < 1e-9
+    assert not run_test("random", 0.05, longer).decided
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -21,12 +22,16 @@ _FIXED = {
     "pgl_mae": "#009e73",
     "mae": "#882255",
 }
-_FURTHER = ("#cc79a7", "#56b4e9", "#8b6d00", "#000000", "#7f3c8d", "#a5c400")
+_FURTHER = ("#56b4e9", "#8b6d00", "#000000", "#7f3c8d", "#a5c400", "#332288")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 CLASS_COLOURS = (
     *("#ffd400", "#00d5ff", "#ff5fc4", "#7dff5f", "#ff8a3c", "#b79cff", "#5f8bff", "#ffffff"),
     *("#ff4040", "#00ffb3", "#d9a066", "#e600ff", "#c0ff00", "#9aa5b1", "#0090ff", "#b30059"),
 )
+
+
+_MOST_LETTERS = 28  # of a name in a figure
+_INCHES = 0.085, 0.6  # of a letter and of the handle in a legend
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,20 @@ def scans(numbers: Sequence[int]) -> str:
         return "no scans"
     span = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
     return f"{span} scan{'' if span == '1' else 's'}"
+
+
+def short(name: str) -> str:
+    """A name that has room in a figure: the middle of a long one is left out."""
+    half = (_MOST_LETTERS - 1) // 2
+    return name if len(name) <= _MOST_LETTERS else f"{name[:half]}\u2026{name[-half:]}"
+
+
+def legend_above(figure: Figure, handles: Sequence[Any], texts: Sequence[str]) -> None:
+    """A legend above the panels, in as many columns as the figure has room for."""
+    texts = [short(text) for text in texts]
+    letter, handle = _INCHES
+    columns = int(figure.get_figwidth() / (letter * max(map(len, texts), default=1) + handle))
+    figure.legend(handles, texts, loc="outside upper center", ncols=max(1, min(5, columns)), frameon=False, fontsize=9)
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 from numpy.typing import NDArray
 
-from pretraining.comparison.appearance import Look, looks, new_figure, percent, save, scans
+from pretraining.comparison.appearance import Look, legend_above, looks, new_figure, percent, save, scans, short
 from pretraining.comparison.results import ResultSet
 from pretraining.comparison.statistics import Interval, difference, interval, value_grid
 from pretraining.comparison.story import BASELINE, Story
@@ -32,16 +32,26 @@ def draw_label_curve(results: ResultSet, story: Story, path: Path) -> Path:
         # Side by side, so that the bars do not hide each other.
         shift = 1.02 ** (story.inits.index(init) - (len(story.inits) - 1) / 2)
         _band(axes, [place * shift for place in places], intervals, styles[init], init)
-    ticks = [(_mean_scans(results, f), f"{percent(f)}\n{scans(results.training_cases(f))}") for f in results.fractions]
+    places = [_mean_scans(results, fraction) for fraction in results.fractions]
+    texts = [f"{percent(f)}\n{scans(results.training_cases(f))}" for f in results.fractions]
+    crowded = _are_crowded(places)
+    if crowded:
+        texts = [text.replace("\n", ", ") for text in texts]
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator([place for place, _ in ticks]))
+    axes.xaxis.set_major_locator(FixedLocator(places))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticklabels([text for _, text in ticks])
-    axes.set_xlim(ticks[0][0] * 0.75, ticks[-1][0] / 0.75)
+    axes.set_xticklabels(texts, rotation=60 if crowded else 0, ha="right" if crowded else "center")
+    axes.set_xlim(places[0] * 0.75, places[-1] / 0.75)
     axes.set_xlabel("labelled training scans")
     _finish(axes, "average Dice, %")
-    axes.legend(loc="best", frameon=False)
+    legend_above(figure, *axes.get_legend_handles_labels())
     return save(figure, path)
+
+
+def _are_crowded(places: Sequence[float]) -> bool:
+    """Whether texts below these places of a logarithmic axis would overlap."""
+    gaps = np.diff(np.log(sorted(set(places))))
+    return bool(len(gaps)) and bool(gaps.min() < 0.11 * (np.log(places[-1] / places[0]) + 0.6))
 
 
 def _dice(results: ResultSet, init: str, fraction: float, class_name: str | None) -> Interval:
@@ -89,7 +99,7 @@ def draw_runs(results: ResultSet, story: Story, path: Path) -> Path:
         axes.spines[["top", "right"]].set_visible(False)
     handles, texts = _unique_legend(list(panels))
     if len(handles) <= _MOST_RUNS_NAMED:
-        figure.legend(handles, texts, loc="outside upper center", ncols=5, frameon=False, fontsize=9)
+        legend_above(figure, handles, texts)
     return save(figure, path)
 
 
@@ -111,7 +121,7 @@ def _runs_panel(axes: Axes, results: ResultSet, story: Story, fraction: float) -
     places = np.arange(len(grids))[known]
     lengths = _lengths(means, low, high)[:, known]
     axes.errorbar(places, means[known], lengths, color="black", linestyle="none", marker="_", markersize=12, capsize=3)
-    axes.set_xticks(range(len(grids)), story.inits, rotation=35, ha="right")
+    axes.set_xticks(range(len(grids)), [short(init) for init in story.inits], rotation=35, ha="right")
     axes.set_xlim(-0.5, len(grids) - 0.5)
 
 
@@ -129,7 +139,7 @@ def draw_classes(results: ResultSet, story: Story, path: Path) -> Path:
     labels = [(name or "average").replace("_", " ") for name in names]
     panels[-1].set_xticks(range(len(names)), labels, rotation=40 if turned else 0, ha="right" if turned else "center")
     handles, texts = _unique_legend(list(panels))
-    figure.legend(handles, texts, loc="outside upper center", ncols=min(5, len(story.inits)), frameon=False)
+    legend_above(figure, handles, texts)
     return save(figure, path)
 
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from pretraining.comparison.appearance import looks, new_figure, percent, save
+from pretraining.comparison.appearance import legend_above, looks, new_figure, percent, save
 from pretraining.comparison.statistics import mean_of_known
 from pretraining.comparison.story import RunRecord, Story
 from pretraining.comparison.training_logs import Epoch, read_training
@@ -88,4 +88,4 @@ def _legend(figure: Figure, inits: Sequence[str], story: Story) -> None:
     handles = [Line2D([], [], color=looks(story.inits)[init].colour, label=init) for init in inits]
     handles += [Line2D([], [], color="black", linestyle="-", label="training")]
     handles += [Line2D([], [], color="black", linestyle="--", label="validation")]
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(6, len(handles)), frameon=False)
+    legend_above(figure, handles, [str(handle.get_label()) for handle in handles])

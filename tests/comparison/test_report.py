@@ -3,6 +3,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from pretraining.comparison import figures
 from pretraining.comparison.appearance import looks
 from pretraining.comparison.case_slice import read_slice
 from pretraining.comparison.metrics import measure_case
 from pretraining.comparison.report import write_report
-from pretraining.comparison.results import CaseResult
+from pretraining.comparison.results import CaseResult, ResultSet
 from pretraining.comparison.statistics import Interval, RunTest
 from pretraining.comparison.story import RunRecord, Story
 from pretraining.comparison.tables import verdict
@@ -392,5 +395,57 @@ def test_a_large_structure_does_not_hide_the_small_ones(tmp_path: Path) -> None:
 
 def test_an_init_keeps_its_colour() -> None:
     assert looks(("random", "pgl"))["pgl"].colour == looks(("pgl", "mine", "byol"))["pgl"].colour
+    controls = looks(("random", "pgl_nce", "shuffled:pgl_nce", "longer:pgl_nce", "decoder:pgl_nce"))
+    assert len({look.colour for look in controls.values()}) == 5
     many = looks(("random", "models_genesis", "byol", "pgl", "pgl_mae", "mae", "a", "b"))
     assert len({look.colour for look in many.values()}) == len({look.marker for look in many.values()}) == 8
+
+
+@pytest.mark.parametrize(
+    ("inits", "fractions"),
+    [
+        (("byol", "pgl"), (0.2, 1.0)),
+        (("random", "pgl"), (1.0,)),
+        (("random", "pgl_nce", "shuffled:pgl_nce", "longer:pgl_nce", "decoder:mae"), (0.2, 0.5, 1.0)),
+        (("random", "a_long_name_that_someone_has_defined", f"shuffled:{'x' * 60}"), (0.2, 1.0)),
+        (("random", "pgl"), (0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)),
+    ],
+)
+def test_what_is_written_in_the_figures_of_results_can_be_read(
+    inits: tuple[str, ...],
+    fractions: tuple[float, ...],
+    comparison: tuple[list[CaseResult], Story],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    row = next(row for row in comparison[0] if row.class_name == "head" and not row.empty)
+    results = ResultSet.of(
+        [
+            replace(row, init=init, fraction=fraction, training_cases=round(40 * fraction), seed=seed, dice=0.1 * seed)
+            for init in inits
+            for fraction in fractions
+            for seed in range(5)
+        ]
+    )
+    drawn: list[Figure] = []
+
+    def keep(figure: Figure, path: Path) -> Path:
+        drawn.append(figure)
+        return path
+
+    monkeypatch.setattr(figures, "save", keep)
+    for draw in (figures.draw_label_curve, figures.draw_runs, figures.draw_classes):
+        draw(results, replace(comparison[1], inits=inits), tmp_path / "figure.png")
+    for figure in drawn:
+        figure.draw_without_rendering()
+        [legend] = figure.legends
+        panels = [axes.get_window_extent() for axes in figure.axes]
+        for box in (legend.get_window_extent(), *(axes.get_tightbbox() for axes in figure.axes)):
+            assert box is not None
+            assert figure.bbox.x0 <= box.x0
+            assert box.x1 <= figure.bbox.x1
+        assert not any(legend.get_window_extent().overlaps(panel) for panel in panels)
+        assert min(panel.height for panel in panels) > 0.25 * figure.bbox.height / len(fractions)
+    below = [text.get_window_extent() for text in drawn[0].axes[0].get_xticklabels()]
+    slanted = drawn[0].axes[0].get_xticklabels()[0].get_rotation() != 0
+    assert slanted or not any(a.overlaps(b) for a, b in pairwise(below))

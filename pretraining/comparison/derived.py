@@ -22,12 +22,13 @@ from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint, save_che
 from nnunetv2_pgl.trainers import nnUNetTrainerPGL
 from pretraining.comparison.errors import ComparisonError
 from pretraining.comparison.folder import write_json
-from pretraining.config import PretrainConfig
+from pretraining.config import Method, PretrainConfig
 from pretraining.training.footprint import flop, flop_of_pair
 from pretraining.training.loop import steps_per_epoch
 
 SHUFFLED, LONGER, DECODER = "shuffled", "longer", "decoder"
 KINDS = (SHUFFLED, LONGER, DECODER)
+METHODS_WITH_DECODER: tuple[Method, ...] = ("models_genesis", "mae", "pgl_mae")
 
 _SEED = 20201128  # of the order of shuffled weights
 
@@ -59,13 +60,17 @@ def shuffled(weights: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
 def require_decoder(checkpoint: Path, name: str) -> None:
     """Refuses a start with the decoder of a method that has trained none.
 
+    Args:
+        checkpoint: Of the pre-training.
+        name: Of the initialisation, as in ``--init``.
+
     Raises:
         ComparisonError: It has none.
         CheckpointError: The checkpoint cannot be read.
     """
     loaded = load_checkpoint(checkpoint)
     if not loaded.decoder_weights:
-        raise ComparisonError(f"{DECODER}:{name}: {loaded.pgl.get('method')} trains no decoder; leave it out")
+        raise ComparisonError(f"{name}: {loaded.pgl.get('method')} has trained no decoder; leave it out")
 
 
 def extra_epochs(checkpoint: Path, trainer: nnUNetTrainerPGL, record: Path) -> int:
@@ -91,14 +96,36 @@ def extra_epochs(checkpoint: Path, trainer: nnUNetTrainerPGL, record: Path) -> i
     return epochs
 
 
-def _flop_of_pretraining(checkpoint: EncoderCheckpoint, path: Path) -> int:
+def require_length(checkpoint: Path, name: str) -> None:
+    """Refuses a training as long as a pre-training whose checkpoint does not tell how long that was.
+
+    Args:
+        checkpoint: Of the pre-training.
+        name: Of the initialisation, as in ``--init``.
+
+    Raises:
+        ComparisonError: It does not.
+        CheckpointError: The checkpoint cannot be read.
+    """
+    try:
+        _length(load_checkpoint(checkpoint), checkpoint)
+    except ComparisonError as error:
+        raise ComparisonError(f"{name}: {error}") from error
+
+
+def _length(checkpoint: EncoderCheckpoint, path: Path) -> tuple[PretrainConfig, int]:
+    """Settings of a pre-training, and its steps."""
     try:
         config = PretrainConfig.from_dict({**checkpoint.pgl["config"], "exclude": ()})
-        steps = config.epochs * steps_per_epoch(config, int(checkpoint.pgl["num_scans"]))
+        return config, config.epochs * steps_per_epoch(config, int(checkpoint.pgl["num_scans"]))
     except (KeyError, TypeError, ValueError) as error:
         raise ComparisonError(
             f"{path}: does not tell how it was pre-trained ({error!r}), so no training can be made as long"
         ) from error
+
+
+def _flop_of_pretraining(checkpoint: EncoderCheckpoint, path: Path) -> int:
+    config, steps = _length(checkpoint, path)
     return steps * config.batch_size * flop_of_pair(config)
 
 

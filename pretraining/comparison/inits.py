@@ -10,11 +10,19 @@ from typing import Any, NoReturn
 
 from nnunetv2_pgl.checkpoint import CheckpointError, load_checkpoint
 from nnunetv2_pgl.trainers.planned_run import RANDOM
-from pretraining.comparison.derived import KINDS, LONGER, SHUFFLED
+from pretraining.comparison.derived import (
+    DECODER,
+    KINDS,
+    LONGER,
+    METHODS_WITH_DECODER,
+    SHUFFLED,
+    require_decoder,
+    require_length,
+)
 from pretraining.comparison.errors import ComparisonError
 from pretraining.comparison.folder import ComparisonFolder, require_name
 from pretraining.comparison.settings import ComparisonSettings
-from pretraining.config import PretrainConfig, recommended
+from pretraining.config import Method, PretrainConfig, recommended
 from pretraining.config_checks import check_config
 from pretraining.options import (
     OptionParser,
@@ -52,6 +60,7 @@ class Initialisation:
     Attributes:
         name: As in ``--init``.
         options: Of the pre-training; empty if there is none to run.
+        method: Of the pre-training that is to be run.
         given: The checkpoint of ``--checkpoint``, if any.
         network: What its checkpoint is, or will be, for: architecture, norm, centred; None for random.
         kind: Of one made from another, see `derived`; None for the others.
@@ -60,6 +69,7 @@ class Initialisation:
 
     name: str
     options: tuple[str, ...] = ()
+    method: Method | None = None
     given: Path | None = None
     network: dict[str, Any] | None = None
     kind: str | None = None
@@ -145,7 +155,7 @@ def doubt_about(init: Initialisation, dataset: str, test: Sequence[str]) -> str 
 
 
 def _derived(name: str, others: Mapping[str, Initialisation]) -> Initialisation:
-    """The initialisation that is made from one of the others."""
+    """The initialisation that is made from one of the others, refused now and not after the pre-training."""
     kind, _, of = name.partition(":")
     if kind not in KINDS:
         raise ComparisonError(f"--init {name}: before the colon can be {', '.join(KINDS)}")
@@ -156,6 +166,14 @@ def _derived(name: str, others: Mapping[str, Initialisation]) -> Initialisation:
             f"--init {name}: is made from a pre-training that is compared, too; add {of} to --init"
             if of and ":" not in of and of != RANDOM
             else f"--init {name}: after the colon goes a pre-training that is compared: {', '.join(known) or 'none is'}"
+        )
+    if kind == LONGER and source.given:
+        require_length(source.given, f"--init {name}")
+    if kind == DECODER and source.given:
+        require_decoder(source.given, f"--init {name}")
+    elif kind == DECODER and source.method not in METHODS_WITH_DECODER:
+        raise ComparisonError(
+            f"--init {name}: {source.method} trains no decoder, only {', '.join(METHODS_WITH_DECODER)} do; leave it out"
         )
     return Initialisation(name, network=None if kind == LONGER else source.network, kind=kind, source=source)
 
@@ -182,7 +200,8 @@ def _initialisation(name: str, known: dict[str, str], settings: ComparisonSettin
     norm = _SAME_NORM if name in BUILT_IN and asked.planned_network is None else ()  # nnU-Net's networks have their own
     options = (*shlex.split(known[name]), *norm, *common)
     what = f"--define {name}" if name in settings.definitions else f"--init {name}"
-    return Initialisation(name, options, network=_network_of(_config(options, what, _RESERVED)))
+    config = _config(options, what, _RESERVED)
+    return Initialisation(name, options, config.method, network=_network_of(config))
 
 
 def _network_of(config: PretrainConfig) -> dict[str, Any]:

@@ -76,8 +76,9 @@ def _story(comparison: Comparison) -> Story:
 
 
 def _reference(others: Sequence[str]) -> str:
-    """The recommended method if it is compared, else the last of those with a pre-training."""
-    return next((name for name in _REFERENCES if name in others), others[-1] if others else BASELINE)
+    """The recommended method if it is compared, else the last with a pre-training; what is made from one is none."""
+    own = [name for name in others if ":" not in name]
+    return next((name for name in _REFERENCES if name in own), own[-1] if own else BASELINE)
 
 
 def _record(comparison: Comparison, run: TrainingRun) -> RunRecord:

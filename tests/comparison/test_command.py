@@ -21,6 +21,7 @@ import torch
 
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, save_checkpoint
 from pretraining.comparison import command
+from pretraining.comparison.telling import _reference
 from pretraining.config import PretrainConfig
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the stand-in commands are scripts with a #! line")
@@ -180,6 +181,19 @@ def test_called_again_it_only_reports(desk: Desk) -> None:
     desk.call(*TINY)
     assert desk.call(*TINY) == ([], 0)
     assert desk.call("-o", NAME, "-device", "cpu") == ([], 0)  # settings are remembered
+
+
+@pytest.mark.parametrize(
+    ("inits", "reference"),
+    [
+        (("random", "mine", "shuffled:mine", "longer:mine"), "mine"),
+        (("random", "pgl", "other", "pgl_nce", "shuffled:pgl"), "pgl_nce"),
+        (("random", "other", "mine", "shuffled:other"), "mine"),
+        (("random",), "random"),
+    ],
+)
+def test_what_is_tested_is_a_pre_training_and_no_control(inits: tuple[str, ...], reference: str) -> None:
+    assert _reference(inits[1:]) == reference
 
 
 def test_results_of_elsewhere_are_taken_in_and_not_made_again(desk: Desk, tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -20,7 +21,9 @@ from pretraining.comparison.plan_files import plans_of_run
 from pretraining.comparison.runs import TrainingRun, plans_name
 from pretraining.comparison.settings import ComparisonSettings
 from pretraining.comparison.splits import Fold, Splits
+from pretraining.config import Method, recommended
 from pretraining.training.footprint import flop
+from pretraining.training.start import make_objective
 
 NAME = "Dataset007_Small"
 SPLITS = Splits(("t",), "", "", (Fold(("d",), (("a", "b"),)),))
@@ -122,8 +125,27 @@ def test_a_shuffled_checkpoint_has_no_decoder_and_says_what_it_is(tmp_path: Path
 
 def test_no_decoder_to_start_from(tmp_path: Path) -> None:
     require_decoder(saved(tmp_path / "a.pth"), "decoder:mae")
-    with pytest.raises(ComparisonError, match="decoder:pgl: pgl trains no decoder"):
+    with pytest.raises(ComparisonError, match=r"^decoder:pgl: pgl has trained no decoder"):
         require_decoder(saved(tmp_path / "b.pth", decoder=False), "decoder:pgl")
+
+
+def test_what_checkpoints_lack_is_said_before_anything_runs(folder: ComparisonFolder, tmp_path: Path) -> None:
+    given = {"mine": str(saved(tmp_path / "b.pth", decoder=False))}
+    for kind, message in (("decoder", "pgl has trained no decoder"), ("longer", ".* does not tell how it was pre-t")):
+        with pytest.raises(ComparisonError, match=f"^--init {kind}:mine: {message}"):
+            initialisations(settings("random", "mine", f"{kind}:mine", checkpoints=given))
+    initialisations(settings("random", "mine", "shuffled:mine", checkpoints=given))
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+def test_methods_with_a_decoder_are_those_that_keep_one(folder: ComparisonFolder, method: Method) -> None:
+    with torch.device("meta"):
+        keeps = bool(make_objective(replace(recommended(), method=method), None).kept_decoder())
+    if keeps:
+        initialisations(settings(method, f"decoder:{method}"))
+    else:
+        with pytest.raises(ComparisonError, match=f"^--init decoder:{method}: {method} trains no decoder"):
+            initialisations(settings(method, f"decoder:{method}"))
 
 
 def test_operations_are_those_of_the_convolutions() -> None:

@@ -44,6 +44,10 @@ def compare_entry() -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> Failures:
+    if arguments.results and (arguments.dry_run or arguments.slurm):
+        raise ComparisonError(
+            "--results takes in runs, --dry_run and --slurm change none: give it alone first, with --only prepare"
+        )
     comparison = _comparison(arguments)
     if arguments.dry_run:
         from pretraining.comparison.overview import print_overview

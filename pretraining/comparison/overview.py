@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from nnunetv2.paths import nnUNet_results
 
 from pretraining.comparison.comparison import Comparison
+from pretraining.comparison.derived import LONGER
 from pretraining.comparison.execution import seconds_of, seconds_of_pretraining
+from pretraining.comparison.folder import read_json
+from pretraining.comparison.inits import Initialisation
 from pretraining.comparison.plan_files import base_plans
 from pretraining.comparison.preparation import missing_cases
 from pretraining.comparison.runs import State, TrainingRun, model_folder, state_of_pretraining, state_of_training
@@ -64,11 +67,35 @@ def _training_estimates(comparison: Comparison) -> list[str]:
     left = [run for run in comparison.runs if _state(comparison, run) is not State.DONE]
     if not left:
         return ["trainings: none is left"]
-    seconds = _known([seconds_of(comparison, run) for run in comparison.runs])
+    longer = [line for init in comparison.inits if init.kind == LONGER for line in _longer_estimate(comparison, init)]
+    return [*_estimates_of_usual_length(comparison, left), *longer]
+
+
+def _longer_estimate(comparison: Comparison, init: Initialisation) -> list[str]:
+    """The same of trainings as long as a pre-training, which the time of the others does not tell."""
+    runs = [run for run in comparison.runs if run.init == init.name]
+    left = sum(_state(comparison, run) is not State.DONE for run in runs)
+    seconds = _known([seconds_of(comparison, run) for run in runs])
+    if not left:
+        return []
+    if seconds:
+        mean = statistics.mean(seconds)
+        return [f"{init.name}: {_duration(left * mean)} for the {left} left, {_duration(mean)} each, as measured"]
+    record = comparison.folder.derived(init.file_name, "json")
+    more = f" by {read_json(record)['extra_epochs']} epochs" if record.is_file() else ""
+    of = init.source.name if init.source else ""
+    return [f"{init.name}: {left} left, each longer than a usual training{more}: by what pre-training {of} computes"]
+
+
+def _estimates_of_usual_length(comparison: Comparison, left: Sequence[TrainingRun]) -> list[str]:
+    """Time of the trainings that are not longer than others, and space of all."""
+    usual = [run for run in comparison.runs if comparison.init_of(run).kind != LONGER]
+    timed = len([run for run in left if run in usual])
+    seconds = _known([seconds_of(comparison, run) for run in usual])
     sizes = _known([_size_of(comparison, run) for run in comparison.runs])
     if seconds and sizes:
         source = f"training and prediction as measured in {len(seconds)} finished runs of this comparison"
-        return [_time_of(len(left), statistics.mean(seconds), source), _space_of(len(left), statistics.mean(sizes))]
+        return [_time_of(timed, statistics.mean(seconds), source), _space_of(len(left), statistics.mean(sizes))]
     if not base_plans(comparison.settings).is_file():
         return ["trainings: unknown before the data set is planned (--only prepare)"]
     try:
@@ -76,7 +103,7 @@ def _training_estimates(comparison: Comparison) -> list[str]:
     except (RuntimeError, AssertionError) as error:  # out of memory, or no such device
         return [f"trainings: unknown, a training step on {comparison.device} failed ({str(error).splitlines()[0]})"]
     return [
-        _time_of(len(left), timing.seconds, _source_of(timing, comparison.device)),
+        _time_of(timed, timing.seconds, _source_of(timing, comparison.device)),
         _space_of(len(left), _CHECKPOINTS * timing.checkpoint),
     ]
 
@@ -89,6 +116,8 @@ def _source_of(timing: StepTiming, device: str) -> str:
 
 
 def _time_of(count: int, seconds: float, source: str) -> str:
+    if not count:
+        return "trainings of usual length: none is left"
     return f"trainings: {_duration(count * seconds)} for the {count} left, {_duration(seconds)} each ({source})"
 
 

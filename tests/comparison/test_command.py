@@ -399,6 +399,22 @@ def test_dry_run_changes_nothing(desk: Desk, monkeypatch: pytest.MonkeyPatch) ->
     assert "9 GB are free: NOT ENOUGH" in desk.output
 
 
+def test_an_estimate_tells_longer_trainings_from_the_others(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk.call(*TINY)
+    monkeypatch.setattr("pretraining.comparison.overview._size_of", lambda *_: 1e9)
+    known = {"random": 60.0, "pgl": 60.0}
+    monkeypatch.setattr("pretraining.comparison.overview.seconds_of", lambda _, run: known.get(run.init))
+    more = (*TINY, "--init", "random", "pgl", "longer:pgl", "--dry_run", "--seeds", "2")
+    desk.call(*more)
+    assert "trainings: 4 min for the 4 left, 60 s each" in desk.output
+    assert "longer:pgl: 4 left, each longer than a usual training: by what pre-training pgl computes" in desk.output
+    assert "disk: 8.0 GB for the 8 left" in desk.output
+    known["longer:pgl"] = 600.0
+    desk.call(*more)
+    assert "trainings: 4 min for the 4 left, 60 s each" in desk.output
+    assert "longer:pgl: 40 min for the 4 left, 10 min each, as measured" in desk.output
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -415,6 +431,8 @@ def test_dry_run_changes_nothing(desk: Desk, monkeypatch: pytest.MonkeyPatch) ->
         ((*TINY, "--checkpoint", "pgl"), "--checkpoint 'pgl': give NAME=PATH"),
         ((*TINY, "--test_cases", "/none.txt"), "--test_cases /none.txt: cannot be read"),
         ((*TINY, "--only", "report"), "not prepared"),
+        ((*TINY, "--dry_run", "--results", "a.csv"), "--results takes in runs, --dry_run and --slurm change none"),
+        ((*TINY, "--slurm", "--results", "a.csv"), "--results takes in runs, --dry_run and --slurm change none"),
         ((*TINY, "--init", "pgl", "simclr"), "--init simclr: unknown"),
     ],
 )

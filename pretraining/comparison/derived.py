@@ -18,6 +18,7 @@ import torch
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from torch import Tensor
 
+from nnunetv2_pgl.adaptation import canonical
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint, save_checkpoint
 from nnunetv2_pgl.trainers import nnUNetTrainerPGL
 from pretraining.comparison.errors import ComparisonError
@@ -47,13 +48,19 @@ def write_shuffled(checkpoint: Path, shuffled_checkpoint: Path) -> None:
 
 
 def shuffled(weights: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Each tensor with its values in another order; tensors that share memory go on sharing it."""
+    """Each tensor with its values in another order; tensors that share memory go on sharing it.
+
+    The two names of a parameter in nnU-Net's networks get the same order, also where a file has two copies of it.
+    """
     generator = torch.Generator().manual_seed(seed)
     done: dict[int, Tensor] = {}
-    for value in weights.values():
+    orders: dict[str, Tensor] = {}
+    for key, value in weights.items():
         if value.data_ptr() not in done:
-            order = torch.randperm(value.numel(), generator=generator)
-            done[value.data_ptr()] = value.flatten()[order].view(value.shape)
+            name = canonical(key)
+            if name not in orders:
+                orders[name] = torch.randperm(value.numel(), generator=generator)
+            done[value.data_ptr()] = value.flatten()[orders[name]].view(value.shape)
     return {key: done[value.data_ptr()] for key, value in weights.items()}
 
 

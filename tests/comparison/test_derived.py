@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint, save_checkpoint
+from nnunetv2_pgl.networks import PlannedEncoder
 from nnunetv2_pgl.trainers.planned_run import PlannedRun
+from nnunetv2_pgl.transfer import load_encoder
 from pretraining.comparison.derived import require_decoder, shuffled, write_shuffled
 from pretraining.comparison.errors import ComparisonError
 from pretraining.comparison.folder import ComparisonFolder
@@ -24,6 +26,7 @@ from pretraining.comparison.splits import Fold, Splits
 from pretraining.config import Method, recommended
 from pretraining.training.footprint import flop
 from pretraining.training.start import make_objective
+from tests.planned_networks import small_network
 
 NAME = "Dataset007_Small"
 SPLITS = Splits(("t",), "", "", (Fold(("d",), (("a", "b"),)),))
@@ -103,6 +106,17 @@ def test_values_stay_and_places_go() -> None:
     assert result["alias"] is result["a"]
     assert torch.equal(shuffled(weights, 0)["a"], result["a"])
     assert not torch.equal(shuffled(weights, 1)["a"], result["a"])
+
+
+@pytest.mark.parametrize("kind", ["plain", "resenc"])
+def test_both_names_of_a_parameter_are_shuffled_alike(tmp_path: Path, kind: str) -> None:
+    """Files of others may hold two copies of what is one tensor in nnU-Net's networks."""
+    encoder = PlannedEncoder(small_network(kind))
+    weights = {key: value.clone() for key, value in encoder.state_dict().items()}
+    report = load_encoder(encoder, shuffled(weights, seed=0), "shuffled.pth")
+    assert report.share == 1
+    changed = [key for key, value in encoder.state_dict().items() if not torch.equal(value, weights[key])]
+    assert any("all_modules" in key for key in changed)
 
 
 def saved(path: Path, decoder: bool = True) -> Path:

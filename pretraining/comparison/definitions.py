@@ -52,9 +52,20 @@ def definitions(story: Story, results: ResultSet) -> list[Block]:
 
 def _caveats(results: ResultSet) -> list[str]:
     """What the intervals cannot tell with the runs there are."""
-    fewest = min((len({row.run for row in rows}) for rows in results.cells.values()), default=0)
-    if fewest == 1:
-        return [
+    runs = [{row.run for row in rows} for rows in results.cells.values()]
+    lines = []
+    if min(map(len, runs), default=0) == 1:
+        lines.append(
             "Where there is one run only, there is no interval and no verdict: how much training varies is unknown."
-        ]
-    return []
+        )
+    if any(len(found) > len({fold for fold, _ in found}) for found in runs) and 1.0 in results.fractions:
+        lines.append(
+            "At 100 % of the labels the seeds of a fold all train on the same cases: how other training cases would "
+            "do is in no interval and no test there."
+        )
+    if any(len(found) > len({fold for fold, _ in found}) > 1 for found in runs):
+        lines.append(
+            "Intervals and tests take all runs for independent. The seeds of a fold share its training cases; where "
+            "folds differ more than seeds, intervals are too narrow and p values too small for other folds."
+        )
+    return lines

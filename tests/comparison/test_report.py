@@ -17,6 +17,7 @@ from matplotlib.image import imread
 from pretraining.comparison import figures
 from pretraining.comparison.appearance import looks
 from pretraining.comparison.case_slice import read_slice
+from pretraining.comparison.definitions import definitions
 from pretraining.comparison.metrics import measure_case
 from pretraining.comparison.report import write_report
 from pretraining.comparison.results import CaseResult, ResultSet
@@ -246,6 +247,29 @@ def test_more_runs_have_one_and_their_differences_are_listed(
     runs = next(t for t in tables if t[0][0] == "run")
     assert runs[2] == ["fold 0, seed 1", "21.00", "50.00 (+29.00)", "32.00 (+11.00)"]
     assert "against random +10.00 [+8.70, +11.30], better" in text
+
+
+@pytest.mark.parametrize(
+    ("fraction", "runs", "same_cases", "folds"),
+    [
+        (1.0, [(0, 0), (0, 1), (0, 2)], True, False),
+        (0.2, [(0, 0), (0, 1), (0, 2)], False, False),
+        (1.0, [(0, 0), (1, 0), (2, 0)], False, False),
+        (1.0, [(0, 0), (0, 1), (1, 0), (1, 1)], True, True),
+    ],
+)
+def test_what_the_runs_do_not_cover_is_said(
+    fraction: float,
+    runs: list[tuple[int, int]],
+    same_cases: bool,
+    folds: bool,
+    comparison: tuple[list[CaseResult], Story],
+) -> None:
+    row = next(row for row in comparison[0] if not row.empty)
+    results = ResultSet.of([replace(row, fraction=fraction, fold=fold, seed=seed) for fold, seed in runs])
+    text = str(definitions(comparison[1], results))
+    assert ("seeds of a fold all train on the same cases" in text) == same_cases
+    assert ("take all runs for independent" in text) == folds
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ _DERIVED = {
     "random weights is no knowledge.",
     LONGER: "longer:NAME: random weights, trained longer by the computation of the pre-training of NAME (convolutions "
     "and matrix products, forward and backward). Each training is charged with all of it, which NAME itself needs only "
-    "once.",
+    "once. A trainer that stops by itself (nnUNetTrainerPGL_paper) may end before it is used up.",
     DECODER: "decoder:NAME: NAME with the decoder that its pre-training has trained.",
 }
 

@@ -158,14 +158,14 @@ def _tests(tests: Sequence[RunTest], results: ResultSet, story: Story) -> list[B
         f"{story.reference} against each other initialisation, by average Dice. The units are the runs: of each fold "
         "and seed that both have, the difference of the means over the test cases that both have. Interval and p are "
         f"of Student's paired t test, two-sided; Holm's correction is for all p values ({corrected}). Better or worse: "
-        f"at least {LEAST_RUNS} runs, all of one sign, an interval beside 0, and p below {LEVEL:g} after Holm. Runs it "
-        "takes: with so many of this mean and spread there would be a verdict, if all of them have the sign of those "
-        "that are there. Where these disagree, no further run can bring a verdict."
+        f"at least {LEAST_RUNS} runs, all of one sign, an interval that excludes 0, and p below {LEVEL:g} after Holm. "
+        "Runs it takes: with so many of this mean and spread there would be a verdict, if all of them have the sign of "
+        "those that are there. Where these disagree, no further run can bring a verdict."
     )
     over_cases = (
         "Wilcoxon's signed-rank test over cases, two-sided, not corrected; each case's difference is averaged over the "
-        "runs. It asks whether these very networks would differ on further cases. How another seed would have come "
-        "out, it does not tell: two trainings from the same start differ by it nearly always."
+        "runs. It asks whether these very networks would differ on further cases. It does not tell how another seed "
+        "would have come out: between two trainings from the same start it finds a difference nearly always."
     )
     return [
         Heading("Tests"),

@@ -168,7 +168,7 @@ class RunTest:
 
     @property
     def decided(self) -> bool:
-        """Whether there is a verdict: runs enough, all of one sign, the interval beside 0, also after correction."""
+        """Whether there is a verdict: runs enough, all of one sign, the interval without 0, also after correction."""
         enough = len(self.differences) >= LEAST_RUNS
         return enough and self.agree and self.interval.excludes_zero and self.holm_p < LEVEL
 

@@ -121,11 +121,15 @@ def _end_with_the_parent() -> None:
     """Ends this loading process when the training is killed: batchgenerators' would wait for it for ever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=_wait_for_the_end_of, args=(parent,), daemon=True).start()
+        threading.Thread(target=_wait_for_the_end_of, args=(parent, os.getppid()), daemon=True).start()
 
 
-def _wait_for_the_end_of(parent: Any) -> None:
-    """Ends this process with its parent; its id is looked at as well, since others may hold what `join` waits for."""
-    while parent.is_alive() and os.getppid() == parent.pid:
+def _wait_for_the_end_of(parent: Any, starter: int) -> None:
+    """Ends this process with its parent.
+
+    The id of the process that started it is looked at as well, since others may hold what `join` waits for. That is
+    the parent, or with "forkserver", Python's default from 3.14 on, its server, which ends with it.
+    """
+    while parent.is_alive() and os.getppid() == starter:
         parent.join(timeout=1)
     os._exit(1)

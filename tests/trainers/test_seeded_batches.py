@@ -247,3 +247,38 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+LOADING = """
+import multiprocessing, sys
+import numpy as np
+from nnunetv2_pgl.trainers.seeded_batches import seeded_batches
+
+class Loader:
+    def __next__(self):
+        return {"data": np.random.rand(2)}
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method(sys.argv[1])
+    batches = seeded_batches(Loader(), (0, 0, 1), 0, 2, 6, False)
+    print([float(next(batches)["data"][0]) for _ in range(4)], flush=True)
+    batches._finish()
+"""
+
+
+@pytest.mark.parametrize("method", [m for m in multiprocessing.get_all_start_methods() if m != "fork"])
+def test_loading_processes_may_be_started_in_any_way(tmp_path: Path, method: str) -> None:
+    """Python's default differs between systems and versions; "fork" is what the other tests have."""
+    script = tmp_path / "loading.py"
+    script.write_text(LOADING)
+    done = subprocess.run(
+        [sys.executable, str(script), method], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+    class Loader:
+        def __next__(self) -> dict[str, np.ndarray]:
+            return {"data": np.random.rand(2)}
+
+    batches = seeded_batches(Loader(), (0, 0, 1), 0, 0, 6, False)
+    assert json.loads(done.stdout) == [float(next(batches)["data"][0]) for _ in range(4)]

@@ -158,9 +158,9 @@ def _tests(tests: Sequence[RunTest], results: ResultSet, story: Story) -> list[B
         f"{story.reference} against each other initialisation, by average Dice. The units are the runs: of each fold "
         "and seed that both have, the difference of the means over the test cases that both have. Interval and p are "
         f"of Student's paired t test, two-sided; Holm's correction is for all p values ({corrected}). Better or worse: "
-        f"at least {LEAST_RUNS} runs, all of one sign, an interval that excludes 0, and p below {LEVEL:g} after Holm. "
-        "Runs it takes: with so many of this mean and spread there would be a verdict, if all of them have the sign of "
-        "those that are there. Where these disagree, no further run can bring a verdict."
+        f"at least {LEAST_RUNS} runs that agree in sign (all up to five; of more, three in four), an interval that "
+        f"excludes 0, and p below {LEVEL:g} after Holm. Runs it takes: with so many of this mean, spread and share of "
+        "signs there would be a verdict."
     )
     over_cases = (
         "Wilcoxon's signed-rank test over cases, two-sided, not corrected; each case's difference is averaged over the "

@@ -26,6 +26,8 @@ from pretraining.comparison.results import CaseResult, ResultSet, Run
 
 LEVEL = 0.05
 LEAST_RUNS = 3  # with two, both on one side is as likely as not
+_ALL_ONE_SIGN = 5  # up to so many runs
+_MOST_OF_MANY = 0.75  # of more
 _MOST_RUNS = 100  # that `RunTest.runs_needed` looks for
 
 Values = NDArray[np.float64]
@@ -163,26 +165,41 @@ class RunTest:
 
     @property
     def agree(self) -> bool:
-        """Whether all runs have the same sign."""
-        return bool(self.differences) and (min(self.differences) > 0 or max(self.differences) < 0)
+        """Whether the runs have one sign: all of them, or of more than five three in four.
+
+        If all had to, more runs would make a verdict less likely.
+        """
+        return _agree(self._of_one_side, len(self.differences))
+
+    @property
+    def _of_one_side(self) -> int:
+        return max(self.above, sum(value < 0 for value in self.differences))
 
     @property
     def decided(self) -> bool:
-        """Whether there is a verdict: runs enough, all of one sign, the interval without 0, also after correction."""
+        """Whether there is a verdict: enough runs that agree, the interval without 0, also after correction."""
         enough = len(self.differences) >= LEAST_RUNS
         return enough and self.agree and self.interval.excludes_zero and self.holm_p < LEVEL
 
     @property
     def runs_needed(self) -> int | None:
-        """With how many runs of this mean and spread, all of one sign, there would be a verdict.
+        """With how many runs of this mean, spread and share of signs there would be a verdict.
 
-        None: more than 100, unknown with one run, or never, as some runs have the other sign already.
+        None: more than 100, or unknown with one run.
         """
-        if len(self.differences) < 2 or not self.agree:
+        runs = len(self.differences)
+        if runs < 2 or self.interval.mean == 0:
             return None
-        deviation = float(np.std(self.differences, ddof=1))
-        numbers = range(LEAST_RUNS, _MOST_RUNS + 1)
-        return next((n for n in numbers if _half_width(deviation, n, self.level) < abs(self.interval.mean)), None)
+        deviation, share = float(np.std(self.differences, ddof=1)), self._of_one_side / runs
+        for number in range(LEAST_RUNS, _MOST_RUNS + 1):
+            beside = _half_width(deviation, number, self.level) < abs(self.interval.mean)
+            if beside and _agree(share * number, number):
+                return number
+        return None
+
+
+def _agree(of_one_side: float, runs: int) -> bool:
+    return 0 < runs == of_one_side or (runs > _ALL_ONE_SIGN and of_one_side >= _MOST_OF_MANY * runs)
 
 
 def run_tests(results: ResultSet, inits: Sequence[str], reference: str) -> list[RunTest]:

@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from pretraining.comparison.appearance import percent, scans
 from pretraining.comparison.document import Cell, Table, table
 from pretraining.comparison.results import CaseResult, ResultSet, Run
-from pretraining.comparison.statistics import LEAST_RUNS, Grid, Interval, RunTest, difference, interval, value_grid
+from pretraining.comparison.statistics import (
+    LEAST_RUNS,
+    LEVEL,
+    Grid,
+    Interval,
+    RunTest,
+    difference,
+    interval,
+    value_grid,
+)
 from pretraining.comparison.story import BASELINE, Story
 
 NONE = "\u2013"
@@ -187,7 +196,7 @@ def interval_of(test: RunTest) -> str:
 
 def p_text(p: float) -> str:
     """A p value; nan is a dash."""
-    return NONE if math.isnan(p) else "< 0.0001" if p < 0.0001 else f"{p:.4f}"
+    return NONE if math.isnan(p) else "< 0.0001" if p < 0.0001 else f"{p:.4f}" if abs(p - LEVEL) > 5e-5 else f"{p:.6f}"
 
 
 def verdict(test: RunTest) -> str:
@@ -199,11 +208,10 @@ def verdict(test: RunTest) -> str:
         return f"no verdict: {runs} run{'s' if runs > 1 else ''}, it takes at least {LEAST_RUNS}"
     if test.decided:
         return "better" if test.interval.mean > 0 else "worse"
-    if not test.agree:
-        return f"undecided, above in {test.above} of {runs} runs"
-    side = "above" if test.interval.mean > 0 else "below"
-    corrected = " after Holm's correction" if test.interval.excludes_zero else ""
-    return f"undecided{corrected}, {side} in all {runs} runs"
+    corrected = " after Holm's correction" if test.agree and test.interval.excludes_zero else ""
+    if test.above == 0:
+        return f"undecided{corrected}, above in none of {runs} runs"
+    return f"undecided{corrected}, above in {'all' if test.above == runs else f'{test.above} of'} {runs} runs"
 
 
 def _needed(test: RunTest) -> str:
@@ -212,8 +220,6 @@ def _needed(test: RunTest) -> str:
         return NONE
     if len(test.differences) < 2:
         return f"at least {LEAST_RUNS}"
-    if not test.agree:
-        return "no number: they disagree"
     return "more than 100" if test.runs_needed is None else f"about {test.runs_needed}"
 
 

@@ -104,8 +104,7 @@ def test_a_verdict_takes_runs_that_agree_and_an_interval_beside_zero() -> None:
     assert decided(-0.04, -0.05, -0.06, -0.05, -0.04) == (True, True)
     assert decided(0.04, 0.05, 0.06, 0.05, 0.14) == (True, True)
     assert decided(0.001, 0.05, 0.06, 0.2, 0.01) == (False, False)  # one sign, but a wide interval
-    many = [0.05] * 20 + [0.04] * 20 + [-0.001]
-    assert decided(*many) == (False, True)  # a narrow interval, but one run below
+    assert decided(0.05, 0.05, 0.04, 0.04, -0.001) == (False, True)  # a narrow interval, but one run below
     assert decided(0.05, 0.0500001) == (False, True)  # two runs are too few
     assert decided(0.05) == decided() == (False, False)
 
@@ -135,12 +134,33 @@ def test_the_runs_it_takes_are_those_whose_interval_excludes_zero() -> None:
     assert replace(run_test("random", 0.05, hopeless), level=1e-12).runs_needed is None
 
 
-def test_no_number_of_runs_is_enough_where_they_disagree() -> None:
-    grid = Grid(tuple((0, seed) for seed in range(5)), ("a",), np.array([[0.05], [0.06], [0.04], [0.05], [-0.001]]))
-    assert run_test("random", 0.05, grid).runs_needed is None
-    longer = Grid(tuple((0, s) for s in range(50)), ("a",), np.concatenate([grid.values, np.full((45, 1), 0.05)]))
-    assert run_test("random", 0.05, longer).p < 1e-9
-    assert not run_test("random", 0.05, longer).decided
+def test_one_run_of_five_on_the_other_side_leaves_it_open_of_many_it_need_not() -> None:
+    def tested(above: int, below: int) -> RunTest:
+        values = np.array([0.04, 0.06] * 50)[:above].tolist() + [-0.01] * below
+        seeds = tuple((0, seed) for seed in range(len(values)))
+        return run_test("random", 0.05, Grid(seeds, ("a",), np.array(values)[:, None]))
+
+    assert tested(5, 0).decided
+    for above, below in ((4, 1), (2, 1), (7, 3), (70, 30)):
+        assert tested(above, below).interval.mean > 0
+        assert not tested(above, below).agree
+        assert not tested(above, below).decided
+    for above, below in ((5, 1), (8, 2), (15, 5), (90, 10)):
+        assert tested(above, below).decided
+    assert tested(4, 1).runs_needed == 6  # 5 of 6 would do
+    assert tested(70, 30).runs_needed is None
+
+
+def test_more_runs_find_a_true_difference_more_often() -> None:
+    found = {}
+    for runs in (5, 10, 20):
+        values = np.random.default_rng(3).normal(0.01, 0.01, (400, runs, 1))  # as large as the runs vary
+        seeds = tuple((0, seed) for seed in range(runs))
+        tests = [run_test("random", 0.2, Grid(seeds, ("a",), differences)) for differences in values]
+        found[runs] = np.mean([test.decided for test in tests])
+    assert 0.3 < found[5] < 0.45
+    assert found[5] + 0.2 < found[10] < found[20]
+    assert found[20] > 0.85
 
 
 @cache

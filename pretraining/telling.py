@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pretraining.citations import citations_of
-from pretraining.config import PretrainConfig, published_for_mae, recommended
+from pretraining.config import Method, PretrainConfig, published_for_mae, recommended
 from pretraining.data import Volume
 from pretraining.plans_from import DEFAULT_PLANS
 from pretraining.run_folder import RunFolder
@@ -32,6 +32,22 @@ def opening_lines(config: PretrainConfig, pool: Pool, device: str, processes: in
     ]
 
 
+# Settings that not every method uses, and those that do.
+_ALIGNING: tuple[Method, ...] = ("pgl", "pgl_nce", "pgl_mae")
+_USED_BY: dict[str, tuple[Method, ...]] = {
+    "temperature": ("pgl_nce",),
+    "mask_ratio": ("mae", "pgl_mae"),
+    "restoration_weight": ("pgl_mae",),
+    "interpolated_only": _ALIGNING,
+    "target_decay": (*_ALIGNING, "byol"),
+    "views.intensity": (*_ALIGNING, "byol"),
+}
+
+
+def _is_used(setting: str, method: Method) -> bool:
+    return all(method in methods for name, methods in _USED_BY.items() if setting.startswith(name))
+
+
 def _preset_lines(config: PretrainConfig) -> list[str]:
     """Which settings the run has, what was changed, and which optimiser the batch has led to."""
     own = config.preset == "paper"
@@ -49,6 +65,8 @@ def _preset_lines(config: PretrainConfig) -> list[str]:
         if name.split(".")[0] not in found
     ]
     lines = [name + (f", changed: {', '.join(changed)}" if changed else "")]
+    if unused := [text for text in changed if not _is_used(text.split()[0], config.method)]:
+        lines.append(f"WARNING: {config.method} does not use {', '.join(unused)}")
     if own and config.optimizer is None and config.optimizer_name != "lars":
         lines.append(
             f"{config.optimizer_name} in the place of the paper's lars, which lags behind with {config.batch_size} "

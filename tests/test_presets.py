@@ -127,6 +127,20 @@ def test_the_log_says_which_settings_and_what_was_changed() -> None:
     assert line == "The paper's settings (--paper), changed: method byol, norm instance"
 
 
+def test_the_log_warns_of_what_the_method_does_not_use() -> None:
+    (_, line) = preset_lines(settings("-m mae -b 8 -target_decay 0.99 -temperature 0.2 -noise_probability 0.5"))
+    unused = "views.intensity.noise_probability 0.5, target_decay 0.99, temperature 0.2"
+    assert line == f"WARNING: mae does not use {unused}"
+    for options in (
+        "-temperature 0.2 -noise_probability 0.5 -target_decay 0.99 -interpolated_only",
+        "-m mae -mask_ratio 0.5",
+        "-m byol -target_decay 0.99 -noise_probability 0.5",
+        "-m pgl_mae -restoration_weight 2 -mask_ratio 0.5",
+    ):
+        assert len(preset_lines(settings(options))) == 1
+    assert preset_lines(settings("-m pgl -temperature 0.2"))[1] == "WARNING: pgl does not use temperature 0.2"
+
+
 def test_the_log_says_where_lars_gave_way() -> None:
     (_, line) = preset_lines(settings("--paper -b 8"))
     assert line.startswith("adamw in the place of the paper's lars, which lags behind with 8 pairs per step")

@@ -234,6 +234,28 @@ def test_results_of_another_comparison_are_refused(
     assert {path: path.read_bytes() for path in (desk.folder / "metrics").iterdir()} == before
 
 
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("settings.json", '"tolerance": 1.0', '"tolerance": 2.0', "tolerance is 2.0 there, here it is 1.0"),
+        ("settings.json", "nnUNetTrainerPGL", "nnUNetTrainerPGL_50epochs", "trainer is 'nnUNetTrainerPGL_50epochs'"),
+        ("splits.json", "scan_1", "scan_99", "divided otherwise"),
+    ],
+)
+def test_results_made_with_other_settings_are_refused(
+    desk: Desk, tmp_path: Path, file: str, old: str, new: str, message: str
+) -> None:
+    desk.call(*TINY)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("results.csv", "settings.json", "splits.json"):
+        shutil.copy(desk.folder / name, elsewhere)
+    assert desk.call(*TINY, "--results", str(elsewhere / "results.csv")) == ([], 0)
+    path = elsewhere / file
+    path.write_text(path.read_text().replace(old, new))
+    assert message in desk.refused(*TINY, "--results", str(elsewhere / "results.csv"))
+
+
 def test_it_goes_on_where_it_was_killed(desk: Desk) -> None:
     """A pre-training and a training with a saved state, and a training that was done but not predicted."""
     desk.call(*TINY)

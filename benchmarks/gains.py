@@ -138,7 +138,7 @@ def _draw_gain(axes: Axes, test: RunTest, row: float, colour: str) -> None:
     mean, low, high = (100 * value for value in (test.interval.mean, test.interval.low, test.interval.high))
     axes.plot([low, high], [row, row], color=colour, linewidth=2.2, solid_capstyle="butt")
     axes.plot(
-        [100 * value for value in test.differences], [row] * len(test.differences), ".", color="0.35", markersize=3
+        [100 * value for value in test.differences], [row - 0.3] * len(test.differences), ".", color="0.2", markersize=4
     )
     axes.plot([mean], [row], "|", color="black", markersize=9, markeredgewidth=1.8)
 

@@ -14,6 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunetv2_pgl.checkpoint import CheckpointError, load_checkpoint
+from nnunetv2_pgl.environment import variable
 from nnunetv2_pgl.messages import one_line
 from nnunetv2_pgl.networks import PGLSegmenter
 from nnunetv2_pgl.precision import autocast_type, train_in_cpu_bfloat16
@@ -30,7 +31,7 @@ from nnunetv2_pgl.trainers.schedule import WarmupPolyLRScheduler
 from nnunetv2_pgl.trainers.seeded_batches import (
     TRAINING,
     VALIDATION,
-    no_loading_processes,
+    WORKERS,
     seeded_batches,
     without_timing,
 )
@@ -168,7 +169,7 @@ class nnUNetTrainerPGL(nnUNetTrainer):
         if run is None:
             loaders: tuple[Any, Any] = super().get_dataloaders()
             return loaders
-        with no_loading_processes():
+        with variable(WORKERS, "0"):
             training, validation = (augmenter.data_loader for augmenter in super().get_dataloaders())
         without_timing(training.transforms)
         # As many loading processes and batches in stock as nnU-Net has.

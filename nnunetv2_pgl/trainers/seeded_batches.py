@@ -15,7 +15,7 @@ import torch
 from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 
-_WORKERS = "nnUNet_n_proc_DA"
+WORKERS = "nnUNet_n_proc_DA"
 TRAINING, VALIDATION = 1, 2  # not 0: numpy takes [..., 0] for the same seed as [...], which others are drawn by
 
 
@@ -75,20 +75,6 @@ def seeded_batches(
     )
     augmenter.restart()
     return augmenter
-
-
-@contextmanager
-def no_loading_processes() -> Iterator[None]:
-    """Within, nnU-Net starts none."""
-    before = os.environ.get(_WORKERS)
-    os.environ[_WORKERS] = "0"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_WORKERS]
-        else:
-            os.environ[_WORKERS] = before
 
 
 def without_timing(transform: Any) -> None:

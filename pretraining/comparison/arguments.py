@@ -89,7 +89,7 @@ def _add_comparison_options(add: Any) -> None:
         "seeds",
         type=positive,
         metavar="N",
-        help="repetitions, each with other cases in the fractions, which intervals and tests are over (default: 5)",
+        help="repetitions, over which intervals and tests are; each has other cases in the fractions (default: 5)",
     )
     add("tr", metavar="TRAINER", help="nnUNetTrainerPGL (default) or a subclass of it")
     add("c", metavar="CONFIGURATION", help="default: 3d_fullres")

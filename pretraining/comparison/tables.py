@@ -138,7 +138,7 @@ def _mean_table(
 
 
 def runs_table(results: ResultSet, story: Story, fraction: float) -> Table:
-    """Average Dice of each run, a row per run, and below it the difference to the baseline of the same run."""
+    """Average Dice of each run, a row per run, in brackets the difference to the baseline of the same run."""
     grids = {init: _grid(results, init, fraction, DICE, None) for init in story.inits}
     runs = sorted({run for grid in grids.values() for run in grid.runs})
     means = {init: dict(zip(grid.runs, grid.run_means, strict=True)) for init, grid in grids.items()}
@@ -160,14 +160,19 @@ def run_text(run: Run) -> str:
     return f"fold {run[0]}, seed {run[1]}"
 
 
+def _labels(test: RunTest, results: ResultSet) -> str:
+    return f"{percent(test.fraction)} ({scans(results.training_cases(test.fraction))})"
+
+
 def tests_table(tests: Sequence[RunTest], results: ResultSet, reference: str) -> Table:
     """One row per test: over runs, and what runs of this kind it would take where there is no verdict."""
     rows = []
     for test in tests:
-        where = f"{percent(test.fraction)} ({scans(results.training_cases(test.fraction))})"
         by_run = ", ".join(_points(value) for value in test.differences) or NONE
         p_values = [p_text(test.p), p_text(test.holm_p)]
-        rows.append([where, test.init, interval_of(test), by_run, *p_values, verdict(test), _needed(test)])
+        rows.append(
+            [_labels(test, results), test.init, interval_of(test), by_run, *p_values, verdict(test), _needed(test)]
+        )
     names = ("labels", "against", "difference, Dice points", "by run", "p", "p after Holm")
     return table((*names, f"{reference} is", "runs it takes"), rows)
 
@@ -176,7 +181,7 @@ def cases_table(tests: Sequence[RunTest], results: ResultSet) -> Table:
     """The tests over cases: these trained networks on further cases."""
     rows = [
         [
-            f"{percent(test.fraction)} ({scans(results.training_cases(test.fraction))})",
+            _labels(test, results),
             test.init,
             _points(test.interval.mean),
             str(test.cases),

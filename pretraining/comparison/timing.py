@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from nnunetv2.paths import nnUNet_preprocessed
 
+from nnunetv2_pgl.environment import variable
 from nnunetv2_pgl.trainers import nnUNetTrainerPGL
 from nnunetv2_pgl.trainers.pgl import PLANS_KEY
 from nnunetv2_pgl.trainers.planned_run import RANDOM, RUN_KEY
@@ -23,7 +24,7 @@ from pretraining.comparison.comparison import Comparison
 from pretraining.comparison.folder import read_json
 from pretraining.comparison.inits import random_network
 from pretraining.comparison.plan_files import base_plans
-from pretraining.comparison.trainer import find_trainer, variable
+from pretraining.comparison.trainer import find_trainer
 
 _STEPS = 3
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from io import StringIO
 
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
+from nnunetv2_pgl.environment import variable
 from nnunetv2_pgl.extension_folder import VARIABLE as EXTENSION
 from nnunetv2_pgl.trainers import nnUNetTrainerPGL
 from pretraining.comparison.comparison import extension_path
@@ -35,17 +34,3 @@ def find_trainer(name: str) -> type[nnUNetTrainerPGL]:
             "it that starts from a checkpoint (--init random is its control)"
         )
     return found
-
-
-@contextmanager
-def variable(name: str, value: str) -> Iterator[None]:
-    """Sets an environment variable for a while."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

@@ -89,30 +89,24 @@ class Stepper:
         target path, which follows them. All processes have the same gradients and do the same. A gradient that
         overflows although nothing is scaled up will not become finite.
         """
-        optimizer, scaler = self.state.optimizer, self.state.scaler
+        optimizer, scaler, largest = self.state.optimizer, self.state.scaler, self.largest_gradient
         if scaler is None:
-            spoilt = self._not_finite()
-            self._clip()
+            norm = self._norm() if largest is None else nn.utils.clip_grad_norm_(self.model.parameters(), largest)
             optimizer.step()
-            return True, spoilt
+            return True, 0.0 * norm
         scale = scaler.get_scale()
-        if self.largest_gradient is not None:
+        if largest is not None:
             scaler.unscale_(optimizer)
-            self._clip()
+            nn.utils.clip_grad_norm_(self.model.parameters(), largest)
         scaler.step(optimizer)
         scaler.update()
         moved = scaler.get_scale() >= scale
         return moved, math.nan if not moved and scale <= 1 else 0.0
 
-    def _clip(self) -> None:
-        """Clips the norm of all gradients together, where the optimiser asks for it; the device is not waited for."""
-        if self.largest_gradient is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.largest_gradient)
-
-    def _not_finite(self) -> Tensor:
-        """0, or NaN if a gradient is not finite: on the device, which is not waited for."""
+    def _norm(self) -> Tensor:
+        """Of each parameter's gradients, added up: not finite if one is not; on the device, which is not waited for."""
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        return 0.0 * torch.stack([norm.float() for norm in torch._foreach_norm(gradients)]).sum()
+        return torch.stack([norm.float() for norm in torch._foreach_norm(gradients)]).sum()
 
     def _synchronised(self, last: bool) -> Any:
         """Gradients are exchanged only with the last part of a step."""

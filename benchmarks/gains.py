@@ -3,7 +3,8 @@
 python -m benchmarks.gains
 
 Reads the tables of all runs that the result pages keep, compares the runs of one seed and fold with each other, and
-takes means and 95 % confidence intervals over them, as `pgl_compare` does.
+takes means and 95 % confidence intervals over them, as `pgl_compare` does. Starts with fewer than three runs, as in a
+comparison under way, are left out.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from matplotlib.axes import Axes
 
 from pretraining.comparison.appearance import looks, new_figure, save
 from pretraining.comparison.results import ResultSet, read_results
-from pretraining.comparison.statistics import Grid, RunTest, difference, run_test, value_grid
+from pretraining.comparison.statistics import LEAST_RUNS, Grid, RunTest, difference, run_test, value_grid
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 BASELINE = "random"
@@ -70,6 +71,7 @@ def main() -> None:
     """Entry point."""
     there = [source for source in SOURCES if (RESULTS / source.table).is_file()]
     found = [gain for source in there for gain in gains(source) if gain.test.fraction == FRACTION]
+    found = [gain for gain in found if len(gain.test.runs) >= LEAST_RUNS]
     print("| comparison | start | gain, Dice points | runs above | page |\n|---|---|---|---|---|")
     for gain in found:
         test, limits = gain.test, gain.test.interval

@@ -129,7 +129,6 @@ def draw(found: list[Gain], path: Path) -> Path:
     axes.axvline(0, color="0.5", linewidth=0.8)
     axes.set_yticks([place for place, _ in ticks], [name for _, name in ticks], fontsize=8)
     axes.set_ylim(row, -0.8)
-    axes.set_xlim(-15, 30)
     axes.set_xlabel("average Dice minus that of random weights, points; dots: runs; bars: 95 % intervals over runs")
     axes.grid(alpha=0.3, axis="x")
     axes.spines[["top", "right", "left"]].set_visible(False)

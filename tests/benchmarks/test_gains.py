@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import ttest_1samp
@@ -25,6 +26,8 @@ def test_gains_are_those_of_pandas(source: object) -> None:
     for gain in found:
         of_fraction = runs[gain.test.fraction]
         differences = (of_fraction[gain.test.init] - of_fraction["random"]).dropna()
-        limits = ttest_1samp(differences, 0).confidence_interval(0.95)
         assert gain.test.interval.mean == pytest.approx(differences.mean())
-        assert (gain.test.interval.low, gain.test.interval.high) == pytest.approx((limits.low, limits.high))
+        low, high = np.nan, np.nan
+        if len(differences) > 1:  # a comparison under way has starts with one run, of which there is no interval
+            low, high = ttest_1samp(differences, 0).confidence_interval(0.95)
+        assert (gain.test.interval.low, gain.test.interval.high) == pytest.approx((low, high), nan_ok=True)

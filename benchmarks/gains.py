@@ -48,7 +48,7 @@ SOURCES = (
     Source("Head-and-neck CT (OpenKBP), ResEnc-M, 360 steps", "openkbp.md", "openkbp_resenc/results.csv"),
     Source("Head-and-neck CT (OpenKBP), ResNet-50, 300 steps", "anatomy.md", "anatomy/openkbp_fine_tuning.csv"),
     Source("Hippocampus MRI, ResNet-50, 150 steps", "anatomy.md", "anatomy/hippocampus_fine_tuning.csv"),
-    Source("Hippocampus MRI, ResNet-50, 150 steps, settings of 0.1.0", "hippocampus.md", "hippocampus/results.csv"),
+    Source("Hippocampus MRI, ResNet-50, 150 steps, 0.1.0", "hippocampus_0.1.0.md", "hippocampus_0.1.0/results.csv"),
     Source("Hippocampus MRI, ResEnc-M, 150 steps, 0.1.0", "resenc_hippocampus.md", "resenc_hippocampus/results.csv"),
     Source("Generated torso CT, ResNet-50, 300 steps, 0.1.0", "torso.md", "torso/results.csv"),
 )

@@ -22,7 +22,7 @@ _FIXED = {
     "pgl_mae": "#009e73",
     "mae": "#882255",
 }
-_FURTHER = ("#56b4e9", "#8b6d00", "#000000", "#7f3c8d", "#a5c400", "#332288")
+_FURTHER = ("#56b4e9", "#8b6d00", "#a5c400", "#332288", "#7f3c8d")  # no black, which stands for all of them
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 CLASS_COLOURS = (
     *("#ffd400", "#00d5ff", "#ff5fc4", "#7dff5f", "#ff8a3c", "#b79cff", "#5f8bff", "#ffffff"),

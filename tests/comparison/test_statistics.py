@@ -190,8 +190,11 @@ def null_tests(number: int, runs: int, seed: int, cases: int = 20) -> list[RunTe
 @pytest.mark.parametrize("runs", [3, 5, 10])
 def test_an_init_against_itself_is_hardly_ever_better_or_worse(runs: int) -> None:
     tests = null_tests(1500, runs, seed=runs)
-    decided = binomtest(sum(test.decided for test in tests), len(tests), 0.05, alternative="greater")
-    assert decided.pvalue > 0.01  # at most 5 %, give or take what chance does
+    decided = sum(test.decided for test in tests)
+    if runs == 3:  # an interval of three beside 0 has them on one side: 5 % exactly, and chance decides above or below
+        assert binomtest(decided, len(tests), 0.05, alternative="greater").pvalue > 0.01
+    else:
+        assert decided / len(tests) <= 0.05
     assert np.mean([test.case_p < 0.05 for test in tests]) > 0.3  # why cases are no units
     covered = [test.interval.low <= 0 <= test.interval.high for test in tests]
     assert np.mean(covered) >= 0.9

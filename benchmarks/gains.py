@@ -46,6 +46,7 @@ class Source:
 SOURCES = (
     Source("Head-and-neck CT (OpenKBP), ResNet-50, 360 steps", "openkbp.md", "openkbp/results.csv"),
     Source("Head-and-neck CT (OpenKBP), ResEnc-M, 360 steps", "openkbp.md", "openkbp_resenc/results.csv"),
+    Source("Hippocampus MRI, ResNet-50, 360 steps", "hippocampus.md", "hippocampus/results.csv"),
     Source("Head-and-neck CT (OpenKBP), ResNet-50, 300 steps", "anatomy.md", "anatomy/openkbp_fine_tuning.csv"),
     Source("Hippocampus MRI, ResNet-50, 150 steps", "anatomy.md", "anatomy/hippocampus_fine_tuning.csv"),
     Source("Hippocampus MRI, ResNet-50, 150 steps, 0.1.0", "hippocampus_0.1.0.md", "hippocampus_0.1.0/results.csv"),

@@ -167,7 +167,7 @@ def test_more_runs_find_a_true_difference_more_often() -> None:
 def pages_deviations() -> tuple[tuple[float, float], ...]:
     """Standard deviations of Dice on our pages, for each page, init and fraction: of runs, and of a run's cases."""
     found = []
-    for name in ("openkbp", "hippocampus_0.1.0", "torso", "resenc_hippocampus"):
+    for name in ("openkbp", "openkbp_resenc", "hippocampus", "hippocampus_0.1.0", "torso", "resenc_hippocampus"):
         for rows in ResultSet.of(read_results(PAGES / name / "results.csv")).cells.values():
             values = value_grid(rows, "dice").values
             rest = values - values.mean(axis=1)[:, None] - values.mean(axis=0) + values.mean()

@@ -83,6 +83,7 @@ def test_loading_process_hands_over_the_same_batch_in_shared_memory() -> None:
             assert torch.equal(getattr(loaded, name), value), name
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # of a machine, or a job, with one core
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_what_a_method_draws_comes_along_whoever_reads(workers: int) -> None:
     """After all other draws of the pair, which stay as they were; each view its own."""

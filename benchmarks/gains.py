@@ -1,4 +1,4 @@
-"""The figure and the table of docs/results/README.md: what each start gains over random weights, in which comparison.
+"""The figure and the tables of docs/results/README.md: what each start gains over random weights, in which comparison.
 
 python -m benchmarks.gains
 
@@ -10,7 +10,7 @@ comparison under way, are left out.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +19,11 @@ from matplotlib.axes import Axes
 
 from pretraining.comparison.appearance import looks, new_figure, save
 from pretraining.comparison.results import ResultSet, read_results
-from pretraining.comparison.statistics import LEAST_RUNS, Grid, RunTest, difference, run_test, value_grid
+from pretraining.comparison.statistics import LEAST_RUNS, Grid, RunTest, difference, holm, run_test, value_grid
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 BASELINE = "random"
+RECOMMENDED = "pgl_nce"
 FRACTION = 0.2  # of the labels, which all comparisons have; the pages have the others
 
 
@@ -47,6 +48,7 @@ SOURCES = (
     Source("Head-and-neck CT (OpenKBP), ResNet-50, 360 steps", "openkbp.md", "openkbp/results.csv"),
     Source("Head-and-neck CT (OpenKBP), ResEnc-M, 360 steps", "openkbp.md", "openkbp_resenc/results.csv"),
     Source("Hippocampus MRI, ResNet-50, 360 steps", "hippocampus.md", "hippocampus/results.csv"),
+    Source("Hippocampus MRI, ResNet-50, 360 steps", "hippocampus.md", "hippocampus_5pct/results.csv"),
     Source("Head-and-neck CT (OpenKBP), ResNet-50, 300 steps", "anatomy.md", "anatomy/openkbp_fine_tuning.csv"),
     Source("Hippocampus MRI, ResNet-50, 150 steps", "anatomy.md", "anatomy/hippocampus_fine_tuning.csv"),
     Source("Hippocampus MRI, ResNet-50, 150 steps, 0.1.0", "hippocampus_0.1.0.md", "hippocampus_0.1.0/results.csv"),
@@ -75,13 +77,35 @@ def main() -> None:
     found = [gain for gain in found if len(gain.test.runs) >= LEAST_RUNS]
     print("| comparison | start | gain, Dice points | runs above | page |\n|---|---|---|---|---|")
     for gain in found:
-        test, limits = gain.test, gain.test.interval
+        test = gain.test
         print(
-            f"| {gain.place} | `{test.init}` | {100 * limits.mean:+.1f} [{100 * limits.low:+.1f}, "
-            f"{100 * limits.high:+.1f}] | {test.above} of {len(test.runs)} | "
+            f"| {gain.place} | `{test.init}` | {_points(test)} | {test.above} of {len(test.runs)} | "
             f"[{gain.source.page}]({gain.source.page}) |"
         )
+    print_recommended(there)
     draw(found, RESULTS / "gains.png")
+
+
+def print_recommended(sources: Sequence[Source]) -> None:
+    """Recommended settings against random weights; p after Holm over the tests of a comparison, and over a page's."""
+    tests = {source: list(_tests_of_recommended(source)) for source in sources}
+    print("\n| comparison | gain | runs above | p in its comparison | p of its page |\n|---|---|---|---|---|")
+    for source, of_source in tests.items():
+        of_page = [test for other, found in tests.items() if other.page == source.page for test in found]
+        page_p = dict(zip(map(id, of_page), holm([test.p for test in of_page]), strict=True))
+        for test, p in zip(of_source, holm([test.p for test in of_source]), strict=True):
+            if test.init == BASELINE:
+                print(
+                    f"| {Gain(source, test).place} | {_points(test)} | {test.above} of {len(test.runs)} | {p:.3f} | "
+                    f"{page_p[id(test)]:.3f} |"
+                )
+
+
+def _tests_of_recommended(source: Source) -> Iterator[RunTest]:
+    grids = dict(_grids(source))
+    for (init, fraction), grid in grids.items():
+        if init != RECOMMENDED and (RECOMMENDED, fraction) in grids:
+            yield run_test(init, fraction, difference(grids[RECOMMENDED, fraction], grid))
 
 
 def gains(source: Source) -> Iterator[Gain]:
@@ -110,6 +134,10 @@ def _grids(source: Source) -> Iterator[tuple[tuple[str, float], Grid]]:
         runs = tuple((0, seed) for seed in sorted(of_seeds))
         values = np.array([[of_seeds[seed]] for _, seed in runs])
         yield (init, source.fraction), Grid(runs, ("all",), values)
+
+
+def _points(test: RunTest) -> str:
+    return f"{100 * test.interval.mean:+.1f} [{100 * test.interval.low:+.1f}, {100 * test.interval.high:+.1f}]"
 
 
 def draw(found: list[Gain], path: Path) -> Path:

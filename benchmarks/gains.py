@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 
 from pretraining.comparison.appearance import looks, new_figure, save
@@ -88,24 +89,26 @@ def main() -> None:
 
 def print_recommended(sources: Sequence[Source]) -> None:
     """Recommended settings against random weights; p after Holm over the tests of a comparison, and over a page's."""
-    tests = {source: list(_tests_of_recommended(source)) for source in sources}
+    found = [(source, test) for source in sources for test in tests_of(source, RECOMMENDED)]
+    table = pd.DataFrame(
+        [(source.table, source.page, test.p) for source, test in found], columns=["table", "page", "p"]
+    )
+    corrected = [table.groupby(group)["p"].transform(lambda p: holm(list(p))) for group in ("table", "page")]
     print("\n| comparison | gain | runs above | p in its comparison | p of its page |\n|---|---|---|---|---|")
-    for source, of_source in tests.items():
-        of_page = [test for other, found in tests.items() if other.page == source.page for test in found]
-        page_p = dict(zip(map(id, of_page), holm([test.p for test in of_page]), strict=True))
-        for test, p in zip(of_source, holm([test.p for test in of_source]), strict=True):
-            if test.init == BASELINE:
-                print(
-                    f"| {Gain(source, test).place} | {_points(test)} | {test.above} of {len(test.runs)} | {p:.3f} | "
-                    f"{page_p[id(test)]:.3f} |"
-                )
+    for (source, test), *p in zip(found, *corrected, strict=True):
+        if test.init == BASELINE:
+            print(
+                f"| {Gain(source, test).place} | {_points(test)} | {test.above} of {len(test.runs)} | {p[0]:.3f} | "
+                f"{p[1]:.3f} |"
+            )
 
 
-def _tests_of_recommended(source: Source) -> Iterator[RunTest]:
+def tests_of(source: Source, init: str) -> Iterator[RunTest]:
+    """An init against each other one, at each fraction that has it."""
     grids = dict(_grids(source))
-    for (init, fraction), grid in grids.items():
-        if init != RECOMMENDED and (RECOMMENDED, fraction) in grids:
-            yield run_test(init, fraction, difference(grids[RECOMMENDED, fraction], grid))
+    for (other, fraction), grid in grids.items():
+        if other != init and (init, fraction) in grids:
+            yield run_test(other, fraction, difference(grids[init, fraction], grid))
 
 
 def gains(source: Source) -> Iterator[Gain]:

@@ -34,13 +34,13 @@ from benchmarks.frozen_features import LEAST_SCANS
 from benchmarks.held_out_labels import labels_of
 from nnunetv2_pgl.checkpoint import CheckpointError, EncoderCheckpoint
 from nnunetv2_pgl.encoder import load_encoder_network, untrained_encoder
-from nnunetv2_pgl.messages import one_line
+from nnunetv2_pgl.errors import one_line
 from nnunetv2_pgl.whole_files import write_text
-from pretraining.config import PretrainConfig, Spacing
 from pretraining.data import DataError, find_scans
-from pretraining.options import OptionParser, adder, names_in, positive
-from pretraining.pretrain import prepare_volumes
-from pretraining.run_folder import RunError
+from pretraining.settings.config import PretrainConfig, Spacing
+from pretraining.settings.options import OptionParser, adder, names_in, positive
+from pretraining.training.pretrain import prepare_volumes
+from pretraining.training.run_folder import RunError
 
 
 def main() -> None:

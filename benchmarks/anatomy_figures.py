@@ -16,8 +16,8 @@ from benchmarks.plain_features import Features, patches, position_code
 from nnunetv2_pgl.networks import Encoder, FeatureGrid
 from nnunetv2_pgl.networks.layout import lay_out
 from nnunetv2_pgl.precision import autocast_type
-from pretraining.config import PretrainConfig
 from pretraining.data import Volume
+from pretraining.settings.config import PretrainConfig
 from pretraining.training.correspondence import compare_maps, nearest, validation_samples
 from pretraining.views import ViewPairBatch
 

@@ -24,7 +24,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pretraining.config import PretrainConfig
+from pretraining.settings.config import PretrainConfig
 from pretraining.training import start
 from pretraining.training.state import TrainingState
 from pretraining.views import ViewPairBatch

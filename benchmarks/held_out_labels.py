@@ -16,9 +16,9 @@ from torch import Tensor
 from benchmarks.plain_features import cell_voxels
 from nnunetv2_pgl.json_files import load_json
 from nnunetv2_pgl.networks import FeatureGrid
-from pretraining.config import PretrainConfig
 from pretraining.data import DataError, Volume
 from pretraining.data.store import read_record
+from pretraining.settings.config import PretrainConfig
 from pretraining.views import GeometryBatch
 from pretraining.views.rendering import render_crops
 

@@ -25,11 +25,11 @@ from typing import Any
 from benchmarks.processes import MIB, memory_of, run_child
 from benchmarks.report import Figure, Settings
 from benchmarks.scans import make_scan, store_scan
-from pretraining.config import PretrainConfig
 from pretraining.data import Volume
 from pretraining.launching.distributed import Processes
-from pretraining.pretrain import split_pool
+from pretraining.settings.config import PretrainConfig
 from pretraining.training.loop import Runtime, train
+from pretraining.training.pretrain import split_pool
 from pretraining.training.progress import RunLog
 from pretraining.views import ViewSettings
 

@@ -29,25 +29,25 @@ from benchmarks.anatomy import all_but, table
 from benchmarks.anatomy_figures import measure
 from benchmarks.held_out_labels import labels_of
 from nnunetv2_pgl.checkpoint import save_checkpoint
-from nnunetv2_pgl.messages import one_line
+from nnunetv2_pgl.errors import one_line
 from nnunetv2_pgl.networks import PaddingName, ResNet50Encoder
 from nnunetv2_pgl.precision import autocast_type
 from nnunetv2_pgl.whole_files import write_text
 from pretraining.alignment import align
-from pretraining.config import PretrainConfig, recommended
 from pretraining.data import DataError, Volume
 from pretraining.launching.errors import TrainingError
 from pretraining.objectives import PGLNCE, local_consistency_loss
-from pretraining.options import names_in
-from pretraining.pretrain import prepare_volumes
-from pretraining.run_folder import RunError
-from pretraining.telling import median_spacing
+from pretraining.settings.config import PretrainConfig, recommended
+from pretraining.settings.options import names_in
 from pretraining.training.export import make_checkpoint
 from pretraining.training.loading import PairLoader
 from pretraining.training.optimisation import make_optimizer
+from pretraining.training.pretrain import prepare_volumes
+from pretraining.training.run_folder import RunError
 from pretraining.training.sampler import PairSampler
 from pretraining.training.state import TrainingState
 from pretraining.training.step import Stepper
+from pretraining.training.summary import median_spacing
 from pretraining.views import GeometryBatch, ViewSettings
 from pretraining.views.pairs import NoFlip
 

@@ -18,9 +18,9 @@ from torch.multiprocessing import spawn
 
 from benchmarks.report import Figure, Settings
 from benchmarks.scans import SCALE, VIEW_SIZE, store_scans
-from pretraining.config import PretrainConfig
 from pretraining.data import Volume
 from pretraining.launching.distributed import process_group
+from pretraining.settings.config import PretrainConfig
 from pretraining.training import loop
 from pretraining.training.correspondence import validation_batches
 from pretraining.training.progress import RunLog

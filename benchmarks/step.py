@@ -18,11 +18,11 @@ from benchmarks.bare_networks import BareNetworks
 from benchmarks.hardware import convolution_rate, product_rate
 from benchmarks.report import Figure, Settings, alternating, synchronise
 from benchmarks.scans import VIEW_SIZE, store_scans
-from pretraining.config import PretrainConfig
 from pretraining.data import Volume
 from pretraining.launching.distributed import Processes
-from pretraining.pretrain import loading_workers
+from pretraining.settings.config import PretrainConfig
 from pretraining.training.loop import Pool, Run, Runtime
+from pretraining.training.pretrain import loading_workers
 from pretraining.training.progress import RunLog
 from pretraining.views import ViewPairBatch, ViewSettings
 

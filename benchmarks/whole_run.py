@@ -21,12 +21,12 @@ from torch import Tensor
 from benchmarks.report import Figure, Settings
 from benchmarks.scans import store_scans
 from nnunetv2_pgl.networks import Encoder
-from pretraining.config import PretrainConfig, recommended
 from pretraining.data import Volume
 from pretraining.launching.distributed import Processes
-from pretraining.pretrain import loading_workers
+from pretraining.settings.config import PretrainConfig, recommended
 from pretraining.training import loop
 from pretraining.training.correspondence import measure_correspondence
+from pretraining.training.pretrain import loading_workers
 from pretraining.training.progress import RunLog
 from pretraining.views import ViewPairBatch
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.foreign import is_legacy_file, what_it_is
 from nnunetv2_pgl.nnssl import NnsslError, read_nnssl
 from nnunetv2_pgl.provenance import ProvenanceError, readable_citations, require_plain, require_provenance
@@ -33,7 +34,7 @@ CITATIONS = [
 ]
 
 
-class CheckpointError(ValueError):
+class CheckpointError(PGLError):
     """A checkpoint that cannot be used; the message names the file, what is wrong and what to do."""
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from nnunetv2_pgl.adaptation import canonical
 from nnunetv2_pgl.checkpoint import CheckpointError, EncoderCheckpoint, load_checkpoint, sha256_of
+from nnunetv2_pgl.errors import one_line
 from nnunetv2_pgl.extension_folder import check, export_line, extension_folder, link, unlink
-from nnunetv2_pgl.messages import one_line
 
 
 def extension_entry() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.networks import PlanError, PlannedNetwork
 
 _UNET = "dynamic_network_architectures.architectures.unet"
@@ -37,7 +38,7 @@ _RESENC_L: dict[str, Any] = {
 }
 
 
-class NnsslError(ValueError):
+class NnsslError(PGLError):
     """A checkpoint of nnssl that cannot be used; the message says why and what would work."""
 
 

@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from nnunetv2_pgl.errors import PGLError
+
 _DEEPEST = 20  # levels of tables and lists; ours have six
 _LONGEST = 10_000  # characters of a text, entries of a list
 
 
-class ProvenanceError(ValueError):
+class ProvenanceError(PGLError):
     """Something that no checkpoint of ours tells; the message says what, without the file."""
 
 

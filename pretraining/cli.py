@@ -9,16 +9,15 @@ from pathlib import Path
 import torch
 
 from nnunetv2_pgl.checkpoint import CheckpointError
-from nnunetv2_pgl.messages import one_line
-from pretraining.body_axes import axis_warnings
-from pretraining.config import PretrainConfig
-from pretraining.config_checks import check_config
+from nnunetv2_pgl.errors import one_line
 from pretraining.data import DataError, resolve_source
 from pretraining.data.scan import in_few_lines
 from pretraining.launching.ending import end, end_after_another
 from pretraining.launching.errors import STOPPED_EXIT_CODE, ProcessLost, Stopped, TrainingError
 from pretraining.launching.launcher import launch
-from pretraining.options import (
+from pretraining.settings.checks import check_config
+from pretraining.settings.config import PretrainConfig
+from pretraining.settings.options import (
     OptionParser,
     add_data_options,
     add_plan_options,
@@ -30,9 +29,10 @@ from pretraining.options import (
     settings_of,
     with_options,
 )
-from pretraining.pretrain import RunOptions, prepare_volumes, pretrain
-from pretraining.preview import draw_pairs, geometry_lines
-from pretraining.run_folder import RunError, RunFolder, require_same
+from pretraining.training.pretrain import RunOptions, prepare_volumes, pretrain
+from pretraining.training.preview import draw_pairs, geometry_lines
+from pretraining.training.run_folder import RunError, RunFolder, require_same
+from pretraining.views.body_axes import axis_warnings
 
 _EPILOG = """examples:
   pgl_pretrain -d 501                                  one GPU, the recommended settings

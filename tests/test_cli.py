@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from pretraining import cli
-from pretraining.config import PretrainConfig
-from pretraining.config_checks import check_config
 from pretraining.demo.datasets import write_unlabelled_dataset
-from pretraining.options import OptionParser, add_training_options, add_view_options, names_in, with_options
-from pretraining.preview import geometry_lines
-from pretraining.run_folder import RunError, RunFolder
+from pretraining.settings.checks import check_config
+from pretraining.settings.config import PretrainConfig
+from pretraining.settings.options import OptionParser, add_training_options, add_view_options, names_in, with_options
 from pretraining.training.places import ByGeometry
+from pretraining.training.preview import geometry_lines
+from pretraining.training.run_folder import RunError, RunFolder
 from pretraining.training.start import make_encoder
 from pretraining.views import ViewSettings
 from tests.known_encoders import CoordinateScan
@@ -270,7 +270,7 @@ def test_preview_knows_the_maps_of_an_encoder_without_running_it(
     asked = []
     config = PretrainConfig(("a",), architecture=architecture, views=ViewSettings(size=size))
     monkeypatch.setattr(
-        "pretraining.preview.geometry_of_pairs", lambda *given: asked.append(given) or ByGeometry(*[None] * 4)
+        "pretraining.training.preview.geometry_of_pairs", lambda *given: asked.append(given) or ByGeometry(*[None] * 4)
     )
     geometry_lines([CoordinateScan((20, 60, 60), channels=1)], config)
     ((_, grid, cells),) = asked

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from pretraining.config import PretrainConfig
-from pretraining.config_checks import check_config
 from pretraining.data import DataError, find_scans, preprocess
-from pretraining.manifest import Manifest
-from pretraining.plans_from import settings_of_plan
-from pretraining.pretrain import split_pool
-from pretraining.run_folder import RunError
+from pretraining.settings.checks import check_config
+from pretraining.settings.config import PretrainConfig
+from pretraining.settings.plans import settings_of_plan
+from pretraining.training.manifest import Manifest
+from pretraining.training.pretrain import split_pool
+from pretraining.training.run_folder import RunError
 from tests.golden.make import DATASET, GOLDEN, RUN
 from tests.hostile import variants
 from tests.planned_networks import small_network

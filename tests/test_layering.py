@@ -43,7 +43,7 @@ def test_launching_knows_nothing_of_what_it_launches() -> None:
 
 
 def test_training_does_not_know_commands_or_demo() -> None:
-    upper = {"pretraining.cli", "pretraining.pretrain", "pretraining.demo", "pretraining.preview"}
+    upper = {"pretraining.cli", "pretraining.training.pretrain", "pretraining.demo", "pretraining.training.preview"}
     for room in ROOMS:
         for file in (ROOT / "pretraining" / room).rglob("*.py"):
             assert not upper & {".".join(name.split(".")[:2]) for name in imported(file)}, file

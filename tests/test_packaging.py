@@ -20,7 +20,7 @@ import nnunetv2_pgl
 from nnunetv2_pgl.checkpoint import load_checkpoint, save_checkpoint
 from nnunetv2_pgl.extension_folder import check
 from nnunetv2_pgl.networks import PlannedEncoder
-from pretraining.config import PretrainConfig
+from pretraining.settings.config import PretrainConfig
 from pretraining.training.export import make_checkpoint
 from tests.planned_networks import small_network
 

@@ -7,7 +7,7 @@ from itertools import count, repeat
 
 from benchmarks.report import Settings
 from benchmarks.step import make_run
-from pretraining.config import PretrainConfig
+from pretraining.settings.config import PretrainConfig
 
 
 def steps_in_place(settings: Settings, config: PretrainConfig) -> Callable[[], object]:

@@ -9,9 +9,10 @@ from typing import Any
 
 from nnunetv2_pgl.dataset_conversion.licences import Licence
 from nnunetv2_pgl.dataset_conversion.splits import Fold
+from nnunetv2_pgl.errors import PGLError
 
 
-class ConversionError(Exception):
+class ConversionError(PGLError):
     """A download cannot be converted: one line that says what is wrong and what to do."""
 
 

@@ -14,7 +14,7 @@ from nnunetv2_pgl.dataset_conversion.msd import read_msd
 from nnunetv2_pgl.dataset_conversion.ribfrac import read_ribfrac
 from nnunetv2_pgl.dataset_conversion.splits import DEFAULT_SEED
 from nnunetv2_pgl.dataset_conversion.writing import RECORD, write_dataset
-from nnunetv2_pgl.messages import one_line
+from nnunetv2_pgl.errors import one_line
 
 _SHOWN = 20
 

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from nnunetv2_pgl.checkpoint import CheckpointError
+from nnunetv2_pgl.errors import one_line
 from nnunetv2_pgl.export.hub_folder import ExportError, write_hub_folder
-from nnunetv2_pgl.messages import one_line
 
 
 def export_entry() -> None:

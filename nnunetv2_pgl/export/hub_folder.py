@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint, save_checkpoint, sha256_of
+from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.export.licence import Licence
 from nnunetv2_pgl.export.model_card import model_card
 from nnunetv2_pgl.whole_files import write_text
@@ -27,7 +28,7 @@ CHECKPOINT, PLAN, CONFIG = "checkpoint_final.pth", "adaptation_plan.json", "conf
 CARD, LICENCE = "README.md", "LICENSE"
 
 
-class ExportError(ValueError):
+class ExportError(PGLError):
     """What cannot be exported; the message says why and what to do."""
 
 

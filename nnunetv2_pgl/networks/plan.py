@@ -14,6 +14,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
+from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.networks.strided import Triple
 
 PlannedName = Literal["plain", "resenc_m", "resenc_l", "resenc_xl"]
@@ -27,7 +28,7 @@ _LARGEST = 2**16  # channels and strides of a network that could be built
 _RESIDUAL_BLOCKS = (1, 3, 4, *(6,) * 10)
 
 
-class PlanError(ValueError):
+class PlanError(PGLError):
     """A plan whose network cannot be used; the message says why and what would work."""
 
 

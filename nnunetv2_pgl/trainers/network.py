@@ -16,6 +16,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.networks import PAPER_STRIDES, PGLSegmenter, PlanError, PlannedName, PlannedNetwork
 from nnunetv2_pgl.networks.strided import Triple
 from nnunetv2_pgl.precision import autocast_type
@@ -25,7 +26,7 @@ RESNET = "resnet50"
 PLAN = "plan"
 
 
-class NetworkError(ValueError):
+class NetworkError(PGLError):
     """A network that cannot be built from the plans; the message says why and what would work."""
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from nnunetv2_pgl.checkpoint import CheckpointError, load_checkpoint
 from nnunetv2_pgl.environment import variable
-from nnunetv2_pgl.messages import one_line
+from nnunetv2_pgl.errors import one_line
 from nnunetv2_pgl.networks import PGLSegmenter
 from nnunetv2_pgl.precision import autocast_type, train_in_cpu_bfloat16
 from nnunetv2_pgl.trainers.network import (

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from nnunetv2_pgl.errors import PGLError
+
 RUN_KEY = "pgl_run"
 RANDOM = "random"
 
 
-class PlannedRunError(ValueError):
+class PlannedRunError(PGLError):
     """A ``pgl_run`` that cannot be trained; the message says what is wrong with it."""
 
 

@@ -12,7 +12,7 @@ from pretraining.comparison.errors import ComparisonError
 from pretraining.comparison.folder import require_name
 from pretraining.comparison.inits import BUILT_IN
 from pretraining.data import resolve_source
-from pretraining.options import OptionParser, adder, names_in, natural, positive
+from pretraining.settings.options import OptionParser, adder, names_in, natural, positive
 
 STEPS = ("prepare", "pretrain", "train", "report")
 _EPILOG = f"""initialisations: random, {", ".join(BUILT_IN)}, and what --define and --checkpoint name;

@@ -9,8 +9,7 @@ import torch
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 
 from nnunetv2_pgl.checkpoint import CheckpointError
-from nnunetv2_pgl.messages import one_line
-from pretraining.commands import CommandError, CommandStopped
+from nnunetv2_pgl.errors import one_line
 from pretraining.comparison.arguments import STEPS, parse, settings_given
 from pretraining.comparison.comparison import Comparison
 from pretraining.comparison.errors import ComparisonError
@@ -22,8 +21,9 @@ from pretraining.comparison.runs import share
 from pretraining.comparison.settings import ComparisonSettings
 from pretraining.comparison.trainer import find_trainer
 from pretraining.data import DataError
+from pretraining.launching.commands import CommandError, CommandStopped
 from pretraining.launching.errors import STOPPED_EXIT_CODE
-from pretraining.run_folder import RunError
+from pretraining.training.run_folder import RunError
 
 
 def compare_entry() -> None:

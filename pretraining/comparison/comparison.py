@@ -10,7 +10,6 @@ from pathlib import Path
 from nnunetv2_pgl.extension_folder import VARIABLE as EXTENSION
 from nnunetv2_pgl.extension_folder import extension_folder
 from nnunetv2_pgl.trainers.source import VARIABLE as CHECKPOINT
-from pretraining.commands import CommandRunner
 from pretraining.comparison.cases import LabelledDataset
 from pretraining.comparison.errors import ComparisonError
 from pretraining.comparison.folder import ComparisonFolder
@@ -18,6 +17,7 @@ from pretraining.comparison.inits import Initialisation, doubt_about, initialisa
 from pretraining.comparison.runs import TrainingRun, training_runs
 from pretraining.comparison.settings import ComparisonSettings
 from pretraining.comparison.splits import Splits, make_splits
+from pretraining.launching.commands import CommandRunner
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from nnunetv2_pgl.errors import PGLError
 
-class ComparisonError(ValueError):
+
+class ComparisonError(PGLError):
     """A comparison that cannot be made as asked; the message names the option or file and says what to do."""

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from nnunetv2_pgl.checkpoint import CheckpointError
-from pretraining.commands import CommandError, CommandStopped
 from pretraining.comparison.comparison import Comparison
 from pretraining.comparison.derived import (
     DECODER,
@@ -33,7 +32,8 @@ from pretraining.comparison.runs import (
     state_of_training,
 )
 from pretraining.comparison.timing import random_trainer
-from pretraining.run_folder import RunError
+from pretraining.launching.commands import CommandError, CommandStopped
+from pretraining.training.run_folder import RunError
 
 Failures = dict[str, str]
 _MOST_PREDICTION_PROCESSES = 3  # nnU-Net's default

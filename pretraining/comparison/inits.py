@@ -22,9 +22,9 @@ from pretraining.comparison.derived import (
 from pretraining.comparison.errors import ComparisonError
 from pretraining.comparison.folder import ComparisonFolder, require_name
 from pretraining.comparison.settings import ComparisonSettings
-from pretraining.config import Method, PretrainConfig, recommended
-from pretraining.config_checks import check_config
-from pretraining.options import (
+from pretraining.settings.checks import check_config
+from pretraining.settings.config import Method, PretrainConfig, recommended
+from pretraining.settings.options import (
     OptionParser,
     add_data_options,
     add_plan_options,
@@ -33,7 +33,7 @@ from pretraining.options import (
     add_view_options,
     settings_of,
 )
-from pretraining.run_folder import RunError, RunFolder
+from pretraining.training.run_folder import RunError, RunFolder
 
 # Options of pgl_pretrain: the recommended settings, and what the paper compares. The ablations are the paper's (table
 # 8): views without flips, without crops of other size and place, and without both, so that they differ in intensity

@@ -9,9 +9,9 @@ from pathlib import Path
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 
 from nnunetv2_pgl.extension_folder import VARIABLE as EXTENSION
-from pretraining.commands import find_command
 from pretraining.comparison.comparison import Comparison, extension_path
 from pretraining.comparison.folder import write_atomically
+from pretraining.launching.commands import find_command
 
 _HEAD = """#!/bin/bash
 # Written by pgl_compare --slurm. Edit the #SBATCH lines for your cluster, then: bash {script}

@@ -14,7 +14,7 @@ from pretraining.data.candidate import safe_name
 from pretraining.data.preparation import Prepared
 from pretraining.data.resampling import resampled_shape
 from pretraining.data.scan import BadScan, DataError
-from pretraining.field_types import require_field_types
+from pretraining.settings.field_types import require_field_types
 
 CT_SCHEME = "CTNormalization"
 _LARGEST_IN_FLOAT16 = 2048.0  # whole numbers up to here are exact; only unnormalised values go beyond

@@ -5,14 +5,17 @@ from dataclasses import dataclass
 
 DICOM = "dicom"
 DEFAULT_READER = "SimpleITKIO"
+
+from nnunetv2_pgl.errors import PGLError
+
 FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 
-class DataError(ValueError):
+class DataError(PGLError):
     """The data as a whole cannot be used: one line that says what is wrong and what to do."""
 
 
-class BadScan(ValueError):  # noqa: N818 - it describes the scan; the run goes on without it
+class BadScan(PGLError):  # noqa: N818 - it describes the scan; the run goes on without it
     """One scan cannot be used. The message is the reason, as shown to the user."""
 
 

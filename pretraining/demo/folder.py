@@ -6,6 +6,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnunetv2_pgl.errors import PGLError
+
 UNLABELLED_ID, UNLABELLED_NAME = 501, "PGLDemoUnlabelled"
 LABELLED_ID, LABELLED_NAME = 502, "PGLDemoTorso"
 RUN_NAME = "demo"
@@ -15,7 +17,7 @@ _MARKER = "pgl_demo.txt"
 _OWN_NAMES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "logs", "predictions", "pictures", _MARKER)
 
 
-class DemoFolderError(Exception):
+class DemoFolderError(PGLError):
     """The demo may not write into the folder; the message says why and what to do."""
 
 

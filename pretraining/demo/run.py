@@ -12,8 +12,7 @@ from pathlib import Path
 
 import torch
 
-from nnunetv2_pgl.messages import one_line
-from pretraining.commands import CommandError, CommandRunner
+from nnunetv2_pgl.errors import one_line
 from pretraining.demo.datasets import FILE_ENDING, write_labelled_dataset, write_unlabelled_dataset
 from pretraining.demo.folder import (
     CONFIGURATION,
@@ -29,6 +28,7 @@ from pretraining.demo.folder import (
 )
 from pretraining.demo.pictures import PredictedCase, draw_phantom, draw_predictions, read_volume
 from pretraining.demo.results import CaseResult, dice_table, read_results
+from pretraining.launching.commands import CommandError, CommandRunner
 
 N_UNLABELLED, N_TRAIN, N_TEST = 24, 8, 4
 # Chosen so that the demo takes minutes on two CPU cores; real runs keep the defaults.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from nnunetv2_pgl.errors import PGLError
+
 STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: not finished, to be tried again
 HOW_TO_GO_ON = "Add --c to go on from what was saved last; torchrun --max-restarts N does so by itself"
 
@@ -10,7 +12,7 @@ class Stopped(Exception):  # noqa: N818 - it is no error
     """A signal has asked the run to end, and it has saved what it had; the message says so."""
 
 
-class TrainingError(RuntimeError):
+class TrainingError(PGLError):
     """A run that cannot go on; the message says why and what to do."""
 
 

@@ -14,9 +14,9 @@ from nnunetv2_pgl.checkpoint import EncoderCheckpoint
 from nnunetv2_pgl.networks import Encoder, PlannedEncoder
 from nnunetv2_pgl.nnssl_plan import adaptation_plan
 from nnunetv2_pgl.versions import versions
-from pretraining.citations import citations_of
-from pretraining.config import PretrainConfig
 from pretraining.objectives import Objective
+from pretraining.objectives.citations import citations_of
+from pretraining.settings.config import PretrainConfig
 
 
 def make_checkpoint(

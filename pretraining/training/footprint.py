@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunetv2_pgl.precision import autocast_type
-from pretraining.config import PretrainConfig
 from pretraining.objectives import Objective
+from pretraining.settings.config import PretrainConfig
 from pretraining.training.start import bytes_drawn, make_objective
 from pretraining.views.rendering import largest_source_box
 

@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from pretraining.config import PretrainConfig
 from pretraining.data import DataError, Volume
 from pretraining.launching.errors import HOW_TO_GO_ON, ProcessLost, TrainingError
 from pretraining.launching.stopping import outlive_signals
+from pretraining.settings.config import PretrainConfig
 from pretraining.training.memory import is_out_of_memory
 from pretraining.training.sampler import PairSampler
 from pretraining.training.start import bytes_drawn, draw_of

@@ -16,12 +16,12 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from nnunetv2_pgl.precision import autocast_type
-from pretraining.config import PretrainConfig
 from pretraining.data import Volume
 from pretraining.launching.distributed import Processes
 from pretraining.launching.errors import Stopped, TrainingError
 from pretraining.launching.stopping import Agreement, StopSignals
 from pretraining.objectives import target_decay
+from pretraining.settings.config import PretrainConfig
 from pretraining.training.correspondence import (
     correspondence_lines,
     measure_correspondence,

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from nnunetv2_pgl.precision import autocast_type
-from pretraining.config import PretrainConfig
 from pretraining.launching.distributed import Processes
 from pretraining.launching.errors import TrainingError
+from pretraining.settings.config import PretrainConfig
 from pretraining.training.footprint import available_memory, bytes_of_step
 from pretraining.training.start import initial_state
 from pretraining.views import GeometryBatch, ViewGeometry

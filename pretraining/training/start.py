@@ -16,8 +16,8 @@ from nnunetv2_pgl.networks import (
     ResNet50Encoder,
     Segmenter,
 )
-from pretraining.config import Method, PretrainConfig
 from pretraining.objectives import BYOL, MAE, PGL, PGLMAE, PGLNCE, ModelsGenesis, Objective
+from pretraining.settings.config import Method, PretrainConfig
 from pretraining.training.heap import keep_freed_memory
 from pretraining.training.optimisation import make_optimizer
 from pretraining.training.state import TrainingState

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pretraining.config import PretrainConfig
 from pretraining.objectives import target_decay
+from pretraining.settings.config import PretrainConfig
 from pretraining.training.optimisation import (
     DECAY_POWERS,
     LARGEST_GRADIENTS,

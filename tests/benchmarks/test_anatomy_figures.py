@@ -16,7 +16,7 @@ from benchmarks.anatomy_figures import Pairs, measure, noise_match, smooth_noise
 from benchmarks.held_out_labels import LabelledVolume
 from benchmarks.plain_features import patches
 from nnunetv2_pgl.networks import FeatureGrid, PlannedEncoder
-from pretraining.config import PretrainConfig
+from pretraining.settings.config import PretrainConfig
 from pretraining.views import IntensityRanges, ViewSettings
 from tests.known_encoders import Constant, CoordinateScan, PlaceInScan, PlaceInView, RandomFeatures
 from tests.planned_networks import small_network

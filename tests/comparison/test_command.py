@@ -22,7 +22,7 @@ import torch
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, save_checkpoint
 from pretraining.comparison import command
 from pretraining.comparison.telling import _reference
-from pretraining.config import PretrainConfig
+from pretraining.settings.config import PretrainConfig
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the stand-in commands are scripts with a #! line")
 
@@ -122,7 +122,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     (raw / "dataset.json").write_text(json.dumps(content))
     scripts = tmp_path / "bin"
     scripts.mkdir()
-    monkeypatch.setattr("pretraining.commands.find_command", lambda name: str(_stand_in(scripts, name)))
+    monkeypatch.setattr("pretraining.launching.commands.find_command", lambda name: str(_stand_in(scripts, name)))
     monkeypatch.setenv("JOURNAL", str(tmp_path / "journal"))
     monkeypatch.setenv("PGL_CHECKPOINT", "/somewhere/else.pth")
     monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))

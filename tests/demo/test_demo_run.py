@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from pretraining.commands import CommandError, CommandRunner, CommandStopped, find_command
 from pretraining.demo.folder import DemoFolder, DemoFolderError
 from pretraining.demo.phantoms import LABELS, make_phantom
 from pretraining.demo.pictures import PredictedCase, Volume, draw_phantom, draw_predictions
 from pretraining.demo.results import dice_table, read_results
 from pretraining.demo.run import demo_entry
+from pretraining.launching.commands import CommandError, CommandRunner, CommandStopped, find_command
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="the stand-in commands are scripts with a #! line")
 

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from pretraining.config import PretrainConfig
-from pretraining.pretrain import RunOptions, pretrain
+from pretraining.settings.config import PretrainConfig
 from pretraining.training import loop, saving
+from pretraining.training.pretrain import RunOptions, pretrain
 from pretraining.views import ViewSettings
 from tests.planned_networks import small_network
 

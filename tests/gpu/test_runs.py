@@ -18,16 +18,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_pgl.checkpoint import load_checkpoint
-from pretraining.config import PretrainConfig
 from pretraining.data import Volume
 from pretraining.demo.datasets import write_unlabelled_dataset
 from pretraining.launching.distributed import Processes
 from pretraining.launching.errors import Stopped, TrainingError
 from pretraining.launching.stopping import Agreement, StopSignals
-from pretraining.pretrain import RunOptions, pretrain
-from pretraining.run_folder import RunFolder
+from pretraining.settings.config import PretrainConfig
 from pretraining.training.loop import Pool, Run, Runtime, train
+from pretraining.training.pretrain import RunOptions, pretrain
 from pretraining.training.progress import RunLog
+from pretraining.training.run_folder import RunFolder
 from pretraining.training.step import Stepper
 from pretraining.training.synchronised import SynchronisedBatchNorm3d, synchronise_batch_norms
 from pretraining.views import ViewSettings

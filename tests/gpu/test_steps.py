@@ -10,9 +10,9 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from pretraining.config import Method, PretrainConfig
 from pretraining.data import Volume
 from pretraining.launching.distributed import Processes
+from pretraining.settings.config import Method, PretrainConfig
 from pretraining.training.loop import Pool, Run, Runtime
 from pretraining.training.progress import RunLog
 from pretraining.views import IntensityRanges, ViewPairBatch, ViewSettings

@@ -69,7 +69,7 @@ def test_processes_that_train_together_stop_together(machine: Machine, send: sig
 # A process whose last save takes long.
 SLOW_END = """
 import time
-from pretraining import pretrain
+from pretraining.training import pretrain
 finish = pretrain._finish
 def slowly(config, folder, *arguments):
     (folder.path / "finishing").touch()

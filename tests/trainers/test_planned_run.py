@@ -14,7 +14,7 @@ from nnunetv2_pgl.checkpoint import EncoderCheckpoint, save_checkpoint
 from nnunetv2_pgl.trainers import nnUNetTrainerPGL
 from pretraining.comparison.derived import extra_epochs
 from pretraining.comparison.errors import ComparisonError
-from pretraining.config import PretrainConfig
+from pretraining.settings.config import PretrainConfig
 from pretraining.training.footprint import flop_of_pair
 from pretraining.views import ViewSettings
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretraining.config import PretrainConfig
 from pretraining.objectives import PGLNCE
-from pretraining.pretrain import RunOptions, pretrain
-from pretraining.run_folder import RunFolder
+from pretraining.settings.config import PretrainConfig
 from pretraining.training.optimisation import LARGEST_GRADIENTS
+from pretraining.training.pretrain import RunOptions, pretrain
+from pretraining.training.run_folder import RunFolder
 from pretraining.training.start import initial_state
 from pretraining.training.state import TrainingState
 from pretraining.training.step import Stepper

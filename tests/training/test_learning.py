@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from pretraining.config import PretrainConfig
 from pretraining.demo.phantoms import make_phantom
+from pretraining.settings.config import PretrainConfig
 from pretraining.training.correspondence import measure_correspondence, validation_batches
 from pretraining.training.start import initial_state
 from pretraining.training.step import Stepper

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from pretraining.config import PretrainConfig
 from pretraining.data import DataError
 from pretraining.launching.errors import TrainingError
+from pretraining.settings.config import PretrainConfig
 from pretraining.training.loading import PairLoader
 from pretraining.training.sampler import PairSampler
 from pretraining.views import ViewSettings

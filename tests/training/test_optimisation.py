@@ -12,7 +12,7 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from torch import nn
 from torch.torch_version import TorchVersion
 
-from pretraining.config import PretrainConfig
+from pretraining.settings.config import PretrainConfig
 from pretraining.training import optimisation
 from pretraining.training.optimisation import (
     DECAY_POWERS,

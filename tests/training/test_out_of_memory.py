@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pretraining.config import PretrainConfig
 from pretraining.launching.distributed import Processes
 from pretraining.launching.errors import ProcessLost, TrainingError
+from pretraining.settings.config import PretrainConfig
 from pretraining.training import memory
 from pretraining.training.loading import PairLoader
 

@@ -13,11 +13,11 @@ import pytest
 import SimpleITK as sitk
 
 from nnunetv2_pgl.checkpoint import load_checkpoint
-from pretraining.config import PretrainConfig
 from pretraining.data import PlannedPreprocessing
-from pretraining.pretrain import RunOptions, pretrain
-from pretraining.run_folder import RunFolder
+from pretraining.settings.config import PretrainConfig
 from pretraining.training import loop, saving
+from pretraining.training.pretrain import RunOptions, pretrain
+from pretraining.training.run_folder import RunFolder
 from pretraining.training.sampler import PairSampler
 from pretraining.views import ViewSettings
 from tests.planned_networks import small_network

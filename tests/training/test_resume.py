@@ -16,9 +16,9 @@ import torch
 
 from nnunetv2_pgl.checkpoint import CheckpointError, load_checkpoint
 from pretraining.launching.errors import Stopped
-from pretraining.pretrain import RunOptions, pretrain
-from pretraining.run_folder import RunError, RunFolder
 from pretraining.training import loop, saving
+from pretraining.training.pretrain import RunOptions, pretrain
+from pretraining.training.run_folder import RunError, RunFolder
 from pretraining.training.saving import SaveTimes
 from pretraining.training.start import initial_state
 from pretraining.training.state import TrainingState
@@ -288,7 +288,7 @@ def test_a_state_in_another_memory_layout_is_continued(straight: RunFolder, monk
 
 
 def test_two_runs_do_not_share_a_folder(straight: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pretraining.run_folder._UNTIL_LOADERS_END", 0.1)
+    monkeypatch.setattr("pretraining.training.run_folder._UNTIL_LOADERS_END", 0.1)
     before = straight.latest.stat().st_mtime_ns
     with straight.locked(), pytest.raises(RunError, match=r"straight: a run is at work there; .* -o$"):
         run("straight", resume=True)

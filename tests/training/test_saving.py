@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import torch
 
-from pretraining.pretrain import RunOptions, pretrain
-from pretraining.run_folder import RunFolder
 from pretraining.training import loop, saving
+from pretraining.training.pretrain import RunOptions, pretrain
+from pretraining.training.run_folder import RunFolder
 from pretraining.training.sampler import PairSampler
 from pretraining.training.saving import SaveTimes, StateWriter
 from pretraining.training.start import initial_state

@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_pgl.networks import ResNet50Encoder
-from pretraining.config import Method, PretrainConfig
 from pretraining.launching.errors import TrainingError
 from pretraining.objectives import PGL, PGLNCE, Objective
 from pretraining.objectives.deform import Deformations, deform
-from pretraining.pretrain import RunOptions, pretrain
-from pretraining.run_folder import RunFolder
+from pretraining.settings.config import Method, PretrainConfig
 from pretraining.training.optimisation import LARGEST_GRADIENTS
+from pretraining.training.pretrain import RunOptions, pretrain
+from pretraining.training.run_folder import RunFolder
 from pretraining.training.start import draw_of, initial_state
 from pretraining.training.state import TrainingState
 from pretraining.training.step import Stepper

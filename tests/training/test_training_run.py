@@ -14,12 +14,12 @@ from matplotlib.image import imread
 from nnunetv2_pgl.checkpoint import load_checkpoint
 from nnunetv2_pgl.networks import ResNet50Encoder
 from nnunetv2_pgl.transfer import load_encoder
-from pretraining.config import PretrainConfig, published_for_mae
 from pretraining.data import DataError
 from pretraining.demo.datasets import write_unlabelled_dataset
 from pretraining.launching.errors import TrainingError
-from pretraining.pretrain import RunOptions, pretrain
-from pretraining.run_folder import RunFolder
+from pretraining.settings.config import PretrainConfig, published_for_mae
+from pretraining.training.pretrain import RunOptions, pretrain
+from pretraining.training.run_folder import RunFolder
 from pretraining.views import ViewSettings
 
 CONFIG = PretrainConfig(
@@ -95,7 +95,7 @@ def test_what_is_said_of_the_files_stands_in_the_log(
     def stop(*_: object, **__: object) -> None:
         raise DataError("enough")
 
-    monkeypatch.setattr("pretraining.pretrain.preprocess", stop)
+    monkeypatch.setattr("pretraining.training.pretrain.preprocess", stop)
     with pytest.raises(DataError, match="enough"):
         pretrain(replace(CONFIG, datasets=(str(tmp_path),)), options("said"))
     (log,) = RunFolder.named("said").path.glob("training_log_*.txt")

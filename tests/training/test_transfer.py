@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from pretraining.config import PretrainConfig
 from pretraining.launching.errors import TrainingError
 from pretraining.objectives import ModelsGenesis
+from pretraining.settings.config import PretrainConfig
 from pretraining.training import transfer
 from pretraining.training.loading import PairLoader
 from pretraining.training.sampler import PairSampler

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from nnunetv2_pgl.whole_files import replacing
 from pretraining.alignment import FeatureGrid, align
-from pretraining.config import PretrainConfig
 from pretraining.data import Volume
+from pretraining.settings.config import PretrainConfig
 from pretraining.training.correspondence import validation_batches
 from pretraining.training.places import geometry_of_pairs
 from pretraining.training.start import make_encoder

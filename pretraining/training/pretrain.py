@@ -12,8 +12,6 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunetv2_pgl.checkpoint import save_checkpoint
-from pretraining.body_axes import axis_warnings, require_lateral
-from pretraining.config import PretrainConfig
 from pretraining.data import (
     PlannedPreprocessing,
     Scan,
@@ -30,15 +28,17 @@ from pretraining.data.scan import in_few_lines
 from pretraining.launching import restart
 from pretraining.launching.distributed import Processes, process_group
 from pretraining.launching.stopping import StopSignals
-from pretraining.manifest import Manifest
-from pretraining.preview import draw_pairs
-from pretraining.run_folder import RunFolder
-from pretraining.telling import median_spacing, next_commands, opening_lines
+from pretraining.settings.config import PretrainConfig
 from pretraining.training.export import make_checkpoint
 from pretraining.training.loop import Pool, Runtime, train
+from pretraining.training.manifest import Manifest
 from pretraining.training.memory import explained, require_fitting_batch
+from pretraining.training.preview import draw_pairs
 from pretraining.training.progress import RunLog
+from pretraining.training.run_folder import RunFolder
 from pretraining.training.state import TrainingState
+from pretraining.training.summary import median_spacing, next_commands, opening_lines
+from pretraining.views.body_axes import axis_warnings, require_lateral
 from pretraining.views.rendering import largest_source_box
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from pretraining import cli
-from pretraining.body_axes import axis_warnings, require_lateral
 from pretraining.data import DataError, Volume
 from pretraining.data.orientation import Orientation
 from pretraining.views import ViewSettings
+from pretraining.views.body_axes import axis_warnings, require_lateral
 
 LATERAL = ViewSettings(no_flip="lateral")
 

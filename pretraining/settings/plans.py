@@ -13,7 +13,7 @@ from nnunetv2_pgl.json_files import load_json
 from nnunetv2_pgl.networks import PlanError, PlannedNetwork
 from pretraining.data import DataError
 from pretraining.data.planned import PlannedPreprocessing
-from pretraining.run_folder import RunError
+from pretraining.training.run_folder import RunError
 
 DEFAULT_PLANS, DEFAULT_CONFIGURATION = "nnUNetPlans", "3d_fullres"
 _MOST_NAMES = 5

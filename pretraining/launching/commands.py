@@ -12,12 +12,13 @@ import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from nnunetv2_pgl.errors import PGLError
 from pretraining.launching.errors import STOPPED_EXIT_CODE
 
 _CHUNK = 4096
 
 
-class CommandError(Exception):
+class CommandError(PGLError):
     """A command is missing or failed; the message says which, and where its log is."""
 
 

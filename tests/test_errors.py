@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from nnunetv2_pgl.messages import one_line
+from nnunetv2_pgl.errors import one_line
 
 
 def test_a_message_is_one_line_that_a_terminal_can_show() -> None:

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from pretraining.config import PretrainConfig
 from pretraining.data import Scan, Volume, preprocess
 from pretraining.data.store import read_record
 from pretraining.data.writing import write_record
-from pretraining.manifest import Manifest, source_names
+from pretraining.settings.config import PretrainConfig
 from pretraining.training.loop import Pool
+from pretraining.training.manifest import Manifest, source_names
 
 
 def write(folder: Path, name: str, slices: int = 1) -> Scan:

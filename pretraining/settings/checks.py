@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pretraining.config import PretrainConfig
 from pretraining.objectives.masking import number_of_blocks
+from pretraining.settings.config import PretrainConfig
 
 
 def check_config(config: PretrainConfig) -> None:

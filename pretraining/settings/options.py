@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from nnunetv2_pgl.networks import PaddingName, PlannedName
-from pretraining.config import Method, OptimizerName, PretrainConfig, published_for_mae, recommended
 from pretraining.data import resolve_source
-from pretraining.plans_from import DEFAULT_CONFIGURATION, DEFAULT_PLANS, settings_of_plan
-from pretraining.run_folder import RunError
+from pretraining.settings.config import Method, OptimizerName, PretrainConfig, published_for_mae, recommended
+from pretraining.settings.plans import DEFAULT_CONFIGURATION, DEFAULT_PLANS, settings_of_plan
+from pretraining.training.run_folder import RunError
 from pretraining.views import IntensityRanges, ViewSettings
 from pretraining.views.pairs import Channels, NoFlip
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from nnunetv2.paths import nnUNet_results
 
+from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.whole_files import write_text
-from pretraining.config import PretrainConfig
+from pretraining.settings.config import PretrainConfig
 
 try:
     import fcntl
@@ -23,7 +24,7 @@ except ImportError:  # Windows
 _UNTIL_LOADERS_END = 20.0  # seconds
 
 
-class RunError(ValueError):
+class RunError(PGLError):
     """A run that cannot start or go on as asked; the message says what to do."""
 
 

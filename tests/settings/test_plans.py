@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from pretraining.config import PretrainConfig
-from pretraining.config_checks import check_config
-from pretraining.options import (
+from pretraining.settings.checks import check_config
+from pretraining.settings.config import PretrainConfig
+from pretraining.settings.options import (
     OptionParser,
     add_data_options,
     add_plan_options,
@@ -18,7 +18,7 @@ from pretraining.options import (
     add_view_options,
     with_options,
 )
-from pretraining.run_folder import RunError
+from pretraining.training.run_folder import RunError
 
 MODULE = "dynamic_network_architectures.architectures.unet"
 CLASSES = {"plain": "PlainConvUNet", "residual": "ResidualEncoderUNet"}

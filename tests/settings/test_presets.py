@@ -16,9 +16,9 @@ from nnunetv2_pgl.trainers.network import ModelNetwork
 from pretraining import cli
 from pretraining.comparison.inits import BUILT_IN, initialisations, random_network
 from pretraining.comparison.settings import ComparisonSettings
-from pretraining.config import PretrainConfig, published_for_mae, recommended
-from pretraining.config_checks import check_config
-from pretraining.options import (
+from pretraining.settings.checks import check_config
+from pretraining.settings.config import PretrainConfig, published_for_mae, recommended
+from pretraining.settings.options import (
     OptionParser,
     add_data_options,
     add_plan_options,
@@ -27,9 +27,9 @@ from pretraining.options import (
     add_view_options,
     settings_of,
 )
-from pretraining.run_folder import RunFolder
-from pretraining.telling import opening_lines
 from pretraining.training.loop import Pool
+from pretraining.training.run_folder import RunFolder
+from pretraining.training.summary import opening_lines
 from tests.golden.make import GOLDEN, RUN
 
 PAPER = PretrainConfig(datasets=())

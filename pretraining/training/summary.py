@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pretraining.citations import citations_of
-from pretraining.config import Method, PretrainConfig, published_for_mae, recommended
 from pretraining.data import Volume
-from pretraining.plans_from import DEFAULT_PLANS
-from pretraining.run_folder import RunFolder
+from pretraining.objectives.citations import citations_of
+from pretraining.settings.config import Method, PretrainConfig, published_for_mae, recommended
+from pretraining.settings.plans import DEFAULT_PLANS
 from pretraining.training.loop import Pool, steps_per_epoch
+from pretraining.training.run_folder import RunFolder
 
 
 def opening_lines(config: PretrainConfig, pool: Pool, device: str, processes: int) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from nnunetv2_pgl.json_files import load_json
 from nnunetv2_pgl.networks import PAPER_STRIDES, PaddingName, PlannedName, PlannedNetwork, resnet_skip_strides
-from pretraining.field_types import require_field_types
+from pretraining.settings.field_types import require_field_types
 from pretraining.views import IntensityRanges, ViewSettings
 from pretraining.views.pairs import Channels
 

@@ -1,0 +1,19 @@
+"""Errors that are shown to the user, each as one line."""
+
+from __future__ import annotations
+
+_LONGEST = 2000  # characters
+
+
+class PGLError(ValueError):
+    """The base class of all errors whose message is meant for the user: what is wrong, where, and what to do.
+
+    Commands catch it, print the message in one line and end with a non-zero exit code.
+    """
+
+
+def one_line(message: object) -> str:
+    """A message, or that of an error, in one line of printable characters, whatever names and values it quotes."""
+    line = " ".join(part.strip() for part in str(message).splitlines())
+    shown = "".join(character if character.isprintable() else "?" for character in line)
+    return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}..."

@@ -3,11 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-DICOM = "dicom"
-DEFAULT_READER = "SimpleITKIO"
-
 from nnunetv2_pgl.errors import PGLError
 
+DICOM = "dicom"
+DEFAULT_READER = "SimpleITKIO"
 FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 

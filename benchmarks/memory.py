@@ -40,7 +40,7 @@ def peak_of_step(config: PretrainConfig) -> int:
 
 
 def main() -> None:
-    """Prints the README's table."""
+    """Prints the table of docs/performance.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-patch", nargs=3, type=int, default=(16, 96, 96), metavar=("Z", "Y", "X"))
     size = tuple(parser.parse_args().patch)

@@ -101,6 +101,16 @@ def test_files_and_commands_that_a_page_names_exist(page: Path) -> None:
     assert set(re.findall(r"^(pgl_\w+) ", commands(page), flags=re.M)) <= scripts
 
 
+def test_messages_that_are_explained_are_those_of_the_code() -> None:
+    """In docs/trouble.md, up to where a message has values."""
+    text = (ROOT / "docs" / "trouble.md").read_text(encoding="utf-8")
+    messages = [message for message in re.findall(r"^\| `([^`]+)` \|", text, flags=re.M) if "..." not in message]
+    assert len(messages) > 3
+    sources = [file.read_text(encoding="utf-8") for file in (ROOT / "pretraining").rglob("*.py")]
+    for message in messages:
+        assert any(message in source for source in sources), message
+
+
 def test_functions_of_the_equations_exist() -> None:
     """In docs/method.md, as modules of pretraining unless they say otherwise."""
     rows = re.findall(

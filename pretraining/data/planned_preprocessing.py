@@ -1,4 +1,4 @@
-"""Preprocess scans as an nnU-Net plan says, by nnU-Net's own preprocessor: the voxels that fine-tuning will see."""
+"""Preprocess one scan by a plan of nnU-Net, with nnU-Net's own preprocessor: the voxels that fine-tuning will see."""
 
 from __future__ import annotations
 
@@ -10,22 +10,21 @@ from typing import Any
 import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from pretraining.data.candidate import safe_name
-from pretraining.data.preparation import Prepared
+from pretraining.data.default_preprocessing import PreprocessedScan
 from pretraining.data.resampling import resampled_shape
-from pretraining.data.scan import BadScan, DataError
+from pretraining.data.scan import BadScan, DataError, safe_name
 from pretraining.settings.field_types import require_field_types
 
 CT_SCHEME = "CTNormalization"
-_LARGEST_IN_FLOAT16 = 2048.0  # whole numbers up to here are exact; only unnormalised values go beyond
-# Labels are resampled with the images in nnU-Net. Here there are none, only the mask of nonzero voxels, which has done
-# its work by then.
+_LARGEST_IN_FLOAT16 = 2048.0  # whole numbers up to here are exact; only unnormalised values are larger
+# nnU-Net resamples labels with the images. Here they are only the mask of nonzero voxels, which is no longer needed by
+# then.
 _LABELS_AS_THEY_ARE = {"resampling_fn_seg": "no_resampling_hack", "resampling_fn_seg_kwargs": {}}
 
 
 @dataclass(frozen=True)
 class PlannedPreprocessing:
-    """What a configuration of nnU-Net's plans says of images. Fields have the plans' names.
+    """How a configuration of nnU-Net's plans preprocesses images. Fields have the plans' names.
 
     Axes are those after the plans' transposition, which the stored volumes have as well.
 
@@ -62,7 +61,7 @@ class PlannedPreprocessing:
             configuration: Such as 3d_fullres.
 
         Raises:
-            DataError: There is no such configuration, it is not 3D, or nnU-Net does not know what it names.
+            DataError: There is no such configuration, it is not 3D, or it names what nnU-Net does not have.
         """
         name = str(plans.get("plans_name", "the plans"))
         available = plans.get("configurations") or {}
@@ -81,7 +80,7 @@ class PlannedPreprocessing:
             )
             planned._check()
         except KeyError as error:
-            raise DataError(f"{name}: tells no {error}; plan anew with nnUNetv2_plan_experiment") from error
+            raise DataError(f"{name}: lacks {error}; plan again with nnUNetv2_plan_experiment") from error
         return planned
 
     @classmethod
@@ -106,7 +105,7 @@ class PlannedPreprocessing:
         return planned
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, equal to themselves after a way through JSON."""
+        """Plain values that JSON keeps as they are."""
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return values
 
@@ -124,7 +123,7 @@ class PlannedPreprocessing:
         """The same for scans with a number of channels: the plan's own, or any where it has one scheme for all.
 
         Raises:
-            BadScan: If neither is so.
+            BadScan: If it is another number, and there is a scheme for each channel.
         """
         if count == self.channels:
             return self
@@ -154,18 +153,18 @@ class PlannedPreprocessing:
             raise DataError(f"{self.plans_name}: this nnU-Net has no preprocessor {self.preprocessor_name}")
 
 
-def prepare_as_planned(
+def preprocess_as_planned(
     array: np.ndarray, spacing: tuple[float, float, float], planned: PlannedPreprocessing
-) -> Prepared:
+) -> PreprocessedScan:
     """Preprocess one scan by nnU-Net's preprocessor: transpose, crop to nonzero, normalise, resample.
 
-    Stored are its values in float16, which is off by 0.05 % at most (0.001 at two standard deviations from the mean);
-    in float32 where any lies beyond 2048. Mean 0 and std 1 in the record make the z-score of the crops the identity.
+    Values are stored in float16, which is off by 0.05 % at most (0.001 at two standard deviations from the mean), or in
+    float32 if any lies beyond 2048. With mean 0 and std 1 in the record, the z-score of the crops changes nothing.
 
     Args:
         array: float32 (channel, z, y, x).
         spacing: (z, y, x) in mm.
-        planned: What the plan says.
+        planned: The plan.
 
     Returns:
         The scan with the plan's axes.
@@ -191,6 +190,6 @@ def prepare_as_planned(
     z, y, x = (s * int(n) / m for s, n, m in zip(old, cropped, values.shape[1:], strict=True))
     box = tuple((int(start), int(stop)) for start, stop in properties["bbox_used_for_cropping"])
     count = len(values)
-    return Prepared(
+    return PreprocessedScan(
         values.astype(np.float16 if exact else np.float32), (z, y, x), (0.0,) * count, (1.0,) * count, box, ()
     )

@@ -1,4 +1,4 @@
-"""Which spacing the pool is resampled to."""
+"""The spacing that a pool is resampled to."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -11,8 +11,7 @@ from pretraining.data.workers import run_tasks
 
 Spacing = tuple[float, float, float]
 
-
-# A median that is off by less is kept: the volumes of all scans would be made anew for it.
+# A median that is off by less is kept: for another one, the volumes of all scans would be made again.
 _TOLERANCE = 0.01
 
 
@@ -42,7 +41,7 @@ def header_spacings(scans: Sequence[Scan], skipped: list[Skipped]) -> dict[str, 
 
     Args:
         scans: The pool.
-        skipped: Takes the scans whose header cannot be read.
+        skipped: Scans whose header cannot be read are added.
 
     Raises:
         DataError: If no header can be read.
@@ -61,7 +60,7 @@ def header_spacings(scans: Sequence[Scan], skipped: list[Skipped]) -> dict[str, 
 
 
 def median_spacing(spacings: Iterable[tuple[float, ...]]) -> Spacing:
-    """Median per axis, with the digits that the folder's name tells."""
+    """Median per axis, rounded as in the folder's name."""
     z, y, x = (float(f"{value:g}") for value in np.median(list(spacings), axis=0))
     return (z, y, x)
 
@@ -72,7 +71,7 @@ def differ(spacing: Spacing, other: Spacing) -> bool:
 
 
 def spacing_name(spacing: Spacing | None) -> str:
-    """A folder name that tells the spacing, such as ``spacing_3.00x0.80x0.80``."""
+    """A folder name with the spacing, such as ``spacing_3.00x0.80x0.80``."""
     if spacing is None:
         return "spacing_native"
     return "spacing_" + "x".join(f"{v:.2f}" if round(v, 2) == v else f"{v:g}" for v in spacing)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -69,15 +69,10 @@ class PlannedPreprocessing:
             raise DataError(f"{name}: has no configuration {configuration}, only {', '.join(available)}")
         try:
             manager = PlansManager(dict(plans))
-            values = manager.get_configuration(configuration).configuration
-            properties = manager.foreground_intensity_properties_per_channel
-            planned = cls.from_dict(
-                {key: plans[key] for key in ("dataset_name", "plans_name", "transpose_forward")}
-                | {"configuration": configuration, "foreground_intensity_properties_per_channel": properties}
-                | {key: values[key] for key in ("spacing", "normalization_schemes", "use_mask_for_norm")}
-                | {key: values[key] for key in ("resampling_fn_data", "resampling_fn_data_kwargs")}
-                | {"preprocessor_name": values["preprocessor_name"]}
-            )
+            values = {**plans, **manager.get_configuration(configuration).configuration}
+            values["configuration"] = configuration
+            values["foreground_intensity_properties_per_channel"] = manager.foreground_intensity_properties_per_channel
+            planned = cls.from_dict({field.name: values[field.name] for field in fields(cls)})
             planned._check()
         except KeyError as error:
             raise DataError(f"{name}: lacks {error}; plan again with nnUNetv2_plan_experiment") from error
@@ -91,9 +86,9 @@ class PlannedPreprocessing:
             DataError: If a value is missing, unknown, or the configuration is not 3D.
         """
         sequences = ("spacing", "transpose_forward", "normalization_schemes", "use_mask_for_norm")
-        fields: dict[str, Any] = dict(values)
+        content: dict[str, Any] = dict(values)
         try:
-            planned = cls(**fields | {key: tuple(fields[key]) for key in sequences if key in fields})
+            planned = cls(**content | {key: tuple(content[key]) for key in sequences if key in content})
             if len(planned.spacing) != 3:
                 raise DataError(
                     f"{planned.plans_name}: {planned.configuration} is not 3D (spacing {planned.spacing}); use a "

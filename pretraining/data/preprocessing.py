@@ -115,7 +115,8 @@ def _volumes_of(
         remove_leftovers(folder)
     results: dict[str, Volume] = {}
     skipped: list[Skipped] = []
-    todo, older = [], []
+    todo: list[Task] = []
+    older: list[Task] = []
     for task in tasks:
         record = up_to_date_record(task)
         if record is None:
@@ -123,7 +124,7 @@ def _volumes_of(
             continue
         results[task.scan.name] = Volume.from_record(task.path, record).renamed(task.scan.name)
         if not is_complete(record):
-            older.append((task, record))
+            older.append(task)
     for task, volume in complete_records(older, processes, progress):
         results[task.scan.name] = volume.renamed(task.scan.name)
     if verify:

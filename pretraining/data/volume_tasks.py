@@ -143,49 +143,53 @@ def is_complete(record: Mapping[str, Any]) -> bool:
     return _are_hashed(record["files"]) and "orientation" in record
 
 
-def complete_records(
-    older: Sequence[tuple[Task, Mapping[str, Any]]], processes: int, progress: bool
-) -> Iterator[tuple[Task, Volume]]:
+def complete_records(tasks: Sequence[Task], processes: int, progress: bool) -> Iterator[tuple[Task, Volume]]:
     """Add what records of earlier versions lack, the hashes of the files and the orientation; voxels stay as they are.
 
     A record that cannot be written, in a read-only store for instance, is completed again by every run.
 
     Args:
-        older: Tasks and their incomplete records.
-        processes: Number of workers that hash files.
-        progress: Show progress bars.
+        tasks: Those whose records are not complete.
+        processes: Number of workers.
+        progress: Show a progress bar.
 
     Yields:
         Tasks with volumes whose orientation is now known.
     """
-    unhashed = [task for task, record in older if not _are_hashed(record["files"])]
-    failed = []
-    with tqdm(total=len(unhashed), desc="hashing files", disable=not (progress and unhashed)) as bar:
-        for _, outcome in run_tasks(_hash_files, unhashed, processes if len(unhashed) > 1 else 1):
+    failed: list[Exception] = []
+    with tqdm(total=len(tasks), desc="completing records", disable=not (progress and tasks)) as bar:
+        for task, outcome in run_tasks(_complete_record, tasks, processes if len(tasks) > 1 else 1):
             bar.update()
-            failed += [outcome] if isinstance(outcome, Exception) else []
-    if failed:
-        logger.warning("%d scans stay without the hash of their files, the first because: %s", len(failed), failed[0])
-    failed = []
-    unoriented = [task for task, record in older if "orientation" not in record]
-    for task in tqdm(unoriented, desc="reading headers", disable=not (progress and unoriented)):
-        try:
-            orientation = task.orientation()
-            record = {**read_record(task.path), "orientation": None if orientation is None else list(orientation)}
-            yield task, Volume.from_record(task.path, record)
-            write_record(task.path, record)
-        except DataError as error:
-            failed.append(error)
+            if isinstance(outcome, Exception):
+                failed.append(outcome)
+                continue
+            volume, error = outcome
+            failed += [] if error is None else [error]
+            yield task, volume
     if failed:
         logger.warning(
-            "%d records stay without the orientation of their scan, which is read again each time; the first because: "
-            "%s",
+            "%d records of an earlier version stay without the orientation of their scan or the hash of its files, and "
+            "are completed again by each run; the first because: %s",
             *(len(failed), failed[0]),
         )
 
 
-def _hash_files(task: Task) -> None:
-    write_record(task.path, {**read_record(task.path), "files": _hashed(_file_entries(task.scan))})
+def _complete_record(task: Task) -> tuple[Volume, DataError | None]:
+    """The volume, and why its record could not be written, if so."""
+    record = read_record(task.path)
+    if "orientation" not in record:
+        orientation = task.orientation()
+        record["orientation"] = None if orientation is None else list(orientation)
+    volume = Volume.from_record(task.path, record)
+    try:
+        if not _are_hashed(record["files"]):
+            record["files"] = _hashed(_file_entries(task.scan))
+        write_record(task.path, record)
+    except DataError as error:
+        return volume, error
+    except OSError as error:
+        return volume, DataError(f"{error.filename} cannot be read ({error.strerror})")
+    return volume, None
 
 
 def _file_entries(scan: Scan) -> list[Entry]:

@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -51,11 +52,9 @@ def write_volume(path: Path, data: np.ndarray, record: Mapping[str, Any], crop_s
     array = blosc2.asarray(np.ascontiguousarray(data), chunks=chunks, blocks=blocks, cparams=_COMPRESSION)
     content = array.to_cframe()
     del array
-    try:
+    with _writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, content, shared=True)
-    except OSError as error:
-        raise _unwritable(path, error) from error
     record = {
         "format_version": FORMAT_VERSION,
         **record,
@@ -78,11 +77,9 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
     Raises:
         DataError: If the disk is full or not writable.
     """
-    try:
-        text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    with _writable(path):
         write_text(path.with_suffix(".json"), text, shared=True)
-    except OSError as error:
-        raise _unwritable(path, error) from error
 
 
 def discard_record(path: Path) -> None:
@@ -91,15 +88,17 @@ def discard_record(path: Path) -> None:
     Raises:
         DataError: If the disk is not writable.
     """
-    try:
+    with _writable(path):
         path.with_suffix(".json").unlink(missing_ok=True)
+
+
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> DataError:
-    reason = f"could not write {path}: {error.strerror}" if error.strerror else str(error)
-    return DataError(f"{reason}; check space and rights")
+        reason = f"could not write {path}: {error.strerror}" if error.strerror else str(error)
+        raise DataError(f"{reason}; check space and rights") from error
 
 
 def storage_layout(shape: Sequence[int], crop_size: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -21,7 +21,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from pretraining.data.reading.dicom_frames import TAGS, Frame, frames_of
+from pretraining.data.reading.dicom_frames import Frame, frames_of
 from pretraining.data.scan import BadScan
 
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # tracebacks of decoders; what matters becomes the reason
@@ -49,7 +49,7 @@ def read_frames(file: str) -> list[Frame]:
     """
     with _reasons_for(file):
         _require_harmless(file)
-        return frames_of(file, pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=TAGS))
+        return frames_of(file, pydicom.dcmread(file, stop_before_pixels=True, force=True))
 
 
 def read_planes(file: str) -> Iterator[tuple[Frame, np.ndarray]]:

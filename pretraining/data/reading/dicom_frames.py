@@ -43,17 +43,6 @@ _VECTORS = (
     *("EnergyWindowVector", "DetectorVector", "PhaseVector", "RotationVector", "RRIntervalVector", "TimeSlotVector"),
     *("AngularViewVector", "TimeSliceVector", "SliceVector"),
 )
-_KEYWORDS = (
-    *("SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality"),
-    *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "FrameOfReferenceUID"),
-    *("BitsStored", "HighBit", "SOPInstanceUID"),
-    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SpacingBetweenSlices"),
-    *("RescaleSlope", "RescaleIntercept", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
-    *("FrameIncrementPointer", "DetectorInformationSequence", "FrameTime", "FrameTimeVector", "PatientID"),
-    *_VECTORS,
-    *PHASES,
-)
-TAGS = list(_KEYWORDS)
 _ASCII = {"UI", "CS", "DS", "IS"}  # value representations without a character set
 # Functional groups of multi-frame objects, per frame or shared (PS3.3, C.7.6.16).
 _GROUPS = (

@@ -249,7 +249,7 @@ def test_frames_without_places_are_a_film(tmp_path: Path) -> None:
     save(dataset(VALUES, Modality="XA", **plain), with_good(tmp_path) / "film" / "a.dcm")
     save(dataset(VALUES, SpacingBetweenSlices=3, **plain), tmp_path / "spect" / "a.dcm")  # it tells their distance
     arrays, skipped = read(tmp_path)
-    assert "a.dcm has 12 frames that without positions" in skipped["film"]
+    assert "a.dcm has 12 frames without positions" in skipped["film"]
     np.testing.assert_array_equal(arrays["spect"], VALUES)
 
 

@@ -1,25 +1,19 @@
 """Preprocess a pool of scans: choose the spacing, do in parallel what is not yet there, and go on past bad scans."""
 
 import logging
+import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from nnunetv2.paths import nnUNet_preprocessed
 from tqdm import tqdm
 
 from pretraining.data.planned_preprocessing import CT_SCHEME, PlannedPreprocessing
-from pretraining.data.scan import BadScan, DataError, Scan, Skipped
+from pretraining.data.reading import read_geometry
+from pretraining.data.scan import BadScan, DataError, Scan, Skipped, Spacing
 from pretraining.data.store import Volume
-from pretraining.data.target_spacing import (
-    Spacing,
-    chosen_spacing,
-    differ,
-    header_spacings,
-    median_spacing,
-    none_left,
-    spacing_name,
-)
 from pretraining.data.volume_tasks import (
     Task,
     complete_records,
@@ -32,6 +26,9 @@ from pretraining.data.workers import run_tasks
 from pretraining.data.writing import discard_record, remove_leftovers
 
 logger = logging.getLogger(__name__)
+
+# A median spacing that is off by less is kept: for another one, the volumes of all scans would be made again.
+_TOLERANCE = 0.01
 
 
 def preprocess(
@@ -75,13 +72,13 @@ def preprocess(
         _warn_of_schemes(scans, planned)
         target: Spacing | None = planned.spacing
     elif spacing == "median":
-        spacings = header_spacings(scans, skipped)
-        target = median_spacing(spacings.values())
+        spacings = _header_spacings(scans, skipped)
+        target = _median_spacing(spacings.values())
     else:
-        target = chosen_spacing(spacing)
+        target = _chosen_spacing(spacing)
     usable = _without(scans, skipped)
     while True:
-        folder_name = f"PGL_{spacing_name(target)}" if planned is None else planned.folder_name
+        folder_name = f"PGL_{_spacing_name(target)}" if planned is None else planned.folder_name
         tasks = [
             Task(scan, root / scan.store / folder_name / f"{scan.identifier}.b2nd", target, crop_size, planned)
             for scan in usable
@@ -89,10 +86,10 @@ def preprocess(
         results, bad = _volumes_of(tasks, processes, progress, verify)
         skipped += bad
         if not results:
-            raise none_left(scans, skipped)
+            raise _none_left(scans, skipped)
         usable = _without(usable, bad)
-        better = median_spacing(spacings[scan.name] for scan in usable) if bad and spacings else target
-        if target is None or better is None or not differ(target, better):
+        better = _median_spacing(spacings[scan.name] for scan in usable) if bad and spacings else target
+        if target is None or better is None or not _differ(target, better):
             return [results[scan.name] for scan in usable], skipped
         logger.warning(
             "%d scans that were counted for the median spacing cannot be used: without them it is %s mm, not %s mm, "
@@ -182,3 +179,53 @@ def _damaged(tasks: Sequence[Task], processes: int, progress: bool) -> list[Task
                     *(task.scan.source, task.path),
                 )
     return damaged
+
+
+def _chosen_spacing(spacing: str | Spacing) -> Spacing | None:
+    """The user's choice, (z, y, x) in mm; None for native."""
+    if spacing == "native":
+        return None
+    if isinstance(spacing, str):
+        raise DataError(f'unknown spacing {spacing!r}: give "median", "native" or three numbers in mm (z y x)')
+    if len(spacing) != 3 or not all(math.isfinite(value) and value > 0 for value in spacing):
+        raise DataError(f"spacing {spacing} is not three positive numbers in mm (z y x)")
+    return (float(spacing[0]), float(spacing[1]), float(spacing[2]))
+
+
+def _header_spacings(scans: Sequence[Scan], skipped: list[Skipped]) -> dict[str, tuple[float, ...]]:
+    """Spacing of each scan by its name, from its header; scans whose header is unreadable are added to ``skipped``."""
+    spacings = {}
+    for scan, outcome in run_tasks(read_geometry, scans, 1):
+        if isinstance(outcome, DataError):
+            raise outcome
+        if isinstance(outcome, BadScan):
+            skipped.append(Skipped(scan.name, scan.source, str(outcome)))
+        else:
+            spacings[scan.name] = outcome.spacing
+    if not spacings:
+        raise _none_left(scans, skipped)
+    return spacings
+
+
+def _median_spacing(spacings: Iterable[tuple[float, ...]]) -> Spacing:
+    """Median per axis, rounded as in the folder's name."""
+    z, y, x = (float(f"{value:g}") for value in np.median(list(spacings), axis=0))
+    return (z, y, x)
+
+
+def _differ(spacing: Spacing, other: Spacing) -> bool:
+    """Whether two spacings differ by more than 1 % on any axis."""
+    return any(abs(one - two) > _TOLERANCE * two for one, two in zip(spacing, other, strict=True))
+
+
+def _spacing_name(spacing: Spacing | None) -> str:
+    """A folder name with the spacing, such as ``spacing_3.00x0.80x0.80``."""
+    if spacing is None:
+        return "spacing_native"
+    return "spacing_" + "x".join(f"{v:.2f}" if round(v, 2) == v else f"{v:g}" for v in spacing)
+
+
+def _none_left(scans: Sequence[Scan], skipped: Sequence[Skipped]) -> DataError:
+    """The error for a pool without a usable scan."""
+    first = f", the first one because: {skipped[0]}" if skipped else ""
+    return DataError(f"none of {len(scans)} scans can be used{first}")

@@ -28,6 +28,9 @@ class BadScan(PGLError):  # noqa: N818 - it describes the scan; the run goes on 
     """One scan cannot be used. The message is the reason, as shown to the user."""
 
 
+Spacing = tuple[float, float, float]  # (z, y, x) in mm
+
+
 @dataclass(frozen=True)
 class Source:
     """One thing that ``-d`` names: an nnU-Net dataset or a plain folder."""

@@ -16,9 +16,8 @@ from pretraining.data.planned_preprocessing import PlannedPreprocessing, preproc
 from pretraining.data.reading import read_scan
 from pretraining.data.reading.headers import NIFTI
 from pretraining.data.reading.orientation import Orientation, read_orientation
-from pretraining.data.scan import DEFAULT_READER, BadScan, DataError, Scan
+from pretraining.data.scan import DEFAULT_READER, BadScan, DataError, Scan, Spacing
 from pretraining.data.store import Volume, read_record
-from pretraining.data.target_spacing import Spacing
 from pretraining.data.workers import run_tasks
 from pretraining.data.writing import discard_record, write_record, write_volume
 

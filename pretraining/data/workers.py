@@ -85,7 +85,7 @@ def _run_in_workers(
 
 
 class _Worker(Generic[T, R]):
-    """A spawned process with its own pipe, so that its death is noticed at once."""
+    """A spawned process with its own pipe, which shows when it dies."""
 
     def __init__(self, function: Callable[[T], R]) -> None:
         context = multiprocessing.get_context("spawn")

@@ -127,7 +127,7 @@ def test_scans_that_cannot_be_used_do_not_decide_the_median_spacing(
         headers.append(scan.name)
         return read_geometry(scan)
 
-    monkeypatch.setattr("pretraining.data.target_spacing.read_geometry", counted)
+    monkeypatch.setattr("pretraining.data.preprocessing.read_geometry", counted)
     with caplog.at_level(logging.WARNING):
         volumes, skipped = preprocess(
             find_scans([str(tmp_path / "in")])[0],

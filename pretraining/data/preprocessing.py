@@ -14,14 +14,7 @@ from pretraining.data.planned_preprocessing import CT_SCHEME, PlannedPreprocessi
 from pretraining.data.reading import read_geometry
 from pretraining.data.scan import BadScan, DataError, Scan, Skipped, Spacing
 from pretraining.data.store import Volume
-from pretraining.data.volume_tasks import (
-    Task,
-    complete_records,
-    is_complete,
-    is_undamaged,
-    make_volume,
-    up_to_date_record,
-)
+from pretraining.data.volume_tasks import Task, complete_records, is_undamaged, make_volume, stored_volume
 from pretraining.data.workers import run_tasks
 from pretraining.data.writing import discard_record, remove_leftovers
 
@@ -93,8 +86,8 @@ def preprocess(
             return [results[scan.name] for scan in usable], skipped
         logger.warning(
             "%d scans that were counted for the median spacing cannot be used: without them it is %s mm, not %s mm, "
-            "and the others are preprocessed for it; their volumes in %s below %s only save doing this at every start: "
-            "name the scans that are left out with -exclude, and the folder can be deleted",
+            "and the others are preprocessed for it; their volumes in %s below %s are kept, so that this is not "
+            "repeated at every start: name the scans that are left out with -exclude, and the folder can be deleted",
             *(len(spacings) - len(usable), _in_words(better), _in_words(target), folder_name, root),
         )
         target = better  # each time with fewer scans, so this ends
@@ -115,12 +108,12 @@ def _volumes_of(
     todo: list[Task] = []
     older: list[Task] = []
     for task in tasks:
-        record = up_to_date_record(task)
-        if record is None:
+        if (stored := stored_volume(task)) is None:
             todo.append(task)
             continue
-        results[task.scan.name] = Volume.from_record(task.path, record).renamed(task.scan.name)
-        if not is_complete(record):
+        volume, is_complete = stored
+        results[task.scan.name] = volume.renamed(task.scan.name)
+        if not is_complete:
             older.append(task)
     for task, volume in complete_records(older, processes, progress):
         results[task.scan.name] = volume.renamed(task.scan.name)

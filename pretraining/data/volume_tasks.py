@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,18 +71,23 @@ class Task:
         return (z, y, x)
 
 
-def up_to_date_record(task: Task) -> dict[str, Any] | None:
-    """The record on disk, if its volume was made with the task's settings from these very files."""
+def stored_volume(task: Task) -> tuple[Volume, bool] | None:
+    """The volume on disk, if it was made with the task's settings from these very files.
+
+    Returns:
+        The volume, and whether its record has all that this version writes.
+    """
     try:
         record = read_record(task.path)
+        volume = Volume.from_record(task.path, record)
         is_whole = task.path.stat().st_size == record["file_size"]
         same_files = _identities(record["files"]) == _identities(_file_entries(task.scan))
         same_settings = record["settings"] == task.settings() and record["channels"] == list(task.scan.channels)
         is_no_mask = bool(record.get("is_no_mask")) or not task.scan.may_be_mask
-        Volume.from_record(task.path, record)
+        is_complete = _are_hashed(record["files"]) and "orientation" in record
     except (DataError, OSError, KeyError, TypeError, AttributeError):  # damaged or missing
         return None
-    return record if is_whole and same_files and same_settings and is_no_mask else None
+    return (volume, is_complete) if is_whole and same_files and same_settings and is_no_mask else None
 
 
 def make_volume(task: Task) -> tuple[Volume, tuple[str, ...]]:
@@ -96,9 +101,8 @@ def make_volume(task: Task) -> tuple[Volume, tuple[str, ...]]:
         DataError: If the disk is full or not writable.
     """
     scan = task.scan
-    stored = up_to_date_record(task)
-    if stored is not None:
-        return Volume.from_record(task.path, stored), ()
+    if stored := stored_volume(task):
+        return stored[0], ()
     discard_record(task.path)
     try:
         files = _hashed(_file_entries(scan))  # before reading: a file that changes meanwhile is redone next time
@@ -135,11 +139,6 @@ def is_undamaged(task: Task) -> bool:
     record = read_record(task.path)
     is_same = record.get("sha256") == sha256_of(task.path)
     return is_same and Volume.from_record(task.path, record).fits_its_file()
-
-
-def is_complete(record: Mapping[str, Any]) -> bool:
-    """Whether a record has all that this version writes."""
-    return _are_hashed(record["files"]) and "orientation" in record
 
 
 def complete_records(tasks: Sequence[Task], processes: int, progress: bool) -> Iterator[tuple[Task, Volume]]:

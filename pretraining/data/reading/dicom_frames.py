@@ -1,4 +1,4 @@
-"""What DICOM objects say of their frames: where each lies, what its values mean, and what sorts them into series."""
+"""The frames in a DICOM object: their positions, what their values mean, and what sorts them into series."""
 
 from __future__ import annotations
 

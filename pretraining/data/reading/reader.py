@@ -26,7 +26,7 @@ from pretraining.data.reading.headers import (
     require_tiff_spacing,
     sitk_geometry,
 )
-from pretraining.data.reading.voxels import check_file, metaimage_voxels, read_voxels, require_content
+from pretraining.data.reading.voxels import check_file, metaimage_voxels, read_voxels
 from pretraining.data.scan import DICOM, BadScan, Geometry, Scan
 
 _MOST_LABELS = 16  # different values; no scan has as few
@@ -72,12 +72,18 @@ def read_scan(scan: Scan) -> tuple[np.ndarray, tuple[float, float, float], dict[
         geometry = read_geometry(scan)
         _require_memory(geometry.shape, scan.files[:1])
         array, properties = read_volume(scan.files, geometry), {"spacing": geometry.spacing}
-    elif _is_read_here(scan):
-        array, properties = _read_files(scan)
     else:
-        for path in scan.files:
-            check_file(path)
-        array, properties = _read_by_nnunet(scan)
+        for file in map(Path, scan.files):
+            if not file.is_file():
+                raise BadScan(f"{file} does not exist")
+            if file.stat().st_size == 0:
+                raise BadScan(f"{file.name} is empty")
+        if _is_read_here(scan):
+            array, properties = _read_files(scan)
+        else:
+            for path in scan.files:
+                check_file(path)
+            array, properties = _read_by_nnunet(scan)
     spacing = tuple(float(value) for value in properties["spacing"])
     if array.ndim != 4 or array.shape[0] != len(scan.channels):
         raise BadScan(f"expected {len(scan.channels)} channels of 3D data, got an array of shape {array.shape}")
@@ -96,8 +102,6 @@ def _is_read_here(scan: Scan) -> bool:
 
 def _read_files(scan: Scan) -> tuple[np.ndarray, dict[str, Any]]:
     """The same as nnU-Net's reader gives, in one pass over each file and without a second copy of the voxels."""
-    for path in scan.files:
-        require_content(path)
     try:
         geometry = read_geometry(scan)
     except BadScan:

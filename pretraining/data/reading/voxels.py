@@ -67,23 +67,9 @@ def check_file(path: str) -> None:
     """Read a file once, without keeping it, and look for damage: for readers that must read it themselves.
 
     Raises:
-        BadScan: If the file is missing, empty, ends too early, fails its checksum, or holds NaN or infinity.
+        BadScan: If the file ends too early, fails its checksum, or holds NaN or infinity.
     """
-    require_content(path)
     _read(Path(path), None)
-
-
-def require_content(path: str) -> None:
-    """Refuse a file that is missing or empty.
-
-    Raises:
-        BadScan: If it is.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise BadScan(f"{file} does not exist")
-    if file.stat().st_size == 0:
-        raise BadScan(f"{file.name} is empty")
 
 
 def read_voxels(path: str, out: np.ndarray) -> bool:

@@ -181,6 +181,13 @@ def test_unset_raw_folder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         find_scans(["501"])
 
 
+def test_a_case_among_training_and_test_images_has_the_folder_in_its_name(raw: Path) -> None:
+    files = ["imagesTr/a_0000.nii.gz", "imagesTs/a_0000.nii.gz", "imagesTs/b_0000.nii.gz"]
+    make_dataset(raw / "Dataset501_X", files, {"0": "CT"})
+    scans, _ = find_scans(["501"])
+    assert [scan.identifier for scan in scans] == ["imagesTr_a", "imagesTs_a", "b"]
+
+
 def scan_of(name: str, *channels: str) -> Scan:
     return Scan(name, name, f"of_{channels[0]}", "store", (), channels, (False,) * len(channels))
 

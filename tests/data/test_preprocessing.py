@@ -337,7 +337,7 @@ def test_a_full_disk_ends_the_run_and_leaves_nothing_half_written(
     for room in rooms:
         with (
             room_for(room),
-            pytest.raises(DataError, match=r"could not write .*[abc]\.b2nd: File too large; check space and rights$"),
+            pytest.raises(DataError, match=r"^could not write .*[abc]\.b2nd: File too large; check space and rights$"),
         ):
             run(tmp_path / "in", processes=processes)
         assert [path for path in (tmp_path / "preprocessed").rglob("*") if path.is_file()] == []

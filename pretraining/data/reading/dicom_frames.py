@@ -159,7 +159,7 @@ def _can_be_decoded(syntax: UID, bits: int) -> bool:
 
 
 def _values(data: Dataset, keyword: str) -> list[str]:
-    """The values of an element as text. pydicom converts only what is not ASCII text: it rejects odd numbers."""
+    """The values of an element as text; pydicom, which is slow, converts only what is not ASCII text."""
     if keyword not in data:
         return []
     value = data.get_item(keyword).value if dictionary_VR(keyword) in _ASCII else data[keyword].value

@@ -12,7 +12,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.json_files import load_json
 from nnunetv2_pgl.networks import PlanError, PlannedNetwork
-from pretraining.data.planned import PlannedPreprocessing
+from pretraining.data.planned_preprocessing import PlannedPreprocessing
 
 _MOST_NAMES = 5
 

@@ -1,4 +1,4 @@
-"""DICOM files, by pydicom: their frames and the values of these."""
+"""Read DICOM files with pydicom: their frames and the values of these."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from pretraining.data.dicom_frames import TAGS, Frame, frames_of
+from pretraining.data.reading.dicom_frames import Frame, frames_of
 from pretraining.data.scan import BadScan
 
-logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # tracebacks of decoders; what matters becomes a reason
+logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # tracebacks of decoders; what matters becomes the reason
 
 
-_MOST_DEFLATED = 8 * 1024**2  # bytes of a file
+_MOST_DEFLATED = 8 * 1024**2  # bytes
 
 
 def may_be_dicom(file: Path) -> bool:
-    """Whether a file has DICOM's preamble, or begins as those do that lack it.
+    """Whether a file has DICOM's preamble, or begins like a DICOM file that lacks it.
 
     Raises:
         OSError: If it cannot be read.
@@ -42,38 +42,38 @@ def may_be_dicom(file: Path) -> bool:
 
 
 def read_frames(file: str) -> list[Frame]:
-    """What a file says of its frames; none if it is no DICOM, or a directory of others.
+    """The frames of a file, from its header; none if it is not DICOM, or a DICOMDIR.
 
     Raises:
         BadScan: If it is damaged, or holds no image.
     """
     with _reasons_for(file):
         _require_harmless(file)
-        return frames_of(file, pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=TAGS))
+        return frames_of(file, pydicom.dcmread(file, stop_before_pixels=True, force=True))
 
 
 def read_planes(file: str) -> Iterator[tuple[Frame, np.ndarray]]:
-    """Each frame with the values (rows, columns) that are meant, such as HU, in any dtype.
+    """Each frame with its true values (rows, columns), such as HU, in any dtype.
 
-    What sorts frames into series (`Frame.series`, ``label``, ``phase``, ``reference``) is left empty: it takes time.
+    What sorts frames into series (`Frame.series`, ``label``, ``phase``, ``reference``) is left empty, to save time.
 
     Raises:
         BadScan: If the file is truncated or damaged.
     """
     with _reasons_for(file):
         data = pydicom.dcmread(file, force=True)
-        if "TransferSyntaxUID" not in data.file_meta:  # where the preamble is missing; pydicom has found out
+        if "TransferSyntaxUID" not in data.file_meta:  # the preamble is missing; pydicom has guessed it
             implicit, little = data.original_encoding
             explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
             data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
         planes = iter_pixels(data)
-        for frame, pixels in zip(frames_of(file, data, sorts=False), planes, strict=False):
-            yield frame, _without_padding(_meant(pixels, frame, data), pixels, data)
+        for frame, pixels in zip(frames_of(file, data, for_sorting=False), planes, strict=False):
+            yield frame, _without_padding(_true_values(pixels, frame, data), pixels, data)
         if next(planes, None) is not None:
             raise BadScan("holds more frames than it announces: export it again")
 
 
-def _meant(pixels: np.ndarray, frame: Frame, data: Dataset) -> np.ndarray:
+def _true_values(pixels: np.ndarray, frame: Frame, data: Dataset) -> np.ndarray:
     if "ModalityLUTSequence" in data:
         return apply_modality_lut(pixels, data)
     (slope,), (intercept,) = frame.slope or (1.0,), frame.intercept or (0.0,)
@@ -82,17 +82,17 @@ def _meant(pixels: np.ndarray, frame: Frame, data: Dataset) -> np.ndarray:
     return np.multiply(pixels, slope, dtype=np.float64) + intercept
 
 
-def _without_padding(meant: np.ndarray, pixels: np.ndarray, data: Dataset) -> np.ndarray:
-    """What lies beyond the field of view becomes the lowest value where it is stored as the highest of all."""
+def _without_padding(values: np.ndarray, pixels: np.ndarray, data: Dataset) -> np.ndarray:
+    """Padding around the field of view becomes the lowest value if it is stored as the highest."""
     padding = data.get("PixelPaddingValue")
     if padding is not None and padding == pixels.max() and not (is_padding := pixels == padding).all():
-        meant[is_padding] = meant[~is_padding].min()
-    return meant
+        values[is_padding] = values[~is_padding].min()
+    return values
 
 
 @contextmanager
 def _reasons_for(file: str) -> Iterator[None]:
-    """Whatever a file provokes becomes one reason that names it; pydicom's warnings are not for the user."""
+    """Turn all errors into one reason that names the file, and drop pydicom's warnings."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -107,7 +107,7 @@ def _reasons_for(file: str) -> Iterator[None]:
 
 
 def _require_harmless(file: str) -> None:
-    """Refuse what pydicom would decompress at once, and that may be a thousand times as large then."""
+    """Refuse large deflated files, which pydicom would decompress as a whole, to up to a thousand times the size."""
     if os.path.getsize(file) > _MOST_DEFLATED:
         with open(file, "rb") as stream:
             if DeflatedExplicitVRLittleEndian.encode() in stream.read(1024):

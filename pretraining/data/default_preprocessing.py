@@ -1,4 +1,4 @@
-"""What happens to the voxels of one scan: crop to nonzero, clip or z-score, resample, choose the stored type."""
+"""Preprocess one scan without a plan: crop to nonzero, clip CT as in the paper, resample, z-score what is not CT."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 from acvl_utils.cropping_and_padding.bounding_boxes import get_bbox_from_mask
 
-from pretraining.data.reading import memory_of_machine
+from pretraining.data.reading.reader import memory_of_machine
 from pretraining.data.resampling import resampled, resampled_shape
 from pretraining.data.scan import BadScan
 
 HU_RANGE = (-1024, 325)  # paper section 5.1
-# No value below this in a CT: lungs, and the air around the patient, lie far below.
+# A CT has values below this: lungs, and the air around the patient.
 _SURELY_AIR = -200
-_SLAB = 4  # slices worked on at once, since a copy of the whole scan would cost memory
+_SLAB = 4  # slices processed at once: a copy of the whole scan would cost memory
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreprocessedScan:
     """A scan as it will be stored.
 
     Attributes:
@@ -40,17 +40,17 @@ class Prepared:
     warnings: tuple[str, ...]
 
 
-def prepare(
+def preprocess_without_plan(
     array: np.ndarray,
     spacing: tuple[float, float, float],
     is_ct: Sequence[bool],
     target_spacing: tuple[float, float, float] | None,
-) -> Prepared:
-    """Preprocess one scan.
+) -> PreprocessedScan:
+    """Preprocess one scan without a plan.
 
     CT is clipped to [-1024, 325] HU, resampled (which clips the overshoot of cubic splines) and rounded; without
-    resampling whole numbers stay as they are. The paper's z-score of CT is left to the reader of the crops, who finds
-    mean and std in the record. Other channels are resampled and z-scored.
+    resampling whole numbers stay as they are. The paper's z-score of CT is left to the reader of the crops, with
+    mean and std from the record. Other channels are resampled and z-scored.
 
     Args:
         array: float32 (channel, z, y, x).
@@ -68,33 +68,31 @@ def prepare(
     shape = resampled_shape(array.shape[1:], spacing, target)
     if min(shape) < 2:
         raise BadScan(f"only {' x '.join(map(str, shape))} voxels are left at a spacing of {target} mm")
-    most = memory_of_machine()
-    if most is not None and 2 * len(array) * math.prod(shape) > most:
+    if 2 * len(array) * math.prod(shape) > memory_of_machine():
         raise BadScan(
             f"has a spacing of {' x '.join(f'{value:g}' for value in spacing)} mm, and would be of "
-            f"{' x '.join(map(str, shape))} voxels at the new spacing, more than memory holds: check its "
-            "header"
+            f"{' x '.join(map(str, shape))} voxels at the new spacing, more than memory holds: check its header"
         )
     data = np.empty((len(array), *shape), np.int16 if all(is_ct) else np.float16)
     warnings = []
     for index, ct in enumerate(is_ct):
         if ct and array[index].min() > _SURELY_AIR:
             warnings.append(
-                f"channel {index} is declared CT but has no value below {_SURELY_AIR}: hardly Hounsfield units"
+                f"channel {index} is declared CT but has no value below {_SURELY_AIR}: probably not Hounsfield units"
             )
         _fill(data[index], array[index], spacing, target, ct)
     mean, std = zip(*(moments(channel) for channel in data), strict=True)
     if min(std) == 0:
         raise BadScan(f"channel {std.index(0)} is constant once clipped to {HU_RANGE} HU")
     stored = [old * before / after for old, before, after in zip(spacing, array.shape[1:], shape, strict=True)]
-    return Prepared(data, (stored[0], stored[1], stored[2]), mean, std, bbox, tuple(warnings))
+    return PreprocessedScan(data, (stored[0], stored[1], stored[2]), mean, std, bbox, tuple(warnings))
 
 
 def nonzero_box(array: np.ndarray) -> tuple[tuple[int, int], ...]:
     """Bounding box of the voxels that are nonzero in any channel.
 
-    It is the box of nnU-Net's ``crop_to_nonzero``; filling the holes first, as done there, takes long and does not
-    change a bounding box.
+    It is the box of nnU-Net's ``crop_to_nonzero``. Filling the holes first, as nnU-Net does, takes long and does not
+    change the box.
     """
     mask = array[0] != 0
     for channel in array[1:]:

@@ -20,8 +20,8 @@ from nnunetv2.imageio.reader_writer_registry import (
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from pretraining.data import BadScan, Scan, find_scans, preprocess, read_geometry, read_scan
-from pretraining.data.directions import read_orientation
-from pretraining.data.older_records import StoredVolume
+from pretraining.data.reading.orientation import read_orientation
+from pretraining.data.volume_tasks import Task
 
 VALUES = np.random.default_rng(0).integers(-1000, 300, (10, 12, 14)).astype(np.int16)
 SPACING = [2, 0.8, 0.5]
@@ -266,6 +266,6 @@ def test_whatever_a_reader_raises_costs_one_scan(
 def test_a_header_that_provokes_an_error_tells_no_direction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scan = Scan("s", "s", "src", "src", (str(nifti(tmp_path / "a.nii")),), ("CT",), (True,))
     assert read_orientation(scan) is not None
-    monkeypatch.setattr("pretraining.data.directions.nibabel.load", lambda file: {}["spacing"])
+    monkeypatch.setattr("pretraining.data.reading.orientation.nibabel.load", lambda file: {}["spacing"])
     assert read_orientation(scan) is None
-    assert StoredVolume(tmp_path / "a.b2nd", scan).orientation() is None
+    assert Task(scan, tmp_path / "a.b2nd", None, (8, 8, 8), None).orientation() is None

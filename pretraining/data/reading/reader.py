@@ -1,4 +1,4 @@
-"""Read scans as nnU-Net's own readers do, and refuse those that are no proper 3D scans."""
+"""Read scans as nnU-Net's own readers do, and refuse what is no proper 3D scan."""
 
 import math
 import os
@@ -8,7 +8,6 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import SimpleITK as sitk
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
@@ -16,42 +15,47 @@ from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWithReorient
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
-from pretraining.data.dicom_volume import read_volume, stack_of
-from pretraining.data.headers import NIFTI_ERRORS, impossible_spacing, no_nifti, require_stated_spacing
-from pretraining.data.integrity import check_file, read_voxels, require_content
-from pretraining.data.metaimage import metaimage_voxels
+from pretraining.data.reading.dicom_volume import read_volume, stack_of
+from pretraining.data.reading.headers import (
+    METAIMAGE,
+    NIFTI,
+    check_geometry,
+    nibabel_geometry,
+    reason_of,
+    require_stated_spacing,
+    require_tiff_spacing,
+    sitk_geometry,
+)
+from pretraining.data.reading.voxels import check_file, metaimage_voxels, read_voxels
 from pretraining.data.scan import DICOM, BadScan, Geometry, Scan
-from pretraining.data.tiff import require_tiff_spacing
 
 _MOST_LABELS = 16  # different values; no scan has as few
 _LEAST_LABEL = -1
 _SAMPLE = 10_000  # voxels
-_NIFTI = (".nii", ".nii.gz")
-_METAIMAGE = (".mha", ".mhd")
 
 
 def read_geometry(scan: Scan) -> Geometry:
     """Read shape and spacing from the headers alone, where the format allows.
 
     Raises:
-        BadScan: If a header cannot be read, or tells of anything but a 3D scan with one value per voxel.
+        BadScan: If a header cannot be read, or is not that of a 3D scan with one value per voxel.
     """
     if scan.reader == DICOM:
         return scan.geometry or stack_of(scan.files).geometry
     if not _is_read_here(scan):
         array, properties = _read_by_nnunet(scan)
         return Geometry(array.shape[1:], tuple(float(value) for value in properties["spacing"]))
-    geometry_of = _nibabel_geometry if scan.reader == NibabelIO.__name__ else _sitk_geometry
+    geometry_of = nibabel_geometry if scan.reader == NibabelIO.__name__ else sitk_geometry
     geometries = [geometry_of(path) for path in scan.files]
     for path, geometry in zip(scan.files, geometries, strict=True):
-        _check_geometry(geometry, Path(path).name)
+        check_geometry(geometry, Path(path).name)
         if geometry != geometries[0]:
             raise BadScan(f"{Path(path).name} differs from {Path(scan.files[0]).name} in shape or spacing")
     return geometries[0]
 
 
 def read_scan(scan: Scan) -> tuple[np.ndarray, tuple[float, float, float], dict[str, Any]]:
-    """Read a scan and make sure that it is one.
+    """Read a scan and check it.
 
     Args:
         scan: What ``find_scans`` found.
@@ -66,18 +70,24 @@ def read_scan(scan: Scan) -> tuple[np.ndarray, tuple[float, float, float], dict[
     """
     if scan.reader == DICOM:
         geometry = read_geometry(scan)
-        _require_possible(geometry.shape, scan.files[:1])
+        _require_memory(geometry.shape, scan.files[:1])
         array, properties = read_volume(scan.files, geometry), {"spacing": geometry.spacing}
-    elif _is_read_here(scan):
-        array, properties = _read_files(scan)
     else:
-        for path in scan.files:
-            check_file(path)
-        array, properties = _read_by_nnunet(scan)
+        for file in map(Path, scan.files):
+            if not file.is_file():
+                raise BadScan(f"{file} does not exist")
+            if file.stat().st_size == 0:
+                raise BadScan(f"{file.name} is empty")
+        if _is_read_here(scan):
+            array, properties = _read_files(scan)
+        else:
+            for path in scan.files:
+                check_file(path)
+            array, properties = _read_by_nnunet(scan)
     spacing = tuple(float(value) for value in properties["spacing"])
     if array.ndim != 4 or array.shape[0] != len(scan.channels):
         raise BadScan(f"expected {len(scan.channels)} channels of 3D data, got an array of shape {array.shape}")
-    _check_geometry(Geometry(array.shape[1:], spacing), Path(scan.files[0]).name)
+    check_geometry(Geometry(array.shape[1:], spacing), Path(scan.files[0]).name)
     _check_values(array, scan.channels)
     if scan.may_be_mask and (labels := _few_labels(array)):
         raise BadScan(f"holds only the values {labels}: a segmentation, not a scan (--use_masks takes it all the same)")
@@ -85,22 +95,20 @@ def read_scan(scan: Scan) -> tuple[np.ndarray, tuple[float, float, float], dict[
 
 
 def _is_read_here(scan: Scan) -> bool:
-    """Whether its reader keeps the axes as stored, so that the header alone tells shape and spacing."""
-    of_nifti = all(path.lower().endswith(_NIFTI) for path in scan.files)
+    """Whether its reader keeps the axes as stored, so that shape and spacing are those in the header."""
+    of_nifti = all(path.lower().endswith(NIFTI) for path in scan.files)
     return scan.reader == SimpleITKIO.__name__ or (scan.reader == NibabelIO.__name__ and of_nifti)
 
 
 def _read_files(scan: Scan) -> tuple[np.ndarray, dict[str, Any]]:
-    """What nnU-Net's reader gives, with one pass over each file and no second copy of the voxels."""
-    for path in scan.files:
-        require_content(path)
+    """The same as nnU-Net's reader gives, in one pass over each file and without a second copy of the voxels."""
     try:
         geometry = read_geometry(scan)
     except BadScan:
         for path in scan.files:
-            check_file(path)  # what is damaged there tells more than what ITK makes of it
+            check_file(path)  # finds the damage, which explains more than ITK's message
         raise
-    _require_possible(geometry.shape, scan.files)
+    _require_memory(geometry.shape, scan.files)
     array = np.empty((len(scan.files), *geometry.shape), np.float32)
     for path, out in zip(scan.files, array, strict=True):
         if read_voxels(path, out):
@@ -112,30 +120,29 @@ def _read_files(scan: Scan) -> tuple[np.ndarray, dict[str, Any]]:
     return array, {"spacing": list(geometry.spacing)}
 
 
-def _require_possible(shape: Sequence[int], files: Sequence[str]) -> None:
-    """Refuse what no memory of this machine could hold, before anything is decompressed for it."""
-    size = 4 * math.prod(shape) * len(files)
-    most = memory_of_machine()
-    if most is not None and size > most:
+def _require_memory(shape: Sequence[int], files: Sequence[str]) -> None:
+    """Refuse what the memory of this machine cannot hold, before anything is decompressed for it."""
+    size, memory = 4 * math.prod(shape) * len(files), memory_of_machine()
+    if size > memory:
         raise BadScan(
             f"{Path(files[0]).name} announces {' x '.join(map(str, shape))} voxels, {size / 2**30:.0f} GiB as float32 "
-            f"on a machine with {most / 2**30:.0f} GiB of memory: check its header"
+            f"on a machine with {memory / 2**30:.0f} GiB of memory: check its header"
         )
 
 
-def memory_of_machine() -> int | None:
-    """Bytes; None where the system does not tell."""
+def memory_of_machine() -> float:
+    """Bytes; infinite if the system does not report them."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
-        return None
+        return math.inf
 
 
 def _read_with_sitk(path: str, out: np.ndarray) -> None:
     try:
         image = sitk.ReadImage(path)
     except RuntimeError as error:
-        raise BadScan(f"{Path(path).name} cannot be read: {_reason(error)}") from error
+        raise BadScan(f"{Path(path).name} cannot be read: {reason_of(error)}") from error
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
         np.copyto(out, sitk.GetArrayViewFromImage(image), casting="unsafe")
 
@@ -143,10 +150,10 @@ def _read_with_sitk(path: str, out: np.ndarray) -> None:
 def _read_by_nnunet(scan: Scan) -> tuple[np.ndarray, dict[str, Any]]:
     for path in scan.files:
         if scan.reader == SimpleITKIOWithReorient.__name__:
-            _check_geometry(_sitk_geometry(path), Path(path).name)
-            if path.lower().endswith(_METAIMAGE):
-                metaimage_voxels(Path(path))  # which headers end the process, it knows
-        elif path.lower().endswith(_NIFTI):
+            check_geometry(sitk_geometry(path), Path(path).name)
+            if path.lower().endswith(METAIMAGE):
+                metaimage_voxels(Path(path))  # refuses headers that would end the process
+        elif path.lower().endswith(NIFTI):
             require_stated_spacing(path)
     if scan.reader == Tiff3DIO.__name__:
         require_tiff_spacing(scan.files[0])
@@ -154,81 +161,19 @@ def _read_by_nnunet(scan: Scan) -> tuple[np.ndarray, dict[str, Any]]:
 
 
 def _read_with_nnunet(reader: str, files: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
-    printed = StringIO()  # what some of its errors have to say
+    printed = StringIO()  # some readers print the reason and raise an empty error
     try:
         with redirect_stdout(printed):
             return recursive_find_reader_writer_by_name(reader)().read_images(files)
     except Exception as error:  # whatever it raises, and whatever the libraries below it do
         errors = [line for line in printed.getvalue().splitlines() if line.startswith("ERROR")]
-        said = [_reason(error)] if str(error).strip() else errors[:1]
+        said = [reason_of(error)] if str(error).strip() else errors[:1]
         cause = ": ".join((type(error).__name__, *said))
         raise BadScan(f"{Path(files[0]).name} cannot be read by nnU-Net's {reader} ({cause})") from error
 
 
-def sitk_reads_header(path: str) -> bool:
-    """Whether SimpleITK finds a header that it can read."""
-    try:
-        _sitk_header(path)
-    except RuntimeError:
-        return False
-    return True
-
-
-def _sitk_header(path: str) -> sitk.ImageFileReader:
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(path)
-    reader.ReadImageInformation()
-    return reader
-
-
-def _sitk_geometry(path: str) -> Geometry:
-    try:
-        header = _sitk_header(path)
-    except RuntimeError as error:
-        if _not_orthonormal(error):
-            return _nibabel_geometry(path)
-        raise BadScan(f"{Path(path).name} cannot be read: {_reason(error)}") from error
-    if header.GetNumberOfComponents() > 1:
-        raise BadScan(f"{Path(path).name} has {header.GetNumberOfComponents()} values per voxel (colour?)")
-    require_stated_spacing(path)
-    return Geometry(tuple(reversed(header.GetSize())), tuple(reversed(header.GetSpacing())))
-
-
-def _nibabel_geometry(path: str) -> Geometry:
-    require_stated_spacing(path)
-    try:
-        header: Any = nibabel.load(path).header
-    except NIFTI_ERRORS as error:
-        raise no_nifti(path, error) from error
-    if header.get_data_dtype().kind not in "iuf":
-        raise BadScan(f"{Path(path).name} has several values per voxel ({header.get_data_dtype()})")
-    return Geometry(tuple(reversed(header.get_data_shape())), tuple(float(v) for v in reversed(header.get_zooms())))
-
-
-def _not_orthonormal(error: Exception) -> bool:
-    return "orthonormal" in str(error)
-
-
-def _reason(error: Exception) -> str:
-    """The last line, where ITK puts the cause."""
-    lines = str(error).strip().splitlines()
-    if lines and lines[-1].startswith("Reason: "):  # of the system's last error, whenever that was
-        return "SimpleITK finds its header incomplete, or too few voxels"
-    return lines[-1].strip() if lines else type(error).__name__
-
-
-def _check_geometry(geometry: Geometry, name: str) -> None:
-    if min(geometry.shape, default=0) < 1:
-        raise BadScan(f"{name} announces {' x '.join(map(str, geometry.shape))} voxels: its header is damaged")
-    if len(geometry.shape) != 3 or min(geometry.shape) == 1:
-        kind = "2D" if sum(size > 1 for size in geometry.shape) < 3 else f"{len(geometry.shape)}D"
-        raise BadScan(f"{name} is {kind} ({' x '.join(map(str, geometry.shape))} voxels), not a 3D scan")
-    if not all(np.isfinite(value) and value > 0 for value in geometry.spacing):
-        raise impossible_spacing(name, geometry.spacing)
-
-
 def _check_values(array: np.ndarray, channels: Sequence[str]) -> None:
-    """Minimum and maximum tell all: NaN and infinity get through to them."""
+    """Refuse constant channels, NaN and infinity, all of which show in minimum and maximum."""
     for name, values in zip(channels, array, strict=True):
         low, high = float(values.min()), float(values.max())
         if not (np.isfinite(low) and np.isfinite(high)):
@@ -238,11 +183,11 @@ def _check_values(array: np.ndarray, channels: Sequence[str]) -> None:
 
 
 def _few_labels(array: np.ndarray) -> str:
-    """The values if they are few whole numbers, as in a segmentation; empty for a scan."""
-    if any(part.min() < _LEAST_LABEL for part in (array[:, 0], array)):  # the first slice tells of most scans
+    """The values as text if they are few whole numbers, as in a segmentation; empty for a scan."""
+    if any(part.min() < _LEAST_LABEL for part in (array[:, 0], array)):  # the first slice decides for most scans
         return ""
     found: set[float] = set()
-    # A few voxels tell of all other scans; a segmentation is looked through slice by slice.
+    # A few voxels decide for all other scans; a segmentation is searched slice by slice.
     for part in (array.reshape(-1)[:: max(1, array.size // _SAMPLE)], *array.reshape(-1, *array.shape[2:])):
         found.update(np.unique(part).tolist())
         if len(found) > _MOST_LABELS:

@@ -23,7 +23,7 @@ from pydicom.uid import (
 )
 
 from pretraining.data import BadScan, DataError, find_scans, preprocess, read_geometry, read_scan
-from tests.data.dicom_files import dataset, enhanced, save, write_slices
+from tests.data.reading.dicom_files import dataset, enhanced, save, write_slices
 from tests.hostile import harmed
 
 Write = Callable[..., Path]
@@ -249,7 +249,7 @@ def test_frames_without_places_are_a_film(tmp_path: Path) -> None:
     save(dataset(VALUES, Modality="XA", **plain), with_good(tmp_path) / "film" / "a.dcm")
     save(dataset(VALUES, SpacingBetweenSlices=3, **plain), tmp_path / "spect" / "a.dcm")  # it tells their distance
     arrays, skipped = read(tmp_path)
-    assert "a.dcm has 12 frames that do not say where they lie" in skipped["film"]
+    assert "a.dcm has 12 frames without positions" in skipped["film"]
     np.testing.assert_array_equal(arrays["spect"], VALUES)
 
 
@@ -675,7 +675,7 @@ def test_a_small_file_takes_no_memory_for_what_it_claims(tmp_path: Path) -> None
 
 def test_more_voxels_than_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (scan,), _ = find_scans([str(write_slices(tmp_path / "in", VALUES))])
-    monkeypatch.setattr("pretraining.data.reading.memory_of_machine", lambda: 4 * VALUES.size - 1)
+    monkeypatch.setattr("pretraining.data.reading.reader.memory_of_machine", lambda: 4 * VALUES.size - 1)
     with pytest.raises(BadScan, match="IM0000 announces 12 x 10 x 14 voxels"):
         read_scan(scan)
 

@@ -1,4 +1,4 @@
-"""Which DICOM files of a folder are scans: series that are one volume each, and the reason for every other file."""
+"""Find the DICOM series of a folder that are one volume each, and the reason why other files are not used."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from pretraining.data.dicom import may_be_dicom, read_frames
-from pretraining.data.dicom_frames import PHASES, Frame
-from pretraining.data.dicom_volume import Stack, stacked
+from pretraining.data.reading.dicom_files import may_be_dicom, read_frames
+from pretraining.data.reading.dicom_frames import PHASES, Frame
+from pretraining.data.reading.dicom_volume import Stack, stacked
 from pretraining.data.scan import BadScan
 
 _ENDINGS = (".dcm", ".dicom", ".ima")
@@ -28,8 +28,8 @@ class Series:
     """A scan in DICOM files.
 
     Attributes:
-        folder: That its slices lie in, or all the folders that they lie in.
-        name: Of that folder, with what tells it from other series there.
+        folder: The folder of its slices, or the common parent of their folders.
+        name: Of that folder, with what distinguishes it from other series there.
         stack: The volume.
     """
 
@@ -40,7 +40,7 @@ class Series:
 
 @dataclass
 class Found:
-    """What became of files: scans, names and reasons of what is left out, and files that are no DICOM."""
+    """Outcome of a search: scans, names and reasons of what is left out, and files that are not DICOM."""
 
     series: list[Series] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
@@ -48,10 +48,10 @@ class Found:
 
 
 def find_series(files: Sequence[Path]) -> Found:
-    """Find the DICOM series among the files of a folder and of those below it.
+    """Find the DICOM series among the files of a folder and its subfolders.
 
-    A series is one scan if its slices are one volume, wherever they lie. If not, what lies in one folder, and in that
-    what is of one phase, is a scan if it is a volume. Localizers are set aside before.
+    A series is one scan if its slices are one volume, wherever they lie. If they are not, the slices in one folder are
+    tried, and among them the slices of one phase. Localizers are set aside first.
     """
     found, frames, bad = Found(), list[Frame](), dict[Path, str]()
     for file in tqdm(files, "reading DICOM headers", delay=5, leave=False, disable=None):
@@ -68,20 +68,20 @@ def find_series(files: Sequence[Path]) -> Found:
     series_in: dict[Path, set[tuple[str, ...]]] = {}
     for frame in frames:
         series_in.setdefault(Path(frame.file).parent, set()).add(frame.series)
-    for group in _parts(frames, [frame.series for frame in frames]).values():
+    for group in _grouped(frames, [frame.series for frame in frames]).values():
         label = group[0].label if any(len(series_in[folder]) > 1 for folder in _folders(group)) else ()
-        _sort_in(found, group, label)
+        _add_series(found, group, label)
     kinds = [(file.parent, reason.removeprefix(file.name).partition(" (")[0]) for file, reason in bad.items()]
     folders = Counter(folder for folder, _ in dict.fromkeys(kinds))
-    for (folder, _), alike in _parts(bad, kinds).items():
+    for (folder, _), alike in _grouped(bad, kinds).items():
         first, others = alike[0], len(alike) - 1
         name = f"{folder.name}/{first.name}" if folder in series_in or folders[folder] > 1 else folder.name
         found.left_out.append((name, bad[first] + (f"; the same of {others} more there" if others else "")))
     return found
 
 
-def _sort_in(found: Found, frames: list[Frame], label: Sequence[str]) -> None:
-    """Sort in what has one series UID."""
+def _add_series(found: Found, frames: list[Frame], label: Sequence[str]) -> None:
+    """Add the scans among frames with one series UID, and the reasons for the others."""
     folder = Path(os.path.commonpath(_folders(frames)))
     name = "_".join((folder.name, *label))
     try:
@@ -95,14 +95,14 @@ def _sort_in(found: Found, frames: list[Frame], label: Sequence[str]) -> None:
         found.left_out += [(f"{name}/{scout.name}", "a localizer: set aside") for scout in scouts]
         found.left_out += [(f"{name}/{one.name}", "a picture, not a slice: set aside") for one in pictures]
     except BadScan as error:
-        by_folder = _parts(frames, [Path(frame.file).parent for frame in frames])
-        alone = Found()
+        by_folder = _grouped(frames, [Path(frame.file).parent for frame in frames])
+        by_itself = Found()
         if len(by_folder) > 1:
             for part in by_folder.values():
-                _sort_in(alone, part, label)
-        if alone.series:
-            found.series += alone.series
-            found.left_out += alone.left_out
+                _add_series(by_itself, part, label)
+        if by_itself.series:
+            found.series += by_itself.series
+            found.left_out += by_itself.left_out
         else:
             names = [part.name for part in by_folder]
             where = f"; its slices lie in {len(names)} folders: {' '.join(names[:3])}{' ...' if names[3:] else ''}"
@@ -110,16 +110,16 @@ def _sort_in(found: Found, frames: list[Frame], label: Sequence[str]) -> None:
 
 
 def _volumes(frames: list[Frame]) -> dict[tuple[str, ...], Stack]:
-    """The frames as one volume, or as one for each phase or each file, under what tells these apart.
+    """The frames as one volume, or one for each phase or each file, by what distinguishes these.
 
     Raises:
-        BadScan: They are neither; why they are not one.
+        BadScan: If they are neither; with the reason why they are not one volume.
     """
     try:
         return {(): stacked(frames)}
     except BadScan:
         for values in zip(*((*frame.phase, Path(frame.file).stem) for frame in frames), strict=True):
-            parts = _parts(frames, values)
+            parts = _grouped(frames, values)
             files = sum(len({frame.file for frame in part}) for part in parts.values())
             of_whole_files = files == len({frame.file for frame in frames})
             if of_whole_files and 1 < len(parts) <= len(frames) / 3:
@@ -131,7 +131,7 @@ def _volumes(frames: list[Frame]) -> dict[tuple[str, ...], Stack]:
 
 
 def _scouts(frames: Sequence[Frame]) -> list[Frame]:
-    """Those that say so, and few slices across all the others."""
+    """Localizers by their image type; without such, a few slices across all the others."""
     scouts = [frame for frame in frames if "LOCALIZER" in frame.phase[PHASES.index("ImageType")].upper().split()]
     if scouts or not all(frame.cosines for frame in frames):
         return _whole_files(scouts, frames)
@@ -142,13 +142,13 @@ def _scouts(frames: Sequence[Frame]) -> list[Frame]:
 
 
 def _pictures(frames: Sequence[Frame]) -> list[Frame]:
-    """Few among the slices that are coloured, or do not tell in any way where they lie: screenshots and reports."""
+    """Screenshots and reports: a few frames among the slices that are coloured or have no position at all."""
     pictures = [frame for frame in frames if not frame.is_grey or not (frame.position or frame.cosines)]
     return _whole_files(pictures, frames) if len(pictures) <= _MOST_SCOUTS * len(frames) else []
 
 
 def _whole_files(some: Sequence[Frame], frames: Sequence[Frame]) -> list[Frame]:
-    """Those whose files hold no other of the frames: a scan is read as all that is in its files."""
+    """Those of ``some`` whose files hold no other frame, since all frames of a file are read."""
     others = Counter(frame.file for frame in frames) - Counter(frame.file for frame in some)
     return [frame for frame in some if frame.file not in others]
 
@@ -162,9 +162,9 @@ def _folders(frames: Iterable[Frame]) -> set[Path]:
     return {Path(frame.file).parent for frame in frames}
 
 
-def _parts(items: Iterable[T], keys: Iterable[K]) -> dict[K, list[T]]:
-    """Items by their keys, in the order of first mention."""
-    parts: dict[K, list[T]] = {}
+def _grouped(items: Iterable[T], keys: Iterable[K]) -> dict[K, list[T]]:
+    """Items by their keys, in the order of first occurrence."""
+    groups: dict[K, list[T]] = {}
     for item, key in zip(items, keys, strict=True):
-        parts.setdefault(key, []).append(item)
-    return parts
+        groups.setdefault(key, []).append(item)
+    return groups

@@ -1,4 +1,4 @@
-"""When frames of DICOM files are one volume, and its voxels."""
+"""Whether frames of DICOM files form one volume, and the voxels of it."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from itertools import groupby
 import numpy as np
 from scipy import ndimage
 
-from pretraining.data.dicom import read_frames, read_planes
-from pretraining.data.dicom_frames import PHASES, Frame
+from pretraining.data.reading.dicom_files import read_frames, read_planes
+from pretraining.data.reading.dicom_frames import PHASES, Frame
 from pretraining.data.scan import BadScan, Geometry
 
 _LEAST_SLICES = 3  # two radiographs are no volume
 _STEP_TOLERANCE = 0.1  # share of the slice distance
-_MOST_ROUNDED = 0.25  # share of the slice distance; a slice that is missing moves others by half of it
+_MOST_ROUNDED = 0.25  # share of the slice distance; a missing slice moves others by half of it
 _LIKE_A_GAP = 1.6  # times the smallest distance
-_MOST_TURNS = 0.25  # changes of phase per slice; of two that take turns nearly each slice is one
-_MOST_TILT = 1.0  # mm beside the normal per mm along it; gantries tilt by 30 degrees at most
-_ALIKE = 1e-3  # of direction cosines, and of pixel sizes, also relative
+_MOST_CHANGES = 0.25  # changes of phase per slice; it is nearly 1 for two phases that alternate
+_MOST_TILT = 1.0  # mm across the normal per mm along it; gantries tilt by 30 degrees at most
+_TOLERANCE = 1e-3  # of direction cosines and pixel sizes, absolute and relative
 
 
 @dataclass(frozen=True)
 class Stack:
-    """Frames of one volume, in their order along the normal of their planes.
+    """Frames of one volume, in order along the normal of their planes.
 
     Attributes:
         frames: The frames.
-        geometry: Of the volume, once it is straightened.
-        shear: How far a slice is moved along its columns and its rows, per mm along the normal: with a tilted gantry.
+        geometry: Of the volume once it is straightened.
+        shear: With a tilted gantry, the shift of slices along their columns and rows, per mm along the normal.
     """
 
     frames: tuple[Frame, ...]
@@ -43,25 +43,25 @@ class Stack:
 
     @property
     def tilt(self) -> float:
-        """Angle in degrees between the normal and the line on which the slices lie."""
+        """Angle in degrees between the normal and the line through the slices."""
         return float(np.degrees(np.arctan(np.hypot(*self.shear))))
 
 
 def read_volume(files: Sequence[str], geometry: Geometry) -> np.ndarray:
     """Read the voxels of a series.
 
-    A sheared stack is straightened by linear interpolation within its slices, those at both ends moving the most; what
-    comes in from outside is the lowest value of the volume.
+    A sheared stack is straightened by linear interpolation within its slices; those at both ends move the most. The
+    lowest value of the volume fills what comes in from outside.
 
     Args:
         files: Those of a `Stack`.
         geometry: Its geometry.
 
     Returns:
-        The values that are meant, float32 (1, z, y, x).
+        The true values, such as HU, float32 (1, z, y, x).
 
     Raises:
-        BadScan: If a file is truncated or damaged, or they are no longer this volume.
+        BadScan: If a file is truncated or damaged, or the files have changed since.
     """
     array, frames = np.empty(geometry.shape, np.float32), list[Frame]()
     for file in files:
@@ -94,14 +94,14 @@ def stack_of(files: Sequence[str]) -> Stack:
 
 
 def stacked(frames: Sequence[Frame]) -> Stack:
-    """Put frames in their order in space.
+    """Put frames in order along their normal.
 
     Raises:
-        BadScan: If they are not one volume: of one orientation, one image and one pixel size, evenly spaced on one
-            line, of one phase, and with all this stated.
+        BadScan: If they are not one volume, or do not state it: one orientation, image size, pixel spacing and phase,
+            and evenly spaced on a line.
     """
     for frame in frames:
-        _require_told(frame)
+        _require_geometry(frame)
         _require_alike(frames[0], frame)
     if len(frames) < _LEAST_SLICES:
         raise BadScan(f"is 2D: {len(frames)} DICOM slice{'s' if len(frames) != 1 else ''}, not a 3D scan")
@@ -130,11 +130,11 @@ def stacked(frames: Sequence[Frame]) -> Stack:
     return Stack(tuple(frames), Geometry(shape, spacing, direction), (float(shear[0]), float(shear[1])))
 
 
-def _require_told(frame: Frame) -> None:
+def _require_geometry(frame: Frame) -> None:
     if not frame.is_grey:
         raise BadScan(f"{frame.name} is a colour image, not a scan")
-    told = {"image position": frame.position, "image orientation": frame.cosines, "pixel spacing": frame.spacing}
-    if missing := [name for name, values in told.items() if not values]:
+    stated = {"image position": frame.position, "image orientation": frame.cosines, "pixel spacing": frame.spacing}
+    if missing := [name for name, values in stated.items() if not values]:
         raise BadScan(f"{frame.name} does not state its {' and '.join(missing)}: export the series again")
     axes = np.array(frame.cosines).reshape(2, 3)
     if np.abs(axes @ axes.T - np.eye(2)).max() > 0.01 or min(frame.spacing) <= 0:
@@ -144,11 +144,12 @@ def _require_told(frame: Frame) -> None:
 
 
 def _require_alike(one: Frame, other: Frame) -> None:
-    kinds = ("image size", "orientation", "pixel spacing")
-    for kind, a, b in zip(
-        kinds, (one.size, one.cosines, one.spacing), (other.size, other.cosines, other.spacing), strict=True
+    for kind, a, b in (
+        ("image size", one.size, other.size),
+        ("orientation", one.cosines, other.cosines),
+        ("pixel spacing", one.spacing, other.spacing),
     ):
-        if a != b and not np.allclose(a, b, rtol=_ALIKE, atol=_ALIKE):
+        if a != b and not np.allclose(a, b, rtol=_TOLERANCE, atol=_TOLERANCE):
             values = [" x ".join(f"{value:.4g}" for value in values) for values in (a, b)]
             raise BadScan(
                 f"its slices differ in {kind} ({values[0]} in {one.name}, {values[1]} in {other.name}): they are not "
@@ -156,10 +157,8 @@ def _require_alike(one: Frame, other: Frame) -> None:
             )
     for kind, a, b in (("slope", one.slope, other.slope), ("intercept", one.intercept, other.intercept)):
         if bool(a) != bool(b):
-            with_it, without = (one, other) if a else (other, one)
-            raise BadScan(
-                f"{with_it.name} states a rescale {kind} and {without.name} does not: export the series again"
-            )
+            having, lacking = (one, other) if a else (other, one)
+            raise BadScan(f"{having.name} states a rescale {kind} and {lacking.name} does not: export the series again")
     if one.reference != other.reference:
         raise BadScan(f"the positions of {one.name} and {other.name} are in different frames of reference")
 
@@ -187,23 +186,23 @@ def _require_even(frames: Sequence[Frame], depths: np.ndarray) -> None:
 
 
 def _off_a_line(depths: np.ndarray) -> float:
-    """How far, in mm, slices are from where they were if they were evenly spaced."""
+    """How far, in mm, slices are from even spacing at most."""
     numbers = np.arange(len(depths))
     beside = depths - np.polyval(np.polyfit(numbers, depths, 1), numbers)
     return float(np.ptp(beside)) / 2
 
 
 def _rounding(depths: np.ndarray) -> float:
-    """By how much, in mm, rounding to whole or tenths of millimetres may have moved slices; 0 if there was none."""
+    """How far, in mm, rounding to whole or tenths of millimetres may have moved slices; 0 if they are not rounded."""
     for unit in (1.0, 0.1):
         if np.abs(depths / unit - np.round(depths / unit)).max() < 1e-3:
-            return 0.6 * unit  # half of it, and what moves the line
+            return 0.6 * unit  # half of it, and the shift of the line
     return 0.0
 
 
 def _require_one_phase(frames: Sequence[Frame]) -> None:
-    """Refuse phases that take turns in space; one after the other, or here and there, they are one volume."""
+    """Refuse phases that alternate in space; one after the other, or with few changes, they are one volume."""
     for key, values in zip(PHASES, zip(*(frame.phase for frame in frames), strict=True), strict=True):
         runs = [value for value, _ in groupby(values)]
-        if len(runs) > max(len(set(values)), _MOST_TURNS * len(values)):
+        if len(runs) > max(len(set(values)), _MOST_CHANGES * len(values)):
             raise BadScan(f"slices of {key} {runs[0] or 'none'} and {runs[1] or 'none'} lie between each other")

@@ -13,7 +13,8 @@ from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
 from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-from pretraining.data import BadScan, DataError, Scan, find_scans, integrity, read_geometry, read_scan
+from pretraining.data import BadScan, DataError, Scan, find_scans, read_geometry, read_scan
+from pretraining.data.reading import voxels
 
 Write = Callable[..., Path]
 
@@ -98,7 +99,7 @@ def test_gzip_in_several_parts(
     tmp_path: Path, write_scan: Write, ct_values: np.ndarray, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
     """As bgzip writes it, and with zeros behind, as tapes leave them; wherever the parts end in a chunk."""
-    monkeypatch.setattr("pretraining.data.integrity._COMPRESSED_CHUNK", chunk)
+    monkeypatch.setattr("pretraining.data.reading.voxels._COMPRESSED_CHUNK", chunk)
     content = gzip.decompress(write_scan(tmp_path / "a.nii.gz", ct_values).read_bytes())
     file = tmp_path / "b.nii.gz"
     parts = [gzip.compress(content[start : start + 1001]) for start in range(0, len(content), 1001)]
@@ -179,7 +180,7 @@ def write_zeros(path: Path, start: bytes, zeros: int) -> Path:
 def test_decompression_ends_soon_after_the_voxels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A few kilobytes that would go on for as long as somebody reads them."""
     decompressed = 0
-    chunks = integrity._decompressed
+    chunks = voxels._decompressed
 
     def counted(*arguments: Any) -> Iterator[bytes]:
         nonlocal decompressed
@@ -187,7 +188,7 @@ def test_decompression_ends_soon_after_the_voxels(tmp_path: Path, monkeypatch: p
             decompressed += len(chunk)
             yield chunk
 
-    monkeypatch.setattr(integrity, "_decompressed", counted)
+    monkeypatch.setattr(voxels, "_decompressed", counted)
     assert "after its voxels" in reason(write_zeros(tmp_path / "a.nii.gz", nifti_bytes((6, 5, 4)), 300 * 2**20))
     assert decompressed < 200 * 2**20
     decompressed = 0

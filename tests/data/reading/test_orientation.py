@@ -22,13 +22,12 @@ from pretraining.data import (
     Scan,
     Volume,
     find_scans,
-    older_records,
     preprocess,
     read_scan,
+    volume_tasks,
 )
-from pretraining.data.directions import read_orientation
-from pretraining.data.orientation import orientation_of_direction
-from tests.data.test_planned import plans
+from pretraining.data.reading.orientation import orientation_of_direction, read_orientation
+from tests.data.test_planned_preprocessing import plans
 
 Write = Callable[..., Path]
 
@@ -315,7 +314,7 @@ def test_volumes_of_earlier_versions_are_told_without_preprocessing_again(
     assert_lateral_is_where_the_left_is(run())
     assert file.stat().st_mtime_ns == before
     assert_lateral_is_where_the_left_is(Volume.load(file))
-    monkeypatch.setattr(older_records, "read_orientation", None)  # it is not looked up again
+    monkeypatch.setattr(volume_tasks, "read_orientation", None)  # it is not looked up again
     assert_lateral_is_where_the_left_is(run())
 
 
@@ -327,9 +326,9 @@ def test_records_that_cannot_be_written_are_told_and_used(
     def refuse(path: Path, record: dict[str, Any]) -> None:
         raise DataError(f"could not write {path}: read-only")
 
-    monkeypatch.setattr(older_records, "write_record", refuse)
+    monkeypatch.setattr(volume_tasks, "write_record", refuse)
     with caplog.at_level(logging.WARNING):
         assert_lateral_is_where_the_left_is(run())
     (message,) = [text for text in caplog.messages if "orientation" in text]
-    assert message.startswith("1 records stay without the orientation")
+    assert message.startswith("1 records of an earlier version stay without the orientation")
     assert "read-only" in message

@@ -20,8 +20,8 @@ from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from pretraining.data import BadScan, Scan, read_geometry, read_scan
-from pretraining.data.directions import read_orientation
-from tests.data.dicom_files import write_slices
+from pretraining.data.reading.orientation import read_orientation
+from tests.data.reading.dicom_files import write_slices
 
 VALUES = np.random.default_rng(0).integers(-1000, 1000, (4, 5, 6)).astype("<i2")
 LITTLE, BIG = VALUES.tobytes(), VALUES.astype(">i2").tobytes()

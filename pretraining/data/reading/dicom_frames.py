@@ -1,4 +1,4 @@
-"""What DICOM objects say of their frames: where each lies, what its values mean, and what sorts them into series."""
+"""The frames in a DICOM object: their positions, what their values mean, and what sorts them into series."""
 
 from __future__ import annotations
 
@@ -11,25 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydicom.datadict import keyword_for_tag
+from pydicom.datadict import dictionary_VR, keyword_for_tag
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.tag import Tag
-from pydicom.uid import (
-    UID,
-    JPEGExtended12Bit,
-    MediaStorageDirectoryStorage,
-)
+from pydicom.uid import UID, JPEGExtended12Bit, MediaStorageDirectoryStorage
 
 from pretraining.data.scan import BadScan
 
-# In one of these the phases, echoes or passes of a series differ.
+# The phases, echoes or passes of a series differ in one of these.
 PHASES = (
     *("AcquisitionNumber", "TemporalPositionIdentifier", "EchoNumbers", "ImageType"),
     *("EchoTime", "DiffusionBValue", "ConvolutionKernel", "KVP", "StackID"),
 )
-# Where objects of many frames tell them.
+# Where multi-frame objects have them: sequence and keyword.
 _PHASES_IN_GROUPS = {
     "AcquisitionNumber": (("FrameContentSequence", "FrameAcquisitionNumber"),),
     "TemporalPositionIdentifier": (("FrameContentSequence", "TemporalPositionIndex"),),
@@ -40,34 +35,16 @@ _PHASES_IN_GROUPS = {
     "KVP": (("CTXRayDetailsSequence", "KVP"),),
     "ImageType": tuple((f"{kind}FrameTypeSequence", "FrameType") for kind in ("MRImage", "CTImage", "PET", "XRay3D")),
 }
-# Objects of these have pixels, or none, but are no images of a patient.
+# Modalities of objects that are not images of a patient, with or without pixels.
 _NO_IMAGES = {"SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "PR", "SR", "KO", "REG", "DOC"}
-_LEAST_FRAME = 64  # bytes in a file, however it is compressed
-# Along what the frames of an object without groups follow each other, beside `SliceVector` (PS3.3, C.8.4.8).
+_LEAST_FRAME = 64  # bytes of a frame in a file, however compressed
+# What the frames of an object without functional groups may differ in (PS3.3, C.8.4.8).
 _VECTORS = (
     *("EnergyWindowVector", "DetectorVector", "PhaseVector", "RotationVector", "RRIntervalVector", "TimeSlotVector"),
     *("AngularViewVector", "TimeSliceVector", "SliceVector"),
 )
-_KEYWORDS = (
-    *("SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality"),
-    *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "FrameOfReferenceUID"),
-    *("BitsStored", "HighBit", "SOPInstanceUID"),
-    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SpacingBetweenSlices"),
-    *("RescaleSlope", "RescaleIntercept", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
-    *("FrameIncrementPointer", "DetectorInformationSequence", "FrameTime", "FrameTimeVector", "PatientID"),
-    *_VECTORS,
-    *PHASES,
-)
-_TAG_OF = {keyword: Tag(keyword) for keyword in _KEYWORDS}
-TAGS = list(_TAG_OF.values())
-# Elements of ASCII text, also where a file tells another character set.
-_PLAIN_TEXT = {
-    *("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID", "SeriesNumber", "Modality"),
-    *("PhotometricInterpretation", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
-    *("RescaleSlope", "RescaleIntercept", "AcquisitionNumber", "TemporalPositionIdentifier", "EchoNumbers"),
-    *("ImageType", "EchoTime", "KVP"),
-}
-# What is told frame by frame, or once for all, in objects of many frames (PS3.3, C.7.6.16).
+_ASCII = {"UI", "CS", "DS", "IS"}  # value representations without a character set
+# Functional groups of multi-frame objects, per frame or shared (PS3.3, C.7.6.16).
 _GROUPS = (
     *("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence"),
     "PixelValueTransformationSequence",
@@ -78,24 +55,24 @@ _GROUPS = (
 class Frame:
     """One plane of a DICOM file, without its pixels.
 
+    What the file does not state is empty.
+
     Attributes:
         file: Path.
         index: Number in the file.
-        count: Of the frames in the file.
+        count: Number of frames in the file.
         instance: UID of the object in the file.
-        series: UIDs of study and series, patient and modality: files of another patient may have got the same UIDs.
+        series: UIDs of study and series, patient and modality: badly anonymised patients may share UIDs.
         label: Series number and description, as far as there are any.
-        modality: Such as CT, MR or PT; empty if the file does not tell.
+        modality: Such as CT, MR or PT.
         is_grey: Whether a pixel is one value; false for colours and palettes.
         phase: Values of `PHASES` as text.
         reference: UID of the frame of reference.
         size: Rows and columns.
         position: (x, y, z) of the centre of the first pixel in mm, towards left, back and head of the patient.
-        cosines: Where columns go on, then where rows go on, in the same space; 6 numbers.
+        cosines: Direction from column to column, then from row to row, in the same space; 6 numbers.
         spacing: From row to row and from column to column, in mm.
-        slope, intercept: Of the function from stored values to those that are meant, such as HU; empty: 1 and 0.
-
-    What the file does not tell is empty.
+        slope, intercept: Of the linear function from stored values to true ones, such as HU; empty: 1 and 0.
     """
 
     file: str
@@ -117,17 +94,17 @@ class Frame:
 
     @property
     def name(self) -> str:
-        """Of the file, for messages, and which of its frames."""
+        """File name for messages, with the number of the frame."""
         return Path(self.file).name + (f" (frame {self.index + 1})" if self.count > 1 else "")
 
 
-def frames_of(file: str, data: Dataset, sorts: bool = True) -> list[Frame]:
-    """The frames of an object; none of a directory of other files, and of what is no DICOM.
+def frames_of(file: str, data: Dataset, for_sorting: bool = True) -> list[Frame]:
+    """The frames of an object; none of a DICOMDIR, and of what is not DICOM.
 
     Args:
         file: Where it was read from.
         data: The object, with or without its pixels.
-        sorts: Whether to look up what sorts frames into series, which takes time: else it is left empty.
+        for_sorting: Whether to look up what sorts frames into series, which takes time. If not, it is left empty.
 
     Raises:
         BadScan: If it holds no image, or one that cannot be decoded; without the name of the file.
@@ -148,36 +125,31 @@ def frames_of(file: str, data: Dataset, sorts: bool = True) -> list[Frame]:
         raise BadScan(f"has its values in bits {highest - stored + 1} to {highest}, not in the lowest: export it again")
     if 0 in size:
         raise BadScan("holds no image, or is truncated")
-    grey = _text(data, "PhotometricInterpretation").startswith("MONOCHROME") and data.get("SamplesPerPixel", 1) == 1
-    text = partial(_text, data) if sorts else lambda _: ""
+    is_grey = _text(data, "PhotometricInterpretation").startswith("MONOCHROME") and data.get("SamplesPerPixel", 1) == 1
+    text = partial(_text, data) if for_sorting else lambda _: ""
     uids = text("StudyInstanceUID"), text("SeriesInstanceUID"), text("PatientID"), modality
     label = tuple(part for part in (text("SeriesNumber"), text("SeriesDescription")) if part)
-    common, place = (text("SOPInstanceUID"), uids, label, modality, grey), (text("FrameOfReferenceUID"), size)
-
-    def phase(*groups: Dataset) -> tuple[str, ...]:
-        return _phase(data, groups) if sorts else ("",) * len(PHASES)
-
     count, groups = int(data.get("NumberOfFrames") or 1), data.get("PerFrameFunctionalGroupsSequence") or []
     if count * _LEAST_FRAME > os.path.getsize(file):
         raise BadScan(f"announces {count} frames: it is damaged, fetch it again")
-    if not groups:
-        detectors = data.get("DetectorInformationSequence") or []  # where objects of nuclear medicine tell the place
-        told = _told([data, *detectors[:1]])
-        return _evenly_spaced(Frame(file, 0, count, *common, phase(), *place, *told), data)
-    if len(groups) != count:
+    if groups and len(groups) != count:
         raise BadScan(f"announces {count} frames and describes {len(groups)}: fetch it again")
+    common = count, text("SOPInstanceUID"), uids, label, modality, is_grey
+    place = text("FrameOfReferenceUID"), size
+
+    def frame(index: int, items: Sequence[Dataset], *own_and_shared: Dataset) -> Frame:
+        phase = _phase(data, own_and_shared) if for_sorting else ("",) * len(PHASES)
+        return Frame(file, index, *common, phase, *place, *_position_and_values(items))
+
+    if not groups:
+        detectors = data.get("DetectorInformationSequence") or []  # these have the position in nuclear medicine
+        return _evenly_spaced(frame(0, [data, *detectors[:1]]), data)
     shared = (data.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
-    return [
-        Frame(
-            *(file, i, count, *common, phase(own, shared), *place),
-            *_told([*_items(own), *_items(shared), data]),
-        )
-        for i, own in enumerate(groups)
-    ]
+    return [frame(i, [*_items(own), *_items(shared), data], own, shared) for i, own in enumerate(groups)]
 
 
 def _can_be_decoded(syntax: UID, bits: int) -> bool:
-    """Whether there is a decoder for pixels of so many bits; unknown syntaxes of no compression need none."""
+    """Whether there is a decoder for pixels of so many bits; uncompressed and unknown syntaxes need none."""
     if not syntax.is_transfer_syntax or not syntax.is_compressed:
         return True
     try:
@@ -187,16 +159,14 @@ def _can_be_decoded(syntax: UID, bits: int) -> bool:
 
 
 def _values(data: Dataset, keyword: str) -> list[str]:
-    """The values of an element as text, by pydicom only where that is not plain: it takes most of a header's time."""
-    tag = _TAG_OF.get(keyword) or Tag(keyword)
-    if tag not in data:
+    """The values of an element as text; pydicom, which is slow, converts only what is not ASCII text."""
+    if keyword not in data:
         return []
-    value = data.get_item(tag).value if keyword in _PLAIN_TEXT else data[tag].value
+    value = data.get_item(keyword).value if dictionary_VR(keyword) in _ASCII else data[keyword].value
     if isinstance(value, bytes):
         return [part.strip() for part in value.decode("ascii", "replace").rstrip("\0 ").split("\\")]
-    return [
-        str(part).strip() for part in (value if isinstance(value, MultiValue) else [] if value is None else [value])
-    ]
+    values = value if isinstance(value, MultiValue) else [] if value is None else [value]
+    return [str(part).strip() for part in values]
 
 
 def _text(data: Dataset, keyword: str) -> str:
@@ -204,7 +174,7 @@ def _text(data: Dataset, keyword: str) -> str:
 
 
 def _phase(data: Dataset, groups: Sequence[Dataset]) -> tuple[str, ...]:
-    """Values of `PHASES`: the frame's own, those of all frames, or else the object's."""
+    """Values of `PHASES`: the first that is in the groups, or else the object's."""
     return tuple(
         next(
             (
@@ -223,7 +193,7 @@ def _items(groups: Dataset) -> list[Dataset]:
     return [groups[keyword][0] for keyword in _GROUPS if groups.get(keyword)]
 
 
-def _told(items: Sequence[Dataset]) -> tuple[Any, ...]:
+def _position_and_values(items: Sequence[Dataset]) -> tuple[Any, ...]:
     """Position, cosines, spacing, slope and intercept, each from the first item that has it."""
 
     def numbers(keyword: str, count: int) -> tuple[float, ...]:
@@ -236,12 +206,12 @@ def _told(items: Sequence[Dataset]) -> tuple[Any, ...]:
 
 
 def _evenly_spaced(first: Frame, data: Dataset) -> list[Frame]:
-    """Frames without groups of their own: they follow each other along the normal if the file tells their distance."""
+    """Frames without functional groups: they follow each other along the normal if the file states their distance."""
     count, step = first.count, data.get("SpacingBetweenSlices")
     if count == 1:
         return [first]
     if not first.position or not first.cosines or step is None:
-        raise BadScan(f"has {count} frames that do not say where they lie (a film?)")
+        raise BadScan(f"has {count} frames without positions (a film?)")
     pointer = data.get("FrameIncrementPointer")
     pointed = [keyword_for_tag(tag) for tag in (pointer if isinstance(pointer, MultiValue) else [pointer]) if tag]
     for keyword in dict.fromkeys((*pointed, "FrameTime", "FrameTimeVector")):

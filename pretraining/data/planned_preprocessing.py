@@ -1,31 +1,30 @@
-"""Preprocess scans as an nnU-Net plan says, by nnU-Net's own preprocessor: the voxels that fine-tuning will see."""
+"""Preprocess one scan by a plan of nnU-Net, with nnU-Net's own preprocessor: the voxels that fine-tuning will see."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from pretraining.data.candidate import safe_name
-from pretraining.data.preparation import Prepared
+from pretraining.data.default_preprocessing import PreprocessedScan
 from pretraining.data.resampling import resampled_shape
-from pretraining.data.scan import BadScan, DataError
+from pretraining.data.scan import BadScan, DataError, safe_name
 from pretraining.option_fields import require_types
 
 CT_SCHEME = "CTNormalization"
-_LARGEST_IN_FLOAT16 = 2048.0  # whole numbers up to here are exact; only unnormalised values go beyond
-# Labels are resampled with the images in nnU-Net. Here there are none, only the mask of nonzero voxels, which has done
-# its work by then.
+_LARGEST_IN_FLOAT16 = 2048.0  # whole numbers up to here are exact; only unnormalised values are larger
+# nnU-Net resamples labels with the images. Here they are only the mask of nonzero voxels, which is no longer needed by
+# then.
 _LABELS_AS_THEY_ARE = {"resampling_fn_seg": "no_resampling_hack", "resampling_fn_seg_kwargs": {}}
 
 
 @dataclass(frozen=True)
 class PlannedPreprocessing:
-    """What a configuration of nnU-Net's plans says of images. Fields have the plans' names.
+    """How a configuration of nnU-Net's plans preprocesses images. Fields have the plans' names.
 
     Axes are those after the plans' transposition, which the stored volumes have as well.
 
@@ -62,7 +61,7 @@ class PlannedPreprocessing:
             configuration: Such as 3d_fullres.
 
         Raises:
-            DataError: There is no such configuration, it is not 3D, or nnU-Net does not know what it names.
+            DataError: There is no such configuration, it is not 3D, or it names what nnU-Net does not have.
         """
         name = str(plans.get("plans_name", "the plans"))
         available = plans.get("configurations") or {}
@@ -70,18 +69,13 @@ class PlannedPreprocessing:
             raise DataError(f"{name}: has no configuration {configuration}, only {', '.join(available)}")
         try:
             manager = PlansManager(dict(plans))
-            values = manager.get_configuration(configuration).configuration
-            properties = manager.foreground_intensity_properties_per_channel
-            planned = cls.from_dict(
-                {key: plans[key] for key in ("dataset_name", "plans_name", "transpose_forward")}
-                | {"configuration": configuration, "foreground_intensity_properties_per_channel": properties}
-                | {key: values[key] for key in ("spacing", "normalization_schemes", "use_mask_for_norm")}
-                | {key: values[key] for key in ("resampling_fn_data", "resampling_fn_data_kwargs")}
-                | {"preprocessor_name": values["preprocessor_name"]}
-            )
+            values = {**plans, **manager.get_configuration(configuration).configuration}
+            values["configuration"] = configuration
+            values["foreground_intensity_properties_per_channel"] = manager.foreground_intensity_properties_per_channel
+            planned = cls.from_dict({field.name: values[field.name] for field in fields(cls)})
             planned._check()
         except KeyError as error:
-            raise DataError(f"{name}: tells no {error}; plan anew with nnUNetv2_plan_experiment") from error
+            raise DataError(f"{name}: lacks {error}; plan again with nnUNetv2_plan_experiment") from error
         return planned
 
     @classmethod
@@ -92,9 +86,9 @@ class PlannedPreprocessing:
             DataError: If a value is missing, unknown, or the configuration is not 3D.
         """
         sequences = ("spacing", "transpose_forward", "normalization_schemes", "use_mask_for_norm")
-        fields: dict[str, Any] = dict(values)
+        content: dict[str, Any] = dict(values)
         try:
-            planned = cls(**fields | {key: tuple(fields[key]) for key in sequences if key in fields})
+            planned = cls(**content | {key: tuple(content[key]) for key in sequences if key in content})
             if len(planned.spacing) != 3:
                 raise DataError(
                     f"{planned.plans_name}: {planned.configuration} is not 3D (spacing {planned.spacing}); use a "
@@ -106,7 +100,7 @@ class PlannedPreprocessing:
         return planned
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, equal to themselves after a way through JSON."""
+        """Plain values that JSON keeps as they are."""
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return values
 
@@ -124,7 +118,7 @@ class PlannedPreprocessing:
         """The same for scans with a number of channels: the plan's own, or any where it has one scheme for all.
 
         Raises:
-            BadScan: If neither is so.
+            BadScan: If it is another number, and there is a scheme for each channel.
         """
         if count == self.channels:
             return self
@@ -154,18 +148,18 @@ class PlannedPreprocessing:
             raise DataError(f"{self.plans_name}: this nnU-Net has no preprocessor {self.preprocessor_name}")
 
 
-def prepare_as_planned(
+def preprocess_as_planned(
     array: np.ndarray, spacing: tuple[float, float, float], planned: PlannedPreprocessing
-) -> Prepared:
+) -> PreprocessedScan:
     """Preprocess one scan by nnU-Net's preprocessor: transpose, crop to nonzero, normalise, resample.
 
-    Stored are its values in float16, which is off by 0.05 % at most (0.001 at two standard deviations from the mean);
-    in float32 where any lies beyond 2048. Mean 0 and std 1 in the record make the z-score of the crops the identity.
+    Values are stored in float16, which is off by 0.05 % at most (0.001 at two standard deviations from the mean), or in
+    float32 if any lies beyond 2048. With mean 0 and std 1 in the record, the z-score of the crops changes nothing.
 
     Args:
         array: float32 (channel, z, y, x).
         spacing: (z, y, x) in mm.
-        planned: What the plan says.
+        planned: The plan.
 
     Returns:
         The scan with the plan's axes.
@@ -191,6 +185,6 @@ def prepare_as_planned(
     z, y, x = (s * int(n) / m for s, n, m in zip(old, cropped, values.shape[1:], strict=True))
     box = tuple((int(start), int(stop)) for start, stop in properties["bbox_used_for_cropping"])
     count = len(values)
-    return Prepared(
+    return PreprocessedScan(
         values.astype(np.float16 if exact else np.float32), (z, y, x), (0.0,) * count, (1.0,) * count, box, ()
     )

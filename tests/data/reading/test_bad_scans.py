@@ -242,7 +242,7 @@ def test_a_file_that_changes_while_it_is_read_is_read_again_next_time(
         return int(volume.read(0, (0, 0, 0), volume.shape[1:]).min())
 
     with monkeypatch.context() as patch:
-        patch.setattr("pretraining.data.preprocessing.read_scan", changed_meanwhile)
+        patch.setattr("pretraining.data.volume_tasks.read_scan", changed_meanwhile)
         assert stored() < -500
     assert stored() == -500
 

@@ -18,11 +18,12 @@ import pytest
 import torch
 
 from nnunetv2_pgl.checkpoint import CheckpointError, load_checkpoint, load_plain
-from nnunetv2_pgl.commands import describe
-from nnunetv2_pgl.export.hub_folder import ExportError, write_hub_folder
+from nnunetv2_pgl.errors import PGLError
+from nnunetv2_pgl.export.hub_folder import write_hub_folder
+from nnunetv2_pgl.info import describe
 from nnunetv2_pgl.networks import PlanError, PlannedEncoder, PlannedNetwork
-from nnunetv2_pgl.trainers.differences import intensity_difference, spacing_difference
-from nnunetv2_pgl.trainers.network import ModelNetwork, NetworkError
+from nnunetv2_pgl.trainers.plans import ModelNetwork
+from nnunetv2_pgl.trainers.preprocessing_check import intensity_difference, spacing_difference
 from nnunetv2_pgl.transfer import load_encoder
 from pretraining.training.pretrain import RunOptions, pretrain
 from pretraining.training.start import initial_state
@@ -54,7 +55,7 @@ def is_refused(use: Callable[[Path], None], path: Path, what: str) -> bool:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, of unusual pickle protocols
             use(path)
-    except (CheckpointError, ExportError, NetworkError, PlanError):
+    except PGLError:
         return True
     except Exception as error:
         raise AssertionError(f"{what}: {type(error).__name__}: {error}") from error

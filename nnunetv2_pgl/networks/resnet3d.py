@@ -10,8 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from nnunetv2_pgl.networks.feature_grid import FeatureGrid
-from nnunetv2_pgl.networks.instance_norm import InstanceNorm3d
-from nnunetv2_pgl.networks.layout import memory_format_for
+from nnunetv2_pgl.networks.hardware import InstanceNorm3d, memory_format_for
 from nnunetv2_pgl.networks.padding import PaddingName, require_padding
 from nnunetv2_pgl.networks.strided import StridedConv, StridedMaxPool, Triple
 

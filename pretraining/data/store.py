@@ -10,7 +10,7 @@ from typing import Any
 import blosc2
 import numpy as np
 
-from nnunetv2_pgl.json_files import load_json
+from nnunetv2_pgl.files import load_json
 from pretraining.data.orientation import LATERAL, Orientation, body_axes, orientation_of_codes
 from pretraining.data.scan import DataError
 

@@ -4,7 +4,7 @@ import logging
 import math
 from pathlib import Path
 
-from nnunetv2_pgl.json_files import load_json
+from nnunetv2_pgl.files import load_json
 from pretraining.data.scan import BadScan
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # it names no file; what matters becomes a scan's reason

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from nnunetv2_pgl.json_files import load_json
+from nnunetv2_pgl.files import load_json
 from nnunetv2_pgl.networks import PAPER_STRIDES, PaddingName, PlannedName, PlannedNetwork, resnet_skip_strides
 from pretraining.settings.field_types import require_field_types
 from pretraining.views import IntensityRanges, ViewSettings

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunetv2_pgl.networks import PGLSegmenter, PlannedEncoder, PlannedSegmenter, ResNet50Encoder
-from nnunetv2_pgl.networks.instance_norm import InstanceNorm3d, use_own_instance_norm
+from nnunetv2_pgl.networks.hardware import InstanceNorm3d, use_own_instance_norm
 from tests.planned_networks import small_network
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nnunetv2_pgl.networks import Encoder, PGLSegmenter, PlannedEncoder, PlannedSegmenter, ResNet50Encoder
-from nnunetv2_pgl.networks.layout import lay_out
+from nnunetv2_pgl.networks.hardware import lay_out
 from tests.planned_networks import small_network
 
 FIRST, LAST = torch.contiguous_format, torch.channels_last_3d

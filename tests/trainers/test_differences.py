@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from nnunetv2_pgl.trainers.differences import intensity_difference, spacing_difference
+from nnunetv2_pgl.trainers.preprocessing_check import intensity_difference, spacing_difference
 
 CT, Z_SCORE = "CTNormalization", "ZScoreNormalization"
 PAPER = {"modality": "ct", "clip": [-1024.0, 325.0], "normalisation": "z-score per scan"}

@@ -13,8 +13,8 @@ from nnunetv2_pgl.trainers import (
     nnUNetTrainerPGLScratch,
     nnUNetTrainerPGLScratch_1epoch,
 )
-from nnunetv2_pgl.trainers.lengths import with_length
-from nnunetv2_pgl.trainers.schedule import SawtoothPolyLRScheduler, WarmupPolyLRScheduler
+from nnunetv2_pgl.trainers.optimisation import SawtoothPolyLRScheduler, WarmupPolyLRScheduler
+from nnunetv2_pgl.trainers.variants import with_length
 
 Workplace = Any  # the fixture of conftest.py
 SaveEncoder = Any

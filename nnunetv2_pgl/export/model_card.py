@@ -105,7 +105,7 @@ def model_card(checkpoint: EncoderCheckpoint, licence: Licence, digest: str) -> 
         channels=channels,
         norm=architecture.get("norm"),
         padding=architecture.get("padding", "zeros"),
-        strides=_numbers(architecture.get("strides"), " x "),
+        strides=_sizes(architecture.get("strides")),
         parameters=sum(stored.values()),
         untrained_stages=_listed(pgl.get("untrained_stages")),
         planner=planner,
@@ -124,8 +124,8 @@ def model_card(checkpoint: EncoderCheckpoint, licence: Licence, digest: str) -> 
             f"`{source}`" + (f" ({_count(scans, 'scan')})" if source in per_source else "")
             for source, scans in sources.items()
         ),
-        spacing=_numbers(pgl.get("spacing"), " x "),
-        view_size=_numbers(pgl.get("view_size"), " x "),
+        spacing=_sizes(pgl.get("spacing")),
+        view_size=_sizes(pgl.get("view_size")),
         manifest_sha256=manifest.get("sha256"),
         epochs=pgl.get("epochs"),
         metrics={
@@ -147,7 +147,7 @@ def _table(values: dict[str, Any], key: str) -> dict[str, Any]:
 def _settings(config: dict[str, Any]) -> str:
     """JSON with a line for each setting."""
     lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in config.items()]
-    return "{\n" + ",\n".join(lines) + "\n}"
+    return "\n".join(["{", *(f"{line}," for line in lines[:-1]), *lines[-1:], "}"])
 
 
 def _recorded(value: Any, unit: str = "") -> str:
@@ -158,8 +158,8 @@ def _count(number: Any, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _numbers(values: Any, separator: str) -> str | None:
-    return separator.join(f"{value:g}" for value in values) if values else None
+def _sizes(values: Any) -> str | None:
+    return " x ".join(f"{value:g}" for value in values) if values else None
 
 
 def _listed(values: Any) -> str:

@@ -223,6 +223,7 @@ def _is_usable(pgl: Mapping[str, Any]) -> bool:
             and sorted(followed.get("transpose_forward", (0, 1, 2))) == [0, 1, 2]
             and all(size is None or (_are_numbers(size, 3) and min(size) > 0) for size in sizes)
             and (intensity.get("clip") is None or _are_numbers(intensity["clip"], 2))
+            and isinstance(pgl.get("untrained_stages") or [], list)
             and len(schemes) > 0
             and all(isinstance(scheme, str) for scheme in schemes)
             and all(not values or _are_foreground_intensities(values) for values in channels)

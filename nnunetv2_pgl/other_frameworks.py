@@ -1,4 +1,4 @@
-"""Checkpoints of other frameworks that hold no encoder for here: what they are, and what would work instead."""
+"""Checkpoints of other frameworks, which hold no encoder that fits here: what they are, and what would work instead."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from torch import Tensor
 # from that time.
 _LEGACY_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 _WRAPPERS = ("module.", "backbone.", "_orig_mod.")
-_PGL = "pre-train with pgl_pretrain"
+_TABLES = ("state_dict", "model_state_dict", "model", "net", "teacher", "student")
+# Parts of the names in DINO's and timm's vision transformers, MONAI's Swin UNETR, and Primus.
+_TRANSFORMER = ("patch_embed.", "pos_embed", "cls_token", ".attn.qkv.", "relative_position_bias_table")
 
 
 def is_legacy_file(path: Path) -> bool:
@@ -34,13 +36,30 @@ def what_it_is(content: Mapping[Any, Any]) -> str | None:
             "of nnU-Net to nnUNetv2_train -pretrained_weights, and let nnssl add its nnssl_adaptation_plan to its own"
         )
     sizes = {key: tuple(value.shape) for key, value in _state_dict(content).items()}
-    return _models_genesis(sizes) or _resnet(sizes) or _transformer(sizes)
+    if any(key.startswith("down_tr64.") for key in sizes):  # the names of its pytorch/unet3d.py
+        return (
+            "the 3D U-Net of Models Genesis (Genesis_Chest_CT), whose weights fit none of the encoders here; pre-train "
+            "one with its method on your own scans: pgl_pretrain -m models_genesis"
+        )
+    stem = sizes.get("conv1.weight", ())
+    if "layer1.0.conv1.weight" in sizes and len(stem) == 4:  # as torchvision names its layers
+        return "a 2D ResNet, whose weights fit none of the 3D encoders here; pre-train with pgl_pretrain"
+    if "layer1.0.conv1.weight" in sizes and len(stem) == 5:
+        return (
+            "a 3D ResNet of MedicalNet (Med3D), whose layers and strides are not those of the encoders here; pre-train "
+            "with pgl_pretrain -a resnet50"
+        )
+    if any(part in key for key in sizes for part in _TRANSFORMER):
+        return (
+            "the weights of a vision transformer (a plain state dict as of DINO, timm or MONAI), which fit none of the "
+            "convolutional encoders here; pre-train with pgl_pretrain, or start from a checkpoint of nnssl's ResEncL"
+        )
+    return None
 
 
 def _state_dict(content: Mapping[Any, Any]) -> dict[str, Tensor]:
     """The table of weights, at the top or one level down, without the prefixes of wrappers."""
-    inner = (content.get(key) for key in ("state_dict", "model_state_dict", "model", "net", "teacher", "student"))
-    for table in (content, *inner):
+    for table in (content, *map(content.get, _TABLES)):
         if isinstance(table, Mapping) and table and all(isinstance(value, Tensor) for value in table.values()):
             return {_unwrapped(str(key)): value for key, value in table.items()}
     return {}
@@ -50,37 +69,3 @@ def _unwrapped(key: str) -> str:
     while key.startswith(_WRAPPERS):
         key = key.split(".", 1)[1]
     return key
-
-
-def _models_genesis(sizes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """The U-Net of its pytorch/unet3d.py."""
-    if not any(key.startswith("down_tr64.") for key in sizes):
-        return None
-    return (
-        "the 3D U-Net of Models Genesis (Genesis_Chest_CT), whose weights fit none of the encoders here; pre-train one "
-        "with its method on your own scans: pgl_pretrain -m models_genesis"
-    )
-
-
-def _resnet(sizes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """A ResNet as torchvision names its layers; in 3D that is MedicalNet's."""
-    stem = sizes.get("conv1.weight", ())
-    if "layer1.0.conv1.weight" not in sizes or len(stem) not in (4, 5):
-        return None
-    if len(stem) == 4:
-        return f"a 2D ResNet, whose weights fit none of the 3D encoders here; {_PGL}"
-    return (
-        "a 3D ResNet of MedicalNet (Med3D), whose layers and strides are not those of the encoders here; "
-        f"{_PGL} -a resnet50"
-    )
-
-
-def _transformer(sizes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """DINO's and timm's vision transformers, MONAI's Swin UNETR, Primus."""
-    signs = ("patch_embed.", "pos_embed", "cls_token", ".attn.qkv.", "relative_position_bias_table")
-    if not any(sign in key for key in sizes for sign in signs):
-        return None
-    return (
-        "the weights of a vision transformer (a plain state dict as of DINO, timm or MONAI), which fit none of the "
-        f"convolutional encoders here; {_PGL}, or start from a checkpoint of nnssl's ResEncL"
-    )

@@ -169,7 +169,7 @@ def z_first(case: Case, source: Path, target: Path) -> None:
     x, y, _ = oriented.GetSpacing()
     if abs(x - y) > 0.01 * max(x, y):
         raise PGLError(
-            f"{source}: the header says that pixels are {x:g} x {y:g} mm, so it does not tell which axis is which "
+            f"{source}: the header says that pixels are {x:g} x {y:g} mm, so it does not say which axis is which "
             "(KiTS19 had such headers before 16 April 2019, see its issues 8 and 15): download it again"
         )
     write_nifti(oriented, target)

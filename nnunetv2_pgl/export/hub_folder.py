@@ -27,6 +27,10 @@ from nnunetv2_pgl.files import write_text
 
 CHECKPOINT, PLAN, CONFIG = "checkpoint_final.pth", "adaptation_plan.json", "config.json"
 CARD, LICENCE = "README.md", "LICENSE"
+# Of the entry "pgl" of a checkpoint, what config.json has too.
+_DESCRIBED = (
+    "method", "architecture", "intensity", "spacing", "view_size", "num_scans", "epochs", "created", "versions",
+)  # fmt: skip
 
 
 def write_hub_folder(path: Path, folder: Path, licence: str, *, overwrite: bool = False) -> Path:
@@ -71,23 +75,18 @@ def _read(path: Path) -> EncoderCheckpoint:
 
 def _describe(checkpoint: EncoderCheckpoint, licence: Licence, folder: Path) -> None:
     digest = sha256_of(folder / CHECKPOINT)
-    _write_json(folder / PLAN, checkpoint.nnssl_adaptation_plan)
-    _write_json(folder / CONFIG, _config(checkpoint, licence, digest))
-    write_text(folder / CARD, model_card(checkpoint, licence, digest))
-    if not licence.is_known:
-        write_text(folder / LICENCE, licence.text + "\n")
-
-
-def _config(checkpoint: EncoderCheckpoint, licence: Licence, digest: str) -> dict[str, Any]:
-    pgl = checkpoint.pgl
-    kept = ("method", "architecture", "intensity", "spacing", "view_size", "num_scans", "epochs", "created", "versions")
-    return {
+    config = {
         "library": "nnunetv2-pgl",
         "checkpoint": CHECKPOINT,
         "checkpoint_sha256": digest,
         "licence": licence.text,
-        **{key: pgl.get(key) for key in kept},
+        **{key: checkpoint.pgl.get(key) for key in _DESCRIBED},
     }
+    for name, content in ((PLAN, checkpoint.nnssl_adaptation_plan), (CONFIG, config)):
+        write_text(folder / name, json.dumps(content, indent=2) + "\n")
+    write_text(folder / CARD, model_card(checkpoint, licence, digest))
+    if not licence.is_known:
+        write_text(folder / LICENCE, licence.text + "\n")
 
 
 def _require_free(folder: Path, overwrite: bool) -> None:
@@ -140,10 +139,6 @@ def _relative(value: Any) -> Any:
     return value
 
 
-def _write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=2) + "\n")
-
-
 def export_entry() -> None:
     """Entry point of ``pgl_export``."""
     arguments = _parser().parse_args()
@@ -160,18 +155,13 @@ def export_entry() -> None:
         sys.exit(one_line(f"pgl_export: {error}"))
     except KeyboardInterrupt:
         sys.exit("pgl_export: interrupted; nothing was written")
-    print("\n".join(_next_steps(folder)))
-
-
-def _next_steps(folder: Path) -> list[str]:
-    names = ", ".join(sorted(path.name for path in folder.iterdir()))
-    return [
-        f"{folder}: {names}",
-        "Nothing was sent anywhere. Read README.md first: it names the data sets and the settings of the run, "
-        "and has no contact yet.",
-        "To publish it on the Hugging Face Hub, with its client (pip install huggingface_hub):",
-        f'  hf upload OWNER/NAME "{folder}"',
-    ]
+    print(
+        f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}\n"
+        "Nothing was sent anywhere. Read README.md first: it names the data sets and the settings of the run, and has "
+        "no contact yet.\n"
+        "To publish it on the Hugging Face Hub, with its client (pip install huggingface_hub):\n"
+        f'  hf upload OWNER/NAME "{folder}"'
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -181,7 +181,7 @@ class PretrainedEncoder:
         other = f" (pre-trained with {before})" if before and before != strides else ""
         yield f"This configuration has spacing {spacing} mm and encoder strides {strides}{other}"
         if untrained := pgl.get("untrained_stages"):
-            yield f"The pre-training did not reach {', '.join(untrained)} of the encoder, which are random"
+            yield f"The pre-training did not reach {', '.join(map(str, untrained))} of the encoder, which are random"
         schemes = configuration.normalization_schemes
         properties = plans.foreground_intensity_properties_per_channel
         for difference in (
@@ -193,10 +193,15 @@ class PretrainedEncoder:
 
     def record(self, report: LoadReport, folder: str) -> None:
         """Writes ``pgl_checkpoint.json`` into the fold's folder."""
-        record: dict[str, Any] = {"path": str(self.path), "sha256": self.sha256, "named_by": self.named_by}
-        record |= {key: self.checkpoint.pgl.get(key) for key in _RECORDED}
-        record |= {"previous_stage_channels": report.zero_channels}
-        record |= {"share_loaded": report.share, "changes": report.lines()}
+        record = {
+            "path": str(self.path),
+            "sha256": self.sha256,
+            "named_by": self.named_by,
+            **{key: self.checkpoint.pgl.get(key) for key in _RECORDED},
+            "previous_stage_channels": report.zero_channels,
+            "share_loaded": report.share,
+            "changes": report.lines(),
+        }
         write_text(Path(folder, "pgl_checkpoint.json"), json.dumps(record, indent=4) + "\n")
 
 

@@ -88,6 +88,7 @@ def test_whatever_bytes_it_has(tmp_path: Path) -> None:
 def test_whatever_it_says_of_itself(tmp_path: Path, entry: str) -> None:
     content, path = torch.load(FINAL, weights_only=True), tmp_path / "wrong.pth"
     content["pgl"]["config"] = {"datasets": ["x"], "views": {"size": [8, 8, 8]}}  # of hundreds that are only shown
+    content["pgl"]["untrained_stages"] = ["stages.3"]
     content["nnssl_adaptation_plan"]["architecture_plans"] = {"arch_class_name": "x", "arch_kwargs": {"n_stages": 2}}
     refused = accepted = 0
     for what, value in variants(content[entry]):

@@ -88,17 +88,15 @@ def _write_files(collection: Collection, folder: Path, link: bool, processes: in
 
 def _tasks(collection: Collection, folder: Path, link: bool) -> Iterator[tuple[Path, partial[None]]]:
     """Every file of the dataset and what makes it."""
+    write_image = collection.rewrite_image or partial(place, link=link)
+    write_label = collection.rewrite_label or partial(place, link=link)
     for part, cases in (("Tr", collection.training), ("Ts", collection.test)):
         for case in cases:
             image = folder / f"images{part}" / f"{case.name}_0000{FILE_ENDING}"
-            yield image, _task(case, case.image, image, collection.rewrite_image, link)
+            yield image, partial(write_image, case, case.image, image)
             if case.label is not None:
                 label = folder / f"labels{part}" / f"{case.name}{FILE_ENDING}"
-                yield label, _task(case, case.label, label, collection.rewrite_label, link)
-
-
-def _task(case: Case, source: Path, target: Path, rewrite: Any, link: bool) -> partial[None]:
-    return partial(place, source, target, link) if rewrite is None else partial(rewrite, case, source, target)
+                yield label, partial(write_label, case, case.label, label)
 
 
 def _dataset_json(collection: Collection) -> dict[str, Any]:
@@ -134,7 +132,7 @@ def _write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def place(source: Path, target: Path, link: bool) -> None:
+def place(case: Case, source: Path, target: Path, *, link: bool) -> None:
     """Copy a file, or link to it; one that is not compressed is compressed in any case."""
     with replacing(target) as temporary:
         temporary.unlink(missing_ok=True)  # a link cannot be made over what was left there

@@ -12,7 +12,8 @@ from pretraining.comparison.errors import ComparisonError
 from pretraining.comparison.folder import require_name
 from pretraining.comparison.inits import BUILT_IN
 from pretraining.data import resolve_source
-from pretraining.settings.options import OptionParser, adder, names_in, natural, positive
+from pretraining.settings.options import OptionParser, adder, natural, positive
+from pretraining.settings.values import names_in
 
 STEPS = ("prepare", "pretrain", "train", "report")
 _EPILOG = f"""initialisations: random, {", ".join(BUILT_IN)}, and what --define and --checkpoint name;

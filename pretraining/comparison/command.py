@@ -8,8 +8,7 @@ import sys
 import torch
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 
-from nnunetv2_pgl.checkpoint import CheckpointError
-from nnunetv2_pgl.errors import one_line
+from nnunetv2_pgl.errors import PGLError, one_line
 from pretraining.comparison.arguments import STEPS, parse, settings_given
 from pretraining.comparison.comparison import Comparison
 from pretraining.comparison.errors import ComparisonError
@@ -20,10 +19,8 @@ from pretraining.comparison.preparation import is_prepared, prepare
 from pretraining.comparison.runs import share
 from pretraining.comparison.settings import ComparisonSettings
 from pretraining.comparison.trainer import find_trainer
-from pretraining.data import DataError
-from pretraining.launching.commands import CommandError, CommandStopped
+from pretraining.launching.commands import CommandStopped
 from pretraining.launching.errors import STOPPED_EXIT_CODE
-from pretraining.training.run_folder import RunError
 
 
 def compare_entry() -> None:
@@ -34,7 +31,7 @@ def compare_entry() -> None:
     except CommandStopped as stopped:
         print(f"pgl_compare: {stopped}. Call it again to go on", file=sys.stderr)
         sys.exit(STOPPED_EXIT_CODE)
-    except (ComparisonError, CommandError, CheckpointError, DataError, RunError, OSError) as error:
+    except (PGLError, OSError) as error:
         sys.exit(one_line(f"pgl_compare: {error}"))
     if failures:
         print(f"\n{len(failures)} failed:")

@@ -23,7 +23,8 @@ from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint, save_che
 from nnunetv2_pgl.trainers import nnUNetTrainerPGL
 from pretraining.comparison.errors import ComparisonError
 from pretraining.comparison.folder import write_json
-from pretraining.settings.config import Method, PretrainConfig
+from pretraining.settings.config import PretrainConfig
+from pretraining.settings.table import Method
 from pretraining.training.footprint import flop, flop_of_pair
 from pretraining.training.loop import steps_per_epoch
 

@@ -21,8 +21,9 @@ from benchmarks import anatomy
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint, load_encoder_network, save_checkpoint
 from nnunetv2_pgl.networks import PlannedEncoder, ResNet50Encoder
 from pretraining.settings.config import PretrainConfig
+from pretraining.settings.table import RunOptions
 from pretraining.training import loop
-from pretraining.training.pretrain import RunOptions, prepare_volumes, pretrain
+from pretraining.training.pretrain import prepare_volumes, pretrain
 from pretraining.views import ViewSettings
 from tests.planned_networks import small_architecture, small_network
 

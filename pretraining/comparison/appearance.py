@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from nnunetv2_pgl.whole_files import replacing
+from nnunetv2_pgl.files import replacing
 
 # Okabe and Ito's palette, told apart by the colour-blind; markers and dashes tell curves apart in black and white too.
 _FIXED = {

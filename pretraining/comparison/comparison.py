@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nnunetv2_pgl.extension_folder import VARIABLE as EXTENSION
 from nnunetv2_pgl.extension_folder import extension_folder
-from nnunetv2_pgl.trainers.source import VARIABLE as CHECKPOINT
+from nnunetv2_pgl.trainers.pretrained import VARIABLE as CHECKPOINT
 from pretraining.comparison.cases import LabelledDataset
 from pretraining.comparison.errors import ComparisonError
 from pretraining.comparison.folder import ComparisonFolder

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from nnunetv2_pgl.checkpoint import CheckpointError, load_checkpoint
-from nnunetv2_pgl.trainers.planned_run import RANDOM
+from nnunetv2_pgl.trainers.plans import RANDOM
 from pretraining.comparison.derived import (
     DECODER,
     KINDS,

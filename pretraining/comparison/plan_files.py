@@ -11,8 +11,7 @@ from typing import Any
 
 from nnunetv2.paths import nnUNet_preprocessed
 
-from nnunetv2_pgl.trainers.pgl import PLANS_KEY
-from nnunetv2_pgl.trainers.planned_run import RANDOM, RUN_KEY
+from nnunetv2_pgl.trainers.plans import PLANS_KEY, RANDOM, RUN_KEY
 from pretraining.comparison.derived import DECODER
 from pretraining.comparison.errors import ComparisonError
 from pretraining.comparison.folder import ComparisonFolder, read_json, write_json

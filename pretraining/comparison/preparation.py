@@ -10,7 +10,7 @@ from pathlib import Path
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
-from nnunetv2_pgl.whole_files import replacing
+from nnunetv2_pgl.files import replacing
 from pretraining.comparison.comparison import Comparison
 from pretraining.comparison.errors import ComparisonError
 from pretraining.comparison.folder import read_json, write_atomically, write_json

@@ -11,7 +11,7 @@ import numpy as np
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
-from nnunetv2_pgl.json_files import load_json
+from nnunetv2_pgl.files import load_json
 from pretraining.comparison.cases import LabelledDataset
 from pretraining.comparison.errors import ComparisonError
 from pretraining.comparison.folder import read_json

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunetv2_pgl.versions import versions
+from nnunetv2_pgl.environment import versions
 from pretraining.comparison.comparison import Comparison
 from pretraining.comparison.derived import LONGER
 from pretraining.comparison.execution import prediction_command, pretraining_command, seconds_of, training_command

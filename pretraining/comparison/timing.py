@@ -18,8 +18,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 
 from nnunetv2_pgl.environment import variable
 from nnunetv2_pgl.trainers import nnUNetTrainerPGL
-from nnunetv2_pgl.trainers.pgl import PLANS_KEY
-from nnunetv2_pgl.trainers.planned_run import RANDOM, RUN_KEY
+from nnunetv2_pgl.trainers.plans import PLANS_KEY, RANDOM, RUN_KEY
 from pretraining.comparison.comparison import Comparison
 from pretraining.comparison.folder import read_json
 from pretraining.comparison.inits import random_network

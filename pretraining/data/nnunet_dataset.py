@@ -13,7 +13,7 @@ from typing import Any
 from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES, determine_reader_writer_from_dataset_json
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
-from nnunetv2_pgl.json_files import load_json
+from nnunetv2_pgl.files import load_json
 from pretraining.data.reading.headers import sitk_reads_header, tiff_spacing_file
 from pretraining.data.scan import (
     DEFAULT_READER,

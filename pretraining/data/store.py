@@ -10,7 +10,7 @@ from typing import Any
 import blosc2
 import numpy as np
 
-from nnunetv2_pgl.json_files import load_json
+from nnunetv2_pgl.files import load_json
 from pretraining.data.reading.orientation import LATERAL, Orientation, body_axes
 from pretraining.data.scan import DataError
 

@@ -11,7 +11,7 @@ from typing import Any
 import blosc2
 import numpy as np
 
-from nnunetv2_pgl.whole_files import write_bytes, write_text
+from nnunetv2_pgl.files import write_bytes, write_text
 from pretraining.data.scan import DataError
 from pretraining.data.store import FORMAT_VERSION, Volume
 

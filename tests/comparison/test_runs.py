@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, save_checkpoint
-from nnunetv2_pgl.trainers.planned_run import PlannedRun
+from nnunetv2_pgl.trainers.plans import PlannedRun
 from pretraining.comparison.errors import ComparisonError
 from pretraining.comparison.folder import ComparisonFolder
 from pretraining.comparison.inits import BUILT_IN, initialisations

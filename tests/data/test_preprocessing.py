@@ -364,7 +364,7 @@ def test_runs_at_the_same_time_share_the_work_and_do_not_disturb_each_other(
         os.rename(source, target)
 
     monkeypatch.setattr("pretraining.data.volume_tasks.read_scan", read_while_another_run_prepares_all)
-    monkeypatch.setattr("nnunetv2_pgl.whole_files.os.replace", replace_with_all_records_in_place)
+    monkeypatch.setattr("nnunetv2_pgl.files.os.replace", replace_with_all_records_in_place)
     volumes, skipped = run(tmp_path / "in")
     assert volumes == seen_by_other
     assert skipped == {}

@@ -1,9 +1,32 @@
-"""Learning rates of fine-tuning."""
+"""Optimiser and learning rates of fine-tuning."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from torch import nn
+
+
+def fused(optimizer: torch.optim.Optimizer, network: nn.Module) -> torch.optim.Optimizer:
+    """The same optimiser with one kernel for decay, momentum and step: a third of the time on a CPU.
+
+    Not for CUDA: where nnU-Net's gradient scaler skips the very first step, which is usual, PyTorch's fused SGD is left
+    with uninitialised momenta.
+    """
+    return type(optimizer)(network.parameters(), **{**optimizer.defaults, "fused": True})
+
+
+def split_group(optimizer: torch.optim.Optimizer, second: Iterable[nn.Parameter]) -> None:
+    """Divides the only parameter group of an optimiser: the first group holds all other parameters."""
+    (group,) = optimizer.param_groups
+    second = list(second)
+    moved = {id(parameter) for parameter in second}
+    first = [parameter for parameter in group["params"] if id(parameter) not in moved]
+    optimizer.param_groups.clear()
+    for parameters in (first, second):
+        optimizer.add_param_group({**group, "params": parameters})
 
 
 class WarmupPolyLRScheduler(PolyLRScheduler):

@@ -1,8 +1,12 @@
-"""A training's start from an encoder checkpoint: the weights, what the log says of them, and the fold's record."""
+"""The start of a training from an encoder checkpoint: which file, its weights, the log, and the record of the fold.
+
+Plans name it under ``pretrain_info``: "checkpoint_path", "transfer_decoder", "allow_partial".
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,33 +14,108 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
 from nnunetv2_pgl.adaptation import with_axes
-from nnunetv2_pgl.checkpoint import EncoderCheckpoint, sha256_of
+from nnunetv2_pgl.checkpoint import CheckpointError, EncoderCheckpoint, load_checkpoint, sha256_of
+from nnunetv2_pgl.files import write_text
 from nnunetv2_pgl.networks import PGLSegmenter
-from nnunetv2_pgl.trainers.differences import intensity_difference, spacing_difference
-from nnunetv2_pgl.trainers.source import decoder_is_wanted, partial_is_allowed
+from nnunetv2_pgl.trainers.preprocessing_check import intensity_difference, spacing_difference
 from nnunetv2_pgl.transfer import LoadReport, load_decoder, load_encoder
-from nnunetv2_pgl.whole_files import write_text
 
+VARIABLE = "PGL_CHECKPOINT"
+DECODER_VARIABLE = "PGL_TRANSFER_DECODER"
+PARTIAL_VARIABLE = "PGL_ALLOW_PARTIAL"
 _RECORDED = ("method", "architecture", "epochs", "num_scans", "spacing", "datasets")
 
 
+def find_encoder_checkpoint(plans: Mapping[str, Any]) -> tuple[Path, str]:
+    """The checkpoint to start from and where it was named; never a silent guess.
+
+    In this order: the plans' ``pretrain_info.checkpoint_path``; the environment variable ``PGL_CHECKPOINT``; the only
+    finished run under ``$nnUNet_results/PGL``.
+
+    Raises:
+        CheckpointError: If there is none, several to choose from, or the one that is named does not exist.
+    """
+    in_plans = (plans.get("pretrain_info") or {}).get("checkpoint_path")
+    if in_plans:
+        return _existing(in_plans, "pretrain_info.checkpoint_path in the plans"), "the plans"
+    in_variable = os.environ.get(VARIABLE)
+    if in_variable:
+        return _existing(in_variable, f"the environment variable {VARIABLE}"), VARIABLE
+    runs = sorted((Path(nnUNet_results) / "PGL").glob("*/checkpoint_final.pth")) if nnUNet_results.is_set() else []
+    if len(runs) == 1:
+        return runs[0], "the only run in $nnUNet_results/PGL"
+    found = "none was found" if not runs else "several were found: " + ", ".join(str(run) for run in runs)
+    example = runs[0] if runs else "/path/to/checkpoint_final.pth"
+    raise CheckpointError(
+        f"no encoder checkpoint was named, and in $nnUNet_results/PGL {found}. Type export {VARIABLE}={example} "
+        "(pgl_pretrain writes it), or train the control from random weights with -tr nnUNetTrainerPGLScratch"
+    )
+
+
+def decoder_is_wanted(plans: Mapping[str, Any]) -> bool:
+    """Whether to use the checkpoint's decoder, too.
+
+    The plans' ``pretrain_info.transfer_decoder`` asks for it, or the environment variable ``PGL_TRANSFER_DECODER``.
+
+    Raises:
+        CheckpointError: If ``PGL_TRANSFER_DECODER`` is neither 0 nor 1.
+    """
+    return _is_asked_for(plans, "transfer_decoder", DECODER_VARIABLE, "use the decoder too")
+
+
+def partial_is_allowed(plans: Mapping[str, Any]) -> bool:
+    """Whether to start even if less than 90 % of the encoder's parameters can be loaded.
+
+    The plans' ``pretrain_info.allow_partial`` allows it, or the environment variable ``PGL_ALLOW_PARTIAL``.
+
+    Raises:
+        CheckpointError: If ``PGL_ALLOW_PARTIAL`` is neither 0 nor 1.
+    """
+    return _is_asked_for(plans, "allow_partial", PARTIAL_VARIABLE, "start from what fits, however little")
+
+
+def _is_asked_for(plans: Mapping[str, Any], key: str, variable: str, meaning: str) -> bool:
+    in_variable = os.environ.get(variable, "0")
+    if in_variable not in ("0", "1"):
+        raise CheckpointError(f"{variable}={in_variable}: must be 1 ({meaning}) or 0")
+    return bool((plans.get("pretrain_info") or {}).get(key)) or in_variable == "1"
+
+
+def _existing(path: str, named_by: str) -> Path:
+    found = Path(path).expanduser()
+    if not found.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint; it is named by {named_by}")
+    return found
+
+
 @dataclass(frozen=True)
-class Start:
-    """What a training starts from.
+class PretrainedEncoder:
+    """The encoder that a training starts from.
 
     Attributes:
-        checkpoint: The encoder.
-        path: Its file.
-        named_by: What has named it.
+        checkpoint: Its weights and where they come from.
+        path: The file.
+        named_by: What names it.
     """
 
     checkpoint: EncoderCheckpoint
     path: Path
     named_by: str
+
+    @classmethod
+    def find(cls, plans: Mapping[str, Any]) -> PretrainedEncoder:
+        """The encoder to start from, see `find_encoder_checkpoint`.
+
+        Raises:
+            CheckpointError: It cannot be found or used.
+        """
+        path, named_by = find_encoder_checkpoint(plans)
+        return cls(load_checkpoint(path), path, named_by)
 
     @cached_property
     def sha256(self) -> str:
@@ -102,7 +181,7 @@ class Start:
         other = f" (pre-trained with {before})" if before and before != strides else ""
         yield f"This configuration has spacing {spacing} mm and encoder strides {strides}{other}"
         if untrained := pgl.get("untrained_stages"):
-            yield f"The pre-training did not reach {', '.join(untrained)} of the encoder, which are random"
+            yield f"The pre-training did not reach {', '.join(map(str, untrained))} of the encoder, which are random"
         schemes = configuration.normalization_schemes
         properties = plans.foreground_intensity_properties_per_channel
         for difference in (
@@ -114,10 +193,15 @@ class Start:
 
     def record(self, report: LoadReport, folder: str) -> None:
         """Writes ``pgl_checkpoint.json`` into the fold's folder."""
-        record: dict[str, Any] = {"path": str(self.path), "sha256": self.sha256, "named_by": self.named_by}
-        record |= {key: self.checkpoint.pgl.get(key) for key in _RECORDED}
-        record |= {"previous_stage_channels": report.zero_channels}
-        record |= {"share_loaded": report.share, "changes": report.lines()}
+        record = {
+            "path": str(self.path),
+            "sha256": self.sha256,
+            "named_by": self.named_by,
+            **{key: self.checkpoint.pgl.get(key) for key in _RECORDED},
+            "previous_stage_channels": report.zero_channels,
+            "share_loaded": report.share,
+            "changes": report.lines(),
+        }
         write_text(Path(folder, "pgl_checkpoint.json"), json.dumps(record, indent=4) + "\n")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nnunetv2_pgl.checkpoint import CheckpointError
-from nnunetv2_pgl.trainers.source import decoder_is_wanted, find_encoder_checkpoint, partial_is_allowed
+from nnunetv2_pgl.trainers.pretrained import decoder_is_wanted, find_encoder_checkpoint, partial_is_allowed
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What networks are computed in on a device, and networks that train in bfloat16 on a CPU."""
+"""How networks are computed on CPUs and GPUs: precision, memory layout, and an instance norm without copies."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def train_in_cpu_bfloat16(network: nn.Module) -> nn.Module:
     """Makes a network run under bfloat16 autocast when it trains on a CPU, with outputs in float32.
 
     nnU-Net uses autocast on CUDA only. In evaluation nothing changes, so that predictions are those of stock nnU-Net to
-    the last bit. The network gets a class derived from its own; its parameters and their names stay.
+    the last bit. The network gets a class derived from the one it has; its parameters and their names stay.
 
     Args:
         network: Takes one tensor and returns logits, or a list of them (deep supervision).
@@ -53,3 +53,49 @@ class _CPUBfloat16(nn.Module):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = super().forward(x)
         return [level.float() for level in logits] if isinstance(logits, list) else logits.float()
+
+
+def memory_format_for(norm: str) -> torch.memory_format:
+    """Channels last for batch norm, channels first for instance norm.
+
+    Convolutions and batch norm are fastest with channels last. torch's instance norm copies such maps to channels
+    first and leaves them there, so that every norm and every convolution would change the layout.
+    """
+    return torch.contiguous_format if norm == "instance" else torch.channels_last_3d
+
+
+def lay_out(x: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """(B, C, D, H, W) in a memory format, copied only where it lies otherwise.
+
+    Images of one channel are in both formats, but convolutions go by their strides: those of channels first are made
+    sure of.
+    """
+    if memory_format == torch.contiguous_format:
+        return x.flatten(1).view(x.shape)
+    return x.contiguous(memory_format=memory_format)
+
+
+class InstanceNorm3d(nn.InstanceNorm3d):
+    """torch's instance norm, made cheap to follow by an activation that works in place.
+
+    torch returns a view of another tensor. Changed in place, that makes the backward pass copy the whole map three
+    times: norm and activation together took 183 instead of 113 ms on a core (4 views of 64 x 16 x 48 x 48).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, D, H, W) -> the same shape."""
+        return torch.ops.aten._unsafe_view(super().forward(x), x.shape)
+
+
+def use_own_instance_norm(network: nn.Module) -> None:
+    """Replaces torch's instance norm by `InstanceNorm3d` everywhere in a network; weights and their names stay."""
+    for module in network.modules():
+        if type(module) is nn.InstanceNorm3d:
+            module.__class__ = InstanceNorm3d
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The network inside the wrappers of DistributedDataParallel and torch.compile."""
+    module = getattr(network, "module", network)
+    inner: nn.Module = getattr(module, "_orig_mod", module)
+    return inner

@@ -1,4 +1,4 @@
-"""Where the voxels of fine-tuning differ from those the encoder was pre-trained on, in words, for the log."""
+"""How the preprocessing of fine-tuning differs from that of the pre-training (spacing, intensities), for the log."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _REMEDY = "pgl_pretrain with -plans_from and -p takes it from the plan"
 
 
 def spacing_difference(pretrained: Sequence[float] | None, planned: Sequence[float]) -> str | None:
-    """What is to be said about the spacing; None if it is the same.
+    """What the log says about the spacing; None if it is the same.
 
     Args:
-        pretrained: Of the checkpoint in mm, in the plan's order of axes; None where it does not tell one.
+        pretrained: Of the checkpoint in mm, in the plan's order of axes; None where it is not recorded.
         planned: Of the plan's configuration, in its order of axes, in mm.
     """
     if not pretrained or len(pretrained) != len(planned):
-        return "The checkpoint does not tell the spacing it was pre-trained at, so it is not compared with the plan's"
+        return "The checkpoint does not record the spacing it was pre-trained at, so it is not compared with the plan's"
     scales = [float(before) / float(now) for before, now in zip(pretrained, planned, strict=True)]
     if all(1 / _SAME_SIZE <= scale <= _SAME_SIZE for scale in scales):
         return None
@@ -34,17 +34,17 @@ def spacing_difference(pretrained: Sequence[float] | None, planned: Sequence[flo
 def intensity_difference(
     pretrained: Mapping[str, Any] | None, schemes: Sequence[str], properties: Mapping[str, Mapping[str, float]]
 ) -> str | None:
-    """What is to be said about the intensities; None if they are normalised alike.
+    """What the log says about the intensities; None if they are normalised alike.
 
     Args:
         pretrained: ``pgl["intensity"]``: ``modality``, ``clip`` and ``normalisation``; or ``normalization_schemes`` and
-            ``foreground_intensity_properties_per_channel`` of the plan whose preprocessing it took. None where nothing
-            is told.
+            ``foreground_intensity_properties_per_channel`` of the plan whose preprocessing it took. None where
+            nothing is recorded.
         schemes: The plan's normalisation, one per image channel.
         properties: The plan's foreground intensities, by the number of the channel.
     """
     if not pretrained:
-        return "The checkpoint does not tell how its intensities were normalised, so they are not compared"
+        return "The checkpoint does not record how its intensities were normalised, so they are not compared"
     if "normalization_schemes" in pretrained:
         different = _different_schemes(pretrained, schemes, properties)
     else:
@@ -86,11 +86,8 @@ def _alike(before: Mapping[str, float] | None, now: Mapping[str, float] | None) 
     return all(abs(before[key] - now[key]) <= most for key, most in tolerance.items())
 
 
-def _properties_of(pretrained: Mapping[str, Any], channel: int) -> Mapping[str, float] | None:
-    found: Mapping[str, float] | None = (pretrained.get("foreground_intensity_properties_per_channel") or {}).get(
-        str(channel)
-    )
-    return found
+def _properties_of(pretrained: Mapping[str, Any], channel: int) -> Any:
+    return (pretrained.get("foreground_intensity_properties_per_channel") or {}).get(str(channel))
 
 
 def _pretrained(intensity: Mapping[str, Any], channel: int) -> str:
@@ -99,9 +96,8 @@ def _pretrained(intensity: Mapping[str, Any], channel: int) -> str:
         schemes = intensity["normalization_schemes"]
         source = 0 if len(schemes) == 1 else min(channel, len(schemes) - 1)
         return _normalised(schemes[source], _properties_of(intensity, source))
-    clip = intensity.get("clip")
     kind = "CT" if intensity.get("modality") == "ct" else "other modalities than CT"
-    clipped = f" clipped to {_range(*clip)} HU" if clip else ""
+    clipped = " clipped to [{:g}, {:g}] HU".format(*intensity["clip"]) if intensity.get("clip") else ""
     return f"{kind}{clipped} with {intensity.get('normalisation', 'unknown normalisation')}"
 
 
@@ -111,13 +107,9 @@ def _normalised(scheme: str, properties: Mapping[str, float] | None) -> str:
         return f"images with nnU-Net's {scheme}"
     low, high = (properties[key] for key in _BOUNDS)
     return (
-        f"CT clipped to {_range(low, high)} HU, less {properties['mean']:.4g} and divided by {properties['std']:.4g} "
+        f"CT clipped to [{low:g}, {high:g}] HU, less {properties['mean']:.4g} and divided by {properties['std']:.4g} "
         f"(nnU-Net's {scheme})"
     )
-
-
-def _range(low: float, high: float) -> str:
-    return f"[{low:g}, {high:g}]"
 
 
 def _sizes(values: Sequence[float]) -> str:

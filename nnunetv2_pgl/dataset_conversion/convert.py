@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_pgl.dataset_conversion.bcv import SPLITS, read_bcv
-from nnunetv2_pgl.dataset_conversion.collection import Collection, ConversionError
-from nnunetv2_pgl.dataset_conversion.kits19 import read_kits19
+from nnunetv2_pgl.dataset_conversion.collection import DEFAULT_SEED, Collection
+from nnunetv2_pgl.dataset_conversion.datasets import BCV_SPLITS, read_bcv, read_kits19, read_ribfrac
 from nnunetv2_pgl.dataset_conversion.msd import read_msd
-from nnunetv2_pgl.dataset_conversion.ribfrac import read_ribfrac
-from nnunetv2_pgl.dataset_conversion.splits import DEFAULT_SEED
 from nnunetv2_pgl.dataset_conversion.writing import RECORD, write_dataset
-from nnunetv2_pgl.errors import one_line
+from nnunetv2_pgl.errors import PGLError, one_line
 
 _SHOWN = 20
 
@@ -24,7 +22,7 @@ def convert_entry() -> None:
     arguments = _parser().parse_args()
     try:
         _convert(arguments)
-    except (ConversionError, OSError) as error:
+    except (PGLError, OSError) as error:
         sys.exit(one_line(f"pgl_convert: {error}"))
     except KeyboardInterrupt:
         sys.exit("pgl_convert: interrupted; the same command goes on where it stopped")
@@ -76,73 +74,76 @@ def _parser() -> argparse.ArgumentParser:
     )
     choice = parser.add_subparsers(required=True, metavar="DATASET")
 
-    ribfrac = _add(choice, "ribfrac", "660 chest CT scans, for pre-training", "15")
+    ribfrac = _add(choice, "ribfrac", "660 chest CT scans, for pre-training", "15", links=True)
     ribfrac.add_argument("--with_labels", action="store_true", help="with the fractures, all as one class")
-    _add_link(ribfrac)
     ribfrac.set_defaults(read=lambda a: read_ribfrac(a.i, a.with_labels))
 
-    msd = _add(choice, "msd", "a task of the Medical Segmentation Decathlon: 3, 6, 7, 8, 9 or 10", "the task's number")
-    _add_seed(msd)
-    _add_link(msd)
+    tasks = "a task of the Medical Segmentation Decathlon: 3, 6, 7, 8, 9 or 10"
+    msd = _add(choice, "msd", tasks, "the task's number", links=True, splits=True)
     msd.set_defaults(read=lambda a: read_msd(a.i, a.seed))
 
-    kits19 = _add(choice, "kits19", "210 CT scans with kidneys and tumours, for fine-tuning", "64")
-    _add_seed(kits19)
+    kits19 = _add(choice, "kits19", "210 CT scans with kidneys and tumours, for fine-tuning", "64", splits=True)
     kits19.set_defaults(read=lambda a: read_kits19(a.i, a.seed))
 
-    bcv = _add(choice, "bcv", "30 CT scans with 13 abdominal organs, for fine-tuning", "17")
+    bcv = _add(choice, "bcv", "30 CT scans with 13 abdominal organs, for fine-tuning", "17", links=True, splits=True)
     bcv.add_argument(
         "-split",
         "--split",
-        choices=SPLITS,
-        default=SPLITS[0],
+        choices=BCV_SPLITS,
+        default=BCV_SPLITS[0],
         help="15 / 15 by the seed (default), or the later 21 / 9",
     )
-    _add_seed(bcv)
-    _add_link(bcv)
     bcv.set_defaults(read=lambda a: read_bcv(a.i, a.split, a.seed))
     return parser
 
 
-def _add(choice: Any, name: str, description: str, default_id: str) -> argparse.ArgumentParser:
-    """A sub-command with the options that all data sets have."""
+def _add(
+    choice: Any, name: str, description: str, default_id: str, *, links: bool = False, splits: bool = False
+) -> argparse.ArgumentParser:
+    """A sub-command with the options that all data sets have.
+
+    Args:
+        choice: The sub-commands.
+        name: Of the data set.
+        description: What it is.
+        default_id: Id of the dataset if the user names none.
+        links: Whether files can be linked to, since none of them is changed.
+        splits: Whether the data set is divided by a seed.
+    """
     parser: argparse.ArgumentParser = choice.add_parser(
         name, help=description, description=description, allow_abbrev=False
     )
     parser.add_argument("-i", "--i", type=Path, required=True, metavar="FOLDER", help="folder of the unpacked download")
-    parser.add_argument("-id", "--id", type=_dataset_id, metavar="N", help=f"id of the dataset (default: {default_id})")
+    in_range = partial(_integer, least=1, most=999)
+    parser.add_argument("-id", "--id", type=in_range, metavar="N", help=f"id of the dataset (default: {default_id})")
     parser.add_argument(
-        "-np", "--np", type=_positive, default=2, metavar="N", help="files to write at a time (default: 2)"
+        "-np",
+        "--np",
+        type=partial(_integer, least=1),
+        default=2,
+        metavar="N",
+        help="files to write at a time (default: 2)",
     )
+    if splits:
+        parser.add_argument(
+            "-seed",
+            "--seed",
+            type=partial(_integer, least=0, most=2**32 - 1),
+            default=DEFAULT_SEED,
+            metavar="N",
+            help=f"of the split (default: {DEFAULT_SEED})",
+        )
+    if links:
+        parser.add_argument("--link", action="store_true", help="link to .nii.gz files instead of copying")
     return parser
 
 
-def _add_seed(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-seed", "--seed", type=_seed, default=DEFAULT_SEED, metavar="N", help=f"of the split (default: {DEFAULT_SEED})"
-    )
-
-
-def _add_link(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--link", action="store_true", help="link to .nii.gz files instead of copying")
-
-
-def _dataset_id(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 999:
-        raise argparse.ArgumentTypeError(f"must lie between 1 and 999, got {value}")
-    return value
-
-
-def _seed(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**32:
-        raise argparse.ArgumentTypeError(f"must lie between 0 and 2 ** 32 - 1, got {value}")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+def _integer(text: str, least: int, most: int | None = None) -> int:
+    try:
+        value = int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be an integer, got {text!r}") from error
+    if value < least or (most is not None and value > most):
+        bounds = f"must be at least {least}" if most is None else f"must lie between {least} and {most}"
+        raise argparse.ArgumentTypeError(f"{bounds}, got {value}")
     return value

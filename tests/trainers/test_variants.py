@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import pytest
@@ -9,12 +10,13 @@ import torch
 
 from nnunetv2_pgl.trainers import (
     nnUNetTrainerPGL_5epochs,
+    nnUNetTrainerPGL_paper,
     nnUNetTrainerPGL_sawtooth,
     nnUNetTrainerPGLScratch,
     nnUNetTrainerPGLScratch_1epoch,
 )
-from nnunetv2_pgl.trainers.lengths import with_length
-from nnunetv2_pgl.trainers.schedule import SawtoothPolyLRScheduler, WarmupPolyLRScheduler
+from nnunetv2_pgl.trainers.optimisation import SawtoothPolyLRScheduler, WarmupPolyLRScheduler
+from nnunetv2_pgl.trainers.variants import with_length
 
 Workplace = Any  # the fixture of conftest.py
 SaveEncoder = Any
@@ -33,6 +35,17 @@ def test_lengths_follow_nnunet_s_names(workplace: Workplace) -> None:
     assert trainer.num_epochs == 1
     assert type(trainer).__name__ == "nnUNetTrainerPGLScratch_1epoch"
     assert not trainer.starts_from_checkpoint
+
+
+def test_every_trainer_has_nnunet_s_arguments(workplace: Workplace) -> None:
+    """nnU-Net looks at their names, and stores them in its checkpoints."""
+    names = ["plans", "configuration", "fold", "dataset_json", "device"]
+    for trainer in (nnUNetTrainerPGL_5epochs, nnUNetTrainerPGL_paper, nnUNetTrainerPGL_sawtooth):
+        assert list(workplace.make(trainer).my_init_kwargs) == names
+
+
+def test_other_lengths_can_be_pickled() -> None:
+    assert pickle.loads(pickle.dumps(nnUNetTrainerPGL_5epochs)) is nnUNetTrainerPGL_5epochs
 
 
 def test_warm_up_then_nnunet_s_decay() -> None:

@@ -16,8 +16,7 @@ import torch
 from matplotlib.figure import Figure
 
 from nnunetv2_pgl.checkpoint import atomic_save
-from nnunetv2_pgl.nifti_files import write_nifti
-from nnunetv2_pgl.whole_files import replacing, write_bytes, write_text
+from nnunetv2_pgl.files import replacing, write_bytes, write_nifti, write_text
 from pretraining.training.progress import RunLog
 from tests.full_disk import room_for
 

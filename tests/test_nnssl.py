@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, save_checkpoint
 from nnunetv2_pgl.networks import PlannedEncoder, PlannedNetwork
-from nnunetv2_pgl.nnssl_plan import adaptation_plan
+from nnunetv2_pgl.nnssl import adaptation_plan
 from pretraining.settings.config import PretrainConfig
 from pretraining.training.export import make_checkpoint
 

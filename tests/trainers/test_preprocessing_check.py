@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from nnunetv2_pgl.trainers.differences import intensity_difference, spacing_difference
+from nnunetv2_pgl.trainers.preprocessing_check import intensity_difference, spacing_difference
 
 CT, Z_SCORE = "CTNormalization", "ZScoreNormalization"
 PAPER = {"modality": "ct", "clip": [-1024.0, 325.0], "normalisation": "z-score per scan"}
@@ -31,7 +31,7 @@ def test_spacing() -> None:
     assert "pre-trained at 1.5 x 1.5 x 1.5 mm, fine-tuning at 3 x 0.75 x 0.75 mm" in line
     assert "0.5 x 2 x 2 times as large" in line  # 3 mm are two voxels there and one here
     assert "\n" not in line
-    assert "does not tell the spacing" in str(spacing_difference(None, [1, 1, 1]))
+    assert "does not record the spacing" in str(spacing_difference(None, [1, 1, 1]))
 
 
 @pytest.mark.parametrize(
@@ -75,4 +75,4 @@ def test_other_intensities(pretrained: dict[str, Any], schemes: list[str], messa
 
 
 def test_unknown_intensities() -> None:
-    assert "does not tell how its intensities" in str(intensity_difference(None, [CT], foreground()))
+    assert "does not record how its intensities" in str(intensity_difference(None, [CT], foreground()))

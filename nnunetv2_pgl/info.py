@@ -1,4 +1,4 @@
-"""The commands ``pgl_extension`` and ``pgl_info``."""
+"""The command ``pgl_info``: an encoder checkpoint in words."""
 
 from __future__ import annotations
 
@@ -10,43 +10,11 @@ from typing import Any
 from nnunetv2_pgl.adaptation import canonical
 from nnunetv2_pgl.checkpoint import CheckpointError, EncoderCheckpoint, load_checkpoint, sha256_of
 from nnunetv2_pgl.errors import one_line
-from nnunetv2_pgl.extension_folder import check, export_line, extension_folder, link, unlink
 
-
-def extension_entry() -> None:
-    """Entry point of ``pgl_extension``."""
-    parser = argparse.ArgumentParser(
-        prog="pgl_extension",
-        description="Prints the folder that tells nnU-Net where nnUNetTrainerPGL is. nnUNetv2_train and "
-        f"nnUNetv2_predict both need it, in every shell and job: {export_line()}",
-    )
-    choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--check", action="store_true", help="say what nnU-Net finds in this shell and what is missing")
-    choice.add_argument(
-        "--link",
-        action="store_true",
-        help="for those who cannot set variables: write a small module into nnU-Net's own trainer folder",
-    )
-    choice.add_argument("--unlink", action="store_true", help="remove that module")
-    arguments = parser.parse_args()
-    try:
-        _extension(arguments)
-    except OSError as error:
-        sys.exit(one_line(f"pgl_extension: {error}"))
-
-
-def _extension(arguments: argparse.Namespace) -> None:
-    if arguments.check:
-        lines, found = check()
-        print("\n".join(lines))
-        sys.exit(0 if found else 1)
-    elif arguments.link:
-        print(f"Wrote {link()}")
-    elif arguments.unlink:
-        removed = unlink()
-        print(f"Removed {removed}" if removed else "There was no link")
-    else:
-        print(extension_folder())
+_METRICS = (
+    *("loss", "feature_std", "flipped_right", "unflipped_right", "decoy", "position_code", "ceiling"),
+    *("correspondence", "chance", "miss_distance", "deformed", "restoration"),  # the former two of version 0.1.0
+)
 
 
 def info_entry() -> None:
@@ -71,23 +39,24 @@ def describe(checkpoint: EncoderCheckpoint) -> list[str]:
     parameters = sum(v.numel() for k, v in weights.items() if v.is_floating_point() and "running" not in k)
     architecture = checkpoint.architecture
     network = architecture.pop("network", None)
+    metrics = pgl.get("metrics")
     facts: dict[str, Any] = {
         "method": pgl.get("method"),
-        "encoder": ", ".join(f"{key} {value}" for key, value in architecture.items()),
+        "encoder": _listed(architecture),
         "network": _network(network) if network else "the paper's",
         "parameters": f"{parameters:,} in {len(weights)} tensors",
         "decoder": f"{len(decoder)} tensors" if decoder else "none",
-        "data": ", ".join(map(str, pgl.get("datasets") or [])) or None,
+        "data": _listed(pgl.get("datasets")),
         "scans": pgl.get("num_scans"),
         "epochs": pgl.get("epochs"),
         "views": f"{pgl['view_size']} voxels (z, y, x)" if pgl.get("view_size") else None,
         "spacing": f"{pgl['spacing']} mm (z, y, x)" if pgl.get("spacing") else None,
         "intensities": pgl.get("intensity"),
-        "last epoch": _metrics(pgl.get("metrics")),
+        "last epoch": _listed({k: metrics[k] for k in _METRICS if k in metrics}) if isinstance(metrics, dict) else None,
         "made": pgl.get("created"),
-        "with": ", ".join(f"{name} {version}" for name, version in (pgl.get("versions") or {}).items()) or None,
+        "with": _listed(pgl.get("versions")),
     }
-    lines = [f"{name:<13} {'unknown' if value is None else value}" for name, value in facts.items()]
+    lines = [f"{name:<13} {'unknown' if value is None else one_line(value)}" for name, value in facts.items()]
     for citation in checkpoint.citations:
         lines += [f"{'cite':<13} {' '.join(reference.split())}" for reference in citation["apa_citations"]]
     return lines
@@ -96,7 +65,7 @@ def describe(checkpoint: EncoderCheckpoint) -> list[str]:
 def _network(network: dict[str, Any]) -> str:
     """One of nnU-Net's networks: class, and what its stages are."""
     kwargs = network["kwargs"]
-    described = [str(network["class_name"]).rsplit(".", 1)[-1], f"{kwargs.get('n_stages')} stages"]
+    described = [str(network.get("class_name")).rsplit(".", 1)[-1], f"{kwargs.get('n_stages')} stages"]
     for key, name in (
         ("features_per_stage", "channels"),
         ("n_blocks_per_stage", "blocks"),
@@ -109,11 +78,10 @@ def _network(network: dict[str, Any]) -> str:
     return ", ".join(described)
 
 
-def _metrics(metrics: Any) -> str:
-    if not isinstance(metrics, dict):
-        return "unknown"
-    wanted = (
-        *("loss", "feature_std", "flipped_right", "unflipped_right", "decoy", "position_code", "ceiling"),
-        *("correspondence", "chance", "miss_distance", "deformed", "restoration"),  # the former two of version 0.1.0
-    )
-    return ", ".join(f"{key} {metrics[key]:.4g}" for key in wanted if key in metrics)
+def _listed(values: Any) -> Any:
+    """The entries of a table or a list in a line, None if there are none; other values as they are."""
+    if isinstance(values, dict):
+        return ", ".join(f"{key} {f'{v:.4g}' if isinstance(v, float) else v}" for key, v in values.items()) or None
+    if isinstance(values, list | tuple):
+        return ", ".join(map(str, values)) or None
+    return values

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from nnunetv2_pgl.checkpoint import CheckpointError, EncoderCheckpoint, load_checkpoint, save_checkpoint
-from nnunetv2_pgl.commands import describe
+from nnunetv2_pgl.info import describe
 from nnunetv2_pgl.networks import PlannedEncoder, PlannedNetwork, ResNet50Encoder
 from nnunetv2_pgl.nnssl import read_nnssl
 from nnunetv2_pgl.transfer import load_encoder
@@ -90,16 +90,16 @@ def test_nnssl_s_preset_has_its_448_keys() -> None:
         content = nnssl_content(PlannedNetwork.preset("resenc_l", (160, 160, 160), (1, 1, 1)))
         architecture = content["nnssl_adaptation_plan"]["architecture_plans"]
         architecture |= {"arch_class_name": "ResEncL", "arch_kwargs": None, "arch_kwargs_requiring_import": None}
-        read = read_nnssl(content)
-        encoder = PlannedEncoder(PlannedNetwork.of_dict(read.pgl["architecture"]["network"], "preset"))
-    assert len(read.weights) == 448
-    assert {key: value.shape for key, value in read.weights.items()} == {
+        weights, pgl = read_nnssl(content)
+        encoder = PlannedEncoder(PlannedNetwork.of_dict(pgl["architecture"]["network"], "preset"))
+    assert len(weights) == 448
+    assert {key: value.shape for key, value in weights.items()} == {
         key: value.shape for key, value in encoder.state_dict().items()
     }
     parameters = list(encoder.parameters())
     assert len(parameters) == 224
     assert sum(parameter.numel() for parameter in parameters) == pytest.approx(90.3e6, rel=1e-3)
-    assert read.pgl["architecture"]["strides"] == [32, 32, 32]
+    assert pgl["architecture"]["strides"] == [32, 32, 32]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.foreign import is_legacy_file, what_it_is
+from nnunetv2_pgl.methods import METHODS
 from nnunetv2_pgl.nnssl import NnsslError, read_nnssl
 from nnunetv2_pgl.provenance import ProvenanceError, readable_citations, require_plain, require_provenance
 from nnunetv2_pgl.whole_files import flush_to_disk, replacing
@@ -22,16 +23,6 @@ from nnunetv2_pgl.whole_files import flush_to_disk, replacing
 FORMAT_VERSION = 1
 _PREFIX = "encoder."
 _GET_IT_AGAIN = "copy it again from where it was made"
-CITATIONS = [
-    {
-        "type": "Pretraining",
-        "name": "PGL",
-        "apa_citations": [
-            "Xie, Y., Zhang, J., Liao, Z., Xia, Y., & Shen, C. (2020). PGL: Prior-Guided Local Self-supervised "
-            "Learning for 3D Medical Image Segmentation. arXiv:2011.12640."
-        ],
-    }
-]
 
 
 class CheckpointError(PGLError):
@@ -56,7 +47,7 @@ class EncoderCheckpoint:
     encoder_weights: dict[str, Tensor]
     pgl: dict[str, Any]
     nnssl_adaptation_plan: dict[str, Any]
-    citations: list[dict[str, Any]] = field(default_factory=lambda: list(CITATIONS))
+    citations: list[dict[str, Any]] = field(default_factory=lambda: list(METHODS["pgl"].citations))
     decoder_weights: dict[str, Tensor] = field(default_factory=dict)
 
     @property

@@ -14,7 +14,7 @@ from benchmarks.bare_networks import calls_of
 from nnunetv2_pgl.networks import PGLSegmenter, ResNet50Encoder
 from nnunetv2_pgl.networks.layout import lay_out, memory_format_for
 from nnunetv2_pgl.precision import autocast_type, train_in_cpu_bfloat16
-from pretraining.objectives.heads import ConvHead
+from pretraining.objectives import ConvHead
 from tests.devices import DEVICE, needs_device
 from tests.planned_networks import small_network
 from tests.precision import needs_bfloat16

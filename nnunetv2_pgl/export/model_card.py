@@ -9,15 +9,8 @@ from typing import Any
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint
 from nnunetv2_pgl.export.fine_tuning import fine_tuning
 from nnunetv2_pgl.export.licence import Licence
+from nnunetv2_pgl.methods import METHODS
 
-_METHODS = {
-    "pgl": "PGL (Prior-Guided Local self-supervised learning)",
-    "byol": "BYOL, the global comparison of PGL's paper",
-    "models_genesis": "Models Genesis",
-    "pgl_nce": "PGL with negatives",
-    "mae": "MAE (masked autoencoding, as in nnssl)",
-    "pgl_mae": "PGL with masked restoration",
-}
 _NETWORKS = {
     "resnet50": "3D ResNet-50",
     "plain": "PlainConvUNet",
@@ -56,7 +49,8 @@ def network_name(checkpoint: EncoderCheckpoint) -> str:
 
 
 def _method(pgl: Mapping[str, Any]) -> str:
-    return _METHODS.get(str(pgl.get("method")), str(pgl.get("method")))
+    name = str(pgl.get("method"))
+    return METHODS[name].title if name in METHODS else name
 
 
 def _metadata(checkpoint: EncoderCheckpoint, licence: Licence) -> list[str]:

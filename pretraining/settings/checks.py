@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pretraining.objectives.masking import number_of_blocks
+from pretraining.objectives.mae import number_of_blocks
 from pretraining.settings.config import PretrainConfig
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunetv2_pgl.networks import PlannedEncoder, PlannedSegmenter, ResNet50Encoder
-from pretraining.objectives import BYOL, MAE, PGL, PGLMAE, PGLNCE, ConvHead, ModelsGenesis, Objective
+from pretraining.objectives import BYOL, MAE, PGL, PGLMAE, ConvHead, ModelsGenesis, Objective, local_contrastive_loss
 from pretraining.views import GeometryBatch, sample_view_pair
 from tests.drawn import drawn_for
 from tests.planned_networks import small_network
@@ -74,7 +74,7 @@ def test_stages_beyond_the_last_level_are_not_computed(batch: tuple[Tensor, Geom
         for stage in encoder.beyond(1):
             stage.register_forward_hook(lambda *_: computed.append(1))
     pgl(*batch)
-    pgl.rehearse(batch[0])
+    pgl.dry_forward(batch[0])
     assert not computed
     for encoder in (pgl.encoder, pgl.target_encoder):
         encoder(batch[0])
@@ -85,7 +85,7 @@ def test_heads_are_the_papers_unless_told_otherwise() -> None:
     """4096 channels inside, 256 of the projection; see docs/method.md."""
     with torch.device("meta"):
         encoder, segmenter = PlannedEncoder(NETWORK), PlannedSegmenter(NETWORK, 1, 1)
-        made = (PGL(encoder, VIEW), PGLNCE(encoder, VIEW), PGLMAE(segmenter, VIEW, 0.5, 1.0), BYOL(encoder))
+        made = (PGL(encoder, VIEW), PGLMAE(segmenter, VIEW, 0.5, 1.0), BYOL(encoder))
     for objective in made:
         convolutions = [m for m in objective.modules() if isinstance(m, ConvHead)]
         assert {(head[0].out_channels, head[-1].out_channels) for head in convolutions} == {(4096, 256)}
@@ -118,7 +118,9 @@ def test_every_method_trains_nnunets_encoder(method: str, batch: tuple[Tensor, G
         "models_genesis": ModelsGenesis(PlannedSegmenter(NETWORK, 1, 1)),
         "pgl_mae": PGLMAE(PlannedSegmenter(NETWORK, 1, 1), VIEW, 0.5, 1.0, **small, levels=(1,)),
         "pgl": PGL(PlannedEncoder(NETWORK), VIEW, **small),
-        "pgl_nce": PGLNCE(PlannedEncoder(NETWORK, 1, "replicate"), VIEW, **small, levels=(1, 2)),
+        "pgl_nce": PGL(
+            PlannedEncoder(NETWORK, 1, "replicate"), VIEW, **small, levels=(1, 2), loss=local_contrastive_loss
+        ),
     }
     objective = made[method]
     objective(*batch, torch.Generator().manual_seed(0), **drawn_for(objective, batch[0])).loss.backward()

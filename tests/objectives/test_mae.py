@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nnunetv2_pgl.networks import PGLSegmenter, PlannedSegmenter
 from pretraining.objectives import MAE, MAEOutput
-from pretraining.objectives.masking import error_of_the_mean, hidden_error
+from pretraining.objectives.mae import error_of_the_mean, hidden_error
 from pretraining.settings.config import PretrainConfig, published_for_mae
 from pretraining.training.start import make_objective
 from pretraining.views import GeometryBatch, ViewGeometry, ViewSettings
@@ -157,8 +157,8 @@ def test_training_restores_better_than_the_mean() -> None:
     assert unseen.loss < 0.8 * unseen.mean_error
 
 
-def test_every_parameter_learns_and_the_rehearsal_runs_all_of_them() -> None:
-    for part in (lambda mae: run(mae, smooth_views()).loss, lambda mae: mae.rehearse(smooth_views())):
+def test_every_parameter_learns_and_a_dry_pass_runs_all_of_them() -> None:
+    for part in (lambda mae: run(mae, smooth_views()).loss, lambda mae: mae.dry_forward(smooth_views())):
         mae = make_mae()
         part(mae).backward()
         assert all(p.grad is not None for p in mae.parameters())

@@ -75,8 +75,7 @@ def test_loss_is_pgl_of_the_hidden_views_plus_the_error_of_the_hidden_voxels(cha
     restored = upsample(mae.segmenter.decode(mae.encoder(holes)).float(), VIEW)
     hidden = mask.expand_as(views)
     error = F.mse_loss(restored[hidden], views[hidden])
-    target = mae.project_target(views)
-    local = mae.consistency(mae.project(mae.encoder(holes)), target, places)
+    local = PGL.forward(mae, views, places, encode=lambda *_: mae.encoder(holes))
     torch.testing.assert_close(output.restoration, error)
     torch.testing.assert_close(output.loss, local.loss + 0.5 * error)
 
@@ -95,10 +94,10 @@ def test_networks_run_in_the_precision_asked_for() -> None:
     assert types == {torch.bfloat16}
 
 
-def test_the_rehearsal_of_a_step_has_its_tensors() -> None:
-    """It tells how much memory a step takes: the same gradients, of any value."""
+def test_a_dry_pass_has_the_tensors_of_a_step() -> None:
+    """It shows how much memory a step takes: the same gradients, of any value."""
     mae = objective()
-    mae.rehearse(torch.randn(4, 1, *VIEW)).backward()
+    mae.dry_forward(torch.randn(4, 1, *VIEW)).backward()
     for name, parameter in mae.named_parameters():
         assert (parameter.grad is not None) != name.startswith("target_"), name
 

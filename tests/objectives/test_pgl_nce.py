@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnunetv2_pgl.networks import FeatureGrid, PlannedEncoder
-from pretraining.objectives import PGL, PGLNCE, local_contrastive_loss
-from pretraining.views import GeometryBatch, ViewGeometry, render_views, sample_view_pair
+from pretraining.objectives import PGL, local_contrastive_loss
+from pretraining.settings.config import PretrainConfig
+from pretraining.training.start import make_objective
+from pretraining.views import GeometryBatch, ViewGeometry, ViewSettings, render_views, sample_view_pair
 from tests.planned_networks import small_network
 from tests.precision import needs_bfloat16
 
@@ -150,7 +152,7 @@ def batch_of(
 def test_who_knows_what_is_there_finds_it_and_only_with_the_right_alignment() -> None:
     rng = np.random.default_rng(0)
     encoder: Any = Seeing()
-    objective = PGLNCE(encoder, VIEW, temperature=0.1)
+    objective = PGL(encoder, VIEW, loss=local_contrastive_loss)
     for heads in (objective.projectors, objective.predictors, objective.target_projectors):
         heads[0] = nn.Identity()
     drawn = pairs(rng, 6)
@@ -164,10 +166,11 @@ def test_who_knows_what_is_there_finds_it_and_only_with_the_right_alignment() ->
     assert right < 0.6 * float(objective(views, of_others).loss.detach())
 
 
-def made(method: type[PGL], **options: Any) -> PGL:
+def made(loss: Callable[..., Tensor] = local_contrastive_loss, **options: Any) -> PGL:
     torch.manual_seed(0)
     network = small_network("resenc", features=(4, 8, 8), n_blocks_per_stage=[1, 2, 2])
-    return method(PlannedEncoder(network, 1, "replicate"), VIEW, hidden_channels=16, out_channels=8, **options)
+    heads = {"hidden_channels": 16, "out_channels": 8}
+    return PGL(PlannedEncoder(network, 1, "replicate"), VIEW, **heads, loss=loss, **options)
 
 
 @pytest.fixture(scope="module")
@@ -177,19 +180,30 @@ def batch() -> tuple[Tensor, GeometryBatch]:
 
 
 @pytest.mark.parametrize("interpolated_only", [False, True])
-def test_the_loss_is_the_only_difference_to_pgl(
-    batch: tuple[Tensor, GeometryBatch], monkeypatch: pytest.MonkeyPatch, interpolated_only: bool
-) -> None:
-    options = {"levels": (1, 2), "interpolated_only": interpolated_only}
-    ours, pgl = made(PGLNCE, temperature=0.2, **options), made(PGL, **options)
-    ours.load_state_dict(pgl.state_dict(), strict=True)
+def test_the_loss_is_the_only_difference_to_pgl(batch: tuple[Tensor, GeometryBatch], interpolated_only: bool) -> None:
+    """The method as runs make it, at their temperature."""
     calls = []
 
-    def contrastive(self: PGL, prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    def contrastive(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
         calls.append(valid)
         return local_contrastive_loss(prediction, target, valid, 0.2)
 
-    monkeypatch.setattr(PGL, "compare", contrastive)
+    pgl = made(contrastive, levels=(1, 2), interpolated_only=interpolated_only)
+    config = PretrainConfig(
+        datasets=(),
+        method="pgl_nce",
+        architecture="resenc_m",
+        network=small_network("resenc", features=(4, 8, 8), n_blocks_per_stage=[1, 2, 2]).to_dict(),
+        padding="replicate",
+        align_stages=(1, 2),
+        views=ViewSettings(VIEW),
+        hidden_channels=16,
+        out_channels=8,
+        temperature=0.2,
+        interpolated_only=interpolated_only,
+    )
+    ours = make_objective(config, None)
+    ours.load_state_dict(pgl.state_dict(), strict=True)
     for own, theirs in zip(ours(*batch), pgl(*batch), strict=True):
         assert torch.equal(own, theirs)
     assert len(calls) == 4  # two levels, both directions
@@ -198,7 +212,7 @@ def test_the_loss_is_the_only_difference_to_pgl(
 
 def test_the_parts_of_a_step_add_up(batch: tuple[Tensor, GeometryBatch]) -> None:
     """-accumulate changes nothing but what batch norms see: negatives are from the pair alone."""
-    objective = made(PGLNCE).eval()
+    objective = made().eval()
     views, geometries = batch
     loss = objective(views, geometries).loss
     loss.backward()
@@ -215,7 +229,7 @@ def test_the_parts_of_a_step_add_up(batch: tuple[Tensor, GeometryBatch]) -> None
 
 
 def test_a_few_steps_lower_the_loss(batch: tuple[Tensor, GeometryBatch]) -> None:
-    objective = made(PGLNCE)
+    objective = made()
     optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3)
     losses = []
     for _ in range(15):
@@ -230,7 +244,7 @@ def test_a_few_steps_lower_the_loss(batch: tuple[Tensor, GeometryBatch]) -> None
 
 @needs_bfloat16
 def test_bfloat16_tracks_float32(batch: tuple[Tensor, GeometryBatch]) -> None:
-    exact, fast = made(PGLNCE), made(PGLNCE, precision=torch.bfloat16)
+    exact, fast = made(), made(precision=torch.bfloat16)
     with torch.no_grad():
         loss = fast(*batch).loss
         assert loss.dtype == torch.float32

@@ -50,7 +50,8 @@ _MAE_3D = _cite(
     "OpenMind for 3D medical vision self-supervised learning. arXiv:2412.17041.",
 )
 
-# What methods measure in an epoch besides the loss, as the log shows it.
+# What the log shows of an epoch besides the loss, by the name it has in ``metrics.jsonl``: the fields of the objectives'
+# outputs, in this order.
 MEASURES = {
     "restoration": "restoration of hidden voxels {:.4f}",
     "mean_error": "error of each view's mean {:.4f}",
@@ -73,7 +74,6 @@ class Method:
         colour: In figures; of Okabe and Ito's palette, which the colour-blind can tell apart.
         options: Of ``pgl_pretrain``, with which ``pgl_compare`` pre-trains it.
         settings: Of a run that it uses and not every method does, as in ``config.json``.
-        measures: Of `MEASURES`, those that it adds to the record of an epoch.
         aligns: Whether it aligns feature maps, and so has stages to choose.
         has_decoder: Whether it trains a segmenter's decoder, not the encoder alone.
     """
@@ -85,7 +85,6 @@ class Method:
     colour: str
     options: str
     settings: tuple[str, ...] = ()
-    measures: tuple[str, ...] = ()
     aligns: bool = False
     has_decoder: bool = False
 
@@ -96,7 +95,6 @@ def _by_name(methods: Sequence[Method]) -> dict[str, Method]:
 
 _OF_TWO_PATHS = ("target_decay", "views.intensity")
 _OF_ALIGNMENT = (*_OF_TWO_PATHS, "interpolated_only")
-_HEALTH = ("feature_std", "within_views", "interpolated")
 
 METHODS = _by_name(
     (
@@ -108,7 +106,6 @@ METHODS = _by_name(
             colour="#d55e00",
             options="--paper -m pgl",
             settings=_OF_ALIGNMENT,
-            measures=_HEALTH,
             aligns=True,
         ),
         Method(
@@ -119,7 +116,6 @@ METHODS = _by_name(
             colour="#cc79a7",
             options="-m pgl_nce",
             settings=(*_OF_ALIGNMENT, "temperature"),
-            measures=_HEALTH,
             aligns=True,
         ),
         Method(
@@ -130,7 +126,6 @@ METHODS = _by_name(
             colour="#0072b2",
             options="--paper -m byol",
             settings=_OF_TWO_PATHS,
-            measures=("feature_std",),
         ),
         Method(
             "models_genesis",
@@ -139,7 +134,6 @@ METHODS = _by_name(
             citations=(_MODELS_GENESIS, _PGL),
             colour="#e69f00",
             options="--paper -m models_genesis",
-            measures=("deformed",),
             has_decoder=True,
         ),
         Method(
@@ -150,7 +144,6 @@ METHODS = _by_name(
             colour="#882255",
             options="-m mae",
             settings=("mask_ratio",),
-            measures=("mean_error",),
             has_decoder=True,
         ),
         Method(
@@ -161,7 +154,6 @@ METHODS = _by_name(
             colour="#009e73",
             options="--paper -m pgl_mae",
             settings=(*_OF_ALIGNMENT, "mask_ratio", "restoration_weight"),
-            measures=("restoration", *_HEALTH),
             aligns=True,
             has_decoder=True,
         ),

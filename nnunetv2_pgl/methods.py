@@ -5,7 +5,6 @@ A new method is entered here, in `pretraining.objectives.methods` with its netwo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,8 +49,7 @@ _MAE_3D = _cite(
     "OpenMind for 3D medical vision self-supervised learning. arXiv:2412.17041.",
 )
 
-# What the log shows of an epoch besides the loss, by the name it has in ``metrics.jsonl``: the fields of the objectives'
-# outputs, in this order.
+# What the log shows of an epoch besides the loss: fields of the objectives' outputs, in this order.
 MEASURES = {
     "restoration": "restoration of hidden voxels {:.4f}",
     "mean_error": "error of each view's mean {:.4f}",
@@ -89,15 +87,12 @@ class Method:
     has_decoder: bool = False
 
 
-def _by_name(methods: Sequence[Method]) -> dict[str, Method]:
-    return {method.name: method for method in methods}
-
-
 _OF_TWO_PATHS = ("target_decay", "views.intensity")
 _OF_ALIGNMENT = (*_OF_TWO_PATHS, "interpolated_only")
 
-METHODS = _by_name(
-    (
+METHODS = {
+    method.name: method
+    for method in (
         Method(
             "pgl",
             title="PGL (Prior-Guided Local self-supervised learning)",
@@ -158,4 +153,4 @@ METHODS = _by_name(
             has_decoder=True,
         ),
     )
-)
+}

@@ -35,7 +35,7 @@ class Objective(nn.Module):
 
     @staticmethod
     def draw(view_size: Sequence[int], rng: np.random.Generator) -> dict[str, NDArray[Any]]:
-        """What a method draws for a view of this size in the loading processes; nothing where it does not say.
+        """What a method draws in the loading processes for each view of this size (z, y, x); by default nothing.
 
         Returns:
             Arrays of always the same shapes and types. `forward` gets them by name, of all views, as tensors (2 B, ...)
@@ -73,7 +73,7 @@ class Objective(nn.Module):
         return output.loss
 
     def update_target(self, decay: float) -> None:
-        """What follows an optimiser step; nothing where a method has no target path."""
+        """Moves the target path after an optimiser step; does nothing where there is none."""
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """The precision of the networks as a context."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -50,7 +52,7 @@ def test_the_loss_of_several_levels_is_their_mean(batch: tuple[Tensor, GeometryB
     with torch.no_grad():
         together = both(*batch)
     assert float(together.loss) == pytest.approx(float(alone[0].loss + alone[1].loss) / 2, rel=1e-5)
-    assert float(together.interpolated) == float(alone[1].interpolated)  # told of the deepest
+    assert float(together.interpolated) == float(alone[1].interpolated)  # of the deepest
 
 
 def test_levels_count_from_either_end_and_once() -> None:
@@ -79,6 +81,21 @@ def test_stages_beyond_the_last_level_are_not_computed(batch: tuple[Tensor, Geom
     for encoder in (pgl.encoder, pgl.target_encoder):
         encoder(batch[0])
     assert len(computed) == 2
+
+
+@pytest.mark.parametrize("method", [BYOL, PGL, PGLMAE])
+def test_the_target_path_comes_first(method: type[Objective], batch: tuple[Tensor, GeometryBatch]) -> None:
+    """Its maps must be gone before autograd keeps those of the online path."""
+    heads = {"hidden_channels": 16, "out_channels": 8}
+    if method is PGLMAE:
+        objective: Any = PGLMAE(PlannedSegmenter(NETWORK, 1, 1), VIEW, 0.5, 1.0, **heads)
+    else:
+        objective = method(PlannedEncoder(NETWORK), **({} if method is BYOL else {"view_size": VIEW}), **heads)
+    order: list[str] = []
+    for name in ("encoder", "target_encoder"):
+        getattr(objective, name).register_forward_hook(lambda *_, name=name: order.append(name))
+    objective(*batch)
+    assert order == ["target_encoder", "encoder"]
 
 
 def test_heads_are_the_papers_unless_told_otherwise() -> None:

@@ -31,7 +31,7 @@ def make_mae(ratio: float = 0.75, channels: int = 1, precision: torch.dtype | No
 
 
 def smooth_views(channels: int = 1) -> Tensor:
-    """Large structures, which what is visible tells of."""
+    """Large structures, which follow from what is visible."""
     coarse = torch.randn(4, channels, 2, 3, 3, generator=torch.Generator().manual_seed(1))
     return F.interpolate(coarse, VIEW, mode="trilinear", align_corners=True)
 

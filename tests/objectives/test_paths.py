@@ -31,7 +31,7 @@ def test_target_follows_the_online_weights() -> None:
     update_target(target, online, 0.9)
     for old, new in zip(before, target.parameters(), strict=True):
         torch.testing.assert_close(new, old + 0.1)
-    assert not target[1].running_mean.any(), "they serve no one"
+    assert not target[1].running_mean.any(), "they are never used"
 
 
 @pytest.mark.parametrize(("channels", "parameters"), [(2048, 2048 * 4096 + 2 * 4096 + 4096 * 256 + 256)])

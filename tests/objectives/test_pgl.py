@@ -6,9 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunetv2_pgl.networks import ResNet50Encoder
-from pretraining.objectives import (
-    PGL,
-)
+from pretraining.objectives import PGL, feature_spread, within_view_share
 from pretraining.views import GeometryBatch, sample_view_pair
 from tests.precision import needs_bfloat16
 
@@ -60,6 +58,15 @@ def test_loss_of_a_batch_is_both_directions_added(batch: tuple[Tensor, GeometryB
             expected += float(torch.cat(distances)[torch.cat(counts)].mean())
     assert float(output.loss) == pytest.approx(expected, rel=1e-4)
     assert float(output.interpolated) == pytest.approx(float(torch.cat(inside).float().mean()), rel=1e-5)
+
+
+def test_health_is_that_of_the_online_projections(batch: tuple[Tensor, GeometryBatch]) -> None:
+    views, geometries = batch
+    pgl = make_pgl().eval()
+    with torch.no_grad():
+        output, projection = pgl(views, geometries), pgl.projectors[0](pgl.encoder(views)[-1])
+    assert float(output.feature_std) == pytest.approx(float(feature_spread(projection)), rel=1e-5)
+    assert float(output.within_views) == pytest.approx(float(within_view_share(projection)), rel=1e-5)
 
 
 def test_gradients_reach_the_online_path_only(batch: tuple[Tensor, GeometryBatch]) -> None:

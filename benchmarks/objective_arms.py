@@ -36,7 +36,7 @@ from nnunetv2_pgl.networks.hardware import autocast_type
 from pretraining.alignment import align
 from pretraining.data import DataError, Volume
 from pretraining.launching.errors import TrainingError
-from pretraining.objectives import PGLNCE, local_consistency_loss
+from pretraining.objectives import PGL, local_consistency_loss
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.presets import recommended
 from pretraining.settings.values import names_in
@@ -113,12 +113,12 @@ ARMS = {
 }
 
 
-class Variant(PGLNCE):
+class Variant(PGL):
     """PGL with the loss of an arm."""
 
     def __init__(self, encoder: ResNet50Encoder, arm: Arm, view_size: Sequence[int], hidden: int):
         precision = autocast_type(torch.device("cpu"))
-        super().__init__(encoder, view_size, hidden, precision=precision, temperature=arm.temperature)
+        super().__init__(encoder, view_size, hidden, loss=self.compare, precision=precision)
         self.arm = arm
         self.lateral: Sequence[tuple[int, int] | None] = ()  # of the scans of the coming step, see `_lateral`
         self._inside = self._steps = self._starts = self._overlap = torch.zeros(0)

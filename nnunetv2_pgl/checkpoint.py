@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.files import flush_to_disk, replacing
+from nnunetv2_pgl.methods import METHODS
 from nnunetv2_pgl.networks import Encoder, PlannedEncoder, PlannedNetwork, ResNet50Encoder
 from nnunetv2_pgl.nnssl import read_nnssl
 from nnunetv2_pgl.other_frameworks import is_legacy_file, what_it_is
@@ -26,16 +27,6 @@ _PREFIX = "encoder."
 _GET_IT_AGAIN = "copy it again from where it was made"
 _DEEPEST = 20  # levels of tables and lists in a description; ours have six
 _LONGEST = 10_000  # characters of a text, entries of a list
-CITATIONS = [
-    {
-        "type": "Pretraining",
-        "name": "PGL",
-        "apa_citations": [
-            "Xie, Y., Zhang, J., Liao, Z., Xia, Y., & Shen, C. (2020). PGL: Prior-Guided Local Self-supervised "
-            "Learning for 3D Medical Image Segmentation. arXiv:2011.12640."
-        ],
-    }
-]
 
 
 class CheckpointError(PGLError):
@@ -60,7 +51,7 @@ class EncoderCheckpoint:
     encoder_weights: dict[str, Tensor]
     pgl: dict[str, Any]
     nnssl_adaptation_plan: dict[str, Any]
-    citations: list[dict[str, Any]] = field(default_factory=lambda: list(CITATIONS))
+    citations: list[dict[str, Any]] = field(default_factory=lambda: list(METHODS["pgl"].citations))
     decoder_weights: dict[str, Tensor] = field(default_factory=dict)
 
     @property

@@ -16,16 +16,9 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint
+from nnunetv2_pgl.methods import METHODS
 from nnunetv2_pgl.networks.planned import PLANNERS
 
-_METHODS = {
-    "pgl": "PGL (Prior-Guided Local self-supervised learning)",
-    "byol": "BYOL, the global comparison of PGL's paper",
-    "models_genesis": "Models Genesis",
-    "pgl_nce": "PGL with negatives",
-    "mae": "MAE (masked autoencoding, as in nnssl)",
-    "pgl_mae": "PGL with masked restoration",
-}
 _NETWORKS = {
     "resnet50": "3D ResNet-50",
     "plain": "PlainConvUNet",
@@ -99,7 +92,7 @@ def model_card(checkpoint: EncoderCheckpoint, licence: Licence, digest: str) -> 
         licence=licence,
         digest=digest,
         network=_NETWORKS.get(name, name),
-        method=_METHODS.get(method, method),
+        method=METHODS[method].title if method in METHODS else method,
         method_key=method,
         scans=pgl.get("num_scans"),
         channels=channels,

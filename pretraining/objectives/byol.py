@@ -1,4 +1,4 @@
-"""BYOL, the paper's global comparison: two views of one scan shall agree as a whole (Grill et al. 2020)."""
+"""BYOL, the paper's global comparison: two views of one scan must agree as a whole (Grill et al. 2020)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import torch
 from torch import Tensor
 
 from nnunetv2_pgl.networks import Encoder
-from pretraining.objectives.heads import ConvHead
+from pretraining.objectives.losses import feature_spread, local_consistency_loss
 from pretraining.objectives.objective import Objective
-from pretraining.objectives.pgl import feature_spread, local_consistency_loss
-from pretraining.objectives.target import make_target, update_target
+from pretraining.objectives.paths import ConvHead, make_target, of_partners, update_target
 from pretraining.views import GeometryBatch
 
 
 class BYOLOutput(NamedTuple):
-    """Loss of a batch and what tells whether training is healthy, all scalars.
+    """Loss of a batch and what shows whether training is healthy, all scalars.
 
     Attributes:
         loss: The loss of both directions, added, from 0 to 8.
@@ -64,24 +63,15 @@ class BYOL(Objective):
 
         All views are one batch for every batch norm, as in PGL. With a single pair the heads' norms see two vectors.
         """
-        prediction, projection, target = self._paths(views)
-        target = target.roll(len(views) // 2, dims=0)  # each view's prediction meets the target of its partner
-        # Both directions have equally many views, so their sum is twice the mean over all.
-        return BYOLOutput(2 * local_consistency_loss(prediction, target), feature_spread(projection.detach()))
-
-    def _paths(self, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Prediction and projection of the online path, projection of the target path, (2 B, C, 1, 1, 1) each."""
         views = self.laid_out(views)
         with self.autocast(views.device):
             with torch.no_grad():  # first: its maps are gone before autograd keeps those of the online path
                 target = self.target_projector(_pool(self.target_encoder(views)[-1]))
             projection = self.projector(_pool(self.encoder(views)[-1]))
             prediction = self.predictor(projection)
-        return prediction, projection, target
-
-    def rehearse(self, views: Tensor) -> Tensor:
-        """See `Objective.rehearse`."""
-        return self._paths(views)[0].float().square().mean()
+        # Both directions have equally many views, so their sum is twice the mean over all.
+        loss = 2 * local_consistency_loss(prediction, of_partners(target))
+        return BYOLOutput(loss, feature_spread(projection.detach()))
 
     def update_target(self, decay: float) -> None:
         """One step of the target path towards the online path."""

@@ -21,7 +21,7 @@ _PUBLISHED = Deformation()
 
 
 class ModelsGenesisOutput(NamedTuple):
-    """Loss of a batch and what to hold it against, both scalars.
+    """Loss of a batch and what to compare it with, both scalars.
 
     Attributes:
         loss: Mean squared error of the restored views, in units of the z-scored scans.
@@ -72,12 +72,6 @@ class ModelsGenesis(Objective):
         with self.autocast(views.device):
             restored = self.segmenter(deformed)
         return ModelsGenesisOutput(F.mse_loss(restored.float(), views), F.mse_loss(deformed, views))
-
-    def rehearse(self, views: Tensor) -> Tensor:
-        """See `Objective.rehearse`."""
-        with self.autocast(views.device):
-            restored: Tensor = self.segmenter(views)
-        return restored.square().mean()
 
     def kept_decoder(self) -> dict[str, Tensor]:
         """See `Objective.kept_decoder`: ASPP and decoder, under the names they have in the segmenter."""

@@ -22,7 +22,7 @@ class Objective(nn.Module):
     Attributes:
         output: Named tuple of scalars that `forward` returns, the loss first.
         has_target: Whether there is a target path, which follows the online path.
-        changes_intensity: Whether the views shall have the intensity changes of section 3.2.
+        changes_intensity: Whether the views have the intensity changes of section 3.2.
         encoder: The encoder that is kept.
         precision: Autocast type of the networks, None for float32.
     """
@@ -35,7 +35,7 @@ class Objective(nn.Module):
 
     @staticmethod
     def draw(view_size: Sequence[int], rng: np.random.Generator) -> dict[str, NDArray[Any]]:
-        """What a method draws for a view of this size in the loading processes; nothing where it does not say.
+        """What a method draws in the loading processes for each view of this size (z, y, x); by default nothing.
 
         Returns:
             Arrays of always the same shapes and types. `forward` gets them by name, of all views, as tensors (2 B, ...)
@@ -53,12 +53,27 @@ class Objective(nn.Module):
             generator: Source of the randomness that a method adds, on the device of ``views``.
         """
 
-    @abstractmethod
-    def rehearse(self, views: Tensor) -> Tensor:
-        """A pass through all networks without what looks at values: takes the memory of `forward`, gives a scalar."""
+    def dry_forward(self, views: Tensor) -> Tensor:
+        """Loss of `forward` where values do not matter: counts the memory and the operations of a step.
+
+        All views show the same box, and of what `draw` returns all is zero. Works without values, on the device "meta"
+        and under torch's FakeTensorMode.
+
+        Args:
+            views: (2 B, C, D, H, W).
+        """
+        count, size = len(views), views.shape[2:]
+        box = views.new_zeros(count, 3, dtype=torch.float64)
+        geometries = GeometryBatch(box, box + box.new_tensor(size), box.bool())
+        drawn = {
+            name: views.new_zeros(count, *values.shape, dtype=getattr(torch, values.dtype.name))
+            for name, values in self.draw(size, np.random.default_rng(0)).items()
+        }
+        output = self(views, geometries, **drawn)
+        return output.loss
 
     def update_target(self, decay: float) -> None:
-        """What follows an optimiser step; nothing where a method has no target path."""
+        """Moves the target path after an optimiser step; does nothing where there is none."""
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """The precision of the networks as a context."""

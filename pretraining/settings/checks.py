@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nnunetv2_pgl.errors import PGLError
-from pretraining.objectives.masking import number_of_blocks
+from pretraining.objectives.mae import number_of_blocks
 from pretraining.option_fields import require_ranges, spelled
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.table import Triple

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint
 from nnunetv2_pgl.environment import versions
+from nnunetv2_pgl.methods import METHODS
 from nnunetv2_pgl.networks import Encoder, PlannedEncoder
 from nnunetv2_pgl.nnssl import adaptation_plan
 from pretraining.objectives import Objective
-from pretraining.objectives.citations import citations_of
 from pretraining.settings.config import PretrainConfig
 
 
@@ -59,7 +59,7 @@ def make_checkpoint(
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": versions(),
     }
-    citations = citations_of(config.method)
+    citations = [dict(citation) for citation in METHODS[config.method].citations]
     plan = _adaptation_plan(pgl, encoder)
     return EncoderCheckpoint(_weights(encoder), pgl, plan, citations, objective.kept_decoder())
 

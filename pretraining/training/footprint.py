@@ -80,7 +80,7 @@ def available_memory() -> int | None:
 
 
 class _Rehearsal(nn.Module):
-    """`Objective.rehearse` as a module's forward pass, which `functional_call` wants."""
+    """`Objective.dry_forward` as a module's forward pass, which `functional_call` wants."""
 
     def __init__(self, objective: Objective):
         super().__init__()
@@ -88,7 +88,7 @@ class _Rehearsal(nn.Module):
 
     def forward(self, views: Tensor) -> Tensor:
         """(2 B, C, D, H, W) -> a scalar."""
-        return self.objective.rehearse(views)
+        return self.objective.dry_forward(views)
 
 
 class _Counter(TorchDispatchMode):

@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from nnunetv2_pgl.files import replacing, write_text
+from nnunetv2_pgl.methods import MEASURES
 from pretraining.training.correspondence import correspondence_lines
 
 COLLAPSE_BELOW = 0.1
@@ -62,16 +63,8 @@ def epoch_lines(record: dict[str, Any], seconds_left: float) -> list[str]:
 
 
 def _health(record: dict[str, Any]) -> list[str]:
-    """What a method measures of its features, and the warnings that follow."""
-    values = {
-        "restoration": "restoration of hidden voxels {:.4f}",
-        "mean_error": "error of each view's mean {:.4f}",
-        "deformed": "the deformed views' own error {:.4f}",
-        "feature_std": "feature_std {:.3f} (1: spread out, 0: collapsed)",
-        "within_views": "of which between the places of a view {:.0%}",
-        "interpolated": "aligned points between cell centres {:.0%}",
-    }
-    lines = [", ".join(text.format(record[key]) for key, text in values.items() if key in record)]
+    """What the method measured besides the loss, and the warnings that follow."""
+    lines = [", ".join(text.format(record[key]) for key, text in MEASURES.items() if key in record)]
     if record.get("feature_std", 1.0) < COLLAPSE_BELOW:
         lines.append(
             f"WARNING: the features have collapsed (feature_std below {COLLAPSE_BELOW}): all scans and places look "

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import torch
 
+from nnunetv2_pgl.methods import METHODS
 from nnunetv2_pgl.networks import (
     Encoder,
     PGLSegmenter,
@@ -16,7 +14,8 @@ from nnunetv2_pgl.networks import (
     ResNet50Encoder,
     Segmenter,
 )
-from pretraining.objectives import BYOL, MAE, PGL, PGLMAE, PGLNCE, ModelsGenesis, Objective
+from pretraining.objectives import Objective
+from pretraining.objectives.methods import OBJECTIVES
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.table import Method
 from pretraining.training.heap import keep_freed_memory
@@ -34,68 +33,11 @@ def prepare_device(device: torch.device) -> None:
 
 
 def make_objective(config: PretrainConfig, precision: torch.dtype | None) -> Objective:
-    """The networks with their random weights, on torch's default device."""
+    """The method's networks with random weights, on torch's default device."""
     torch.manual_seed(config.seed)
-    objective = _OBJECTIVES[config.method](config, precision)
-    return objective.train()
-
-
-def _of_pgl(config: PretrainConfig, precision: torch.dtype | None) -> dict[str, Any]:
-    """What all methods that align are told."""
-    return {
-        "view_size": config.views.size,
-        "hidden_channels": config.hidden_channels,
-        "out_channels": config.out_channels,
-        "levels": config.levels,
-        "interpolated_only": config.interpolated_only,
-        "precision": precision,
-    }
-
-
-def _pgl(config: PretrainConfig, precision: torch.dtype | None) -> Objective:
-    return PGL(make_encoder(config), **_of_pgl(config, precision))
-
-
-def _pgl_nce(config: PretrainConfig, precision: torch.dtype | None) -> Objective:
-    return PGLNCE(make_encoder(config), **_of_pgl(config, precision), temperature=config.temperature)
-
-
-def _pgl_mae(config: PretrainConfig, precision: torch.dtype | None) -> Objective:
-    masking: dict[str, Any] = {"mask_ratio": config.mask_ratio, "restoration_weight": config.restoration_weight}
-    return PGLMAE(_segmenter(config), **_of_pgl(config, precision), **masking)
-
-
-def _byol(config: PretrainConfig, precision: torch.dtype | None) -> Objective:
-    return BYOL(make_encoder(config), config.hidden_channels, config.out_channels, precision)
-
-
-def _models_genesis(config: PretrainConfig, precision: torch.dtype | None) -> Objective:
-    return ModelsGenesis(_segmenter(config), precision=precision)
-
-
-def _mae(config: PretrainConfig, precision: torch.dtype | None) -> Objective:
-    return MAE(_segmenter(config), config.mask_block, config.mask_ratio, precision)
-
-
-_OBJECTIVES: dict[Method, Callable[[PretrainConfig, torch.dtype | None], Objective]] = {
-    "pgl": _pgl,
-    "pgl_nce": _pgl_nce,
-    "pgl_mae": _pgl_mae,
-    "byol": _byol,
-    "models_genesis": _models_genesis,
-    "mae": _mae,
-}
-
-
-def draw_of(method: Method) -> Draw:
-    """`Objective.draw` of a method, which needs no networks."""
-    return ModelsGenesis.draw if method == "models_genesis" else Objective.draw
-
-
-def bytes_drawn(config: PretrainConfig) -> int:
-    """Of what a loading process draws for a view besides its geometry and intensity."""
-    drawn = draw_of(config.method)(config.views.size, np.random.default_rng(0))
-    return sum(values.nbytes for values in drawn.values())
+    network = make_segmenter(config) if METHODS[config.method].has_decoder else make_encoder(config)
+    objective, options = OBJECTIVES[config.method]
+    return objective(network, **options(config), precision=precision).train()
 
 
 def make_encoder(config: PretrainConfig) -> Encoder:
@@ -106,11 +48,23 @@ def make_encoder(config: PretrainConfig) -> Encoder:
     return ResNet50Encoder(config.encoder_channels, config.encoder_strides, config.norm, padding=config.padding)
 
 
-def _segmenter(config: PretrainConfig) -> Segmenter:
+def make_segmenter(config: PretrainConfig) -> Segmenter:
+    """The encoder with a decoder that has as many output as input channels."""
     network, channels = config.planned_network, config.encoder_channels
     if network is not None:
         return PlannedSegmenter(network, channels, channels, config.padding)
     return PGLSegmenter(channels, channels, config.encoder_strides, config.norm, padding=config.padding)
+
+
+def draw_of(method: Method) -> Draw:
+    """`Objective.draw` of a method, which needs no networks."""
+    return OBJECTIVES[method].objective.draw
+
+
+def bytes_drawn(config: PretrainConfig) -> int:
+    """Of what a loading process draws for a view besides its geometry and intensity."""
+    drawn = draw_of(config.method)(config.views.size, np.random.default_rng(0))
+    return sum(values.nbytes for values in drawn.values())
 
 
 def initial_state(config: PretrainConfig, device: torch.device, precision: torch.dtype | None) -> TrainingState:

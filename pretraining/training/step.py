@@ -33,7 +33,7 @@ class Stepper:
         steps: Steps of the whole run, which the schedules span.
         warmup: Steps of the learning rate's warm-up.
         state: Networks and optimiser, changed by every step.
-        model: The objective, or what joins it with those of other processes.
+        model: The objective, or its DistributedDataParallel.
         rank: This process.
     """
 
@@ -53,9 +53,9 @@ class Stepper:
             batches: Gives one for each part of the step, on the device.
 
         Returns:
-            The values of the method's `Objective.output`, on the device, which is not waited for except in float16, all
-            of them NaN if a gradient was not finite (in float16, if no scaling helps); and the seconds waited for
-            batches.
+            The values of the method's `Objective.output`, on the device, which is not waited for except in float16; all
+            of them are NaN if a gradient was not finite (in float16, if no scale makes it finite). And the seconds
+            waited for batches.
         """
         config, optimizer, objective = self.config, self.state.optimizer, self.state.objective
         power = DECAY_POWERS.get(config.optimizer_name)
@@ -71,16 +71,14 @@ class Stepper:
             views = batch.render(config.views.size, generator, objective.changes_intensity)
             with self._synchronised(last=part == config.accumulate - 1):
                 output = self.model(views, batch.geometries, generator, **batch.drawn)
-                self._scaled(output.loss / config.accumulate).backward()
+                loss = output.loss / config.accumulate
+                (loss if self.state.scaler is None else self.state.scaler.scale(loss)).backward()
             outputs.append(torch.stack([value.detach().float() for value in output]))
         moved, spoilt = self._move()
         optimizer.zero_grad(set_to_none=True)
         if moved:
             objective.update_target(target_decay(number, self.steps, config.target_decay))
         return torch.stack(outputs).mean(dim=0) + spoilt, waited
-
-    def _scaled(self, loss: Tensor) -> Tensor:
-        return loss if self.state.scaler is None else self.state.scaler.scale(loss)
 
     def _move(self) -> tuple[bool, Tensor | float]:
         """The optimiser's step; whether the weights have moved, and 0, or NaN if the run cannot go on.

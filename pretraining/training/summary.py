@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from nnunetv2_pgl.methods import METHODS
 from pretraining.data import Volume
-from pretraining.objectives.citations import citations_of
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.presets import published_for_mae, recommended
 from pretraining.settings.table import DEFAULT_PLANS, Method
@@ -21,7 +21,7 @@ def opening_lines(config: PretrainConfig, pool: Pool, device: str, processes: in
     held_out = f"{len(pool.validation)} held out" if pool.validation else "none held out, the metric uses the same"
     return [
         "Please cite the following when using this encoder:",
-        *(text for entry in citations_of(config.method) for text in entry["apa_citations"]),
+        *(text for entry in METHODS[config.method].citations for text in entry["apa_citations"]),
         "",
         *_preset_lines(config),
         f"{len(pool.training)} scans to train on, {held_out}; spacing {_numbers(spacing)} mm (z, y, x)",
@@ -33,20 +33,10 @@ def opening_lines(config: PretrainConfig, pool: Pool, device: str, processes: in
     ]
 
 
-# Settings that not every method uses, and those that do.
-_ALIGNING: tuple[Method, ...] = ("pgl", "pgl_nce", "pgl_mae")
-_USED_BY: dict[str, tuple[Method, ...]] = {
-    "temperature": ("pgl_nce",),
-    "mask_ratio": ("mae", "pgl_mae"),
-    "restoration_weight": ("pgl_mae",),
-    "interpolated_only": _ALIGNING,
-    "target_decay": (*_ALIGNING, "byol"),
-    "views.intensity": (*_ALIGNING, "byol"),
-}
-
-
 def _is_used(setting: str, method: Method) -> bool:
-    return all(method in methods for name, methods in _USED_BY.items() if setting.startswith(name))
+    """Whether a method uses a setting of the run; what no method names is used by all."""
+    others = {name for other in METHODS.values() for name in other.settings}.difference(METHODS[method].settings)
+    return not setting.startswith(tuple(others))
 
 
 def _preset_lines(config: PretrainConfig) -> list[str]:

@@ -17,16 +17,17 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from benchmarks.fake_gpu import GPU, Watch, batch_on_gpu, fake_gpu, state_on_gpu
 from nnunetv2_pgl.networks import ResNet50Encoder
 from pretraining.launching.distributed import Processes
+from pretraining.objectives.methods import OBJECTIVES
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.presets import recommended
-from pretraining.training import loop, start
+from pretraining.training import loop
 from pretraining.training.loop import Run
 from pretraining.training.step import Stepper
 from pretraining.training.synchronised import SynchronisedBatchNorm3d, synchronise_batch_norms
 from pretraining.views import ViewSettings
 from tests.planned_networks import small_network
 
-METHODS = tuple(start._OBJECTIVES)
+METHODS = tuple(OBJECTIVES)
 HAVE_TARGET = [method for method in METHODS if method not in ("models_genesis", "mae")]
 PAIRS = 3
 

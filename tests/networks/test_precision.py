@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from benchmarks.bare_networks import calls_of
 from nnunetv2_pgl.networks import PGLSegmenter, ResNet50Encoder
 from nnunetv2_pgl.networks.hardware import autocast_type, lay_out, memory_format_for, train_in_cpu_bfloat16
-from pretraining.objectives.heads import ConvHead
+from pretraining.objectives import ConvHead
 from tests.devices import DEVICE, needs_device
 from tests.planned_networks import small_network
 from tests.precision import needs_bfloat16

@@ -145,10 +145,10 @@ def test_spread_tells_collapse() -> None:
     assert collapsed == pytest.approx(0, abs=1e-5)
 
 
-def test_rehearsal_runs_both_paths() -> None:
+def test_a_dry_pass_runs_both_paths() -> None:
     byol = make_byol()
     before = byol.target_projector[1].num_batches_tracked.item()
-    byol.rehearse(draw_views()).backward()
+    byol.dry_forward(draw_views()).backward()
     assert byol.target_projector[1].num_batches_tracked.item() == before + 1
     for part in (byol.encoder, byol.projector, byol.predictor):
         assert all(p.grad is not None for p in part.parameters())

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from nnunetv2_pgl.networks import PlannedEncoder, PlannedSegmenter, ResNet50Encoder
-from pretraining.objectives import BYOL, MAE, PGL, PGLMAE, PGLNCE, ConvHead, ModelsGenesis, Objective
+from pretraining.objectives import BYOL, MAE, PGL, PGLMAE, ConvHead, ModelsGenesis, Objective, local_contrastive_loss
 from pretraining.views import GeometryBatch, sample_view_pair
 from tests.drawn import drawn_for
 from tests.planned_networks import small_network
@@ -50,7 +52,7 @@ def test_the_loss_of_several_levels_is_their_mean(batch: tuple[Tensor, GeometryB
     with torch.no_grad():
         together = both(*batch)
     assert float(together.loss) == pytest.approx(float(alone[0].loss + alone[1].loss) / 2, rel=1e-5)
-    assert float(together.interpolated) == float(alone[1].interpolated)  # told of the deepest
+    assert float(together.interpolated) == float(alone[1].interpolated)  # of the deepest
 
 
 def test_levels_count_from_either_end_and_once() -> None:
@@ -74,18 +76,33 @@ def test_stages_beyond_the_last_level_are_not_computed(batch: tuple[Tensor, Geom
         for stage in encoder.beyond(1):
             stage.register_forward_hook(lambda *_: computed.append(1))
     pgl(*batch)
-    pgl.rehearse(batch[0])
+    pgl.dry_forward(batch[0])
     assert not computed
     for encoder in (pgl.encoder, pgl.target_encoder):
         encoder(batch[0])
     assert len(computed) == 2
 
 
+@pytest.mark.parametrize("method", [BYOL, PGL, PGLMAE])
+def test_the_target_path_comes_first(method: type[Objective], batch: tuple[Tensor, GeometryBatch]) -> None:
+    """Its maps must be gone before autograd keeps those of the online path."""
+    heads = {"hidden_channels": 16, "out_channels": 8}
+    if method is PGLMAE:
+        objective: Any = PGLMAE(PlannedSegmenter(NETWORK, 1, 1), VIEW, 0.5, 1.0, **heads)
+    else:
+        objective = method(PlannedEncoder(NETWORK), **({} if method is BYOL else {"view_size": VIEW}), **heads)
+    order: list[str] = []
+    for name in ("encoder", "target_encoder"):
+        getattr(objective, name).register_forward_hook(lambda *_, name=name: order.append(name))
+    objective(*batch)
+    assert order == ["target_encoder", "encoder"]
+
+
 def test_heads_are_the_papers_unless_told_otherwise() -> None:
     """4096 channels inside, 256 of the projection; see docs/method.md."""
     with torch.device("meta"):
         encoder, segmenter = PlannedEncoder(NETWORK), PlannedSegmenter(NETWORK, 1, 1)
-        made = (PGL(encoder, VIEW), PGLNCE(encoder, VIEW), PGLMAE(segmenter, VIEW, 0.5, 1.0), BYOL(encoder))
+        made = (PGL(encoder, VIEW), PGLMAE(segmenter, VIEW, 0.5, 1.0), BYOL(encoder))
     for objective in made:
         convolutions = [m for m in objective.modules() if isinstance(m, ConvHead)]
         assert {(head[0].out_channels, head[-1].out_channels) for head in convolutions} == {(4096, 256)}
@@ -118,7 +135,9 @@ def test_every_method_trains_nnunets_encoder(method: str, batch: tuple[Tensor, G
         "models_genesis": ModelsGenesis(PlannedSegmenter(NETWORK, 1, 1)),
         "pgl_mae": PGLMAE(PlannedSegmenter(NETWORK, 1, 1), VIEW, 0.5, 1.0, **small, levels=(1,)),
         "pgl": PGL(PlannedEncoder(NETWORK), VIEW, **small),
-        "pgl_nce": PGLNCE(PlannedEncoder(NETWORK, 1, "replicate"), VIEW, **small, levels=(1, 2)),
+        "pgl_nce": PGL(
+            PlannedEncoder(NETWORK, 1, "replicate"), VIEW, **small, levels=(1, 2), loss=local_contrastive_loss
+        ),
     }
     objective = made[method]
     objective(*batch, torch.Generator().manual_seed(0), **drawn_for(objective, batch[0])).loss.backward()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nnunetv2_pgl.networks import PGLSegmenter, PlannedSegmenter
 from pretraining.objectives import MAE, MAEOutput
-from pretraining.objectives.masking import error_of_the_mean, hidden_error
+from pretraining.objectives.mae import error_of_the_mean, hidden_error
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.presets import published_for_mae
 from pretraining.training.start import make_objective
@@ -32,7 +32,7 @@ def make_mae(ratio: float = 0.75, channels: int = 1, precision: torch.dtype | No
 
 
 def smooth_views(channels: int = 1) -> Tensor:
-    """Large structures, which what is visible tells of."""
+    """Large structures, which follow from what is visible."""
     coarse = torch.randn(4, channels, 2, 3, 3, generator=torch.Generator().manual_seed(1))
     return F.interpolate(coarse, VIEW, mode="trilinear", align_corners=True)
 
@@ -158,8 +158,8 @@ def test_training_restores_better_than_the_mean() -> None:
     assert unseen.loss < 0.8 * unseen.mean_error
 
 
-def test_every_parameter_learns_and_the_rehearsal_runs_all_of_them() -> None:
-    for part in (lambda mae: run(mae, smooth_views()).loss, lambda mae: mae.rehearse(smooth_views())):
+def test_every_parameter_learns_and_a_dry_pass_runs_all_of_them() -> None:
+    for part in (lambda mae: run(mae, smooth_views()).loss, lambda mae: mae.dry_forward(smooth_views())):
         mae = make_mae()
         part(mae).backward()
         assert all(p.grad is not None for p in mae.parameters())

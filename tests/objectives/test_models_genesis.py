@@ -148,13 +148,13 @@ def test_the_network_runs_in_the_precision_asked_for(views: Tensor) -> None:
     genesis = make_genesis(torch.bfloat16)
     types = note_types(genesis.encoder)
     with torch.no_grad():
-        genesis.rehearse(views)
+        genesis.dry_forward(views)
     assert types == {torch.bfloat16}
 
 
-def test_rehearsal_runs_the_whole_network(views: Tensor) -> None:
+def test_a_dry_pass_runs_the_whole_network(views: Tensor) -> None:
     genesis = make_genesis()
-    genesis.rehearse(views).backward()
+    genesis.dry_forward(views).backward()
     assert all(p.grad is not None for p in genesis.parameters())
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ import torch.nn.functional as F  # noqa: N812
 from nnunetv2_pgl.networks import PGLSegmenter
 from nnunetv2_pgl.networks.segmenter import upsample
 from pretraining.objectives import PGL, PGLMAE, draw_block_mask
-from pretraining.views import GeometryBatch, sample_view_pair
+from pretraining.settings.config import PretrainConfig
+from pretraining.training.start import make_objective
+from pretraining.views import GeometryBatch, ViewSettings, sample_view_pair
 from tests.precision import note_types
 
 VIEW = (8, 32, 32)
@@ -75,8 +78,7 @@ def test_loss_is_pgl_of_the_hidden_views_plus_the_error_of_the_hidden_voxels(cha
     restored = upsample(mae.segmenter.decode(mae.encoder(holes)).float(), VIEW)
     hidden = mask.expand_as(views)
     error = F.mse_loss(restored[hidden], views[hidden])
-    target = mae.project_target(views)
-    local = mae.consistency(mae.project(mae.encoder(holes)), target, places)
+    local = PGL.forward(mae, views, places, encode=lambda *_: mae.encoder(holes))
     torch.testing.assert_close(output.restoration, error)
     torch.testing.assert_close(output.loss, local.loss + 0.5 * error)
 
@@ -95,10 +97,22 @@ def test_networks_run_in_the_precision_asked_for() -> None:
     assert types == {torch.bfloat16}
 
 
-def test_the_rehearsal_of_a_step_has_its_tensors() -> None:
-    """It tells how much memory a step takes: the same gradients, of any value."""
+def test_it_is_made_with_the_settings_of_a_run() -> None:
+    config = PretrainConfig((), method="pgl_mae", mask_ratio=0.3, restoration_weight=0.7, views=ViewSettings(VIEW))
+    with torch.device("meta"):
+        made = make_objective(replace(config, hidden_channels=24, out_channels=12, interpolated_only=True), None)
+    assert isinstance(made, PGLMAE)
+    assert (made.mask_ratio, made.restoration_weight, made.interpolated_only) == (0.3, 0.7, True)
+    assert made.levels == [3]
+    assert [tuple(layer.shape for layer in (head[0].weight, head[-1].bias)) for head in made.predictors] == [
+        ((24, 12, 1, 1, 1), (12,))
+    ]
+
+
+def test_a_dry_pass_has_the_tensors_of_a_step() -> None:
+    """It shows how much memory a step takes: the same gradients, of any value."""
     mae = objective()
-    mae.rehearse(torch.randn(4, 1, *VIEW)).backward()
+    mae.dry_forward(torch.randn(4, 1, *VIEW)).backward()
     for name, parameter in mae.named_parameters():
         assert (parameter.grad is not None) != name.startswith("target_"), name
 

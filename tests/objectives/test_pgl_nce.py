@@ -1,9 +1,9 @@
-"""PGL with negatives: its loss against loops in float64, and what lowers it."""
+"""PGL with negatives: what lowers its loss (the loss itself: test_losses.py)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,103 +11,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnunetv2_pgl.networks import FeatureGrid, PlannedEncoder
-from pretraining.objectives import PGL, PGLNCE, local_contrastive_loss
-from pretraining.views import GeometryBatch, ViewGeometry, render_views, sample_view_pair
+from pretraining.objectives import PGL, local_contrastive_loss
+from pretraining.settings.config import PretrainConfig
+from pretraining.training.start import make_objective
+from pretraining.views import GeometryBatch, ViewGeometry, ViewSettings, render_views, sample_view_pair
 from tests.planned_networks import small_network
 from tests.precision import needs_bfloat16
 
 VIEW = (8, 16, 16)
-
-
-def reference(
-    prediction: NDArray[Any], target: NDArray[Any], valid: NDArray[np.bool_], temperature: float
-) -> tuple[float, NDArray[np.float64]]:
-    """Loss and its gradient to the predictions, place by place: each looks for itself among the valid places."""
-    losses, gradient = [], np.zeros(prediction.shape)
-    for p, t, v, g in zip(prediction, target, valid, gradient, strict=True):
-        places = [tuple(place) for place in np.argwhere(v)]
-        for query in places:
-            z, y, x = query
-            own, length = p[:, z, y, x], np.linalg.norm(p[:, z, y, x])
-            units = [t[:, k, j, i] / np.linalg.norm(t[:, k, j, i]) for k, j, i in places]
-            logits = np.array([unit @ own / length for unit in units]) / temperature
-            shares = np.exp(logits) / np.exp(logits).sum()
-            right = places.index(query)
-            losses.append(-math.log(shares[right]))
-            to_unit = (sum(s * u for s, u in zip(shares, units, strict=True)) - units[right]) / temperature
-            g[:, z, y, x] = (to_unit - own / length * (own / length @ to_unit)) / length
-    count = max(len(losses), 1)
-    return sum(losses) / count, gradient / count
-
-
-def features(shape: Sequence[int] = (3, 5, 2, 3, 2)) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    rng = np.random.default_rng(0)
-    return rng.normal(size=shape), rng.normal(size=shape)
-
-
-@pytest.mark.parametrize("temperature", [0.05, 0.1, 1.0])
-@pytest.mark.parametrize("share", [1.0, 0.5, 0.0])
-def test_loss_and_gradient_are_those_of_loops(temperature: float, share: float) -> None:
-    p, t = features()
-    valid = np.random.default_rng(1).random((3, 2, 3, 2)) < share
-    valid[1] = share == 1  # a pair without any
-    loss, gradient = reference(p, t, valid, temperature)
-    prediction, target = torch.tensor(p, requires_grad=True), torch.tensor(t)
-    own = local_contrastive_loss(prediction, target, torch.from_numpy(valid), temperature)
-    own.backward()
-    assert own.dtype == torch.float32
-    assert float(own.detach()) == pytest.approx(loss, rel=1e-5, abs=1e-6)
-    assert prediction.grad is not None
-    np.testing.assert_allclose(prediction.grad.numpy(), gradient, rtol=1e-3, atol=1e-5)
-    if share == 1:
-        unmasked = local_contrastive_loss(prediction.detach(), target, temperature=temperature)
-        assert float(unmasked) == pytest.approx(loss, rel=1e-5)
-
-
-def test_gradients_by_differences(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Tensor, "float", Tensor.double)
-    p, t = (torch.from_numpy(x) for x in features((2, 3, 1, 2, 2)))
-    valid = torch.tensor([[True, True, False, True], [True, False, True, True]]).view(2, 1, 2, 2)
-    for mask in (valid, None):
-        assert torch.autograd.gradcheck(
-            lambda a, b, mask=mask: local_contrastive_loss(a, b, mask, 0.3), (p.requires_grad_(), t.requires_grad_())
-        )
-
-
-def test_half_precision_gives_the_float32_loss_of_the_same_values() -> None:
-    p, t = (torch.from_numpy(x).bfloat16() for x in features())
-    loss = local_contrastive_loss(p, t)
-    expected, _ = reference(p.double().numpy(), t.double().numpy(), np.ones((3, 2, 3, 2), dtype=bool), 0.1)
-    assert loss.dtype == torch.float32
-    assert float(loss) == pytest.approx(expected, rel=1e-5)
-
-
-def test_features_that_are_alike_everywhere_are_found_by_chance() -> None:
-    p, t = (torch.from_numpy(x)[:, :, :1, :1, :1].expand(-1, -1, 2, 3, 2) for x in features())
-    assert float(local_contrastive_loss(p, t)) == pytest.approx(math.log(12), rel=1e-5)
-    assert float(local_contrastive_loss(p, t, torch.zeros(3, 2, 3, 2, dtype=torch.bool))) == 0
-
-
-def test_other_pairs_are_no_negatives() -> None:
-    """What they look like does not matter to a pair's loss."""
-    p, t = (torch.from_numpy(x) for x in features())
-    alone = local_contrastive_loss(p[:1], t[:1])
-    for scale in (1.0, -1.0):
-        together = torch.cat([p[:1], p[1:] * scale])
-        others = float(local_contrastive_loss(together[1:], t[1:]))
-        loss = local_contrastive_loss(together, t)
-        assert float(loss) == pytest.approx((float(alone) + 2 * others) / 3, rel=1e-5)
-
-
-def test_loss_refuses_other_shapes() -> None:
-    with pytest.raises(ValueError, match="differ in shape"):
-        local_contrastive_loss(torch.zeros(1, 2, 3), torch.zeros(1, 2, 4))
-    with pytest.raises(ValueError, match="valid is"):
-        local_contrastive_loss(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3), torch.zeros(1, 2, 3, dtype=torch.bool))
 
 
 class Seeing(nn.Module):
@@ -150,7 +64,7 @@ def batch_of(
 def test_who_knows_what_is_there_finds_it_and_only_with_the_right_alignment() -> None:
     rng = np.random.default_rng(0)
     encoder: Any = Seeing()
-    objective = PGLNCE(encoder, VIEW, temperature=0.1)
+    objective = PGL(encoder, VIEW, loss=local_contrastive_loss)
     for heads in (objective.projectors, objective.predictors, objective.target_projectors):
         heads[0] = nn.Identity()
     drawn = pairs(rng, 6)
@@ -164,10 +78,11 @@ def test_who_knows_what_is_there_finds_it_and_only_with_the_right_alignment() ->
     assert right < 0.6 * float(objective(views, of_others).loss.detach())
 
 
-def made(method: type[PGL], **options: Any) -> PGL:
+def made(loss: Callable[..., Tensor] = local_contrastive_loss, **options: Any) -> PGL:
     torch.manual_seed(0)
     network = small_network("resenc", features=(4, 8, 8), n_blocks_per_stage=[1, 2, 2])
-    return method(PlannedEncoder(network, 1, "replicate"), VIEW, hidden_channels=16, out_channels=8, **options)
+    heads = {"hidden_channels": 16, "out_channels": 8}
+    return PGL(PlannedEncoder(network, 1, "replicate"), VIEW, **heads, loss=loss, **options)
 
 
 @pytest.fixture(scope="module")
@@ -177,19 +92,30 @@ def batch() -> tuple[Tensor, GeometryBatch]:
 
 
 @pytest.mark.parametrize("interpolated_only", [False, True])
-def test_the_loss_is_the_only_difference_to_pgl(
-    batch: tuple[Tensor, GeometryBatch], monkeypatch: pytest.MonkeyPatch, interpolated_only: bool
-) -> None:
-    options = {"levels": (1, 2), "interpolated_only": interpolated_only}
-    ours, pgl = made(PGLNCE, temperature=0.2, **options), made(PGL, **options)
-    ours.load_state_dict(pgl.state_dict(), strict=True)
+def test_the_loss_is_the_only_difference_to_pgl(batch: tuple[Tensor, GeometryBatch], interpolated_only: bool) -> None:
+    """The method as runs make it, at their temperature."""
     calls = []
 
-    def contrastive(self: PGL, prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    def contrastive(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
         calls.append(valid)
         return local_contrastive_loss(prediction, target, valid, 0.2)
 
-    monkeypatch.setattr(PGL, "compare", contrastive)
+    pgl = made(contrastive, levels=(1, 2), interpolated_only=interpolated_only)
+    config = PretrainConfig(
+        datasets=(),
+        method="pgl_nce",
+        architecture="resenc_m",
+        network=small_network("resenc", features=(4, 8, 8), n_blocks_per_stage=[1, 2, 2]).to_dict(),
+        padding="replicate",
+        align_stages=(1, 2),
+        views=ViewSettings(VIEW),
+        hidden_channels=16,
+        out_channels=8,
+        temperature=0.2,
+        interpolated_only=interpolated_only,
+    )
+    ours = make_objective(config, None)
+    ours.load_state_dict(pgl.state_dict(), strict=True)
     for own, theirs in zip(ours(*batch), pgl(*batch), strict=True):
         assert torch.equal(own, theirs)
     assert len(calls) == 4  # two levels, both directions
@@ -198,7 +124,7 @@ def test_the_loss_is_the_only_difference_to_pgl(
 
 def test_the_parts_of_a_step_add_up(batch: tuple[Tensor, GeometryBatch]) -> None:
     """-accumulate changes nothing but what batch norms see: negatives are from the pair alone."""
-    objective = made(PGLNCE).eval()
+    objective = made().eval()
     views, geometries = batch
     loss = objective(views, geometries).loss
     loss.backward()
@@ -215,7 +141,7 @@ def test_the_parts_of_a_step_add_up(batch: tuple[Tensor, GeometryBatch]) -> None
 
 
 def test_a_few_steps_lower_the_loss(batch: tuple[Tensor, GeometryBatch]) -> None:
-    objective = made(PGLNCE)
+    objective = made()
     optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3)
     losses = []
     for _ in range(15):
@@ -230,7 +156,7 @@ def test_a_few_steps_lower_the_loss(batch: tuple[Tensor, GeometryBatch]) -> None
 
 @needs_bfloat16
 def test_bfloat16_tracks_float32(batch: tuple[Tensor, GeometryBatch]) -> None:
-    exact, fast = made(PGLNCE), made(PGLNCE, precision=torch.bfloat16)
+    exact, fast = made(), made(precision=torch.bfloat16)
     with torch.no_grad():
         loss = fast(*batch).loss
         assert loss.dtype == torch.float32

@@ -1,0 +1,156 @@
+"""The pre-training methods: what commands, reports, model cards and checkpoints say of each.
+
+A new method is entered here, in `pretraining.objectives.methods` with its networks and loss, and in ``docs/method.md``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+Citation = dict[str, Any]  # in nnssl's form: type, name and apa_citations
+
+
+def _cite(name: str, *references: str) -> Citation:
+    return {"type": "Pretraining", "name": name, "apa_citations": list(references)}
+
+
+_PGL = _cite(
+    "PGL",
+    "Xie, Y., Zhang, J., Liao, Z., Xia, Y., & Shen, C. (2020). PGL: Prior-Guided Local Self-supervised Learning for 3D "
+    "Medical Image Segmentation. arXiv:2011.12640.",
+)
+_INFONCE = _cite(
+    "InfoNCE",
+    "van den Oord, A., Li, Y., & Vinyals, O. (2018). Representation learning with contrastive predictive coding. "
+    "arXiv:1807.03748.",
+)
+_BYOL = _cite(
+    "BYOL",
+    "Grill, J.-B., Strub, F., Altche, F., Tallec, C., Richemond, P. H., ... Valko, M. (2020). Bootstrap your own "
+    "latent: A new approach to self-supervised learning. Advances in Neural Information Processing Systems, 33.",
+)
+_MODELS_GENESIS = _cite(
+    "Models Genesis",
+    "Zhou, Z., Sodha, V., Pang, J., Gotway, M. B., & Liang, J. (2021). Models Genesis. Medical Image Analysis, 67, "
+    "101840.",
+)
+_MAE = _cite(
+    "MAE",
+    "He, K., Chen, X., Xie, S., Li, Y., Dollar, P., & Girshick, R. (2022). Masked autoencoders are scalable vision "
+    "learners. Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition.",
+)
+_MAE_3D = _cite(
+    "MAE for 3D convolutional networks",
+    "Wald, T., Ulrich, C., Lukyanenko, S., Goncharov, A., Paderno, A., Miller, M., ... Maier-Hein, K. (2025). "
+    "Revisiting MAE pre-training for 3D medical image segmentation. Proceedings of the IEEE/CVF Conference on Computer "
+    "Vision and Pattern Recognition.",
+    "Wald, T., Ulrich, C., Suprijadi, J., Ziegler, S., Nohel, M., Peretzke, R., ... Maier-Hein, K. H. (2024). An "
+    "OpenMind for 3D medical vision self-supervised learning. arXiv:2412.17041.",
+)
+
+# What the log shows of an epoch besides the loss: fields of the objectives' outputs, in this order.
+MEASURES = {
+    "restoration": "restoration of hidden voxels {:.4f}",
+    "mean_error": "error of each view's mean {:.4f}",
+    "deformed": "the deformed views' own error {:.4f}",
+    "feature_std": "feature_std {:.3f} (1: spread out, 0: collapsed)",
+    "within_views": "of which between the places of a view {:.0%}",
+    "interpolated": "aligned points between cell centres {:.0%}",
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A pre-training method.
+
+    Attributes:
+        name: As given to ``pgl_pretrain -m``.
+        title: In the headings of reports and model cards.
+        help: A phrase that says what it does.
+        citations: What to cite: the method's papers, and PGL's, whose encoder, views and comparison all methods share.
+        colour: In figures; of Okabe and Ito's palette, which the colour-blind can tell apart.
+        options: Of ``pgl_pretrain``, with which ``pgl_compare`` pre-trains it.
+        settings: Of a run that it uses and not every method does, as in ``config.json``.
+        aligns: Whether it aligns feature maps, and so has stages to choose.
+        has_decoder: Whether it trains a segmenter's decoder, not the encoder alone.
+    """
+
+    name: str
+    title: str
+    help: str
+    citations: tuple[Citation, ...]
+    colour: str
+    options: str
+    settings: tuple[str, ...] = ()
+    aligns: bool = False
+    has_decoder: bool = False
+
+
+_OF_TWO_PATHS = ("target_decay", "views.intensity")
+_OF_ALIGNMENT = (*_OF_TWO_PATHS, "interpolated_only")
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method(
+            "pgl",
+            title="PGL (Prior-Guided Local self-supervised learning)",
+            help="local consistency of two views (the paper)",
+            citations=(_PGL,),
+            colour="#d55e00",
+            options="--paper -m pgl",
+            settings=_OF_ALIGNMENT,
+            aligns=True,
+        ),
+        Method(
+            "pgl_nce",
+            title="PGL with negatives",
+            help="pgl, with the other places of the partner as negatives",
+            citations=(_PGL, _INFONCE),
+            colour="#cc79a7",
+            options="-m pgl_nce",
+            settings=(*_OF_ALIGNMENT, "temperature"),
+            aligns=True,
+        ),
+        Method(
+            "byol",
+            title="BYOL, the global comparison of PGL's paper",
+            help="global, no alignment",
+            citations=(_BYOL, _PGL),
+            colour="#0072b2",
+            options="--paper -m byol",
+            settings=_OF_TWO_PATHS,
+        ),
+        Method(
+            "models_genesis",
+            title="Models Genesis",
+            help="restores deformed views",
+            citations=(_MODELS_GENESIS, _PGL),
+            colour="#e69f00",
+            options="--paper -m models_genesis",
+            has_decoder=True,
+        ),
+        Method(
+            "mae",
+            title="MAE (masked autoencoding, as in nnssl)",
+            help="restores hidden blocks, with the settings published for it in everything that is not given",
+            citations=(_MAE_3D, _MAE, _PGL),
+            colour="#882255",
+            options="-m mae",
+            settings=("mask_ratio",),
+            has_decoder=True,
+        ),
+        Method(
+            "pgl_mae",
+            title="PGL with masked restoration",
+            help="pgl, with hidden blocks that are restored",
+            citations=(_PGL, _MAE),
+            colour="#009e73",
+            options="--paper -m pgl_mae",
+            settings=(*_OF_ALIGNMENT, "mask_ratio", "restoration_weight"),
+            aligns=True,
+            has_decoder=True,
+        ),
+    )
+}

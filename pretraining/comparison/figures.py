@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -213,7 +213,7 @@ def draw_classes(results: pd.DataFrame, study: Study, path: Path) -> Path:
     return save(figure, path)
 
 
-def _legend_of(panels: Sequence[Axes]) -> tuple[list[Any], list[str]]:
+def _legend_of(panels: Iterable[Axes]) -> tuple[list[Any], list[str]]:
     """Handles and texts of all panels."""
     pairs = [pair for axes in panels for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
     return [handle for handle, _ in pairs], [text for _, text in pairs]

@@ -119,7 +119,7 @@ class ComparisonSettings:
         Raises:
             PGLError: It is not one of this version.
         """
-        content = {key: tuple(value) if isinstance(value, list) else value for key, value in read_json(path).items()}
+        content: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in read_json(path).items()}
         try:
             return cls(**content)
         except TypeError as error:

@@ -84,7 +84,7 @@ def _trainings_estimate(comparison: Comparison, left: Sequence[TrainingRun], pla
         each, size = statistics.mean(seconds), statistics.mean(sizes)
         source = f"training and prediction as measured in {len(seconds)} finished runs of this comparison"
     elif not planned:
-        return ["trainings: unknown before the data set is planned (--only prepare)"]
+        return ["trainings: unknown before the data set is planned and preprocessed (--only prepare)"]
     else:
         try:
             each, size, source = _timed_steps(comparison)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -28,8 +27,7 @@ _WINDOW = (0.5, 99.5)  # percentiles of the slice shown
 _MARGIN = 0.4  # of the larger side of the truth's box, on each side
 
 
-@dataclass(frozen=True)
-class CaseSlice:
+class CaseSlice(NamedTuple):
     """A plane of a case.
 
     Attributes:
@@ -43,11 +41,6 @@ class CaseSlice:
     truth: NDArray[Any]
     predictions: Mapping[str, NDArray[Any] | None]
     aspect: float
-
-    @property
-    def width(self) -> float:
-        """Width over height of the plane."""
-        return self.truth.shape[1] / (self.truth.shape[0] * self.aspect)
 
 
 def draw_cases(results: pd.DataFrame, study: Study, path: Path) -> tuple[Path | None, str]:
@@ -87,24 +80,16 @@ def draw_cases(results: pd.DataFrame, study: Study, path: Path) -> tuple[Path | 
 
 
 def _chosen_runs(study: Study, fractions: Sequence[float]) -> tuple[float, dict[str, RunRecord]]:
-    """The fraction to draw, and a run of each initialisation."""
-    with_files = [run for run in study.runs if run.predictions.is_dir()]
-    for fraction in fractions:
-        runs = _runs_at(with_files, fraction)
-        complete = runs.keys() == {run.init for run in study.runs}
-        if complete and len({(run.fold, run.seed) for run in runs.values()}) == 1:
-            return fraction, runs
-    return fractions[0], _runs_at(study.runs, fractions[0])
-
-
-def _runs_at(runs: Sequence[RunRecord], fraction: float) -> dict[str, RunRecord]:
-    """One run of each initialisation: of the first fold and seed that all have, else of each one's first."""
-    of_init: dict[str, dict[tuple[int, int], RunRecord]] = {}
-    for run in runs:
-        if run.fraction == fraction:
-            of_init.setdefault(run.init, {})[run.fold, run.seed] = run
-    common = set.intersection(*map(set, of_init.values())) if of_init else set()
-    return {init: found[min(common or found)] for init, found in of_init.items()}
+    """The fraction to draw, and a run of each initialisation: of one fold and seed that all have, else its first."""
+    runs = sorted(study.runs, key=lambda run: (run.fold, run.seed))
+    inits = {run.init for run in runs}
+    for fraction, with_files in [*((fraction, True) for fraction in fractions), (fractions[0], False)]:
+        of_fraction = [run for run in runs if run.fraction == fraction and (run.predictions.is_dir() or not with_files)]
+        for first in of_fraction:
+            same = {run.init: run for run in of_fraction if (run.fold, run.seed) == (first.fold, first.seed)}
+            if same.keys() == inits:
+                return fraction, same
+    return fractions[0], {run.init: run for run in reversed(runs) if run.fraction == fractions[0]}
 
 
 def _problem(case: str, study: Study) -> str | None:
@@ -131,7 +116,10 @@ def _draw(
     ]
     height = 2.9
     narrowest = max(1.3, 0.1 * max(len(init) for init in ("", *inits)))  # for the titles
-    width = min(4.0, max(narrowest, height * max(plane.width for plane in planes)))
+    width = min(
+        4.0,
+        max(narrowest, height * max(plane.truth.shape[1] / (plane.truth.shape[0] * plane.aspect) for plane in planes)),
+    )
     legend_columns = min(7, len(study.classes), max(1, int(width * (1 + len(inits)) / 2)))
     legend_height = 0.25 * math.ceil(len(study.classes) / legend_columns)
     figure = new_figure(0.6 + (width + 0.1) * (1 + len(inits)), 0.7 + legend_height + (height + 0.25) * len(cases))

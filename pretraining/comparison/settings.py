@@ -172,15 +172,30 @@ def _shown(value: Any) -> str:
     return "none" if value in (None, "") else str(value)
 
 
-@dataclass(frozen=True)
 class ComparisonFolder:
-    """The files of one comparison. All that belongs to one run has the run's name."""
+    """The files of one comparison. All that belongs to one run has the run's name.
 
-    path: Path
+    Attributes:
+        path: The folder; it need not exist.
+        name: Of the comparison.
+        settings: What is compared.
+        splits: Test cases, folds and the orders of their training cases.
+        excluded: Names of the scans that no pre-training sees.
+        test_cases: Names of the test cases, as ``--test_cases`` takes them.
+        test_images: Links to the images of the test cases, for nnUNetv2_predict.
+        results: All rows of all runs.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Reads and writes nothing."""
+        self.path, self.name = path, path.name
+        self.settings, self.splits = path / "settings.json", path / "splits.json"
+        self.excluded, self.test_cases = path / "exclude.txt", path / "test_cases.txt"
+        self.test_images, self.results = path / "test_images", path / "results.csv"
 
     @classmethod
     def named(cls, name: str) -> ComparisonFolder:
-        """The folder of a comparison; it need not exist.
+        """The folder of a comparison.
 
         Raises:
             PGLError: nnUNet_results is not set, or the name is not valid.
@@ -188,41 +203,6 @@ class ComparisonFolder:
         if not nnUNet_results.is_set():
             raise PGLError("nnUNet_results is not set: export nnUNet_results=/path/to/nnUNet_results")
         return cls(Path(nnUNet_results) / "PGL_compare" / require_name(name, "-o"))
-
-    @property
-    def name(self) -> str:
-        """Of the comparison."""
-        return self.path.name
-
-    @property
-    def settings(self) -> Path:
-        """What is compared."""
-        return self.path / "settings.json"
-
-    @property
-    def splits(self) -> Path:
-        """Test cases, folds and the orders of their training cases."""
-        return self.path / "splits.json"
-
-    @property
-    def excluded(self) -> Path:
-        """Names of the scans that no pre-training sees."""
-        return self.path / "exclude.txt"
-
-    @property
-    def test_cases(self) -> Path:
-        """Names of the test cases, as ``--test_cases`` takes them."""
-        return self.path / "test_cases.txt"
-
-    @property
-    def test_images(self) -> Path:
-        """Links to the images of the test cases, for nnUNetv2_predict."""
-        return self.path / "test_images"
-
-    @property
-    def results(self) -> Path:
-        """All rows of all runs."""
-        return self.path / "results.csv"
 
     def logs(self, run: str) -> Path:
         """Output of the commands of a run."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.crossval_split import generate_crossval_split
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.json_files import load_json
@@ -61,7 +61,10 @@ class LabelledDataset:
         if not content.get("labels") or "file_ending" not in content:
             raise PGLError(f"{folder / 'dataset.json'}: names no labels or no file_ending: no labelled data set")
         ending = str(content["file_ending"])
-        training = _listed(folder, content) if "dataset" in content else _cases(folder, "Tr", ending)
+        training = _cases(folder, "Tr", ending)
+        if "dataset" in content:  # files elsewhere
+            listed = get_filenames_of_train_images_and_targets(str(folder), content).items()
+            training = {str(k): Case(tuple(map(Path, files["images"])), Path(files["label"])) for k, files in listed}
         if not training:
             raise PGLError(f"{folder / 'imagesTr'} holds no image that ends with {ending}")
         if missing := [case.label for case in training.values() if not case.label.is_file()]:
@@ -91,16 +94,6 @@ def _cases(folder: Path, part: str, ending: str) -> dict[str, Case]:
         if match := pattern.fullmatch(file.name):
             images.setdefault(match[1], []).append(file)
     return {name: Case(tuple(files), folder / f"labels{part}" / f"{name}{ending}") for name, files in images.items()}
-
-
-def _listed(folder: Path, content: Mapping[str, Any]) -> dict[str, Case]:
-    """Cases whose files dataset.json lists, as nnU-Net resolves them."""
-
-    def resolve(path: str) -> Path:
-        return Path(os.path.abspath(folder / os.path.expandvars(path)))
-
-    listed = content["dataset"].items()
-    return {str(k): Case(tuple(resolve(i) for i in files["images"]), resolve(files["label"])) for k, files in listed}
 
 
 @dataclass(frozen=True)

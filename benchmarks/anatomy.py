@@ -37,8 +37,10 @@ from nnunetv2_pgl.encoder import load_encoder_network, untrained_encoder
 from nnunetv2_pgl.errors import one_line
 from nnunetv2_pgl.whole_files import write_text
 from pretraining.data import DataError, find_scans
-from pretraining.settings.config import PretrainConfig, Spacing
-from pretraining.settings.options import OptionParser, adder, names_in, positive
+from pretraining.settings.config import PretrainConfig
+from pretraining.settings.options import OptionParser, adder, positive
+from pretraining.settings.table import Spacing
+from pretraining.settings.values import names_in
 from pretraining.training.pretrain import prepare_volumes
 from pretraining.training.run_folder import RunError
 

@@ -16,7 +16,8 @@ from dataclasses import replace
 import torch
 
 from benchmarks.fake_gpu import batch_on_gpu, fake_gpu, state_on_gpu
-from pretraining.settings.config import PretrainConfig, recommended
+from pretraining.settings.config import PretrainConfig
+from pretraining.settings.presets import recommended
 from pretraining.training.step import Stepper
 
 GIB = 2**30
@@ -40,7 +41,7 @@ def peak_of_step(config: PretrainConfig) -> int:
 
 
 def main() -> None:
-    """Prints the README's table."""
+    """Prints the table of docs/performance.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-patch", nargs=3, type=int, default=(16, 96, 96), metavar=("Z", "Y", "X"))
     size = tuple(parser.parse_args().patch)

@@ -37,8 +37,9 @@ from pretraining.alignment import align
 from pretraining.data import DataError, Volume
 from pretraining.launching.errors import TrainingError
 from pretraining.objectives import PGLNCE, local_consistency_loss
-from pretraining.settings.config import PretrainConfig, recommended
-from pretraining.settings.options import names_in
+from pretraining.settings.config import PretrainConfig
+from pretraining.settings.presets import recommended
+from pretraining.settings.values import names_in
 from pretraining.training.export import make_checkpoint
 from pretraining.training.loading import PairLoader
 from pretraining.training.optimisation import make_optimizer

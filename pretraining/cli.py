@@ -4,34 +4,32 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from nnunetv2_pgl.checkpoint import CheckpointError
-from nnunetv2_pgl.errors import one_line
-from pretraining.data import DataError, resolve_source
+from nnunetv2_pgl.errors import PGLError, one_line
+from pretraining.data import resolve_source
 from pretraining.data.scan import in_few_lines
 from pretraining.launching.ending import end, end_after_another
-from pretraining.launching.errors import STOPPED_EXIT_CODE, ProcessLost, Stopped, TrainingError
+from pretraining.launching.errors import STOPPED_EXIT_CODE, ProcessLost, Stopped
 from pretraining.launching.launcher import launch
+from pretraining.option_fields import given_values, require_ranges
 from pretraining.settings.checks import check_config
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.options import (
     OptionParser,
-    add_data_options,
-    add_plan_options,
-    add_run_options,
-    add_training_options,
-    add_view_options,
+    add_pretraining_options,
     adder,
     positive,
     settings_of,
     with_options,
 )
-from pretraining.training.pretrain import RunOptions, prepare_volumes, pretrain
+from pretraining.settings.table import SCANS, VIEWS, RunOptions
+from pretraining.training.pretrain import prepare_volumes, pretrain
 from pretraining.training.preview import draw_pairs, geometry_lines
-from pretraining.training.run_folder import RunError, RunFolder, require_same
+from pretraining.training.run_folder import RunFolder, require_same
 from pretraining.views.body_axes import axis_warnings
 
 _EPILOG = """examples:
@@ -54,33 +52,27 @@ def _default_name(config: PretrainConfig) -> str:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    if arguments.d is None and not (arguments.c and arguments.o):
-        raise RunError("-d is missing: give data set ids, names or folders of scans")
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise RunError("no CUDA device was found: add -device cpu (or mps)")
-    folder = RunFolder.named(arguments.o or _default_name(settings_of(arguments)))
-    if arguments.c and folder.config_file.exists():
+    options = RunOptions(**given_values(arguments, RunOptions))
+    require_ranges(options)
+    if arguments.datasets is None and not (options.resume and options.name):
+        raise PGLError("-d is missing: give data set ids, names or folders of scans")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise PGLError("no CUDA device was found: add -device cpu (or mps)")
+    folder = RunFolder.named(options.name or _default_name(settings_of(arguments)))
+    if options.resume and folder.config_file.exists():
         config = PretrainConfig.load(folder.config_file)
         require_same(with_options(arguments, config), config, folder)
-    elif arguments.d is None:
-        raise RunError(f"--c: {folder.path} holds no run to continue; give -d to start one{folder.neighbours()}")
+    elif arguments.datasets is None:
+        raise PGLError(f"--c: {folder.path} holds no run to continue; give -d to start one{folder.neighbours()}")
     else:
         config = settings_of(arguments)
     check_config(config)
-    options = RunOptions(
-        name=folder.path.name,
-        resume=arguments.c,
-        device=arguments.device,
-        preprocessing_processes=arguments.np,
-        save_every=arguments.save_every,
-        verify=arguments.verify_dataset_integrity,
-    )
-    if arguments.num_gpus > 1:
-        if arguments.device == "cuda" and arguments.num_gpus > torch.cuda.device_count():
-            raise RunError(f"-num_gpus {arguments.num_gpus}, but this machine has {torch.cuda.device_count()}")
-        launch(["-m", "pretraining", *sys.argv[1:], "-num_gpus", "1"], arguments.num_gpus)
+    if options.num_gpus > 1:
+        if options.device == "cuda" and options.num_gpus > torch.cuda.device_count():
+            raise PGLError(f"-num_gpus {options.num_gpus}, but this machine has {torch.cuda.device_count()}")
+        launch(["-m", "pretraining", *sys.argv[1:], "-num_gpus", "1"], options.num_gpus)
     else:
-        pretrain(config, options)
+        pretrain(config, replace(options, name=folder.path.name))
 
 
 def pretrain_entry() -> None:
@@ -90,8 +82,7 @@ def pretrain_entry() -> None:
         description="Pre-trains an encoder with PGL on images alone and writes a checkpoint for nnUNetTrainerPGL.",
         epilog=_EPILOG,
     )
-    for add_options in (add_data_options, add_plan_options, add_view_options, add_training_options, add_run_options):
-        add_options(parser)
+    add_pretraining_options(parser)
     try:
         _run(parser.parse_args())
     except Stopped as stopped:
@@ -100,7 +91,7 @@ def pretrain_entry() -> None:
         end("pgl_pretrain: interrupted; add --c to go on from what was saved last")
     except ProcessLost as lost:
         end_after_another(f"pgl_pretrain: {lost}" if str(lost) else "")
-    except (DataError, RunError, TrainingError, CheckpointError, OSError, ValueError) as error:
+    except (ValueError, OSError) as error:  # PGLError is a ValueError
         end(one_line(f"pgl_pretrain: {error}"))
 
 
@@ -110,23 +101,22 @@ def preview_entry() -> None:
         prog="pgl_preview",
         description="Draws pairs of views of your scans: their boxes on the scan, the views, and the aligned overlap.",
     )
-    add_data_options(parser)
-    add_view_options(parser)
+    add_pretraining_options(parser, (SCANS, VIEWS))
     add = adder(parser.add_argument_group("picture"))
     add("o", type=Path, default=Path("pgl_preview.png"), metavar="FILE", help="default: pgl_preview.png")
     add("n", type=positive, default=4, metavar="N", help="number of pairs (default: 4)")
     arguments = parser.parse_args()
     try:
-        if arguments.d is None:
-            raise RunError("-d is missing: give data set ids, names or folders of scans")
-        output = arguments.o
-        del arguments.o
+        if arguments.datasets is None:
+            raise PGLError("-d is missing: give data set ids, names or folders of scans")
         config = settings_of(arguments)
+        options = RunOptions(**given_values(arguments, RunOptions))
+        require_ranges(options)
         check_config(config)
-        volumes, skipped = prepare_volumes(config, arguments.np, arguments.verify_dataset_integrity)
-        draw_pairs(volumes, config.views, config.seed, output, arguments.n)
+        volumes, skipped = prepare_volumes(config, options.preprocessing_processes, options.verify)
+        draw_pairs(volumes, config.views, config.seed, arguments.o, arguments.n)
         for line in [*in_few_lines(skipped), *axis_warnings(volumes, config.views)]:
             print(f"WARNING: {line}")
-        print(*geometry_lines(volumes, config), output, sep="\n")
-    except (DataError, RunError, OSError, ValueError) as error:
+        print(*geometry_lines(volumes, config), arguments.o, sep="\n")
+    except (ValueError, OSError) as error:  # PGLError is a ValueError
         sys.exit(one_line(f"pgl_preview: {error}"))

@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 import torch
 
+from nnunetv2_pgl.errors import PGLError
 from pretraining import cli
 from pretraining.demo.datasets import write_unlabelled_dataset
 from pretraining.settings.checks import check_config
 from pretraining.settings.config import PretrainConfig
-from pretraining.settings.options import OptionParser, add_training_options, add_view_options, names_in, with_options
+from pretraining.settings.options import OptionParser, add_pretraining_options, with_options
+from pretraining.settings.values import names_in
 from pretraining.training.places import ByGeometry
 from pretraining.training.preview import geometry_lines
-from pretraining.training.run_folder import RunError, RunFolder
+from pretraining.training.run_folder import RunFolder
 from pretraining.training.start import make_encoder
 from pretraining.views import ViewSettings
 from tests.known_encoders import CoordinateScan
@@ -134,14 +136,14 @@ def test_names_are_read_whatever_editor_has_saved_them(content: bytes, tmp_path:
 def test_what_is_no_text_is_refused(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "names.txt"
     file.write_bytes(content)
-    with pytest.raises(RunError, match=r"^-exclude .*names\.txt: is no text in UTF-8 \(.*\); save it as UTF-8$"):
+    with pytest.raises(PGLError, match=r"^-exclude .*names\.txt: is no text in UTF-8 \(.*\); save it as UTF-8$"):
         names_in(file, "-exclude")
 
 
 def test_marks_alone_are_no_names(tmp_path: Path) -> None:
     file = tmp_path / "names.txt"
     file.write_bytes(b"\xef\xbb\xbf\r\n")
-    with pytest.raises(RunError, match="holds no names; give one a line"):
+    with pytest.raises(PGLError, match="holds no names; give one a line"):
         names_in(file, "-exclude")
 
 
@@ -158,7 +160,7 @@ def test_unknown_option(
 
 def test_one_dash_or_two() -> None:
     parser = OptionParser()
-    add_training_options(parser)
+    add_pretraining_options(parser)
     assert parser.parse_args(["-epochs", "7"]).epochs == parser.parse_args(["--epochs", "7"]).epochs == 7
 
 
@@ -194,7 +196,7 @@ def test_config_survives_json() -> None:
 
 def test_flips_as_given_by_options_and_by_old_settings() -> None:
     parser = OptionParser()
-    add_view_options(parser)
+    add_pretraining_options(parser)
     for given, expected in [((), 0.5), (("0.2",), 0.2), (("0", "0.5", "1"), (0.0, 0.5, 1.0))]:
         arguments = ["-flip_probability", *given, "-no_flip", "lateral"] if given else []
         config = with_options(parser.parse_args(arguments), PretrainConfig(("a",)))
@@ -221,7 +223,7 @@ def test_settings_without_a_map_to_align_are_refused() -> None:
 
 @pytest.mark.parametrize("flips", [1.5, (0.5, float("nan"), 0.5), (0.0, 0.0, -1.0)])
 def test_impossible_flips_of_old_settings_are_named(flips: float | tuple[float, float, float]) -> None:
-    with pytest.raises(ValueError, match=r"-flip_probability .*: give a number from 0 to 1"):
+    with pytest.raises(ValueError, match=r"-flip_probability .*: must be from 0 to 1"):
         check_config(PretrainConfig(("a",), views=ViewSettings(flip_probability=flips)))
 
 

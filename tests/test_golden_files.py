@@ -15,7 +15,8 @@ from nnunetv2_pgl.checkpoint import load_checkpoint, sha256_of
 from nnunetv2_pgl.networks import PlannedEncoder, PlannedNetwork
 from pretraining.data import Volume
 from pretraining.data.store import read_record
-from pretraining.training.pretrain import RunOptions, pretrain
+from pretraining.settings.table import RunOptions
+from pretraining.training.pretrain import pretrain
 from tests.golden.make import DATASET, FOLDERS, GOLDEN, RUN, config, machine
 
 SCANS = [f"scan_{number}" for number in range(4)]

@@ -24,7 +24,8 @@ from nnunetv2_pgl.networks import PlanError, PlannedEncoder, PlannedNetwork
 from nnunetv2_pgl.trainers.differences import intensity_difference, spacing_difference
 from nnunetv2_pgl.trainers.network import ModelNetwork, NetworkError
 from nnunetv2_pgl.transfer import load_encoder
-from pretraining.training.pretrain import RunOptions, pretrain
+from pretraining.settings.table import RunOptions
+from pretraining.training.pretrain import pretrain
 from pretraining.training.start import initial_state
 from pretraining.training.state import TrainingState
 from tests.golden.make import FOLDERS, GOLDEN, RUN, config, machine

@@ -1,4 +1,4 @@
-"""Peaks of memory of a training step, for the table in the README."""
+"""Peaks of memory of a training step, for the table in docs/performance.md."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from benchmarks.peaks import peak_of
 from benchmarks.report import Figure, Settings
 from benchmarks.step import make_run, next_step, paper, view_size
-from pretraining.settings.config import PretrainConfig, recommended
+from pretraining.settings.config import PretrainConfig
+from pretraining.settings.presets import recommended
 
 _GIB = 2**30
 
@@ -29,7 +30,7 @@ def measure(settings: Settings) -> Iterator[Figure | str]:
             yield Figure(
                 f"memory_gib_{name}_{batch}_first", searching / _GIB, "GiB", f"{about}: while cuDNN tries its kernels"
             )
-        yield f"README, {name}: | GiB | " + " | ".join(f"{peak / _GIB:.1f}" for peak in row) + " |"
+        yield f"docs/performance.md, {name}: | GiB | " + " | ".join(f"{peak / _GIB:.1f}" for peak in row) + " |"
     if settings.device.type == "cuda":
         free, total = torch.cuda.mem_get_info(settings.device)
         outside = total - free - torch.cuda.memory_reserved(settings.device)

@@ -15,16 +15,10 @@ from pretraining.comparison.derived import DECODER, KINDS, LONGER, SHUFFLED, pre
 from pretraining.comparison.methods import METHODS
 from pretraining.comparison.settings import ComparisonFolder, ComparisonSettings, require_name
 from pretraining.settings.checks import check_config
-from pretraining.settings.config import Method, PretrainConfig, recommended
-from pretraining.settings.options import (
-    OptionParser,
-    add_data_options,
-    add_plan_options,
-    add_run_options,
-    add_training_options,
-    add_view_options,
-    settings_of,
-)
+from pretraining.settings.config import PretrainConfig
+from pretraining.settings.options import OptionParser, add_pretraining_options, settings_of
+from pretraining.settings.presets import recommended
+from pretraining.settings.table import Method
 from pretraining.training.run_folder import RunFolder
 
 # Options of pgl_pretrain: the recommended settings, and what the paper compares. The ablations are the paper's (table
@@ -42,7 +36,7 @@ BUILT_IN = {
     "pgl_intensity_only": "--paper -m pgl -flip_probability 0 -scale 1 1 -min_overlap 1",
 }
 _SAME_NORM = ("-norm", "instance")  # of the recommended settings, so that only the weights differ
-_RESERVED = ("d", "o", "exclude", "c")  # set by the comparison
+_RESERVED = {"datasets": "-d", "name": "-o", "exclude": "-exclude", "resume": "--c"}  # set by the comparison
 
 
 @dataclass(frozen=True)
@@ -190,7 +184,7 @@ def _initialisation(name: str, settings: ComparisonSettings) -> Initialisation:
             f"and {', '.join(f'{kind}:NAME' for kind in KINDS)}"
         )
     common = shlex.split(settings.pretrain_options)
-    asked = _config(common, f"--pretrain_options {settings.pretrain_options!r}", ("m", *_RESERVED))
+    asked = _config(common, f"--pretrain_options {settings.pretrain_options!r}", {"method": "-m", **_RESERVED})
     norm = _SAME_NORM if name in BUILT_IN and asked.planned_network is None else ()  # nnU-Net's networks have their own
     options = (*shlex.split(known[name]), *norm, *common)
     what = f"--define {name}" if name in settings.definitions else f"--init {name}"
@@ -209,16 +203,15 @@ class _OptionsOfPretraining(OptionParser):
         raise PGLError(message)
 
 
-def _config(options: Sequence[str], what: str, reserved: Sequence[str]) -> PretrainConfig:
+def _config(options: Sequence[str], what: str, reserved: Mapping[str, str]) -> PretrainConfig:
     """The settings of a pre-training, to refuse wrong options now and not after hours."""
     parser = _OptionsOfPretraining(prog="pgl_pretrain", add_help=False)
-    for add_options in (add_data_options, add_plan_options, add_view_options, add_training_options, add_run_options):
-        add_options(parser)
+    add_pretraining_options(parser)
     try:
         arguments = parser.parse_args(list(options))
-        for name in reserved:
+        for name, option in reserved.items():
             if getattr(arguments, name):
-                raise PGLError(f"-{name} is set by the comparison; leave it out")
+                raise PGLError(f"{option} is set by the comparison; leave it out")
         config = settings_of(arguments)
         check_config(config)
     except ValueError as error:

@@ -13,7 +13,8 @@ from nnunetv2_pgl.errors import PGLError
 from pretraining.comparison.inits import BUILT_IN
 from pretraining.comparison.settings import ComparisonSettings, option_of, require_name
 from pretraining.data import resolve_source
-from pretraining.settings.options import OptionParser, adder, names_in, natural, positive
+from pretraining.settings.options import OptionParser, adder, natural, positive
+from pretraining.settings.values import names_in
 
 STEPS = ("prepare", "pretrain", "train", "report")
 _EPILOG = f"""initialisations: random, {", ".join(BUILT_IN)}, and what --define and --checkpoint name;

@@ -14,7 +14,7 @@ from pretraining.data.candidate import safe_name
 from pretraining.data.preparation import Prepared
 from pretraining.data.resampling import resampled_shape
 from pretraining.data.scan import BadScan, DataError
-from pretraining.settings.field_types import require_field_types
+from pretraining.option_fields import require_types
 
 CT_SCHEME = "CTNormalization"
 _LARGEST_IN_FLOAT16 = 2048.0  # whole numbers up to here are exact; only unnormalised values go beyond
@@ -100,7 +100,7 @@ class PlannedPreprocessing:
                     f"{planned.plans_name}: {planned.configuration} is not 3D (spacing {planned.spacing}); use a "
                     "configuration such as 3d_fullres"
                 )
-            require_field_types(planned)
+            require_types(planned)
         except TypeError as error:
             raise DataError(f"preprocessing of a plan: {error}") from error
         return planned

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nnunetv2_pgl.checkpoint import CITATIONS
-from pretraining.settings.config import Method
+from pretraining.settings.table import Method
 
 
 def _entry(name: str, *texts: str) -> dict[str, Any]:

@@ -1,23 +1,18 @@
-"""Settings of a pre-training run: the data class has the paper's, `recommended` those that we chose by measuring."""
+"""The settings of a run with what follows from them: networks, learning rate, and the file that keeps them."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from nnunetv2_pgl.json_files import load_json
-from nnunetv2_pgl.networks import PAPER_STRIDES, PaddingName, PlannedName, PlannedNetwork, resnet_skip_strides
-from pretraining.settings.field_types import require_field_types
+from nnunetv2_pgl.networks import PAPER_STRIDES, PlannedNetwork, resnet_skip_strides
+from pretraining.option_fields import require_types
+from pretraining.settings.table import OptimizerName, PretrainSettings, Triple
 from pretraining.views import IntensityRanges, ViewSettings
 from pretraining.views.pairs import Channels
-
-Triple = tuple[int, int, int]
-Method = Literal["pgl", "pgl_nce", "byol", "models_genesis", "mae", "pgl_mae"]
-Architecture = Literal["resnet50"] | PlannedName
-OptimizerName = Literal["lars", "sgd", "adamw", "nnunet"]
-Spacing = Literal["median", "native"] | tuple[float, float, float]
 
 _LARGEST_CELL = 16  # voxels
 
@@ -31,89 +26,11 @@ _LEAST_BATCH_OF_LARS = 32  # pairs; the paper's 128 are above, our comparisons' 
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
+class PretrainConfig(PretrainSettings):
     """What defines a run: two runs with equal settings, seed and pool train the same encoder.
 
-    Attributes:
-        datasets: Where the scans come from: nnU-Net dataset names, or folders.
-        modality: "ct" or "mr" to overrule data sets and DICOM files; None to go by them, other files of folders are CT.
-        use_masks: Take files of folders that look like segmentations, too.
-        spacing: Spacing (z, y, x) in mm to resample to, "median" of the pool, or "native".
-        exclude: Names of scans to leave out, such as those of a test set.
-        weights: Share of the draws for each of ``datasets``, in any unit; None: every scan is equally likely.
-        preprocessing: `PlannedPreprocessing` as plain values, which decides the spacing as well; None: our own.
-        in_channels: With joint channels, image channels of the scans; known once these are found.
-        method: "pgl", "pgl_nce" (PGL with the other places of the partner as negatives), "byol" (global, no alignment),
-            "models_genesis" (restoration of deformed views), "mae" (restoration of hidden blocks) or "pgl_mae" (PGL
-            with hidden blocks that are restored).
-        architecture: Encoder: the paper's, or one of nnU-Net's networks.
-        network: `PlannedNetwork` as plain values; None: what nnU-Net plans for views of this size.
-        plans: Data set, plans and configuration that ``preprocessing``, ``network`` and the views' size come from.
-        norm: Norm of the ResNet-50, "batch" or "instance".
-        padding: What the encoder sees beyond the edge of a view: "zeros", or "replicate" the outermost cells.
-        strides: Total stride of the ResNet-50 per axis; None: the paper's, or less where a view would keep fewer than
-            two cells.
-        align_stages: Maps of the encoder that PGL aligns, 0 is the finest; None: the deepest one whose cells are at
-            most 16 voxels.
-        views: How views are drawn.
-        epochs: Number of epochs; an epoch draws one pair per scan.
-        pairs_per_epoch: Pairs per epoch; None: the number of training scans, at least one batch.
-        batch_size: Pairs per step, over all processes.
-        accumulate: Parts in which each step's batch is computed, to save memory (batch norm then sees the parts).
-        optimizer: "lars" (paper), "sgd", "adamw" or "nnunet" (nnU-Net's SGD with its polynomial decay and clipping);
-            None: "lars" from 32 pairs per step on, else "adamw".
-        learning_rate: Peak learning rate; None: 0.2 per 128 pairs (LARS), 0.3 per 256 (SGD), 2e-3 (AdamW), 0.01
-            (nnU-Net's).
-        weight_decay: Not applied to biases and norms.
-        warmup_epochs: Epochs of linear warm-up before the decay, a cosine or nnU-Net's.
-        target_decay: Decay rate of the target path at the start; it rises to 1 on a cosine.
-        hidden_channels: Channels inside projector and predictor.
-        out_channels: Channels of the projection.
-        temperature: Of the similarities in "pgl_nce".
-        interpolated_only: Let only aligned points between cell centres count in the loss.
-        mask_ratio: Share of hidden blocks in "mae" and "pgl_mae".
-        restoration_weight: Weight of the restoration in "pgl_mae".
-        validation_scans: Scans held out for the correspondence metric; None: 5 %, at most 16, none below 10 scans.
-        preset: Which settings those not given were: "paper", those `recommended` has, or those published for the
-            method.
-        seed: Seed of all randomness.
+    ``config.json`` holds all settings.
     """
-
-    datasets: tuple[str, ...]
-    modality: Literal["ct", "mr"] | None = None
-    use_masks: bool = False
-    spacing: Spacing = "median"
-    exclude: tuple[str, ...] = ()
-    weights: tuple[float, ...] | None = None
-    preprocessing: dict[str, Any] | None = None
-    in_channels: int | None = None
-    method: Method = "pgl"
-    architecture: Architecture = "resnet50"
-    network: dict[str, Any] | None = None
-    plans: str | None = None
-    norm: Literal["batch", "instance"] = "batch"
-    padding: PaddingName = "zeros"
-    strides: Triple | None = None
-    align_stages: tuple[int, ...] | None = None
-    views: ViewSettings = field(default_factory=ViewSettings)
-    epochs: int = 500
-    pairs_per_epoch: int | None = None
-    batch_size: int = 128
-    accumulate: int = 1
-    optimizer: OptimizerName | None = None
-    learning_rate: float | None = None
-    weight_decay: float = 1.5e-6
-    warmup_epochs: int = 2
-    target_decay: float = 0.996
-    hidden_channels: int = 4096
-    out_channels: int = 256
-    temperature: float = 0.1
-    interpolated_only: bool = False
-    mask_ratio: float = 0.6
-    restoration_weight: float = 1.0
-    validation_scans: int | None = None
-    preset: Literal["paper", "recommended", "published"] = "paper"
-    seed: int = 12345
 
     @property
     def optimizer_name(self) -> OptimizerName:
@@ -204,7 +121,7 @@ class PretrainConfig:
             ranges = {key: _tuples(value) for key, value in views.pop("intensity", {}).items()}
             plain["views"] = ViewSettings(**views, intensity=IntensityRanges(**ranges))
         config = cls(**plain)
-        require_field_types(config)
+        require_types(config)
         if "padding" not in values and config.optimizer_name == "adamw" and config.learning_rate is None:
             return replace(config, learning_rate=_ADAMW_RATE_OF_010)  # what such a run was started with
         return config
@@ -226,43 +143,6 @@ class PretrainConfig:
         own, others = _flat(self.to_dict()), _flat(other.to_dict())
         keys = [*own, *(key for key in others if key not in own)]  # a group of settings may be None in one of them
         return [(key, own.get(key), others.get(key)) for key in keys if own.get(key) != others.get(key)]
-
-
-def recommended() -> PretrainConfig:
-    """The settings chosen by how much anatomy they teach (docs/results/anatomy.md), but for the data sets.
-
-    They differ from the paper's in what takes the place in the view away and in the rates of small batches.
-    """
-    return PretrainConfig(
-        datasets=(),
-        method="pgl_nce",
-        norm="instance",
-        padding="replicate",
-        views=ViewSettings(no_flip="lateral_in_ct"),
-        preset="recommended",
-        batch_size=8,
-        optimizer="adamw",
-        target_decay=0.9,
-    )
-
-
-def published_for_mae() -> PretrainConfig:
-    """The settings that nnssl's masked autoencoding was published with, but for the data sets; see docs/method.md.
-
-    Its 8 patches are the views of 4 pairs.
-    """
-    return PretrainConfig(
-        datasets=(),
-        method="mae",
-        norm="instance",
-        views=ViewSettings(scale=(1.0, 1.0), min_overlap=0.0),
-        preset="published",
-        batch_size=4,
-        optimizer="nnunet",
-        weight_decay=3e-5,
-        warmup_epochs=0,
-        mask_ratio=0.75,
-    )
 
 
 def _fitting_stride(size: int, stride: int) -> int:

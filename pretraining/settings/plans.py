@@ -9,18 +9,16 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.json_files import load_json
 from nnunetv2_pgl.networks import PlanError, PlannedNetwork
-from pretraining.data import DataError
 from pretraining.data.planned import PlannedPreprocessing
-from pretraining.training.run_folder import RunError
 
-DEFAULT_PLANS, DEFAULT_CONFIGURATION = "nnUNetPlans", "3d_fullres"
 _MOST_NAMES = 5
 
 
 def settings_of_plan(dataset: str, plans_name: str, configuration: str, architecture: str | None) -> dict[str, Any]:
-    """Settings of `PretrainConfig` as a plan has them; the view's size is under ``patch``.
+    """Settings of `PretrainConfig` as a plan has them; those of the views are under ``views``.
 
     Args:
         dataset: Id or name of a data set that is planned.
@@ -30,18 +28,18 @@ def settings_of_plan(dataset: str, plans_name: str, configuration: str, architec
             spacing, normalisation, patch size and strides, with nnU-Net's networks also the topology.
 
     Raises:
-        RunError: There is no such plan, it is of a 2D configuration, or has another network than asked for.
+        PGLError: There is no such plan, it is of a 2D configuration, or has another network than asked for.
         DataError: Its preprocessing cannot be followed.
     """
     file = plans_file(dataset, plans_name)
     where = f"-plans_from {dataset} -p {plans_name}"
     try:
         return _settings(_read(file), plans_name, configuration, architecture, where)
-    except (RunError, DataError):
+    except PGLError:
         raise
     except Exception as error:  # nnU-Net checks little of what it reads
-        raise RunError(
-            f"{file}: not a plan as nnU-Net writes it ({type(error).__name__}: {error}); plan the data set anew"
+        raise PGLError(
+            f"{file}: not a plan as nnU-Net writes it ({type(error).__name__}: {error}); plan the data set again"
         ) from error
 
 
@@ -50,15 +48,15 @@ def _settings(
 ) -> dict[str, Any]:
     available = plans.get("configurations") or {}
     if configuration not in available:
-        raise RunError(
+        raise PGLError(
             f"{where}: has no configuration {configuration}, only {', '.join(available)}; see -configuration"
         )
     manager = PlansManager(dict(plans)).get_configuration(configuration)
     patch = tuple(int(size) for size in manager.patch_size)
     if len(patch) != 3:
-        raise RunError(f"{where}: {configuration} is {len(patch)}D, PGL is 3D; use 3d_fullres or 3d_lowres")
+        raise PGLError(f"{where}: {configuration} is {len(patch)}D, PGL is 3D; use 3d_fullres or 3d_lowres")
     settings: dict[str, Any] = {
-        "patch": patch,
+        "views": {"size": patch},
         "plans": f"{plans['dataset_name']}/{plans_name}/{configuration}",
         "preprocessing": PlannedPreprocessing.of_plans(plans, configuration).to_dict(),
     }
@@ -69,7 +67,7 @@ def _settings(
     try:
         network = PlannedNetwork.of_configuration(manager, where)
     except PlanError as error:
-        raise RunError(f"{error}; or use its preprocessing alone with -a resnet50") from error
+        raise PGLError(f"{error}; or use its preprocessing alone with -a resnet50") from error
     return settings | {"architecture": _name(network, plans_name, architecture, where), "network": network.to_dict()}
 
 
@@ -77,21 +75,21 @@ def plans_file(dataset: str, plans_name: str) -> Path:
     """Where nnU-Net keeps the plan.
 
     Raises:
-        RunError: nnUNet_preprocessed is not set, or there is no such plan.
+        PGLError: nnUNet_preprocessed is not set, or there is no such plan.
     """
     if not nnUNet_preprocessed.is_set():
-        raise RunError("nnUNet_preprocessed is not set: export nnUNet_preprocessed=/path/to/nnUNet_preprocessed")
+        raise PGLError("nnUNet_preprocessed is not set: export nnUNet_preprocessed=/path/to/nnUNet_preprocessed")
     try:
         name = maybe_convert_to_dataset_name(dataset)
     except RuntimeError as error:
-        raise RunError(f"-plans_from {dataset}: {str(error).splitlines()[0]}") from error
+        raise PGLError(f"-plans_from {dataset}: {str(error).splitlines()[0]}") from error
     folder = Path(nnUNet_preprocessed) / name
     file = folder / f"{plans_name}.json"
     if not file.is_file():
         found = sorted(path.stem for path in folder.glob("*lans*.json"))
         some = ", ".join(found[:_MOST_NAMES]) + (", ..." if len(found) > _MOST_NAMES else "")
         help_ = f"-p may name one of {some}" if found else f"run nnUNetv2_plan_and_preprocess -d {dataset} first"
-        raise RunError(f"-plans_from {dataset} -p {plans_name}: there is no {file}; {help_}")
+        raise PGLError(f"-plans_from {dataset} -p {plans_name}: there is no {file}; {help_}")
     return file
 
 
@@ -99,9 +97,9 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         plans = load_json(file)
     except (OSError, ValueError) as error:
-        raise RunError(f"{file}: cannot be read ({error}); plan the data set anew") from error
+        raise PGLError(f"{file}: cannot be read ({error}); plan the data set again") from error
     if not isinstance(plans, dict):
-        raise RunError(f"{file}: holds no plans; plan the data set anew")
+        raise PGLError(f"{file}: holds no plans; plan the data set again")
     return plans
 
 
@@ -110,5 +108,5 @@ def _name(network: PlannedNetwork, plans_name: str, asked: str | None, where: st
     size = next((size for size in ("XL", "L", "M") if plans_name == f"nnUNetResEncUNet{size}Plans"), None)
     found = "plain" if not network.is_residual else f"resenc_{size.lower()}" if size else asked or "resenc_m"
     if asked is not None and asked != found:
-        raise RunError(f"-a {asked}: {where} is a plan of {found}; leave -a out, or name a plan of {asked} with -p")
+        raise PGLError(f"-a {asked}: {where} is a plan of {found}; leave -a out, or name a plan of {asked} with -p")
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from nnunetv2.paths import nnUNet_preprocessed
@@ -29,6 +29,7 @@ from pretraining.launching import restart
 from pretraining.launching.distributed import Processes, process_group
 from pretraining.launching.stopping import StopSignals
 from pretraining.settings.config import PretrainConfig
+from pretraining.settings.table import RunOptions
 from pretraining.training.export import make_checkpoint
 from pretraining.training.loop import Pool, Runtime, train
 from pretraining.training.manifest import Manifest
@@ -40,27 +41,6 @@ from pretraining.training.state import TrainingState
 from pretraining.training.summary import median_spacing, next_commands, opening_lines
 from pretraining.views.body_axes import axis_warnings, require_lateral
 from pretraining.views.rendering import largest_source_box
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """How to run, as opposed to what (`PretrainConfig`).
-
-    Attributes:
-        name: Name of the run folder.
-        resume: Continue the run that is there, or start one.
-        device: "cuda", "cpu" or "mps".
-        preprocessing_processes: Workers of the preprocessing.
-        save_every: Epochs between two writes of the state; None: every 10 minutes.
-        verify: Compare scans preprocessed before with their checksums.
-    """
-
-    name: str
-    resume: bool
-    device: str
-    preprocessing_processes: int
-    save_every: int | None = None
-    verify: bool = False
 
 
 def pretrain(config: PretrainConfig, options: RunOptions) -> None:

@@ -17,7 +17,8 @@ from nnunetv2_pgl.networks import (
     Segmenter,
 )
 from pretraining.objectives import BYOL, MAE, PGL, PGLMAE, PGLNCE, ModelsGenesis, Objective
-from pretraining.settings.config import Method, PretrainConfig
+from pretraining.settings.config import PretrainConfig
+from pretraining.settings.table import Method
 from pretraining.training.heap import keep_freed_memory
 from pretraining.training.optimisation import make_optimizer
 from pretraining.training.state import TrainingState

@@ -8,8 +8,9 @@ import numpy as np
 
 from pretraining.data import Volume
 from pretraining.objectives.citations import citations_of
-from pretraining.settings.config import Method, PretrainConfig, published_for_mae, recommended
-from pretraining.settings.plans import DEFAULT_PLANS
+from pretraining.settings.config import PretrainConfig
+from pretraining.settings.presets import published_for_mae, recommended
+from pretraining.settings.table import DEFAULT_PLANS, Method
 from pretraining.training.loop import Pool, steps_per_epoch
 from pretraining.training.run_folder import RunFolder
 

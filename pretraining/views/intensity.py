@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pretraining.option_fields import setting
 from pretraining.views.sampling import apply_per_axis
 
 Step: TypeAlias = Callable[[Tensor, Tensor], None]
@@ -20,25 +21,30 @@ _KERNEL_ENDS = 7.0  # in sigmas; beyond, weights are below 3e-11 of the largest,
 _LOG_OF_ZERO = -1e30  # finite, so that 0 ** 0 is 1
 
 
+def _range(default: tuple[float, float], help: str) -> Any:
+    return setting(default, help, group="views", metavar=("LOW", "HIGH"), least=0, rising=True)
+
+
+def _probability(default: float, help: str) -> Any:
+    return setting(default, help, group="views", metavar="P", least=0, most=1)
+
+
 @dataclass(frozen=True)
 class IntensityRanges:
-    """Uniform ranges and probabilities of each change; the defaults are the paper's.
+    """Uniform ranges and probabilities of each change; the defaults are the paper's."""
 
-    Attributes:
-        noise_variance: Variance of white Gaussian noise, in units of the z-scored scan.
-        blur_sigma: Standard deviation of the Gaussian kernel, in voxels of the view.
-        brightness: Factor on the voxel values, which are then clipped to the view's range.
-        gamma: Exponent applied to the view rescaled to [0, 1] (paper, eq. 2).
-    """
-
-    noise_variance: tuple[float, float] = (0.0, 0.1)
-    noise_probability: float = 0.1
-    blur_sigma: tuple[float, float] = (0.5, 1.0)
-    blur_probability: float = 0.2
-    brightness: tuple[float, float] = (0.75, 1.25)
-    brightness_probability: float = 0.5
-    gamma: tuple[float, float] = (0.7, 1.5)
-    gamma_probability: float = 0.5
+    noise_variance: tuple[float, float] = _range(
+        (0.0, 0.1), "variance of white Gaussian noise, in units of the z-scored scan"
+    )
+    noise_probability: float = _probability(0.1, "probability of noise")
+    blur_sigma: tuple[float, float] = _range((0.5, 1.0), "standard deviation of a Gaussian blur, in voxels of the view")
+    blur_probability: float = _probability(0.2, "probability of a blur")
+    brightness: tuple[float, float] = _range(
+        (0.75, 1.25), "factor on the voxel values, which are then clipped to the view's range"
+    )
+    brightness_probability: float = _probability(0.5, "probability of such a factor")
+    gamma: tuple[float, float] = _range((0.7, 1.5), "exponent of the view rescaled to [0, 1] (eq. 2)")
+    gamma_probability: float = _probability(0.5, "probability of such an exponent")
 
 
 def draw_intensity(views: int, ranges: IntensityRanges, rng: np.random.Generator) -> NDArray[np.float32]:
@@ -142,19 +148,19 @@ def gaussian_matrix(size: int, sigma: Tensor) -> Tensor:
     return weights / weights.sum(dim=-1, keepdim=True)
 
 
-def _range(x: Tensor) -> tuple[Tensor, Tensor]:
+def _extremes(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.amin(dim=(1, 2, 3, 4), keepdim=True), x.amax(dim=(1, 2, 3, 4), keepdim=True)
 
 
 def _brightness(x: Tensor, factor: Tensor) -> None:
-    low, high = _range(x)
+    low, high = _extremes(x)
     torch.maximum(x.mul_(factor), low, out=x)  # a fifth of the time of clamp_ with tensors
     torch.minimum(x, high, out=x)
 
 
 def _gamma(x: Tensor, exponent: Tensor) -> None:
     """Equation 2; the power is exp(exponent * log), a sixth of the time of pow on a CPU and as exact on [0, 1]."""
-    low, high = _range(x)
+    low, high = _extremes(x)
     span = (high - low).clamp(min=torch.finfo(x.dtype).eps)
     x.sub_(low).div_(span).log_().clamp_(min=_LOG_OF_ZERO)
     x.mul_(exponent).exp_().mul_(span).add_(low)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from nnunetv2_pgl.errors import PGLError
 from pretraining.data import DataError
+from pretraining.option_fields import setting
 from pretraining.views.geometry import sample_view_pair
 from pretraining.views.intensity import IntensityRanges, draw_intensity
 from pretraining.views.rendering import largest_source_box, source_box
@@ -54,28 +56,66 @@ class StoredScan(Protocol):
         """Voxels of a box in one channel, (d, h, w)."""
 
 
+def _one_or_three(given: Sequence[float], option: str) -> Any:
+    if len(given) not in (1, 3):
+        raise PGLError(f"{option} {' '.join(f'{value:g}' for value in given)}: give one value, or three z y x")
+    return given[0] if len(given) == 1 else tuple(given)
+
+
 @dataclass(frozen=True)
 class ViewSettings:
-    """How views are drawn (section 3.2); the defaults are the paper's.
+    """How views are drawn (section 3.2); the defaults are the paper's."""
 
-    Attributes:
-        size: Size of the views in voxels (z, y, x).
-        scale: Smallest and largest size of the cropped box relative to the view, per axis.
-        flip_probability: Probability of a flip, per view and axis: one for all axes, or three (z, y, x).
-        no_flip: "lateral": views are not flipped along the axis from left to right of the body, which each scan tells
-            for itself; where one does not, all axes are flipped. "lateral_in_ct": the same in CT only.
-        min_overlap: Smallest overlap of the two boxes, as a fraction of the larger one's volume.
-        intensity: Ranges of the intensity changes, which are drawn for each view and channel.
-        channels: "each": a view shows one channel of its scan, chosen at random; "joint": it shows all.
-    """
-
-    size: tuple[int, int, int] = (16, 96, 96)
-    scale: tuple[float, float] = (1.1, 1.4)
-    flip_probability: float | tuple[float, float, float] = 0.5
-    no_flip: NoFlip | None = None
-    min_overlap: float = 0.1
+    size: tuple[int, int, int] = setting(
+        (16, 96, 96),
+        "size of a view in voxels (z, y, x)",
+        group="views",
+        name="patch",
+        metavar=("Z", "Y", "X"),
+        least=1,
+        default_text="16 96 96, or the plan's",
+    )
+    scale: tuple[float, float] = setting(
+        (1.1, 1.4),
+        "size of a crop relative to the view, per axis",
+        group="views",
+        metavar=("LOW", "HIGH"),
+        above=0,
+        rising=True,
+    )
+    flip_probability: float | tuple[float, float, float] = setting(
+        0.5,
+        "probability of a flip, per view and axis: one value, or three z y x",
+        group="views",
+        metavar="P",
+        least=0,
+        most=1,
+        parse=_one_or_three,
+    )
+    no_flip: NoFlip | None = setting(
+        None,
+        "lateral: no flips along the axis from left to right of the body, as each scan's header states it, and flips "
+        "along all axes where it does not; lateral_in_ct: the same in CT only; none: flips along all axes",
+        group="views",
+        default_text="none",
+        values=(*get_args(NoFlip), "none"),
+        parse=lambda given, _: None if given == "none" else given,
+    )
+    min_overlap: float = setting(
+        0.1,
+        "smallest overlap of the two crops, as a fraction of the larger one's volume",
+        group="views",
+        metavar="F",
+        least=0,
+        most=1,
+    )
     intensity: IntensityRanges = field(default_factory=IntensityRanges)
-    channels: Channels = "each"
+    channels: Channels = setting(
+        "each",
+        "each: a view shows one channel of its scan, drawn at random, and the encoder takes one; joint: all channels "
+        "together",
+        group="views",
+    )
 
     def keeps_sides_of(self, scan: StoredScan) -> bool:
         """Whether the lateral axis of this scan is left out, if it is known."""

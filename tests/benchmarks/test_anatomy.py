@@ -21,8 +21,9 @@ from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint, save_che
 from nnunetv2_pgl.encoder import load_encoder_network
 from nnunetv2_pgl.networks import PlannedEncoder, ResNet50Encoder
 from pretraining.settings.config import PretrainConfig
+from pretraining.settings.table import RunOptions
 from pretraining.training import loop
-from pretraining.training.pretrain import RunOptions, prepare_volumes, pretrain
+from pretraining.training.pretrain import prepare_volumes, pretrain
 from pretraining.views import ViewSettings
 from tests.planned_networks import small_architecture, small_network
 from tests.test_foreign_checkpoints import nnssl_content

@@ -19,8 +19,9 @@ import pytest
 import SimpleITK as sitk
 
 from pretraining.settings.config import PretrainConfig
+from pretraining.settings.table import RunOptions
 from pretraining.training import loop, saving
-from pretraining.training.pretrain import RunOptions, pretrain
+from pretraining.training.pretrain import pretrain
 from pretraining.views import ViewSettings
 from tests.planned_networks import small_network
 

@@ -24,8 +24,9 @@ from pretraining.launching.distributed import Processes
 from pretraining.launching.errors import Stopped, TrainingError
 from pretraining.launching.stopping import Agreement, StopSignals
 from pretraining.settings.config import PretrainConfig
+from pretraining.settings.table import RunOptions
 from pretraining.training.loop import Pool, Run, Runtime, train
-from pretraining.training.pretrain import RunOptions, pretrain
+from pretraining.training.pretrain import pretrain
 from pretraining.training.progress import RunLog
 from pretraining.training.run_folder import RunFolder
 from pretraining.training.step import Stepper

@@ -12,7 +12,8 @@ import torch
 
 from pretraining.data import Volume
 from pretraining.launching.distributed import Processes
-from pretraining.settings.config import Method, PretrainConfig
+from pretraining.settings.config import PretrainConfig
+from pretraining.settings.table import Method
 from pretraining.training.loop import Pool, Run, Runtime
 from pretraining.training.progress import RunLog
 from pretraining.views import IntensityRanges, ViewPairBatch, ViewSettings

@@ -1,4 +1,4 @@
-"""The README promises no less memory than a step takes."""
+"""docs/performance.md promises no less memory than a step takes."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import pytest
 
 from benchmarks.memory import BATCHES, GIB, SETTINGS, peak_of_step
 
-README = (Path(__file__).parent.parent.parent / "README.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "performance.md").read_text()
 HEAD = "| pairs per step (`-b`) |"
 
 
 def table() -> dict[str, list[float]]:
-    """The figures of each row of the README's table."""
-    lines = README[README.index(HEAD) :].split("\n\n")[0].splitlines()
+    """The figures of each row of the table."""
+    lines = PAGE[PAGE.index(HEAD) :].split("\n\n")[0].splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (lines[0], *lines[2:])]
     return {name: [float(cell) for cell in cells] for name, *cells in rows}
 
 
 @pytest.mark.parametrize(("name", "row"), [("recommended", "recommended settings"), ("--paper", "`--paper`")])
-def test_the_readme_s_figures_are_those_of_a_step(name: str, row: str) -> None:
+def test_the_figures_are_those_of_a_step(name: str, row: str) -> None:
     batches, figures = table()["pairs per step (`-b`)"], table()[row]
     assert batches == list(BATCHES)
     for place in (0, -1):

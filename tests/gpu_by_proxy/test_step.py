@@ -17,7 +17,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from benchmarks.fake_gpu import GPU, Watch, batch_on_gpu, fake_gpu, state_on_gpu
 from nnunetv2_pgl.networks import ResNet50Encoder
 from pretraining.launching.distributed import Processes
-from pretraining.settings.config import PretrainConfig, recommended
+from pretraining.settings.config import PretrainConfig
+from pretraining.settings.presets import recommended
 from pretraining.training import loop, start
 from pretraining.training.loop import Run
 from pretraining.training.step import Stepper

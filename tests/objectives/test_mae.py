@@ -12,7 +12,8 @@ from torch import Tensor
 from nnunetv2_pgl.networks import PGLSegmenter, PlannedSegmenter
 from pretraining.objectives import MAE, MAEOutput
 from pretraining.objectives.masking import error_of_the_mean, hidden_error
-from pretraining.settings.config import PretrainConfig, published_for_mae
+from pretraining.settings.config import PretrainConfig
+from pretraining.settings.presets import published_for_mae
 from pretraining.training.start import make_objective
 from pretraining.views import GeometryBatch, ViewGeometry, ViewSettings
 from tests.planned_networks import small_network

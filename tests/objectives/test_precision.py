@@ -12,7 +12,8 @@ import torch
 from nnunetv2_pgl.networks import PGLSegmenter, ResNet50Encoder
 from pretraining.demo.phantoms import make_phantom
 from pretraining.objectives import PGL, target_decay
-from pretraining.settings.config import Method, PretrainConfig
+from pretraining.settings.config import PretrainConfig
+from pretraining.settings.table import Method
 from pretraining.training import start
 from pretraining.training.optimisation import learning_rate_at, make_optimizer, set_learning_rate
 from pretraining.training.start import make_objective

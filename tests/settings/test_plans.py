@@ -8,17 +8,10 @@ from typing import Any
 
 import pytest
 
+from nnunetv2_pgl.errors import PGLError
 from pretraining.settings.checks import check_config
 from pretraining.settings.config import PretrainConfig
-from pretraining.settings.options import (
-    OptionParser,
-    add_data_options,
-    add_plan_options,
-    add_training_options,
-    add_view_options,
-    with_options,
-)
-from pretraining.training.run_folder import RunError
+from pretraining.settings.options import OptionParser, add_pretraining_options, with_options
 
 MODULE = "dynamic_network_architectures.architectures.unet"
 CLASSES = {"plain": "PlainConvUNet", "residual": "ResidualEncoderUNet"}
@@ -87,8 +80,7 @@ def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def settings(*options: str) -> PretrainConfig:
     parser = OptionParser()
-    for add in (add_data_options, add_plan_options, add_view_options, add_training_options):
-        add(parser)
+    add_pretraining_options(parser)
     return with_options(parser.parse_args(options), PretrainConfig(datasets=()))
 
 
@@ -141,7 +133,7 @@ def test_the_papers_encoder_takes_all_but_the_network() -> None:
     ],
 )
 def test_what_does_not_match_is_one_line(options: list[str], message: str) -> None:
-    with pytest.raises(RunError, match=message) as error:
+    with pytest.raises(PGLError, match=message) as error:
         settings(*options)
     assert "\n" not in str(error.value)
 

@@ -17,16 +17,9 @@ from pretraining import cli
 from pretraining.comparison.inits import BUILT_IN, initialisations, random_network
 from pretraining.comparison.settings import ComparisonSettings
 from pretraining.settings.checks import check_config
-from pretraining.settings.config import PretrainConfig, published_for_mae, recommended
-from pretraining.settings.options import (
-    OptionParser,
-    add_data_options,
-    add_plan_options,
-    add_run_options,
-    add_training_options,
-    add_view_options,
-    settings_of,
-)
+from pretraining.settings.config import PretrainConfig
+from pretraining.settings.options import OptionParser, add_pretraining_options, settings_of
+from pretraining.settings.presets import published_for_mae, recommended
 from pretraining.training.loop import Pool
 from pretraining.training.run_folder import RunFolder
 from pretraining.training.summary import opening_lines
@@ -37,8 +30,7 @@ PAPER = PretrainConfig(datasets=())
 
 def settings(options: str) -> PretrainConfig:
     parser = OptionParser()
-    for add in (add_data_options, add_plan_options, add_view_options, add_training_options, add_run_options):
-        add(parser)
+    add_pretraining_options(parser)
     config = settings_of(parser.parse_args(shlex.split(options)))
     check_config(config)
     return config
@@ -243,8 +235,8 @@ def ended(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], o
     ("options", "words"),
     [
         ("-padding reflect", ("-padding", "'reflect'", "zeros", "replicate")),
-        ("-temperature 0", ("-temperature 0.0: must be positive, 0.1 is usual",)),
-        ("-temperature -1", ("-temperature -1.0: must be positive",)),
+        ("-temperature 0", ("-temperature 0: must be positive (default: 0.1)",)),
+        ("-temperature -1", ("-temperature -1: must be positive",)),
         ("-temperature nan", ("-temperature nan: must be positive",)),
         ("-temperature inf", ("-temperature inf: must be positive",)),
         ("-patch 8 16 16 -strides 8 16 16", ("-patch 8 16 16: map 3", "single cell", "-strides", "-align_stages")),

@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from nnunetv2_pgl.checkpoint import load_checkpoint
+from pretraining.settings.table import RunOptions
 from pretraining.training import saving
-from pretraining.training.pretrain import RunOptions, pretrain
+from pretraining.training.pretrain import pretrain
 from pretraining.training.run_folder import RunError, RunFolder
 from tests.full_disk import room_for
 from tests.golden import make

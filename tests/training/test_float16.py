@@ -15,8 +15,9 @@ from torch import Tensor
 
 from pretraining.objectives import PGLNCE
 from pretraining.settings.config import PretrainConfig
+from pretraining.settings.table import RunOptions
 from pretraining.training.optimisation import LARGEST_GRADIENTS
-from pretraining.training.pretrain import RunOptions, pretrain
+from pretraining.training.pretrain import pretrain
 from pretraining.training.run_folder import RunFolder
 from pretraining.training.start import initial_state
 from pretraining.training.state import TrainingState

@@ -15,7 +15,8 @@ from numpy.random import default_rng
 from pretraining.launching.distributed import Processes
 from pretraining.launching.errors import TrainingError
 from pretraining.objectives import ModelsGenesis, Objective
-from pretraining.settings.config import Method, PretrainConfig
+from pretraining.settings.config import PretrainConfig
+from pretraining.settings.table import Method
 from pretraining.training import footprint, memory
 from pretraining.training.start import make_objective
 from pretraining.views import GeometryBatch, ViewSettings, sample_view_pair

@@ -15,8 +15,9 @@ import SimpleITK as sitk
 from nnunetv2_pgl.checkpoint import load_checkpoint
 from pretraining.data import PlannedPreprocessing
 from pretraining.settings.config import PretrainConfig
+from pretraining.settings.table import RunOptions
 from pretraining.training import loop, saving
-from pretraining.training.pretrain import RunOptions, pretrain
+from pretraining.training.pretrain import pretrain
 from pretraining.training.run_folder import RunFolder
 from pretraining.training.sampler import PairSampler
 from pretraining.views import ViewSettings

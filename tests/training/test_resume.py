@@ -16,8 +16,9 @@ import torch
 
 from nnunetv2_pgl.checkpoint import CheckpointError, load_checkpoint
 from pretraining.launching.errors import Stopped
+from pretraining.settings.table import RunOptions
 from pretraining.training import loop, saving
-from pretraining.training.pretrain import RunOptions, pretrain
+from pretraining.training.pretrain import pretrain
 from pretraining.training.run_folder import RunError, RunFolder
 from pretraining.training.saving import SaveTimes
 from pretraining.training.start import initial_state

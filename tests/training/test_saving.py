@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import torch
 
+from pretraining.settings.table import RunOptions
 from pretraining.training import loop, saving
-from pretraining.training.pretrain import RunOptions, pretrain
+from pretraining.training.pretrain import pretrain
 from pretraining.training.run_folder import RunFolder
 from pretraining.training.sampler import PairSampler
 from pretraining.training.saving import SaveTimes, StateWriter

@@ -20,9 +20,10 @@ from nnunetv2_pgl.networks import ResNet50Encoder
 from pretraining.launching.errors import TrainingError
 from pretraining.objectives import PGL, PGLNCE, Objective
 from pretraining.objectives.deform import Deformations, deform
-from pretraining.settings.config import Method, PretrainConfig
+from pretraining.settings.config import PretrainConfig
+from pretraining.settings.table import Method, RunOptions
 from pretraining.training.optimisation import LARGEST_GRADIENTS
-from pretraining.training.pretrain import RunOptions, pretrain
+from pretraining.training.pretrain import pretrain
 from pretraining.training.run_folder import RunFolder
 from pretraining.training.start import draw_of, initial_state
 from pretraining.training.state import TrainingState

@@ -17,8 +17,10 @@ from nnunetv2_pgl.transfer import load_encoder
 from pretraining.data import DataError
 from pretraining.demo.datasets import write_unlabelled_dataset
 from pretraining.launching.errors import TrainingError
-from pretraining.settings.config import PretrainConfig, published_for_mae
-from pretraining.training.pretrain import RunOptions, pretrain
+from pretraining.settings.config import PretrainConfig
+from pretraining.settings.presets import published_for_mae
+from pretraining.settings.table import RunOptions
+from pretraining.training.pretrain import pretrain
 from pretraining.training.run_folder import RunFolder
 from pretraining.views import ViewSettings
 

@@ -421,6 +421,8 @@ def test_logs_are_read_with_those_of_earlier_starts(tmp_path: Path) -> None:
     assert first.loc[0].tolist() == [0.5, 20.5, 0.25]
     assert first.loc[1].tolist() == [0.125, np.inf, pytest.approx(0.6)]  # repeated by the later start
     assert read_training(later).equals(first)
+    (tmp_path / "training_log_2026_3.txt").write_text("x: Epoch 0\nx: train_loss 0.75\n")
+    assert read_training(later)["train_loss"].tolist() == [0.75]  # what was trained before it started again is gone
     with pytest.raises(ValueError, match=r"none\.txt: cannot be read"):
         read_training(tmp_path / "none.txt")
 

@@ -32,10 +32,9 @@ import torch
 from benchmarks.anatomy_figures import measure
 from benchmarks.frozen_features import LEAST_SCANS
 from benchmarks.held_out_labels import labels_of
-from nnunetv2_pgl.checkpoint import CheckpointError, EncoderCheckpoint
-from nnunetv2_pgl.encoder import load_encoder_network, untrained_encoder
+from nnunetv2_pgl.checkpoint import CheckpointError, EncoderCheckpoint, load_encoder_network, untrained_encoder
 from nnunetv2_pgl.errors import one_line
-from nnunetv2_pgl.whole_files import write_text
+from nnunetv2_pgl.files import write_text
 from pretraining.data import DataError, find_scans
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.options import OptionParser, adder, positive

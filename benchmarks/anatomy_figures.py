@@ -14,8 +14,7 @@ from benchmarks.frozen_features import neighbour_estimates, probe_estimates, r_s
 from benchmarks.held_out_labels import LabelledVolume, label_fractions
 from benchmarks.plain_features import Features, patches, position_code
 from nnunetv2_pgl.networks import Encoder, FeatureGrid
-from nnunetv2_pgl.networks.layout import lay_out
-from nnunetv2_pgl.precision import autocast_type
+from nnunetv2_pgl.networks.hardware import autocast_type, lay_out
 from pretraining.data import Volume
 from pretraining.settings.config import PretrainConfig
 from pretraining.training.correspondence import compare_maps, nearest, validation_samples

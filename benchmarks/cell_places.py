@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nnunetv2_pgl.encoder import load_encoder_network
+from nnunetv2_pgl.checkpoint import load_encoder_network
 from nnunetv2_pgl.networks import Encoder, PlannedEncoder, PlannedName, PlannedNetwork, ResNet50Encoder
 
 _VIEW = (48, 48, 48)

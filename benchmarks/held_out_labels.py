@@ -14,7 +14,7 @@ from nnunetv2.paths import nnUNet_raw
 from torch import Tensor
 
 from benchmarks.plain_features import cell_voxels
-from nnunetv2_pgl.json_files import load_json
+from nnunetv2_pgl.files import load_json
 from nnunetv2_pgl.networks import FeatureGrid
 from pretraining.data import DataError, Volume
 from pretraining.data.store import read_record

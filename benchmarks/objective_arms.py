@@ -30,9 +30,9 @@ from benchmarks.anatomy_figures import measure
 from benchmarks.held_out_labels import labels_of
 from nnunetv2_pgl.checkpoint import save_checkpoint
 from nnunetv2_pgl.errors import one_line
+from nnunetv2_pgl.files import write_text
 from nnunetv2_pgl.networks import PaddingName, ResNet50Encoder
-from nnunetv2_pgl.precision import autocast_type
-from nnunetv2_pgl.whole_files import write_text
+from nnunetv2_pgl.networks.hardware import autocast_type
 from pretraining.alignment import align
 from pretraining.data import DataError, Volume
 from pretraining.launching.errors import TrainingError

@@ -15,7 +15,7 @@ import torch
 from benchmarks.bare_networks import BareNetworks
 from benchmarks.report import Figure, Settings, alternating, synchronise
 from nnunetv2_pgl.networks import Encoder, PaddingName, PlannedEncoder, PlannedNetwork, ResNet50Encoder
-from nnunetv2_pgl.precision import autocast_type
+from nnunetv2_pgl.networks.hardware import autocast_type
 from pretraining.objectives import PGL
 
 _PADDINGS: tuple[PaddingName, ...] = ("replicate", "zeros")

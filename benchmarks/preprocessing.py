@@ -27,7 +27,7 @@ from benchmarks.processes import MIB, bytes_read, forget_peak, peak, run_child
 from benchmarks.report import Figure, Settings
 from benchmarks.scans import SCALE, SCAN_SHAPE, VIEW_SIZE, make_scan
 from pretraining.data import Scan, find_scans, preprocess, read_geometry, read_scan
-from pretraining.data.preparation import Prepared, prepare
+from pretraining.data.default_preprocessing import PreprocessedScan, preprocess_without_plan
 from pretraining.data.workers import run_tasks
 from pretraining.data.writing import write_volume
 from pretraining.views.rendering import largest_source_box
@@ -215,7 +215,7 @@ def _stages(folder: Path) -> dict[str, float]:
         array, spacing, _ = read_scan(scan)
         reads.append((bytes_read() - before) / Path(scan.files[0]).stat().st_size)
         marks.append(time.process_time())
-        prepared = prepare(array, spacing, scan.is_ct, _RATE_TARGET)
+        prepared = preprocess_without_plan(array, spacing, scan.is_ct, _RATE_TARGET)
         marks.append(time.process_time())
         write_volume(output / f"{scan.identifier}.b2nd", prepared.data, _record(prepared), _CROP)
         marks.append(time.process_time())
@@ -247,7 +247,7 @@ def _dicom(folder: Path) -> dict[str, float]:
     return {"ratio": median(ratios), "seconds": median(seconds), "headers": median(headers)}
 
 
-def _record(prepared: Prepared) -> dict[str, Any]:
+def _record(prepared: PreprocessedScan) -> dict[str, Any]:
     return {
         "name": "scan",
         "source": "benchmark",

@@ -88,20 +88,20 @@ def adapt(weight: Tensor, shape: torch.Size, is_first: bool, image_channels: int
     """
     if weight.ndim != 5 or len(shape) != 5 or weight.shape[0] != shape[0]:
         return None
-    rules, how = [], []
+    rules: list[str] = []
+    how: list[str] = []
     images = image_channels if is_first and image_channels is not None else shape[1]
     if weight.shape[1] != images or images != shape[1]:
         if not is_first or not channels_fit(weight.shape[1], images):
             return None
         rules.append(CHANNEL_RULE)
-        how += _how_channels(weight.shape[1], images, shape[1] - images)
-        weight = _with_channels(weight, images, shape[1] - images)
+        weight, how = _with_channels(weight, images, shape[1] - images)
     if weight.shape[2:] != shape[2:]:
         sizes = zip(weight.shape[2:], shape[2:], strict=True)
         if any(before != after and {before, after} != {1, 3} for before, after in sizes):
             return None
         rules.append(KERNEL_RULE)
-        how.append(f"kernel {_size(weight.shape[2:])} to {_size(shape[2:])}")
+        how.append("kernel " + " to ".join(" x ".join(map(str, size[2:])) for size in (weight.shape, shape)))
         weight = _with_kernel(weight, shape)
     return Adapted(weight, tuple(rules), ", ".join(how))
 
@@ -122,24 +122,21 @@ def channels_fit(there: int, here: int) -> bool:
     return there == here or min(there, here) == 1
 
 
-def _how_channels(there: int, here: int, others: int) -> list[str]:
-    how = []
-    if there == here:
-        how.append(f"unchanged for {here} image channel{'s' if here > 1 else ''}")
-    elif there == 1:
-        how.append(f"repeated over {here} channels and divided by {here}")
-    else:
-        how.append(f"summed over {there} channels")
-    if others:
-        how.append(f"zeros for {others} channel{'s' if others > 1 else ''} of the previous stage")
-    return how
-
-
-def _with_channels(weight: Tensor, images: int, others: int) -> Tensor:
+def _with_channels(weight: Tensor, images: int, others: int) -> tuple[Tensor, list[str]]:
+    """The weight for another number of input channels, and what was done, in words."""
     there = weight.shape[1]
-    if there != images:
-        weight = weight.repeat(1, images, 1, 1, 1) / images if there == 1 else weight.sum(dim=1, keepdim=True)
-    return torch.cat((weight, weight.new_zeros(weight.shape[0], others, *weight.shape[2:])), dim=1)
+    if there == images:
+        how = [f"unchanged for {images} image channel{'s' if images > 1 else ''}"]
+    elif there == 1:
+        weight = weight.repeat(1, images, 1, 1, 1) / images
+        how = [f"repeated over {images} channels and divided by {images}"]
+    else:
+        weight = weight.sum(dim=1, keepdim=True)
+        how = [f"summed over {there} channels"]
+    if others:
+        weight = torch.cat((weight, weight.new_zeros(weight.shape[0], others, *weight.shape[2:])), dim=1)
+        how.append(f"zeros for {others} channel{'s' if others > 1 else ''} of the previous stage")
+    return weight, how
 
 
 def _with_kernel(weight: Tensor, shape: torch.Size) -> Tensor:
@@ -150,7 +147,3 @@ def _with_kernel(weight: Tensor, shape: torch.Size) -> Tensor:
         elif weight.shape[axis] == 3 and shape[axis] == 1:
             weight = weight.sum(dim=axis, keepdim=True)
     return weight
-
-
-def _size(kernel: Iterable[int]) -> str:
-    return " x ".join(map(str, kernel))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import pickle
 import zipfile
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,16 @@ import torch
 from torch import Tensor
 
 from nnunetv2_pgl.errors import PGLError
-from nnunetv2_pgl.foreign import is_legacy_file, what_it_is
-from nnunetv2_pgl.nnssl import NnsslError, read_nnssl
-from nnunetv2_pgl.provenance import ProvenanceError, readable_citations, require_plain, require_provenance
-from nnunetv2_pgl.whole_files import flush_to_disk, replacing
+from nnunetv2_pgl.files import flush_to_disk, replacing
+from nnunetv2_pgl.networks import Encoder, PlannedEncoder, PlannedNetwork, ResNet50Encoder
+from nnunetv2_pgl.nnssl import read_nnssl
+from nnunetv2_pgl.other_frameworks import is_legacy_file, what_it_is
 
 FORMAT_VERSION = 1
 _PREFIX = "encoder."
 _GET_IT_AGAIN = "copy it again from where it was made"
+_DEEPEST = 20  # levels of tables and lists in a description; ours have six
+_LONGEST = 10_000  # characters of a text, entries of a list
 CITATIONS = [
     {
         "type": "Pretraining",
@@ -46,7 +50,7 @@ class EncoderCheckpoint:
         encoder_weights: State dict of the encoder, keys without prefix.
         pgl: How it was made: ``method``, ``architecture`` (name, norm, centred, strides, in_channels, and for nnU-Net's
             encoders their ``network``), ``config``, ``epochs``, ``num_scans``, ``intensity``, ``spacing``,
-            ``versions``, and more; plain Python values. Of a checkpoint made by nnssl, what its plan tells.
+            ``versions``, and more; plain Python values. Of a checkpoint made by nnssl, what its plan says.
         nnssl_adaptation_plan: The same in the schema of the nnssl framework.
         citations: What to cite, in nnssl's form.
         decoder_weights: ASPP and decoder of the segmenter, or the decoder of nnU-Net's network without its heads, as
@@ -144,24 +148,39 @@ def load_checkpoint(path: str | os.PathLike[str]) -> EncoderCheckpoint:
         CheckpointError: A ValueError that names the file and the reason.
     """
     content = load_plain(path)
-    pgl = content.get("pgl")
     if "training_state" in content:
         raise CheckpointError(
             f"{path}: the state of a run that can be continued with --c, not an encoder; use its checkpoint_final.pth"
         )
-    weights = content.get("network_weights")
-    from_nnssl = pgl is None and isinstance(content.get("nnssl_adaptation_plan"), dict)
+    pgl: Any = content.get("pgl")
+    plan, weights = content.get("nnssl_adaptation_plan"), content.get("network_weights")
+    from_nnssl = pgl is None and isinstance(plan, dict)
     if not (isinstance(pgl, dict) or from_nnssl) or not isinstance(weights, dict):
-        raise CheckpointError(f"{path}: {_what_else(content)}")
+        found = ", ".join(sorted(map(str, content))[:6])
+        unknown = f"not written by pgl_pretrain (it holds: {found}); use a checkpoint_final.pth"
+        raise CheckpointError(f"{path}: {what_it_is(content) or unknown}")
     if not weights or not all(map(_is_name, weights)) or not all(map(_is_whole_tensor, weights.values())):
         raise CheckpointError(f"{path}: network_weights is not a table of named tensors")
-    checkpoint = _of_nnssl(content, path) if from_nnssl else _of_pgl(content, path)
-    try:
-        require_provenance(checkpoint.pgl)
-        require_plain(checkpoint.nnssl_adaptation_plan)
-        return replace(checkpoint, citations=readable_citations(checkpoint.citations))
-    except ProvenanceError as error:
-        raise CheckpointError(f"{path}: {error}; {_GET_IT_AGAIN}") from error
+    citations = content.get("citations")
+    citations = citations if isinstance(citations, list) else []
+    decoder: dict[str, Tensor] = {}
+    if from_nnssl:
+        try:
+            encoder, pgl = read_nnssl(content)
+        except PGLError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+    elif pgl.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: format version {pgl.get('format_version')}, this nnunetv2-pgl reads {FORMAT_VERSION}; install "
+            "the version it was written with or a newer one"
+        )
+    else:
+        encoder = {key.removeprefix(_PREFIX): value for key, value in weights.items() if key.startswith(_PREFIX)}
+        decoder = {key: value for key, value in weights.items() if not key.startswith(_PREFIX)}
+    plan = plan if isinstance(plan, dict) else {}
+    if not all(map(_is_plain, (pgl, plan, citations))) or not _is_usable(pgl):
+        raise CheckpointError(f"{path}: damaged, or not written by pgl_pretrain; {_GET_IT_AGAIN}")
+    return EncoderCheckpoint(encoder, pgl, plan, [entry for entry in citations if _is_citation(entry)], decoder)
 
 
 def _is_name(key: object) -> bool:
@@ -177,34 +196,90 @@ def _is_whole_tensor(value: object) -> bool:
     return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
-def _of_pgl(content: dict[str, Any], path: str | os.PathLike[str]) -> EncoderCheckpoint:
-    weights, pgl = content["network_weights"], content["pgl"]
-    version = pgl.get("format_version")
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path}: format version {version}, this nnunetv2-pgl reads {FORMAT_VERSION}; install the version it was "
-            "written with or a newer one"
-        )
-    encoder = {key.removeprefix(_PREFIX): value for key, value in weights.items() if key.startswith(_PREFIX)}
-    decoder = {key: value for key, value in weights.items() if not key.startswith(_PREFIX)}
-    plan, citations = content.get("nnssl_adaptation_plan"), content.get("citations") or []
-    return EncoderCheckpoint(encoder, pgl, plan if isinstance(plan, dict) else {}, citations, decoder)
+def _is_plain(value: object, levels: int = _DEEPEST) -> bool:
+    """Whether it consists of tables, lists, numbers and printable texts, of which none is excessively large."""
+    if isinstance(value, dict | list | tuple):
+        if levels == 0 or len(value) > _LONGEST:
+            return False
+        if isinstance(value, dict) and not all(isinstance(key, str | int) and _is_plain(key) for key in value):
+            return False
+        return all(_is_plain(entry, levels - 1) for entry in (value.values() if isinstance(value, dict) else value))
+    if isinstance(value, str):
+        return len(value) <= _LONGEST and value.replace("\n", "").isprintable()
+    return value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
 
 
-def _of_nnssl(content: dict[str, Any], path: str | os.PathLike[str]) -> EncoderCheckpoint:
+def _is_usable(pgl: Mapping[str, Any]) -> bool:
+    """Whether the values that are used in computing make sense; all others are only shown."""
     try:
-        made = read_nnssl(content)
-    except NnsslError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    return EncoderCheckpoint(made.weights, made.pgl, content["nnssl_adaptation_plan"], content.get("citations") or [])
+        architecture, intensity = pgl["architecture"], pgl.get("intensity") or {}
+        sizes = (architecture.get("strides"), pgl.get("spacing"), pgl.get("view_size"))
+        schemes = intensity.get("normalization_schemes", ["none"])
+        channels = (intensity.get("foreground_intensity_properties_per_channel") or {}).values()
+        followed = (pgl.get("config") or {}).get("preprocessing") or {}
+        return (
+            architecture.get("norm", "batch") in ("batch", "instance")
+            and isinstance(architecture.get("network", {"kwargs": {}})["kwargs"], dict)
+            and sorted(followed.get("transpose_forward", (0, 1, 2))) == [0, 1, 2]
+            and all(size is None or (_are_numbers(size, 3) and min(size) > 0) for size in sizes)
+            and (intensity.get("clip") is None or _are_numbers(intensity["clip"], 2))
+            and isinstance(pgl.get("untrained_stages") or [], list)
+            and len(schemes) > 0
+            and all(isinstance(scheme, str) for scheme in schemes)
+            and all(not values or _are_foreground_intensities(values) for values in channels)
+        )
+    except (AttributeError, KeyError, TypeError):  # of a value of another type
+        return False
 
 
-def _what_else(content: dict[str, Any]) -> str:
-    """What a file is that holds no encoder."""
-    if what := what_it_is(content):
-        return what
-    found = ", ".join(sorted(map(str, content))[:6])
-    return f"not written by pgl_pretrain (it holds: {found}); use a checkpoint_final.pth"
+def _are_numbers(values: Any, count: int) -> bool:
+    return len(values) == count and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+
+
+def _are_foreground_intensities(values: Mapping[str, Any]) -> bool:
+    """Whether nnU-Net's CT normalisation can be computed with them."""
+    needed = ("mean", "std", "percentile_00_5", "percentile_99_5")
+    return _are_numbers([values[key] for key in needed], len(needed)) and values["std"] > 0
+
+
+def _is_citation(entry: Any) -> bool:
+    references = entry.get("apa_citations") if isinstance(entry, dict) else None
+    return isinstance(references, list) and all(isinstance(text, str) for text in references)
+
+
+def load_encoder_network(path: str | os.PathLike[str]) -> tuple[Encoder, EncoderCheckpoint]:
+    """The pre-trained encoder, in evaluation mode, and the checkpoint it is from.
+
+    Called with views (B, channels, D, H, W) that are normalised as the checkpoint's ``pgl["intensity"]`` says, it
+    returns its maps, deepest last.
+
+    Raises:
+        CheckpointError: The file cannot be used, or holds other weights than its architecture has.
+    """
+    checkpoint = load_checkpoint(path)
+    encoder = untrained_encoder(checkpoint, str(path))
+    try:
+        encoder.load_state_dict(checkpoint.encoder_weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: its weights do not fit its architecture; copy it again") from error
+    return encoder.eval(), checkpoint
+
+
+def untrained_encoder(checkpoint: EncoderCheckpoint, name: str) -> Encoder:
+    """The same network with random weights; ``name`` is the checkpoint's, for messages.
+
+    Raises:
+        CheckpointError: The architecture is not known here.
+    """
+    architecture = checkpoint.architecture
+    try:
+        channels, padding = int(architecture["in_channels"]), architecture.get("padding", "zeros")
+        if "network" in architecture:
+            return PlannedEncoder(PlannedNetwork.of_dict(architecture["network"], name), channels, padding)
+        norm, centred = architecture["norm"], architecture["centred"]
+        return ResNet50Encoder(channels, architecture["strides"], norm, centred, padding)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{name}: its architecture is not known here ({error}); see pgl_info") from error
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

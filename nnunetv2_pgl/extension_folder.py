@@ -1,15 +1,18 @@
-"""How nnU-Net gets to know the trainers: by an environment variable, or by a link in its own trainer folder."""
+"""How nnU-Net finds the trainers: by an environment variable, or by a link in its trainer folder; ``pgl_extension``."""
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import os
+import sys
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
-from nnunetv2_pgl.versions import nnunet_version
-from nnunetv2_pgl.whole_files import write_text
+from nnunetv2_pgl.environment import nnunet_version
+from nnunetv2_pgl.errors import one_line
+from nnunetv2_pgl.files import write_text
 
 VARIABLE = "nnUNet_extTrainer"
 _LINK_NAME = "nnUNetTrainerPGL_link.py"
@@ -53,7 +56,7 @@ def link() -> Path:
     """Writes the link and returns its path.
 
     Raises:
-        OSError: If nnU-Net's folder cannot be written, or a file of another origin is in the way.
+        OSError: If nnU-Net's folder cannot be written, or a file that pgl_extension did not write is in the way.
     """
     file = link_file()
     _require_ours(file)
@@ -65,7 +68,7 @@ def unlink() -> Path | None:
     """Removes the link and returns its path, None if there was none.
 
     Raises:
-        OSError: If it cannot be removed, or the file is of another origin.
+        OSError: If it cannot be removed, or pgl_extension did not write the file.
     """
     file = link_file()
     if not file.exists():
@@ -85,10 +88,10 @@ def check() -> tuple[list[str], bool]:
     lines.append(f"{VARIABLE} is not set in this shell" if value is None else f"{VARIABLE}={value}")
     for folder in (value or "").split(os.pathsep):
         if folder and not os.path.isdir(folder):
-            lines.append(f"  {folder} does not exist (nnU-Net passes over it without a word)")
+            lines.append(f"  {folder} does not exist (nnU-Net ignores it silently)")
     lines.append(f"link in nnU-Net's own folder: {link_file() if link_file().exists() else 'none'}")
     try:
-        with redirect_stdout(StringIO()):  # nnU-Net tells each module it looks into
+        with redirect_stdout(StringIO()):  # nnU-Net prints each module it looks into
             found = recursive_find_trainer_class_by_name("nnUNetTrainerPGL")
     except Exception as error:  # whatever a trainer folder raises on import is what the user needs to see
         lines.append(f"nnU-Net does not find nnUNetTrainerPGL: {type(error).__name__}: {error}")
@@ -102,3 +105,35 @@ def check() -> tuple[list[str], bool]:
 def _require_ours(file: Path) -> None:
     if file.exists() and not file.read_text().startswith(_MARK):
         raise FileExistsError(f"{file} was not written by pgl_extension and is left as it is; move it away first")
+
+
+def extension_entry() -> None:
+    """Entry point of ``pgl_extension``."""
+    parser = argparse.ArgumentParser(
+        prog="pgl_extension",
+        description="Prints the folder in which nnU-Net finds nnUNetTrainerPGL. nnUNetv2_train and nnUNetv2_predict "
+        f"both need it, in every shell and job: {export_line()}",
+    )
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--check", action="store_true", help="say what nnU-Net finds in this shell and what is missing")
+    choice.add_argument(
+        "--link",
+        action="store_true",
+        help="for those who cannot set variables: write a small module into nnU-Net's own trainer folder",
+    )
+    choice.add_argument("--unlink", action="store_true", help="remove that module")
+    arguments = parser.parse_args()
+    try:
+        if arguments.check:
+            lines, found = check()
+            print("\n".join(lines))
+            sys.exit(0 if found else 1)
+        elif arguments.link:
+            print(f"Wrote {link()}")
+        elif arguments.unlink:
+            removed = unlink()
+            print(f"Removed {removed}" if removed else "There was no link")
+        else:
+            print(extension_folder())
+    except OSError as error:
+        sys.exit(one_line(f"pgl_extension: {error}"))

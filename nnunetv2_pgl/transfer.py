@@ -95,7 +95,7 @@ def load_encoder(
         name: The checkpoint's path, for messages.
         allow_partial: Whether less than 90 % of the parameters may be loaded.
         image_channels: How many of the encoder's input channels, the first ones, are images, and no one-hot
-            segmentation of the previous stage of nnU-Net's cascade; None for all. Nothing in the weights tells.
+            segmentation of the previous stage of nnU-Net's cascade; None for all. The weights do not show it.
 
     Raises:
         CheckpointError: Too much is missing, or the image channels differ and neither number is 1; the encoder is then
@@ -119,7 +119,7 @@ def load_encoder(
         because = list(dict.fromkeys(_why(key, report.reasons[key]) for key in report.missing))
         raise CheckpointError(
             f"{name}: only {percent(report.share)} of the encoder's parameters can be loaded, at least "
-            f"{percent(LEAST_SHARE)} are asked for ({_some(because)}); plan for the checkpoint's network, or, to start "
+            f"{percent(LEAST_SHARE)} are required ({_some(because)}); plan for the checkpoint's network, or, to start "
             "all the same, export PGL_ALLOW_PARTIAL=1 (in the plans: pretrain_info.allow_partial)"
         )
     encoder.load_state_dict(fitting, strict=False)

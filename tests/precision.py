@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnunetv2_pgl.precision import autocast_type
+from nnunetv2_pgl.networks.hardware import autocast_type
 
 needs_bfloat16 = pytest.mark.skipif(
     autocast_type(torch.device("cpu")) is not torch.bfloat16, reason="runs use float32 here"

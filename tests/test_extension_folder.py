@@ -12,8 +12,7 @@ import pytest
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_pgl import trainers
-from nnunetv2_pgl.commands import extension_entry
-from nnunetv2_pgl.extension_folder import VARIABLE, extension_folder, link, link_file, unlink
+from nnunetv2_pgl.extension_folder import VARIABLE, extension_entry, extension_folder, link, link_file, unlink
 
 
 @pytest.fixture

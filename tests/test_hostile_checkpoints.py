@@ -18,11 +18,12 @@ import pytest
 import torch
 
 from nnunetv2_pgl.checkpoint import CheckpointError, load_checkpoint, load_plain
-from nnunetv2_pgl.commands import describe
-from nnunetv2_pgl.export.hub_folder import ExportError, write_hub_folder
+from nnunetv2_pgl.errors import PGLError
+from nnunetv2_pgl.export.hub_folder import write_hub_folder
+from nnunetv2_pgl.info import describe
 from nnunetv2_pgl.networks import PlanError, PlannedEncoder, PlannedNetwork
-from nnunetv2_pgl.trainers.differences import intensity_difference, spacing_difference
-from nnunetv2_pgl.trainers.network import ModelNetwork, NetworkError
+from nnunetv2_pgl.trainers.plans import ModelNetwork
+from nnunetv2_pgl.trainers.preprocessing_check import intensity_difference, spacing_difference
 from nnunetv2_pgl.transfer import load_encoder
 from pretraining.settings.table import RunOptions
 from pretraining.training.pretrain import pretrain
@@ -55,7 +56,7 @@ def is_refused(use: Callable[[Path], None], path: Path, what: str) -> bool:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, of unusual pickle protocols
             use(path)
-    except (CheckpointError, ExportError, NetworkError, PlanError):
+    except PGLError:
         return True
     except Exception as error:
         raise AssertionError(f"{what}: {type(error).__name__}: {error}") from error
@@ -88,6 +89,7 @@ def test_whatever_bytes_it_has(tmp_path: Path) -> None:
 def test_whatever_it_says_of_itself(tmp_path: Path, entry: str) -> None:
     content, path = torch.load(FINAL, weights_only=True), tmp_path / "wrong.pth"
     content["pgl"]["config"] = {"datasets": ["x"], "views": {"size": [8, 8, 8]}}  # of hundreds that are only shown
+    content["pgl"]["untrained_stages"] = ["stages.3"]
     content["nnssl_adaptation_plan"]["architecture_plans"] = {"arch_class_name": "x", "arch_kwargs": {"n_stages": 2}}
     refused = accepted = 0
     for what, value in variants(content[entry]):

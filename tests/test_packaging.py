@@ -64,6 +64,13 @@ def test_the_version_is_in_one_place(pyproject: dict[str, Any]) -> None:
     assert [file for file in files if "__version__ =" in file.read_text()] == [ROOT / "nnunetv2_pgl" / "__init__.py"]
 
 
+def test_templates_are_installed(pyproject: dict[str, Any]) -> None:
+    declared = pyproject["tool"]["setuptools"]["package-data"]
+    for package in OURS:
+        installed = {file for pattern in declared[package] for file in (ROOT / package).glob(pattern)}
+        assert set((ROOT / package).rglob("*.jinja")) <= installed
+
+
 def test_every_command_has_its_function(pyproject: dict[str, Any]) -> None:
     scripts = pyproject["project"]["scripts"]
     assert len(scripts) == 8

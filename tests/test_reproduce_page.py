@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from nnunetv2.preprocessing.normalization.default_normalization_schemes import CTNormalization
 
-from pretraining.data.preparation import HU_RANGE
+from pretraining.data.default_preprocessing import HU_RANGE
 
 PAGE = Path(__file__).parents[1] / "docs" / "reproduce.md"
 POOL = ("Dataset015_RibFrac", "Dataset006_Lung", "Dataset007_Pancreas", "Dataset008_HepaticVessel", "Dataset010_Colon")

@@ -10,7 +10,7 @@ import torch
 
 from nnunetv2_pgl.adaptation import canonical, with_axes
 from nnunetv2_pgl.checkpoint import CheckpointError, EncoderCheckpoint, load_checkpoint, save_checkpoint
-from nnunetv2_pgl.commands import describe
+from nnunetv2_pgl.info import describe
 from nnunetv2_pgl.networks import PGLSegmenter, PlannedSegmenter, ResNet50Encoder
 from nnunetv2_pgl.transfer import load_decoder, load_encoder
 from tests.planned_networks import small_architecture, small_network

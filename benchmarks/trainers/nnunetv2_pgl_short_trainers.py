@@ -9,8 +9,7 @@ from torch import nn
 
 from nnunetv2_pgl.networks.strided import StridedConv
 from nnunetv2_pgl.trainers import nnUNetTrainerPGL, nnUNetTrainerPGL_demo, nnUNetTrainerPGLScratch
-from nnunetv2_pgl.trainers.lengths import with_length
-from nnunetv2_pgl.trainers.sawtooth import Sawtooth
+from nnunetv2_pgl.trainers.variants import Sawtooth, with_length
 
 _SHORT = {"num_epochs": 10, "num_iterations_per_epoch": 16, "num_val_iterations_per_epoch": 2}
 nnUNetTrainerPGL_short = with_length(nnUNetTrainerPGL, "short", **_SHORT)
@@ -62,8 +61,7 @@ class nnUNetTrainerPGL_demo_tested(nnUNetTrainerPGL_demo):
         self.print_to_log_file("No validation of whole scans: the test scans are predicted after the training.")
 
 
-# 360 steps, for data sets on which 300 are too few.
-nnUNetTrainerPGL_demo_360 = with_length(
-    nnUNetTrainerPGL_demo_tested, "360", num_epochs=12, num_val_iterations_per_epoch=6, batch_size=2
-)
-nnUNetTrainerPGL_demo_360.__name__ = nnUNetTrainerPGL_demo_360.__qualname__ = "nnUNetTrainerPGL_demo_360"
+class nnUNetTrainerPGL_demo_360(
+    with_length(nnUNetTrainerPGL_demo_tested, "360", num_epochs=12, num_val_iterations_per_epoch=6, batch_size=2)
+):
+    """360 steps, for data sets on which 300 are too few."""

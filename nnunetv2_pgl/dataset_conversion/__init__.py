@@ -1,4 +1,5 @@
-"""The data of the paper's experiment as nnU-Net raw datasets.
+"""The command ``pgl_convert``: the data sets of the paper's experiment as nnU-Net raw datasets.
 
-A module per data set finds its files and says what becomes of them (``Collection``); ``writing`` writes any of them.
+``datasets`` and ``msd`` find the files of a download and say what becomes of them (``Collection``); ``writing`` writes
+any of them.
 """

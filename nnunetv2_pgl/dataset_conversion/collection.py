@@ -1,19 +1,43 @@
-"""What a download holds and what becomes of it: readers of the data sets return it, the writer takes it."""
+"""A data set as it is found in a download: its files, its terms, and which part each case goes to.
+
+Test sets and folds are chosen by ``numpy.random.RandomState`` on purpose: numpy guarantees that its numbers never
+change.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_pgl.dataset_conversion.licences import Licence
-from nnunetv2_pgl.dataset_conversion.splits import Fold
+import numpy as np
+
 from nnunetv2_pgl.errors import PGLError
 
+FILE_ENDINGS = (".nii.gz", ".nii")
+DEFAULT_SEED = 12345
+NUM_FOLDS = 5  # so each holds 20 % of the training scans for validation, as in the paper (section 5.1)
 
-class ConversionError(PGLError):
-    """A download cannot be converted: one line that says what is wrong and what to do."""
+# An entry of nnU-Net's splits_final.json: "train" and "val" with the names of the cases.
+Fold = dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Licence:
+    """Terms of a data set.
+
+    Attributes:
+        name: Name of the licence.
+        reference: Where the data set's makers state it.
+        consequence: What it means here, as a sentence.
+    """
+
+    name: str
+    reference: str
+    consequence: str
 
 
 @dataclass(frozen=True)
@@ -25,7 +49,7 @@ class Case:
     label: Path | None = None
 
 
-# Writes a file of a case (second argument) anew under another name (third), as .nii.gz.
+# Writes a file of a case (second argument) under another name (third), as .nii.gz.
 Rewrite = Callable[[Case, Path, Path], None]
 
 
@@ -64,3 +88,120 @@ class Collection:
     notes: tuple[str, ...] = ()
     rewrite_image: Rewrite | None = None
     rewrite_label: Rewrite | None = None
+
+
+def divide(cases: dict[str, Case], held_out: frozenset[str], seed: int, rule: str = "random") -> dict[str, Any]:
+    """What a `Collection` says of labelled cases that are divided: training and test set, folds and split."""
+    training = tuple(case for name, case in cases.items() if name not in held_out)
+    return {
+        "training": training,
+        "test": tuple(case for name, case in cases.items() if name in held_out),
+        "folds": make_folds([case.name for case in training], seed),
+        "split": {"rule": rule, "seed": seed},
+    }
+
+
+def hold_out(cases: Sequence[str], number: int, seed: int) -> frozenset[str]:
+    """Choose the test set.
+
+    Args:
+        cases: All cases of the data set as published, not only those at hand, so that a case's part does not depend
+            on which others were downloaded.
+        number: Size of the test set.
+        seed: Decides which; the order of ``cases`` has no influence.
+
+    Returns:
+        The names of the test cases.
+    """
+    names = sorted(cases)
+    chosen = np.random.RandomState(seed).permutation(len(names))[:number]
+    return frozenset(names[index] for index in chosen)
+
+
+def make_folds(cases: Sequence[str], seed: int) -> tuple[Fold, ...]:
+    """Divide the training cases into five folds; each case is in the validation part of one.
+
+    Args:
+        cases: The training cases at hand.
+        seed: Decides which case is in which fold.
+
+    Returns:
+        Five folds, or fewer if there are fewer cases; none for a single case, which cannot be divided. Fold 0
+        validates on ``len(cases) // 5`` cases.
+    """
+    names = sorted(cases)
+    if len(names) < 2:
+        return ()
+    order = np.random.RandomState(seed).permutation(len(names))
+    # array_split makes the first parts the larger ones; from the end, fold 0 is one of the smaller.
+    parts = np.array_split(order, min(NUM_FOLDS, len(names)))[::-1]
+    validation = [{names[index] for index in part} for part in parts]
+    return tuple({"train": [name for name in names if name not in val], "val": sorted(val)} for val in validation)
+
+
+def image_files(folder: Path) -> Iterator[Path]:
+    """Yield all NIfTI files below a folder, sorted within each; links are followed, each folder is seen once.
+
+    Hidden files are passed over: archives made on a Mac hold a ``._`` file beside every scan.
+
+    Raises:
+        PGLError: If there is no such folder.
+    """
+    if not folder.is_dir():
+        raise PGLError(f"{folder} is not a folder: -i takes the folder of the unpacked download")
+    seen: set[str] = set()
+    for directory, subfolders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(directory)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name != "__MACOSX")
+        yield from (Path(directory, n) for n in sorted(files) if not n.startswith(".") and n.endswith(FILE_ENDINGS))
+
+
+def files_by_case(folder: Path, pattern: str) -> dict[str, Path]:
+    """Find the file of each case.
+
+    Args:
+        folder: Where to search, recursively.
+        pattern: Regular expression for parent folder and file name without its ending ("case_00001/imaging"); its
+            group is the case.
+
+    Raises:
+        PGLError: If there is no such folder, or two files for one case.
+    """
+    found: dict[str, Path] = {}
+    for path in image_files(folder):
+        stem = re.sub(r"\.nii(\.gz)?$", "", path.name)
+        match = re.fullmatch(pattern, f"{path.parent.name}/{stem}")
+        if match is None:
+            continue
+        other = found.setdefault(match[1], path)
+        if other != path:
+            raise PGLError(f"{match[1]} is there twice, as {other} and {path}: move one of them away")
+    return found
+
+
+def complete_cases(
+    names: Sequence[str], images: dict[str, Path], labels: dict[str, Path] | None = None
+) -> tuple[dict[str, Case], tuple[str, ...]]:
+    """Join images and labels.
+
+    Args:
+        names: The cases of the data set as published.
+        images: Image file of each case found.
+        labels: Label file of each case found; None for images alone.
+
+    Returns:
+        The complete cases in the order of ``names``, and a line for each that is not.
+    """
+    found = {"image": images} if labels is None else {"image": images, "label": labels}
+    cases, missing = {}, []
+    for name in names:
+        lacking = [kind for kind, files in found.items() if name not in files]
+        if lacking:
+            missing.append(f"{name}: {' and '.join(lacking)} missing")
+        else:
+            cases[name] = Case(name, images[name], labels[name] if labels else None)
+    return cases, tuple(missing)

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
-from nnunetv2_pgl.dataset_conversion.collection import Case, Collection, ConversionError
-from nnunetv2_pgl.dataset_conversion.finding import files_by_case, labelled_cases
-from nnunetv2_pgl.dataset_conversion.licences import MSD
-from nnunetv2_pgl.dataset_conversion.splits import DEFAULT_SEED, hold_out, make_folds
-from nnunetv2_pgl.json_files import load_json
+from nnunetv2_pgl.dataset_conversion.collection import (
+    DEFAULT_SEED,
+    Collection,
+    Licence,
+    complete_cases,
+    divide,
+    files_by_case,
+    hold_out,
+)
+from nnunetv2_pgl.errors import PGLError
+from nnunetv2_pgl.files import load_json
+
+MSD = Licence(
+    "CC BY-SA 4.0",
+    "http://medicaldecathlon.com",
+    "name the source, and pass on what is derived from it under the same licence; commercial use is allowed",
+)
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """A task of the decathlon.
 
     Attributes:
@@ -52,51 +62,49 @@ def read_msd(folder: Path, seed: int = DEFAULT_SEED) -> Collection:
         seed: Decides which scans are for testing and for validation.
 
     Raises:
-        ConversionError: If the task is another one, its dataset.json is missing or damaged, or there is no scan.
+        PGLError: If the task is another one, its dataset.json is missing or damaged, or there is no scan.
     """
     number, task = _task(folder)
     content = _dataset_json(folder)
-    if task.num_test:
-        return _for_fine_tuning(folder, number, content, seed)
-    training, missing = _images(folder / "imagesTr", _listed(content, "training"))
-    test, missing_test = _images(folder / "imagesTs", _listed(content, "test"))
-    if not training:
-        raise ConversionError(f"{folder / 'imagesTr'} holds none of the scans that dataset.json lists: unpack it again")
-    return Collection(
-        task.name,
-        number,
-        folder,
-        MSD,
-        training=training,
-        test=test,
-        expected=task.labelled + task.unlabelled,
-        missing=(*missing, *missing_test),
-        notes=_listed_less(content, task),
-    )
-
-
-def _for_fine_tuning(folder: Path, number: int, content: dict[str, Any], seed: int) -> Collection:
-    task = TASKS[number]
+    notes = []
+    training, test = len(content["training"]), len(content["test"])
+    if (training, test) != (task.labelled, task.unlabelled):
+        notes.append(
+            f"dataset.json lists {training} training and {test} test scans, the task was published with "
+            f"{task.labelled} training and {task.unlabelled} test scans"
+        )
     names = _listed(content, "training")
-    cases, missing = labelled_cases(names, _files(folder / "imagesTr"), _files(folder / "labelsTr"))
+    if not task.num_test:
+        cases, missing = complete_cases(names, _files(folder / "imagesTr"))
+        test_cases, missing_test = complete_cases(_listed(content, "test"), _files(folder / "imagesTs"))
+        if not cases:
+            raise PGLError(f"{folder / 'imagesTr'} holds none of the scans that dataset.json lists: unpack it again")
+        return Collection(
+            task.name,
+            number,
+            folder,
+            MSD,
+            training=tuple(cases.values()),
+            test=tuple(test_cases.values()),
+            expected=task.labelled + task.unlabelled,
+            missing=missing + missing_test,
+            notes=tuple(notes),
+        )
+    cases, missing = complete_cases(names, _files(folder / "imagesTr"), _files(folder / "labelsTr"))
     # Of a shortened list the same share is held out.
-    held_out = hold_out(names, round(len(names) * task.num_test / task.labelled), seed)
-    training = tuple(case for name, case in cases.items() if name not in held_out)
-    if not training:
-        raise ConversionError(f"{folder} holds no complete training scan of those that dataset.json lists")
+    divided = divide(cases, hold_out(names, round(len(names) * task.num_test / task.labelled), seed), seed)
+    if not divided["training"]:
+        raise PGLError(f"{folder} holds no complete training scan of those that dataset.json lists")
     return Collection(
         task.name,
         number,
         folder,
         MSD,
-        training=training,
-        test=tuple(case for name, case in cases.items() if name in held_out),
         expected=task.labelled,
         labels=_labels(folder, content),
-        folds=make_folds([case.name for case in training], seed),
-        split={"rule": "random", "seed": seed},
-        missing=tuple(missing),
-        notes=(*_listed_less(content, task), "the decathlon's own test scans have no labels and are not used"),
+        missing=missing,
+        notes=(*notes, "the decathlon's own test scans have no labels and are not used"),
+        **divided,
     )
 
 
@@ -104,11 +112,11 @@ def _task(folder: Path) -> tuple[int, Task]:
     folder = folder.absolute()
     match = re.fullmatch(r"Task(\d\d)_\w+", folder.name)
     if match is None:
-        raise ConversionError(f"{folder} is not named as a task of the decathlon: -i takes a folder like Task09_Spleen")
+        raise PGLError(f"{folder} is not named as a task of the decathlon: -i takes a folder like Task09_Spleen")
     number = int(match[1])
     if number not in TASKS:
         known = ", ".join(f"Task{n:02d}_{t.name}" for n, t in TASKS.items())
-        raise ConversionError(
+        raise PGLError(
             f"{folder.name} has no part in the paper's experiment ({known}): nnUNetv2_convert_MSD_dataset -i {folder} "
             "converts any task"
         )
@@ -120,11 +128,11 @@ def _dataset_json(folder: Path) -> dict[str, Any]:
     try:
         content = load_json(path)
     except FileNotFoundError as error:
-        raise ConversionError(f"{path} is missing: -i takes the folder that holds it, imagesTr and imagesTs") from error
+        raise PGLError(f"{path} is missing: -i takes the folder that holds it, imagesTr and imagesTs") from error
     except ValueError as error:
-        raise ConversionError(f"{path} is not valid JSON ({error}): unpack the download again") from error
+        raise PGLError(f"{path} is not valid JSON ({error}): unpack the download again") from error
     if not isinstance(content, dict) or not {"training", "test", "labels"} <= set(content):
-        raise ConversionError(f"{path} lists no training and test scans and labels: unpack the download again")
+        raise PGLError(f"{path} lists no training and test scans and labels: unpack the download again")
     return content
 
 
@@ -134,9 +142,7 @@ def _listed(content: dict[str, Any], part: str) -> list[str]:
         paths = [entry["image"] if isinstance(entry, dict) else entry for entry in content[part]]
         return sorted(PurePosixPath(path).name.removesuffix(".gz").removesuffix(".nii") for path in paths)
     except (KeyError, TypeError) as error:
-        raise ConversionError(
-            f'dataset.json: an entry of "{part}" names no image: unpack the download again'
-        ) from error
+        raise PGLError(f'dataset.json: an entry of "{part}" names no image: unpack the download again') from error
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -150,19 +156,4 @@ def _labels(folder: Path, content: dict[str, Any]) -> dict[str, int]:
             str(name): int(value) for value, name in sorted(content["labels"].items(), key=lambda item: int(item[0]))
         }
     except (AttributeError, ValueError) as error:
-        raise ConversionError(f'{folder / "dataset.json"}: "labels" is not a table of values and names') from error
-
-
-def _images(folder: Path, names: list[str]) -> tuple[tuple[Case, ...], list[str]]:
-    """The cases whose image is there, and a line for each other."""
-    images = _files(folder)
-    cases = tuple(Case(name, images[name]) for name in names if name in images)
-    return cases, [f"{name}: image missing" for name in names if name not in images]
-
-
-def _listed_less(content: dict[str, Any], task: Task) -> tuple[str, ...]:
-    training, test = len(content["training"]), len(content["test"])
-    if (training, test) == (task.labelled, task.unlabelled):
-        return ()
-    published = f"{task.labelled} training and {task.unlabelled} test scans"
-    return (f"dataset.json lists {training} training and {test} test scans, the task was published with {published}",)
+        raise PGLError(f'{folder / "dataset.json"}: "labels" is not a table of values and names') from error

@@ -1,24 +1,27 @@
-"""Writes the cases of a download as an nnU-Net raw dataset."""
+"""Writes the cases of a download as an nnU-Net raw dataset; files are copied, turned, or get other label values."""
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import SimpleITK as sitk
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 from tqdm import tqdm
 
-from nnunetv2_pgl.dataset_conversion.collection import Case, Collection, ConversionError
-from nnunetv2_pgl.dataset_conversion.images import place
-from nnunetv2_pgl.json_files import load_json
-from nnunetv2_pgl.whole_files import write_text
+from nnunetv2_pgl.dataset_conversion.collection import Case, Collection
+from nnunetv2_pgl.errors import PGLError
+from nnunetv2_pgl.files import load_json, replacing, write_nifti, write_text
 
 FILE_ENDING = ".nii.gz"
 RECORD = "conversion.json"
@@ -40,13 +43,16 @@ def write_dataset(collection: Collection, dataset_id: int, *, link: bool = False
         copies to nnUNet_preprocessed when it plans) and conversion.json.
 
     Raises:
-        ConversionError: If nnUNet_raw is not set, the id is taken, or a file is damaged.
+        PGLError: If nnUNet_raw is not set, the id is taken, or a file is damaged.
         OSError: If something cannot be written.
     """
     final = _new_folder(collection, dataset_id)
     record = _record(collection, link)
     temporary = final.with_name(f".{final.name}.partial")
-    if not _is_same_conversion(temporary / RECORD, record):
+    same = False
+    with suppress(OSError, ValueError):
+        same = load_json(temporary / RECORD) == record
+    if not same:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         _write_json(temporary / RECORD, record)
@@ -60,10 +66,10 @@ def write_dataset(collection: Collection, dataset_id: int, *, link: bool = False
 
 def _new_folder(collection: Collection, dataset_id: int) -> Path:
     if not nnUNet_raw.is_set():
-        raise ConversionError("nnUNet_raw is not set: export nnUNet_raw=/path/to/nnUNet_raw, where datasets are kept")
+        raise PGLError("nnUNet_raw is not set: export nnUNet_raw=/path/to/nnUNet_raw, where datasets are kept")
     taken = [str(name) for name in find_candidate_datasets(dataset_id)]
     if taken:
-        raise ConversionError(
+        raise PGLError(
             f"dataset id {dataset_id} is taken by {', '.join(taken)} (in nnUNet_raw, nnUNet_preprocessed or "
             "nnUNet_results): nothing is overwritten; choose another id with -id"
         )
@@ -82,17 +88,15 @@ def _write_files(collection: Collection, folder: Path, link: bool, processes: in
 
 def _tasks(collection: Collection, folder: Path, link: bool) -> Iterator[tuple[Path, partial[None]]]:
     """Every file of the dataset and what makes it."""
+    write_image = collection.rewrite_image or partial(place, link=link)
+    write_label = collection.rewrite_label or partial(place, link=link)
     for part, cases in (("Tr", collection.training), ("Ts", collection.test)):
         for case in cases:
             image = folder / f"images{part}" / f"{case.name}_0000{FILE_ENDING}"
-            yield image, _task(case, case.image, image, collection.rewrite_image, link)
+            yield image, partial(write_image, case, case.image, image)
             if case.label is not None:
                 label = folder / f"labels{part}" / f"{case.name}{FILE_ENDING}"
-                yield label, _task(case, case.label, label, collection.rewrite_label, link)
-
-
-def _task(case: Case, source: Path, target: Path, rewrite: Any, link: bool) -> partial[None]:
-    return partial(place, source, target, link) if rewrite is None else partial(rewrite, case, source, target)
+                yield label, partial(write_label, case, case.label, label)
 
 
 def _dataset_json(collection: Collection) -> dict[str, Any]:
@@ -124,12 +128,85 @@ def _record(collection: Collection, link: bool) -> dict[str, Any]:
     }
 
 
-def _is_same_conversion(path: Path, record: dict[str, Any]) -> bool:
-    try:
-        return bool(load_json(path) == record)
-    except (OSError, ValueError):
-        return False
-
-
 def _write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def place(case: Case, source: Path, target: Path, *, link: bool) -> None:
+    """Copy a file, or link to it; one that is not compressed is compressed in any case."""
+    with replacing(target) as temporary:
+        temporary.unlink(missing_ok=True)  # a link cannot be made over what was left there
+        if source.suffix != ".gz":
+            with open(source, "rb") as plain, gzip.open(temporary, "wb", compresslevel=6) as packed:
+                shutil.copyfileobj(plain, packed)
+        elif link:
+            temporary.symlink_to(source.resolve())
+        else:
+            shutil.copyfile(source, temporary)
+
+
+def z_first(case: Case, source: Path, target: Path) -> None:
+    """Write a scan or its label with its slices along z.
+
+    Voxels are transposed and flipped together with the header (to the axes left, posterior, superior), so each keeps
+    its value and its place in the world.
+
+    Args:
+        case: The case it belongs to; its image's header decides for the label, too.
+        source: The image or label file of the case.
+        target: The file to write.
+
+    Raises:
+        PGLError: If the file is damaged, its header differs from the image's, or says that pixels of a slice
+            are not square, which no CT has: then the slices lie along another axis than the header says.
+    """
+    image = _read(source)
+    if source != case.image:
+        _require_same_grid(image, case, source)
+    oriented = sitk.DICOMOrient(image, "LPS")
+    x, y, _ = oriented.GetSpacing()
+    if abs(x - y) > 0.01 * max(x, y):
+        raise PGLError(
+            f"{source}: the header says that pixels are {x:g} x {y:g} mm, so it does not say which axis is which "
+            "(KiTS19 had such headers before 16 April 2019, see its issues 8 and 15): download it again"
+        )
+    write_nifti(oriented, target)
+
+
+def one_class(case: Case, source: Path, target: Path) -> None:
+    """Write a label of one class: 1 wherever it is not 0, so for every instance and for negative values."""
+    label = _read(source)
+    values = (sitk.GetArrayFromImage(label) != 0).astype(np.uint8)
+    merged = sitk.GetImageFromArray(values)
+    merged.CopyInformation(label)
+    write_nifti(merged, target)
+
+
+def _read(path: Path) -> sitk.Image:
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise _damaged(path) from error
+    if image.GetDimension() != 3:
+        raise PGLError(f"{path} has {image.GetDimension()} dimensions: a single scan has 3")
+    return image
+
+
+def _damaged(path: Path) -> PGLError:
+    return PGLError(f"{path} cannot be read, it is damaged or incomplete: download it again")
+
+
+def _require_same_grid(image: sitk.Image, case: Case, source: Path) -> None:
+    """An image and its label, each turned by its header, fit afterwards only if they did before."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(case.image))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise _damaged(case.image) from error
+    same = image.GetSize() == reader.GetSize() and np.allclose(image.GetDirection(), reader.GetDirection(), atol=1e-3)
+    if not same or not np.allclose(image.GetSpacing(), reader.GetSpacing(), rtol=1e-3):
+        raise PGLError(
+            f"{case.name}: {source.name} and {case.image.name} differ in size, spacing or direction: "
+            "download both again"
+        )

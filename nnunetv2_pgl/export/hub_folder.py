@@ -1,4 +1,4 @@
-"""Writes a checkpoint as the folder of a Hugging Face repository that nnU-Net can fine-tune from.
+"""The command ``pgl_export``: a checkpoint as the folder of a Hugging Face repository that nnU-Net fine-tunes from.
 
 nnU-Net (git version, ``maybe_download_pretrained_weights`` in ``nnunetv2.experiment_planning.like_nnssl``) asks a
 repository for three files at its top: ``adaptation_plan.json``, whose being there says that the checkpoint suits these
@@ -9,9 +9,11 @@ and ``LICENSE`` the text of a licence that the Hub has no name for.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,23 +21,22 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint, save_checkpoint, sha256_of
-from nnunetv2_pgl.errors import PGLError
-from nnunetv2_pgl.export.licence import Licence
-from nnunetv2_pgl.export.model_card import model_card
-from nnunetv2_pgl.whole_files import write_text
+from nnunetv2_pgl.errors import PGLError, one_line
+from nnunetv2_pgl.export.model_card import Licence, model_card
+from nnunetv2_pgl.files import write_text
 
 CHECKPOINT, PLAN, CONFIG = "checkpoint_final.pth", "adaptation_plan.json", "config.json"
 CARD, LICENCE = "README.md", "LICENSE"
-
-
-class ExportError(PGLError):
-    """What cannot be exported; the message says why and what to do."""
+# Of the entry "pgl" of a checkpoint, what config.json has too.
+_DESCRIBED = (
+    "method", "architecture", "intensity", "spacing", "view_size", "num_scans", "epochs", "created", "versions",
+)  # fmt: skip
 
 
 def write_hub_folder(path: Path, folder: Path, licence: str, *, overwrite: bool = False) -> Path:
     """Writes the folder under a temporary name beside it and renames that when it is complete.
 
-    The checkpoint is copied byte for byte, unless it tells absolute paths: of these only the last part is kept.
+    The checkpoint is copied byte for byte, unless it holds absolute paths: of these only the last part is kept.
 
     Args:
         path: Encoder checkpoint.
@@ -47,8 +48,7 @@ def write_hub_folder(path: Path, folder: Path, licence: str, *, overwrite: bool 
         The folder, with links resolved.
 
     Raises:
-        CheckpointError: The checkpoint cannot be read.
-        ExportError: It was not made by ``pgl_pretrain``, or the folder holds something.
+        PGLError: The checkpoint cannot be read or was not made by ``pgl_pretrain``, or the folder holds something.
         OSError: Something cannot be written; a former folder is intact.
     """
     checkpoint = _read(path)
@@ -67,44 +67,37 @@ def write_hub_folder(path: Path, folder: Path, licence: str, *, overwrite: bool 
 def _read(path: Path) -> EncoderCheckpoint:
     checkpoint = load_checkpoint(path)
     if "format_version" not in checkpoint.pgl:  # which only our files have
-        raise ExportError(f"{path}: made by nnssl, not by pgl_pretrain; whoever made it knows how to describe it")
+        raise PGLError(f"{path}: made by nnssl, not by pgl_pretrain; only its authors can describe it")
     if not checkpoint.nnssl_adaptation_plan:
-        raise ExportError(
-            f"{path}: holds no nnssl_adaptation_plan; pre-train with this version, or share the file alone"
-        )
+        raise PGLError(f"{path}: holds no nnssl_adaptation_plan; pre-train with this version, or share the file alone")
     return checkpoint
 
 
 def _describe(checkpoint: EncoderCheckpoint, licence: Licence, folder: Path) -> None:
     digest = sha256_of(folder / CHECKPOINT)
-    _write_json(folder / PLAN, checkpoint.nnssl_adaptation_plan)
-    _write_json(folder / CONFIG, _config(checkpoint, licence, digest))
+    config = {
+        "library": "nnunetv2-pgl",
+        "checkpoint": CHECKPOINT,
+        "checkpoint_sha256": digest,
+        "licence": licence.text,
+        **{key: checkpoint.pgl.get(key) for key in _DESCRIBED},
+    }
+    for name, content in ((PLAN, checkpoint.nnssl_adaptation_plan), (CONFIG, config)):
+        write_text(folder / name, json.dumps(content, indent=2) + "\n")
     write_text(folder / CARD, model_card(checkpoint, licence, digest))
     if not licence.is_known:
         write_text(folder / LICENCE, licence.text + "\n")
 
 
-def _config(checkpoint: EncoderCheckpoint, licence: Licence, digest: str) -> dict[str, Any]:
-    pgl = checkpoint.pgl
-    kept = ("method", "architecture", "intensity", "spacing", "view_size", "num_scans", "epochs", "created", "versions")
-    return {
-        "library": "nnunetv2-pgl",
-        "checkpoint": CHECKPOINT,
-        "checkpoint_sha256": digest,
-        "licence": licence.text,
-        **{key: pgl.get(key) for key in kept},
-    }
-
-
 def _require_free(folder: Path, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
-        raise ExportError(f"{folder}: a file; give a folder")
+        raise PGLError(f"{folder}: a file; give a folder")
     found = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
     others = sorted(found - {CHECKPOINT, PLAN, CONFIG, CARD, LICENCE})
     if found and not overwrite:
-        raise ExportError(f"{folder}: not empty; give a new folder, or --overwrite to replace an earlier export")
+        raise PGLError(f"{folder}: not empty; give a new folder, or --overwrite to replace an earlier export")
     if others:
-        raise ExportError(f"{folder}: holds {others[0]}, which pgl_export did not write; give a new folder")
+        raise PGLError(f"{folder}: holds {others[0]}, which pgl_export did not write; give a new folder")
 
 
 @contextmanager
@@ -127,7 +120,7 @@ def _replacing(folder: Path) -> Iterator[Path]:
 
 
 def _without_paths(checkpoint: EncoderCheckpoint) -> EncoderCheckpoint:
-    """The same, if it tells no absolute path; who shares weights shares no folders."""
+    """The same checkpoint without absolute paths, so that publishing weights reveals no folders."""
     pgl, plan = _relative(checkpoint.pgl), _relative(checkpoint.nnssl_adaptation_plan)
     if pgl == checkpoint.pgl and plan == checkpoint.nnssl_adaptation_plan:
         return checkpoint
@@ -146,5 +139,48 @@ def _relative(value: Any) -> Any:
     return value
 
 
-def _write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=2) + "\n")
+def export_entry() -> None:
+    """Entry point of ``pgl_export``."""
+    arguments = _parser().parse_args()
+    try:
+        if not (arguments.licence or "").strip():
+            raise PGLError(
+                "--licence is missing: name the licence of the weights, such as CC-BY-4.0, or give its text in quotes; "
+                "it depends on the data, so only you can know it"
+            )
+        folder = write_hub_folder(
+            arguments.checkpoint, arguments.hub, arguments.licence.strip(), overwrite=arguments.overwrite
+        )
+    except (PGLError, OSError) as error:
+        sys.exit(one_line(f"pgl_export: {error}"))
+    except KeyboardInterrupt:
+        sys.exit("pgl_export: interrupted; nothing was written")
+    print(
+        f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}\n"
+        "Nothing was sent anywhere. Read README.md first: it names the data sets and the settings of the run, and has "
+        "no contact yet.\n"
+        "To publish it on the Hugging Face Hub, with its client (pip install huggingface_hub):\n"
+        f'  hf upload OWNER/NAME "{folder}"'
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pgl_export",
+        allow_abbrev=False,
+        description="Writes an encoder as the folder that nnU-Net's downloader expects: checkpoint_final.pth, "
+        "adaptation_plan.json, config.json and a model card. Uses no network.",
+    )
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint_final.pth of a pgl_pretrain run"
+    )
+    parser.add_argument("-hub", "--hub", type=Path, required=True, metavar="FOLDER", help="folder to write")
+    parser.add_argument(
+        "-licence",
+        "--licence",
+        "--license",
+        metavar="LICENCE",
+        help="licence of the weights: its SPDX identifier, or a text (required)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in FOLDER")
+    return parser

@@ -1,14 +1,22 @@
-"""The model card of a published encoder: what its checkpoint says, in the form of the Hugging Face Hub."""
+"""The model card of a published encoder: what its checkpoint says, in the form of the Hugging Face Hub.
+
+The text is in ``model_card.md.jinja``. Its commands that need no nnunetv2-pgl are in nnU-Net's git version only:
+``nnUNetv2_preprocess_like_nnssl``, ``nnUNetv2_plan_like_dynamic`` and ``nnUNetv2_train_pretrained`` (see its
+``documentation/finetuning_from_nnssl_checkpoints.md``).
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, StrictUndefined
+
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint
-from nnunetv2_pgl.export.fine_tuning import fine_tuning
-from nnunetv2_pgl.export.licence import Licence
+from nnunetv2_pgl.networks.planned import PLANNERS
 
 _METHODS = {
     "pgl": "PGL (Prior-Guided Local self-supervised learning)",
@@ -25,184 +33,134 @@ _NETWORKS = {
     "resenc_l": "ResEnc-L",
     "resenc_xl": "ResEnc-XL",
 }
+# The Hub's identifiers (huggingface.co/docs/hub/repositories-licenses, May 2024) except those of single models: SPDX's
+# in lower case.
+_IDENTIFIERS = (
+    "afl-3.0 agpl-3.0 apache-2.0 artistic-2.0 bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 c-uda cc0-1.0 "
+    "cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 "
+    "cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cdla-permissive-1.0 "
+    "cdla-permissive-2.0 cdla-sharing-1.0 ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 gpl-2.0 gpl-3.0 isc lgpl-2.1 "
+    "lgpl-3.0 mit mpl-2.0 ms-pl ncsa odbl odc-by openrail osl-3.0 pddl postgresql unlicense zlib"
+)
+_KNOWN = frozenset(_IDENTIFIERS.split())
+
+
+@dataclass(frozen=True)
+class Licence:
+    """A licence.
+
+    Attributes:
+        text: As given.
+        identifier: As the Hub calls it, "other" if it has no name for it.
+    """
+
+    text: str
+    identifier: str
+
+    @classmethod
+    def of(cls, text: str) -> Licence:
+        """Of an SPDX identifier in any case, or of a text."""
+        identifier = re.sub(r"-(only|or-later)$", "", text.lower())
+        return cls(text, identifier if identifier in _KNOWN else "other")
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the Hub has a name for it."""
+        return self.identifier != "other"
+
+    @property
+    def short_name(self) -> str:
+        """The first words of its text, in the letters that the Hub allows in names."""
+        return re.sub(r"[^a-z0-9.]+", "-", self.text.lower())[:40].strip("-.") or "custom"
 
 
 def model_card(checkpoint: EncoderCheckpoint, licence: Licence, digest: str) -> str:
-    """Markdown with the Hub's metadata on top. Tells what the checkpoint tells, and nothing that it does not.
+    """Markdown with the Hub's metadata on top; what the checkpoint does not say is "not recorded".
 
     Args:
         checkpoint: To describe.
         licence: Of the weights.
         digest: SHA-256 of the published file, in hexadecimal.
     """
-    parts = (
-        _metadata(checkpoint, licence),
-        _what_it_is(checkpoint),
-        fine_tuning(checkpoint),
-        _data(checkpoint.pgl),
-        _training(checkpoint.pgl),
-        _use(checkpoint.pgl),
-        _licence(licence),
-        _citations(checkpoint),
-        _origin(checkpoint.pgl, digest),
-    )
-    return "\n\n".join("\n".join(part) for part in parts) + "\n"
-
-
-def network_name(checkpoint: EncoderCheckpoint) -> str:
-    """The encoder's name as people say it."""
-    name = str(checkpoint.architecture.get("name"))
-    return _NETWORKS.get(name, name)
-
-
-def _method(pgl: Mapping[str, Any]) -> str:
-    return _METHODS.get(str(pgl.get("method")), str(pgl.get("method")))
-
-
-def _metadata(checkpoint: EncoderCheckpoint, licence: Licence) -> list[str]:
-    """YAML; quoted as JSON, which YAML includes."""
-    named = [] if licence.is_known else [f"license_name: {json.dumps(licence.short_name)}", "license_link: LICENSE"]
-    tags = ["nnunet", "self-supervised-learning", "medical-imaging", "3d", str(checkpoint.pgl.get("method"))]
-    return [
-        "---",
-        f"license: {licence.identifier}",
-        *named,
-        "library_name: nnunetv2-pgl",
-        "pipeline_tag: image-feature-extraction",
-        "tags:",
-        *(f"- {json.dumps(tag)}" for tag in tags),
-        "---",
-    ]
-
-
-def _what_it_is(checkpoint: EncoderCheckpoint) -> list[str]:
     pgl, architecture = checkpoint.pgl, checkpoint.architecture
-    parameters = sum(
-        size for size in {v.data_ptr(): v.numel() for v in checkpoint.encoder_weights.values() if v.ndim}.values()
+    name, channels = str(architecture.get("name")), architecture.get("in_channels", 1)
+    planner, plans = PLANNERS.get(name, PLANNERS["plain"])
+    method, intensity, manifest = str(pgl.get("method")), _table(pgl, "intensity"), _table(pgl, "manifest")
+    per_source = _table(manifest, "scans_per_source")
+    datasets = pgl.get("datasets")
+    sources = per_source or dict.fromkeys(map(str, datasets if isinstance(datasets, list | tuple) else ()))
+    stored = {tensor.data_ptr(): tensor.numel() for tensor in checkpoint.encoder_weights.values() if tensor.ndim}
+    environment = Environment(
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined, autoescape=False
     )
-    lines = [
-        f"# {network_name(checkpoint)} encoder, pre-trained with {_method(pgl)}",
-        "",
-        f"Encoder of a 3D segmentation network for [nnU-Net](https://github.com/MIC-DKFZ/nnUNet), pre-trained without "
-        f"labels on {_count(pgl.get('num_scans'), 'scan')}. It is a starting point for training; it segments nothing "
-        "by itself.",
-        "",
-        f"- Input: {_count(architecture.get('in_channels', 1), 'channel')}",
-        f"- Norm: {architecture.get('norm')}",
-        f"- Padding in the pre-training: {architecture.get('padding', 'zeros')} (the weights fit either)",
-        f"- Total strides (z, y, x): {_times(architecture.get('strides'))}",
-        f"- Weights: {parameters:,} values in `checkpoint_final.pth`",
-    ]
-    untrained = pgl.get("untrained_stages")
-    if untrained:
-        lines.append(
-            f"- Not trained: stages {_listed(untrained)}. The loss did not reach them; they hold random weights."
-        )
-    return lines
+    environment.filters |= {"count": _count, "json": json.dumps, "recorded": _recorded}
+    template = environment.from_string(Path(__file__).with_name("model_card.md.jinja").read_text(encoding="utf-8"))
+    return template.render(
+        licence=licence,
+        digest=digest,
+        network=_NETWORKS.get(name, name),
+        method=_METHODS.get(method, method),
+        method_key=method,
+        scans=pgl.get("num_scans"),
+        channels=channels,
+        norm=architecture.get("norm"),
+        padding=architecture.get("padding", "zeros"),
+        strides=_sizes(architecture.get("strides")),
+        parameters=sum(stored.values()),
+        untrained_stages=_listed(pgl.get("untrained_stages")),
+        planner=planner,
+        plans=plans,
+        is_planned="network" in architecture,
+        fitting_channels=(
+            "one channel or more" if name != "plain" and channels == 1 else f"{channels}, as in the pre-training"
+        ),
+        intensity={
+            "modality": intensity.get("modality"),
+            "normalisation": intensity.get("normalisation"),
+            "plans": _listed(list(_table(intensity, "plans").values())),
+        },
+        clip=[f"{value:g}" for value in intensity.get("clip") or ()],
+        sources=", ".join(
+            f"`{source}`" + (f" ({_count(scans, 'scan')})" if source in per_source else "")
+            for source, scans in sources.items()
+        ),
+        spacing=_sizes(pgl.get("spacing")),
+        view_size=_sizes(pgl.get("view_size")),
+        manifest_sha256=manifest.get("sha256"),
+        epochs=pgl.get("epochs"),
+        metrics={
+            key: f"{value:.6g}" if isinstance(value, float) else value for key, value in _table(pgl, "metrics").items()
+        },
+        settings=_settings(_table(pgl, "config")),
+        references=[text for entry in checkpoint.citations for text in entry["apa_citations"]],
+        created=pgl.get("created"),
+        versions=", ".join(f"{package} {version}" for package, version in _table(pgl, "versions").items()),
+    )
 
 
-def _data(pgl: Mapping[str, Any]) -> list[str]:
-    intensity, manifest = _mapping(pgl.get("intensity")), _mapping(pgl.get("manifest"))
-    scans = _mapping(manifest.get("scans_per_source"))
-    sources = [
-        f"`{name}`" + (f" ({_count(scans[name], 'scan')})" if name in scans else "") for name in _names(pgl, scans)
-    ]
-    facts = {
-        "Data sets": ", ".join(sources) or None,
-        "Scans trained on": pgl.get("num_scans"),
-        "Spacing (z, y, x)": f"{_times(pgl.get('spacing'))} mm",
-        "Views (z, y, x)": f"{_times(pgl.get('view_size'))} voxels",
-        "Modality": intensity.get("modality"),
-        "Normalisation": intensity.get("normalisation"),
-    }
-    if intensity.get("clip"):
-        facts["Clipped to"] = "{:g} to {:g}".format(*intensity["clip"])
-    if intensity.get("plans"):
-        facts["Preprocessed as planned by"] = ", ".join(map(str, _mapping(intensity["plans"]).values()))
-    if manifest:
-        facts["SHA-256 of the run's list of scans"] = f"`{manifest.get('sha256')}`"
-    return ["## Training data", "", *_bullets(facts), "", "No labels were used."]
+def _table(values: dict[str, Any], key: str) -> dict[str, Any]:
+    """A table in a table; empty if it is missing or something else."""
+    value = values.get(key)
+    return value if isinstance(value, dict) else {}
 
 
-def _names(pgl: Mapping[str, Any], scans: Mapping[str, Any]) -> list[str]:
-    return list(scans) or [str(name) for name in pgl.get("datasets") or []]
-
-
-def _training(pgl: Mapping[str, Any]) -> list[str]:
-    metrics = pgl.get("metrics") or {}
-    return [
-        "## Training",
-        "",
-        *_bullets({"Method": _method(pgl), "Epochs": pgl.get("epochs")}),
-        "",
-        "Last epoch. These numbers watch the pre-training; they do not say how well a fine-tuned model segments.",
-        "",
-        *_bullets({f"`{key}`": f"{value:.6g}" for key, value in metrics.items()}),
-        "",
-        "All settings:",
-        "",
-        "```json",
-        *_settings(pgl.get("config") or {}),
-        "```",
-    ]
-
-
-def _settings(config: Mapping[str, Any]) -> list[str]:
+def _settings(config: dict[str, Any]) -> str:
     """JSON with a line for each setting."""
     lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in config.items()]
-    return ["{", *(f"{line}," for line in lines[:-1]), *lines[-1:], "}"]
+    return "\n".join(["{", *(f"{line}," for line in lines[:-1]), *lines[-1:], "}"])
 
 
-def _use(pgl: Mapping[str, Any]) -> list[str]:
-    seen = "CT scans" if _mapping(pgl.get("intensity")).get("modality") == "ct" else "scans of the modality above"
-    return [
-        "## Intended use and limits",
-        "",
-        "- For research: to start the training of 3D segmentation networks from, on data with labels of your own.",
-        f"- Pre-trained on {seen}, at the spacing and intensities above. The further your data are from these, the "
-        "less the start may help; compare with a training from random weights.",
-        "- Whom the scans show, and what that leaves out, is not recorded in the checkpoint. A model that was "
-        "fine-tuned from it needs its own evaluation on the patients that it is meant for.",
-        "- Not a medical device. No clinical decision may rest on it.",
-    ]
-
-
-def _licence(licence: Licence) -> list[str]:
-    return [
-        "## Licence",
-        "",
-        *(f"> {line}".rstrip() for line in licence.text.splitlines()),
-        "",
-        "Of the weights. The scans have licences of their own.",
-    ]
-
-
-def _citations(checkpoint: EncoderCheckpoint) -> list[str]:
-    cited = [text for entry in checkpoint.citations for text in entry.get("apa_citations") or []]
-    return ["## Citation", "", *(f"- {text}" for text in cited)] if cited else ["## Citation", "", "None recorded."]
-
-
-def _origin(pgl: Mapping[str, Any], digest: str) -> list[str]:
-    versions = ", ".join(f"{name} {version}" for name, version in (pgl.get("versions") or {}).items())
-    facts = {"Made": pgl.get("created"), "With": versions, "SHA-256 of `checkpoint_final.pth`": f"`{digest}`"}
-    return ["## Origin", "", *_bullets(facts)]
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _bullets(facts: Mapping[str, Any]) -> list[str]:
-    return [f"- {name}: {'not recorded' if value is None else value}" for name, value in facts.items()]
+def _recorded(value: Any, unit: str = "") -> str:
+    return "not recorded" if value in (None, "") else f"{value} {unit}".strip()
 
 
 def _count(number: Any, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _times(values: Any) -> str:
-    return " x ".join(f"{value:g}" for value in values) if isinstance(values, (list, tuple)) else "not recorded"
+def _sizes(values: Any) -> str | None:
+    return " x ".join(f"{value:g}" for value in values) if values else None
 
 
 def _listed(values: Any) -> str:
-    return ", ".join(map(str, values)) if isinstance(values, (list, tuple)) else str(values)
+    return ", ".join(map(str, values)) if isinstance(values, list | tuple) else str(values or "")

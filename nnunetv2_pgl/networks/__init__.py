@@ -2,8 +2,7 @@
 
 from nnunetv2_pgl.networks.feature_grid import FeatureGrid
 from nnunetv2_pgl.networks.padding import PaddingName
-from nnunetv2_pgl.networks.plan import PlanError, PlannedName, PlannedNetwork
-from nnunetv2_pgl.networks.planned import PlannedEncoder, PlannedSegmenter
+from nnunetv2_pgl.networks.planned import PlanError, PlannedEncoder, PlannedName, PlannedNetwork, PlannedSegmenter
 from nnunetv2_pgl.networks.resnet3d import PAPER_STRIDES, NormName, ResNet50Encoder, resnet_skip_strides
 from nnunetv2_pgl.networks.segmenter import PGLSegmenter
 

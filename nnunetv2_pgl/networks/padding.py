@@ -1,7 +1,7 @@
 """What a convolution sees beyond the edge of its input: zeros, or the outermost cells again.
 
-Zeros tell a network how far a cell lies from the border of the view, and self-supervised training learns that place
-instead of what is there (Islam et al., arXiv:2101.12322; docs/method.md). Replicated cells do not.
+Zeros reveal to a network how far a cell lies from the border of the view, and self-supervised training learns that
+place instead of what is there (Islam et al., arXiv:2101.12322; docs/method.md). Replicated cells do not.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def replicate_pad(x: Tensor, pads: Pads) -> Tensor:
     """
     if not any(before or after for before, after in pads):
         return x
-    # Images of one channel are in both layouts; their strides tell in which one they shall stay.
+    # Images of one channel are in both layouts; their strides say in which one they must stay.
     if x.device.type == "cpu" or x.stride(1) > 1 or not x.is_contiguous(memory_format=torch.channels_last_3d):
         return F.pad(x, [cells for pair in reversed(pads) for cells in pair], mode="replicate")
     padded: Tensor = ReplicateChannelsLast.apply(x, tuple(pads))

@@ -1,26 +1,210 @@
-"""The encoders of nnU-Net's own networks, and these networks in the parts that pre-training needs."""
+"""nnU-Net's own networks, PlainConvUNet and ResidualEncoderUNet: as its plans describe them, and their encoders."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import json
+import pydoc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 
+from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.networks.feature_grid import FeatureGrid
-from nnunetv2_pgl.networks.instance_norm import use_own_instance_norm
-from nnunetv2_pgl.networks.layout import lay_out, memory_format_for
+from nnunetv2_pgl.networks.hardware import lay_out, memory_format_for, use_own_instance_norm
 from nnunetv2_pgl.networks.padding import PaddingName, pad_by_replication, require_padding
-from nnunetv2_pgl.networks.plan import PlannedNetwork
 from nnunetv2_pgl.networks.strided import Triple
+
+PlannedName = Literal["plain", "resenc_m", "resenc_l", "resenc_xl"]
+# nnU-Net's planner for each of them, and the plans that it writes.
+PLANNERS: dict[str, tuple[str, str]] = {
+    "plain": ("ExperimentPlanner", "nnUNetPlans"),
+    "resenc_m": ("nnUNetPlannerResEncM", "nnUNetResEncUNetMPlans"),
+    "resenc_l": ("nnUNetPlannerResEncL", "nnUNetResEncUNetLPlans"),
+    "resenc_xl": ("nnUNetPlannerResEncXL", "nnUNetResEncUNetXLPlans"),
+}
+
+_MODULE = "dynamic_network_architectures.architectures.unet"
+PLAIN, RESIDUAL = f"{_MODULE}.PlainConvUNet", f"{_MODULE}.ResidualEncoderUNet"
+# nnU-Net's default and residual planners (experiment_planning.experiment_planners, version 2.8.1): M, L and XL differ
+# in the memory that they plan for, thus in patch and batch, not in blocks or widths.
+_WIDTH, _MOST_WIDTH, _LEAST_CELLS = 32, 320, 4
+_RESIDUAL_BLOCKS = (1, 3, 4, *(6,) * 10)
+# What both have in common; nnssl's preset "ResEncL" has the same.
+IMPORTED = ("conv_op", "norm_op", "dropout_op", "nonlin")
+LAYERS: dict[str, Any] = {
+    "conv_op": "torch.nn.modules.conv.Conv3d",
+    "conv_bias": True,
+    "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+    "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+    "dropout_op": None,
+    "dropout_op_kwargs": None,
+    "nonlin": "torch.nn.LeakyReLU",
+    "nonlin_kwargs": {"inplace": True},
+}
+_LARGEST = 2**16  # channels and strides of a network that could be built
+
+
+class PlanError(PGLError):
+    """A plan whose network cannot be used; the message says why and what would work."""
+
+
+@dataclass(frozen=True)
+class PlannedNetwork:
+    """A network as nnU-Net's plans describe it; `build` gives the network that nnU-Net gives.
+
+    Attributes:
+        class_name: Full name of its class.
+        kwargs: Its arguments, plain values.
+        requires_import: Those of them that are names of classes.
+    """
+
+    class_name: str
+    kwargs: Mapping[str, Any]
+    requires_import: tuple[str, ...]
+
+    @classmethod
+    def of_configuration(cls, configuration: ConfigurationManager, name: str) -> PlannedNetwork:
+        """The network of a configuration, whichever form its plans have.
+
+        Raises:
+            PlanError: It is not one of nnU-Net's 3D U-Nets; the message starts with ``name``.
+        """
+        values = {
+            "class_name": configuration.network_arch_class_name,
+            "kwargs": configuration.network_arch_init_kwargs,
+            "requires_import": configuration.network_arch_init_kwargs_req_import,
+        }
+        return cls.of_dict(values, name)
+
+    @classmethod
+    def of_dict(cls, values: Mapping[str, Any], name: str) -> PlannedNetwork:
+        """The inverse of `to_dict`.
+
+        Raises:
+            PlanError: It is not a 3D PlainConvUNet or ResidualEncoderUNet, is incomplete, or names something else than
+                PyTorch's layers, which nnU-Net would call; the message starts with ``name``.
+        """
+        try:
+            imports = tuple(map(str, values["requires_import"]))
+            network = cls(str(values["class_name"]), dict(values["kwargs"]), imports)
+            class_name, kwargs = network.class_name, network.kwargs
+            if class_name not in (PLAIN, RESIDUAL):
+                raise PlanError(
+                    f"{name}: the network {network.short_name} is not known here; PlainConvUNet and "
+                    "ResidualEncoderUNet are"
+                )
+            if not str(kwargs.get("conv_op")).endswith("Conv3d"):
+                raise PlanError(f"{name}: a network of 2D convolutions; use a 3D configuration such as 3d_fullres")
+            for key in imports:
+                layer = kwargs.get(key)
+                if layer is not None and not _is_layer(layer):
+                    raise PlanError(
+                        f"{name}: its {key} is {str(layer)[:80]!r}, which is no layer of PyTorch; plan again"
+                    )
+            numbers = (*network.channels, *(stride for stage in network.strides for stride in stage))
+            stages = {len(network.channels), len(network.strides), kwargs["n_stages"]}
+        except PlanError:
+            raise
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise PlanError(f"{name}: its description of the network is incomplete ({error!r}); plan again") from error
+        if len(stages) > 1 or not all(0 < number <= _LARGEST for number in numbers):
+            raise PlanError(f"{name}: the stages of its network contradict each other; plan again")
+        return network
+
+    @classmethod
+    def preset(cls, name: PlannedName, patch_size: Sequence[int], spacing: Sequence[float]) -> PlannedNetwork:
+        """The network that nnU-Net plans for patches of this size and spacing (its topology, widths and blocks)."""
+        _, strides, kernels, _, _ = get_pool_and_conv_props(list(spacing), list(patch_size), _LEAST_CELLS, 999999)
+        stages = len(strides)
+        kwargs: dict[str, Any] = {
+            "n_stages": stages,
+            "features_per_stage": [min(_MOST_WIDTH, _WIDTH * 2**stage) for stage in range(stages)],
+            "kernel_sizes": [list(kernel) for kernel in kernels],
+            "strides": [list(stride) for stride in strides],
+            **LAYERS,
+        }
+        if name == "plain":
+            kwargs |= {"n_conv_per_stage": [2] * stages, "n_conv_per_stage_decoder": [2] * (stages - 1)}
+            return cls(PLAIN, kwargs, IMPORTED)
+        kwargs |= {
+            "n_blocks_per_stage": list(_RESIDUAL_BLOCKS[:stages]),
+            "n_conv_per_stage_decoder": [1] * (stages - 1),
+        }
+        return cls(RESIDUAL, kwargs, IMPORTED)
+
+    @property
+    def short_name(self) -> str:
+        """Name of its class without the module."""
+        return self.class_name.rsplit(".", 1)[-1]
+
+    @property
+    def is_residual(self) -> bool:
+        """Whether it is a ResidualEncoderUNet."""
+        return self.class_name == RESIDUAL
+
+    @property
+    def norm_name(self) -> str:
+        """The kind of norm: "instance", unless the plan names another one."""
+        return "instance" if "InstanceNorm" in str(self.kwargs.get("norm_op")) else "batch"
+
+    @property
+    def strides(self) -> tuple[Triple, ...]:
+        """Total stride per axis of each stage."""
+        total = np.cumprod(np.array([np.broadcast_to(stride, 3) for stride in self.kwargs["strides"]]), axis=0)
+        return tuple((int(z), int(y), int(x)) for z, y, x in total)
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of each stage."""
+        return tuple(int(width) for width in self.kwargs["features_per_stage"])
+
+    def build(self, in_channels: int, classes: int, deep_supervision: bool = False) -> nn.Module:
+        """The network with nnU-Net's initialisation.
+
+        Raises:
+            PlanError: Its class does not take the plan's arguments, or not with these values.
+        """
+        try:
+            network: nn.Module = get_network_from_plans(
+                self.class_name,
+                dict(self.kwargs),
+                self.requires_import,
+                in_channels,
+                classes,
+                allow_init=True,
+                deep_supervision=deep_supervision,
+            )
+        except Exception as error:  # whatever the values of a plan provoke
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise PlanError(f"the plan's {self.short_name} cannot be built ({reason})") from error
+        return network
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        kwargs = json.loads(json.dumps(dict(self.kwargs)))
+        return {"class_name": self.class_name, "kwargs": kwargs, "requires_import": list(self.requires_import)}
+
+
+def _is_layer(name: object) -> bool:
+    """Whether a name is of a class of layers; what is found on the way there is imported, so that must be PyTorch."""
+    if not isinstance(name, str) or not name.startswith("torch.nn."):
+        return False
+    found = pydoc.locate(name)
+    return isinstance(found, type) and issubclass(found, nn.Module)
 
 
 class PlannedEncoder(nn.Module):
     """The encoder of one of nnU-Net's networks; keys of its state are those under ``encoder.`` there.
 
     Args:
-        network: What the plans say.
+        network: As the plans describe it.
         in_channels: Number of image channels.
         padding: "zeros", which is what nnU-Net's networks do, or "replicate"; see `ResNet50Encoder`.
 
@@ -45,7 +229,7 @@ class PlannedEncoder(nn.Module):
         if padding == "replicate":
             pad_by_replication(self)
         use_own_instance_norm(self)
-        self.norm_name = "instance" if "InstanceNorm" in str(network.kwargs.get("norm_op")) else "batch"
+        self.norm_name = network.norm_name
 
     def forward(self, x: Tensor, deepest: int = -1) -> list[Tensor]:
         """(B, in_channels, D, H, W) -> a map of each stage up to ``deepest``, sizes divided by `skip_strides`."""
@@ -86,7 +270,7 @@ class PlannedSegmenter(nn.Module):
     """One of nnU-Net's networks without deep supervision, in the parts that pre-training by restoration needs.
 
     Args:
-        network: What the plans say.
+        network: As the plans describe it.
         num_input_channels: Number of image channels.
         num_classes: Number of output channels.
         padding: Of the encoder.
@@ -99,7 +283,7 @@ class PlannedSegmenter(nn.Module):
         self.encoder = PlannedEncoder(network, num_input_channels, padding)
         decoder: Any = network.build(num_input_channels, num_classes).decoder
         del decoder.encoder  # nnU-Net's decoder keeps the encoder that it was built for
-        for head in decoder.seg_layers[:-1]:  # of deep supervision, which there is none of
+        for head in decoder.seg_layers[:-1]:  # of deep supervision, which is off
             head.requires_grad_(False)
         use_own_instance_norm(decoder)
         self.decoder = decoder

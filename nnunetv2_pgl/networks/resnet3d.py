@@ -10,8 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from nnunetv2_pgl.networks.feature_grid import FeatureGrid
-from nnunetv2_pgl.networks.instance_norm import InstanceNorm3d
-from nnunetv2_pgl.networks.layout import memory_format_for
+from nnunetv2_pgl.networks.hardware import InstanceNorm3d, memory_format_for
 from nnunetv2_pgl.networks.padding import PaddingName, require_padding
 from nnunetv2_pgl.networks.strided import StridedConv, StridedMaxPool, Triple
 
@@ -123,7 +122,7 @@ class ResNet50Encoder(nn.Module):
             a total stride ``s`` sits on voxel ``s * i``, half a cell off the middle of the voxels it stands for; under
             flips the maps of two views are then almost a cell apart. Centred, it sits half a voxel from the middle.
         padding: What the convolutions see beyond the edge of a view: "zeros", or "replicate" the outermost cells, so
-            that features do not tell the place in the view. Weights do not depend on it.
+            that features do not reveal the place in the view. Weights do not depend on it.
         blocks, widths: Of the four stages; others than the paper's are for tests and quick experiments.
 
     Attributes:

@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from nnunetv2_pgl.networks.aspp import ASPP, SepConv
-from nnunetv2_pgl.networks.layout import lay_out
+from nnunetv2_pgl.networks.hardware import lay_out
 from nnunetv2_pgl.networks.padding import PaddingName
 from nnunetv2_pgl.networks.resnet3d import (
     PAPER_STRIDES,

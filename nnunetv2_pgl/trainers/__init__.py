@@ -1,15 +1,11 @@
 """The trainers that nnU-Net finds: ``nnUNetTrainerPGL``, its control, recipes and lengths."""
 
 from nnunetv2_pgl.trainers.demo import nnUNetTrainerPGL_demo
-from nnunetv2_pgl.trainers.lengths import trainers_of_all_lengths
 from nnunetv2_pgl.trainers.paper import nnUNetTrainerPGL_paper
 from nnunetv2_pgl.trainers.pgl import nnUNetTrainerPGL, nnUNetTrainerPGLScratch
-from nnunetv2_pgl.trainers.sawtooth import nnUNetTrainerPGL_sawtooth
+from nnunetv2_pgl.trainers.variants import OTHER_LENGTHS, nnUNetTrainerPGL_sawtooth
 
-_other_lengths = trainers_of_all_lengths(nnUNetTrainerPGL, nnUNetTrainerPGLScratch)
-for _name, _trainer in _other_lengths.items():
-    _trainer.__module__ = __name__
-    globals()[_name] = _trainer
+globals().update(OTHER_LENGTHS)
 
 __all__ = [
     "nnUNetTrainerPGL",
@@ -17,5 +13,5 @@ __all__ = [
     "nnUNetTrainerPGL_demo",
     "nnUNetTrainerPGL_paper",
     "nnUNetTrainerPGL_sawtooth",
-    *_other_lengths,
+    *OTHER_LENGTHS,
 ]

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from nnunetv2_pgl.trainers.optimisation import WarmupPolyLRScheduler
 from nnunetv2_pgl.trainers.pgl import nnUNetTrainerPGL
-from nnunetv2_pgl.trainers.schedule import WarmupPolyLRScheduler
 
 
 class nnUNetTrainerPGL_demo(nnUNetTrainerPGL):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import wraps
 from itertools import dropwhile
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from torch import distributed
 
-from nnunetv2_pgl.trainers.network import unwrapped
+from nnunetv2_pgl.networks.hardware import unwrapped
 from nnunetv2_pgl.trainers.pgl import nnUNetTrainerPGL
 
 _SCALING = (1.1, 1.4)
@@ -71,15 +72,9 @@ class nnUNetTrainerPGL_paper(nnUNetTrainerPGL):
 
     patience = 20
 
-    def __init__(
-        self,
-        plans: dict[str, Any],
-        configuration: str,
-        fold: int,
-        dataset_json: dict[str, Any],
-        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature
-    ):
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    @wraps(nnUNetTrainerPGL.__init__)  # type: ignore[misc]  # nnU-Net looks at the names of the arguments
+    def __init__(self, *arguments: Any, **named: Any):
+        super().__init__(*arguments, **named)
         self.num_epochs = 100
         self.configuration_manager.configuration["batch_size"] = 8
 

@@ -13,33 +13,15 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from nnunetv2_pgl.checkpoint import CheckpointError, load_checkpoint
-from nnunetv2_pgl.environment import variable
-from nnunetv2_pgl.errors import one_line
+from nnunetv2_pgl.environment import usable_cores, variable
+from nnunetv2_pgl.errors import PGLError, one_line
+from nnunetv2_pgl.files import replacing
 from nnunetv2_pgl.networks import PGLSegmenter
-from nnunetv2_pgl.precision import autocast_type, train_in_cpu_bfloat16
-from nnunetv2_pgl.trainers.network import (
-    PLANS_KEY,
-    ModelNetwork,
-    NetworkError,
-    build_network,
-    network_strides,
-    unwrapped,
-)
-from nnunetv2_pgl.trainers.planned_run import PlannedRun, PlannedRunError
-from nnunetv2_pgl.trainers.schedule import WarmupPolyLRScheduler
-from nnunetv2_pgl.trainers.seeded_batches import (
-    TRAINING,
-    VALIDATION,
-    WORKERS,
-    seeded_batches,
-    without_timing,
-)
-from nnunetv2_pgl.trainers.source import find_encoder_checkpoint
-from nnunetv2_pgl.trainers.start import Start
-from nnunetv2_pgl.whole_files import replacing
-
-__all__ = ["PLANS_KEY", "network_strides", "nnUNetTrainerPGL", "nnUNetTrainerPGLScratch"]
+from nnunetv2_pgl.networks.hardware import autocast_type, train_in_cpu_bfloat16, unwrapped
+from nnunetv2_pgl.trainers.optimisation import WarmupPolyLRScheduler, fused
+from nnunetv2_pgl.trainers.plans import PLANS_KEY, ModelNetwork, PlannedRun, build_network
+from nnunetv2_pgl.trainers.pretrained import PretrainedEncoder
+from nnunetv2_pgl.trainers.seeded_batches import TRAINING, VALIDATION, WORKERS, seeded_batches, without_timing
 
 _WARMUP_FRACTION = 0.05
 
@@ -73,7 +55,7 @@ class nnUNetTrainerPGL(nnUNetTrainer):
         self._restoring = False
         try:
             self._planned_run = PlannedRun.of(plans, fold)
-        except PlannedRunError as error:
+        except PGLError as error:
             raise self._stop(error) from error
 
     @property
@@ -105,7 +87,7 @@ class nnUNetTrainerPGL(nnUNetTrainer):
             return build_network(
                 plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
             )
-        except NetworkError as error:
+        except PGLError as error:
             raise SystemExit(one_line(f"{PLANS_KEY} in the plans {plans_manager.plans_name}: {error}")) from error
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
@@ -117,7 +99,7 @@ class nnUNetTrainerPGL(nnUNetTrainer):
         """nnU-Net's SGD with a linear warm-up before its polynomial decay."""
         optimizer, _ = super().configure_optimizers()
         if self.device.type == "cpu":
-            optimizer = _fused(optimizer, self.network)
+            optimizer = fused(optimizer, self.network)
         return optimizer, self.learning_rates(optimizer)
 
     def learning_rates(self, optimizer: torch.optim.Optimizer) -> WarmupPolyLRScheduler:
@@ -136,12 +118,11 @@ class nnUNetTrainerPGL(nnUNetTrainer):
                 self._use_network(self._network_without_checkpoint(), "the random start")
                 self._initialize()
                 return
-            path, named_by = find_encoder_checkpoint(self.plans_manager.plans)
-            start = Start(load_checkpoint(path), path, named_by)
-            self._use_network(ModelNetwork.of(start.checkpoint.architecture), f"the encoder {path}")
+            encoder = PretrainedEncoder.find(self.plans_manager.plans)
+            self._use_network(ModelNetwork.of(encoder.checkpoint.architecture), f"the encoder {encoder.path}")
             self._initialize()
-            self._start_from(start)
-        except (CheckpointError, NetworkError) as error:
+            self._start_from(encoder)
+        except PGLError as error:
             raise self._stop(error) from error
 
     def _initialize(self) -> None:
@@ -159,7 +140,7 @@ class nnUNetTrainerPGL(nnUNetTrainer):
         available = set(self.dataset_class.get_identifiers(self.preprocessed_dataset_folder))
         try:
             run.require_preprocessed(available, str(self.preprocessed_dataset_folder))
-        except PlannedRunError as error:
+        except PGLError as error:
             raise self._stop(error) from error
         return list(run.training_cases), list(run.validation_cases)
 
@@ -174,22 +155,20 @@ class nnUNetTrainerPGL(nnUNetTrainer):
         without_timing(training.transforms)
         # As many loading processes and batches in stock as nnU-Net has.
         processes = get_allowed_n_proc_DA()
-        for_validation = min(processes, max(1, processes // 2))
-        epoch, pin_memory = self.current_epoch, self.device.type == "cuda"
-        return seeded_batches(
-            training,
-            (run.seed, self.local_rank, TRAINING),
-            epoch * self.num_iterations_per_epoch,
-            processes,
-            max(6, processes // 2),
-            pin_memory,
-        ), seeded_batches(
-            validation,
-            (run.seed, self.local_rank, VALIDATION),
-            epoch * self.num_val_iterations_per_epoch,
-            for_validation,
-            max(3, processes // 4),
-            pin_memory,
+
+        def seeded(loader: Any, part: int, iterations: int, processes: int, cached: int) -> Any:
+            seed, first = (run.seed, self.local_rank, part), self.current_epoch * iterations
+            return seeded_batches(loader, seed, first, processes, cached, pin_memory=self.device.type == "cuda")
+
+        return (
+            seeded(training, TRAINING, self.num_iterations_per_epoch, processes, max(6, processes // 2)),
+            seeded(
+                validation,
+                VALIDATION,
+                self.num_val_iterations_per_epoch,
+                min(processes, max(1, processes // 2)),
+                max(3, processes // 4),
+            ),
         )
 
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
@@ -215,16 +194,16 @@ class nnUNetTrainerPGL(nnUNetTrainer):
         self.print_to_log_file(f"ERROR: {error}", also_print_to_console=False)
         return SystemExit(one_line(f"{type(self).__name__}: {error}"))
 
-    def _start_from(self, start: Start) -> None:
+    def _start_from(self, encoder: PretrainedEncoder) -> None:
         """Copies the encoder's weights and records where they come from."""
         network = unwrapped(self.network)
-        report, summary = start.load(network, self.plans_manager.plans, self.image_channels)
-        for line in start.lines(summary, network, self.plans_manager, self.configuration_manager):
+        report, summary = encoder.load(network, self.plans_manager.plans, self.image_channels)
+        for line in encoder.lines(summary, network, self.plans_manager, self.configuration_manager):
             self.print_to_log_file(line)
         for line in report.lines():
             self.print_to_log_file(line, also_print_to_console=False)
         if self.local_rank == 0:
-            start.record(report, self.output_folder)
+            encoder.record(report, self.output_folder)
 
     def _use_network(self, network: ModelNetwork, name: str) -> None:
         """Puts what defines the network into the plans, which nnU-Net stores in the model folder for prediction.
@@ -236,7 +215,7 @@ class nnUNetTrainerPGL(nnUNetTrainer):
         network.require_plan(self.plans_manager, self.configuration_manager, name)
         stored = self._stored_network()
         if stored is not None and stored.to_dict() != network.to_dict():
-            raise NetworkError(
+            raise PGLError(
                 f"{self.output_folder_base} holds folds of the network {stored.to_dict()}, {name} is for "
                 f"{network.to_dict()}: all folds of a model need the same; give the plans another name for it"
             )
@@ -269,26 +248,6 @@ class nnUNetTrainerPGLScratch(nnUNetTrainerPGL):
     """
 
     starts_from_checkpoint = False
-
-
-def _fused(optimizer: torch.optim.Optimizer, network: nn.Module) -> torch.optim.Optimizer:
-    """The same optimiser with one kernel for decay, momentum and step: a third of the time on a CPU.
-
-    Not for CUDA: where nnU-Net's gradient scaler skips the very first step, which is usual, PyTorch's fused SGD is left
-    with uninitialised momenta.
-    """
-    return type(optimizer)(network.parameters(), **{**optimizer.defaults, "fused": True})
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on, at most what OMP_NUM_THREADS allows.
-
-    nnU-Net takes as many threads as the machine has cores. On a part of them (taskset, a Slurm job's share) these wait
-    for each other: a step took 4.8 times as long with two threads on one core as with one.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return min(cores, int(asked)) if asked.isdigit() and int(asked) > 0 else cores
 
 
 def _require_3d(plans: dict[str, Any], configuration: str) -> None:

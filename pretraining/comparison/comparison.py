@@ -20,9 +20,8 @@ from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.extension_folder import VARIABLE as EXTENSION
 from nnunetv2_pgl.extension_folder import extension_folder
 from nnunetv2_pgl.trainers import nnUNetTrainerPGL
-from nnunetv2_pgl.trainers.pgl import PLANS_KEY
-from nnunetv2_pgl.trainers.planned_run import RANDOM, RUN_KEY
-from nnunetv2_pgl.trainers.source import VARIABLE as CHECKPOINT
+from nnunetv2_pgl.trainers.plans import PLANS_KEY, RANDOM, RUN_KEY
+from nnunetv2_pgl.trainers.pretrained import VARIABLE as CHECKPOINT
 from pretraining.comparison.inits import Initialisation, initialisations, random_network, seen_test_cases
 from pretraining.comparison.settings import ComparisonFolder, ComparisonSettings, read_json
 from pretraining.comparison.splits import LabelledDataset, Splits, make_splits

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from nnunetv2_pgl.checkpoint import load_checkpoint
 from nnunetv2_pgl.errors import PGLError
-from nnunetv2_pgl.trainers.planned_run import RANDOM
+from nnunetv2_pgl.trainers.plans import RANDOM
 from pretraining.comparison.derived import DECODER, KINDS, LONGER, SHUFFLED, pretraining_length, require_decoder
 from pretraining.comparison.methods import METHODS
 from pretraining.comparison.settings import ComparisonFolder, ComparisonSettings, require_name

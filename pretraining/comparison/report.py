@@ -17,7 +17,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from nnunetv2_pgl.errors import PGLError
-from nnunetv2_pgl.trainers.planned_run import RANDOM
+from nnunetv2_pgl.trainers.plans import RANDOM
 from pretraining.comparison.figures import draw_classes, draw_label_curve, draw_runs, percent, scans
 from pretraining.comparison.qualitative import draw_cases
 from pretraining.comparison.results import ROW, RUN, fractions_of

@@ -15,8 +15,7 @@ from typing import Any, TypeVar
 from nnunetv2.paths import nnUNet_results
 
 from nnunetv2_pgl.errors import PGLError
-from nnunetv2_pgl.trainers.pgl import PLANS_KEY
-from nnunetv2_pgl.trainers.planned_run import RANDOM, RUN_KEY
+from nnunetv2_pgl.trainers.plans import PLANS_KEY, RANDOM, RUN_KEY
 from pretraining.comparison.comparison import Comparison
 from pretraining.comparison.derived import DECODER
 from pretraining.comparison.inits import Initialisation, file_name, random_network

@@ -12,8 +12,7 @@ from typing import Any
 from nnunetv2.paths import nnUNet_results
 
 from nnunetv2_pgl.errors import PGLError
-from nnunetv2_pgl.json_files import load_json
-from nnunetv2_pgl.whole_files import write_text
+from nnunetv2_pgl.files import load_json, write_text
 
 _NAME = re.compile(r"[A-Za-z0-9]+([_.-][A-Za-z0-9]+)*")
 # The settings whose option has another name.

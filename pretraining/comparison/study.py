@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from nnunetv2_pgl.trainers.planned_run import RANDOM
-from nnunetv2_pgl.versions import versions
+from nnunetv2_pgl.environment import versions
+from nnunetv2_pgl.trainers.plans import RANDOM
 from pretraining.comparison.comparison import Comparison, find_trainer
 from pretraining.comparison.derived import LONGER
 from pretraining.comparison.execution import prediction_command, pretraining_command, seconds_in, training_command

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from nnunetv2_pgl.trainers.planned_run import RANDOM
+from nnunetv2_pgl.trainers.plans import RANDOM
 from pretraining.comparison.figures import percent, scans
 from pretraining.comparison.results import fractions_of, select
 from pretraining.comparison.statistics import LEAST_RUNS, LEVEL, Interval, RunTest, case_scores, interval, run_means

@@ -1,8 +1,7 @@
 """Scans: find them, preprocess them, store them, read crops of them."""
 
-from pretraining.data.channels import with_joint_channels
-from pretraining.data.discovery import find_scans, leave_out, resolve_source, resolve_store
-from pretraining.data.planned import PlannedPreprocessing
+from pretraining.data.discovery import find_scans, leave_out, resolve_source, resolve_store, with_joint_channels
+from pretraining.data.planned_preprocessing import PlannedPreprocessing
 from pretraining.data.preprocessing import preprocess
 from pretraining.data.reading import read_geometry, read_scan
 from pretraining.data.scan import BadScan, DataError, Scan, Skipped

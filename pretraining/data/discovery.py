@@ -1,38 +1,23 @@
-"""Find the scans that ``-d`` names: nnU-Net datasets and plain folders, pooled."""
+"""Find the scans that ``-d`` names, nnU-Net datasets and plain folders, and choose among them."""
 
-import hashlib
+import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
-from pretraining.data.candidate import distinct, identifiers, safe_name
 from pretraining.data.nnunet_dataset import find_in_dataset
 from pretraining.data.plain_folder import find_in_folder
-from pretraining.data.scan import FILE_ENDINGS, DataError, Scan, Skipped
+from pretraining.data.scan import FILE_ENDINGS, DataError, Scan, Skipped, Source, distinct, safe_name
+
+logger = logging.getLogger(__name__)
 
 MODALITIES = ("ct", "mr")
-
-
-@dataclass(frozen=True)
-class _Source:
-    """One thing that ``-d`` named: an nnU-Net dataset or a plain folder."""
-
-    name: str
-    folder: Path
-    is_dataset: bool
-
-    @property
-    def store(self) -> str:
-        """Folder below nnUNet_preprocessed; plain folders of the same name are told apart by their path."""
-        if self.is_dataset:
-            return self.name
-        digest = hashlib.sha256(str(self.folder).encode()).hexdigest()[:8]
-        return f"PGL_folders/{safe_name(self.name)}_{digest}"
 
 
 def find_scans(
@@ -70,55 +55,22 @@ def find_scans(
     return [replace(scan, name=name) for scan, name in zip(scans, names, strict=True)], skipped
 
 
-def leave_out(scans: Sequence[Scan], skipped: Sequence[Skipped], names: Sequence[str]) -> list[Scan]:
-    """The scans but for those with the given names (`Scan.name` or `Scan.identifier`), in all sources.
-
-    Raises:
-        DataError: If a name is that of no scan, or no scan is left: a test set that is misspelt must not be trained on.
-    """
-    unwanted = set(names)
-    known = {name for scan in scans for name in (scan.name, scan.identifier)} | {item.name for item in skipped}
-    unknown = sorted(unwanted - known)
-    if unknown:
-        raise DataError(
-            f"-exclude: no scan is named {', '.join(unknown[:3])}{' ...' if len(unknown) > 3 else ''} "
-            f"({len(unknown)} of {len(unwanted)} names are unknown; one that is known: {scans[0].identifier})"
-        )
-    left = [scan for scan in scans if not unwanted & {scan.name, scan.identifier}]
-    if not left:
-        raise DataError("-exclude: leaves no scan")
-    return left
-
-
-def _scans_of(source: _Source, modality: str | None, use_masks: bool) -> tuple[list[Scan], list[Skipped]]:
+def _scans_of(source: Source, modality: str | None, use_masks: bool) -> tuple[list[Scan], list[Skipped]]:
+    """Scans with names and identifiers unique in their source, and those left out."""
     if source.is_dataset:
-        candidates, skipped = find_in_dataset(source.folder, modality)
+        scans, skipped = find_in_dataset(source, modality)
     else:
-        candidates, skipped = find_in_folder(source.folder, modality, use_masks)
-    if not candidates:
+        scans, skipped = find_in_folder(source, modality, use_masks)
+    if not scans:
         reason = f" ({skipped[0].name}: {skipped[0].reason})" if skipped else ""
         expected = "imagesTr and imagesTs" if source.is_dataset else f"{', '.join(FILE_ENDINGS)} or DICOM files"
         raise DataError(f"{source.folder} holds no scan{reason}: looked for {expected}")
-    scans = [
-        Scan(
-            identifier,
-            identifier,
-            source.name,
-            source.store,
-            c.files,
-            c.channels,
-            c.is_ct,
-            c.reader,
-            c.geometry,
-            c.may_be_mask,
-        )
-        for identifier, c in zip(identifiers(candidates), candidates, strict=True)
-    ]
-    return scans, skipped
+    names = distinct([scan.name for scan in scans], [scan.identifier for scan in scans])
+    return [replace(scan, name=name, identifier=name) for scan, name in zip(scans, names, strict=True)], skipped
 
 
-def _locate(source: str) -> _Source:
-    """Tell a dataset from a folder: ids and DatasetXXX names first, as in nnU-Net's commands."""
+def _locate(source: str) -> Source:
+    """Whether a source is a dataset or a folder: ids and DatasetXXX names first, as in nnU-Net's commands."""
     if source.isdigit():
         return _dataset(source)
     folder = Path(source).expanduser()
@@ -129,14 +81,14 @@ def _locate(source: str) -> _Source:
         raise DataError(f"{source} is neither an nnU-Net dataset (id or DatasetXXX_Name) nor an existing folder")
     folder = Path(os.path.abspath(folder))
     is_dataset = nnUNet_raw.is_set() and _raw_folder(folder.name).resolve() == folder.resolve()
-    return _Source(folder.name, folder, is_dataset)
+    return Source(folder.name, folder, is_dataset)
 
 
 def _raw_folder(dataset_name: str) -> Path:
     return Path(nnUNet_raw.get() or "", dataset_name)
 
 
-def _dataset(source: str) -> _Source:
+def _dataset(source: str) -> Source:
     if not nnUNet_raw.is_set():
         raise DataError(
             f"dataset {source} cannot be looked up, nnUNet_raw is not set: "
@@ -150,11 +102,11 @@ def _dataset(source: str) -> _Source:
     folder = _raw_folder(name)
     if not folder.is_dir():
         raise DataError(f"{folder} does not exist: dataset {source} has no raw images in nnUNet_raw")
-    return _Source(name, Path(os.path.abspath(folder)), True)
+    return Source(name, Path(os.path.abspath(folder)), True)
 
 
-def _refuse_overlap(sources: Sequence[_Source]) -> None:
-    """A scan that counts twice is hardly ever meant."""
+def _refuse_overlap(sources: Sequence[Source]) -> None:
+    """Refuse sources that share scans: each would count twice."""
     for first, second in combinations([source.folder.resolve() for source in sources], 2):
         if first == second:
             raise DataError(f"{first} is named twice: name every source once")
@@ -163,7 +115,7 @@ def _refuse_overlap(sources: Sequence[_Source]) -> None:
 
 
 def resolve_source(source: str) -> tuple[str, str]:
-    """Name a source in full: its short name, and the dataset name or absolute folder that stands for it anywhere.
+    """The short name of a source, and the dataset name or absolute folder that stands for it anywhere.
 
     Raises:
         DataError: If it does not exist.
@@ -179,3 +131,69 @@ def resolve_store(source: str) -> str:
         DataError: If it does not exist.
     """
     return _locate(source).store
+
+
+def leave_out(scans: Sequence[Scan], skipped: Sequence[Skipped], names: Sequence[str]) -> list[Scan]:
+    """All scans except those with the given names (`Scan.name` or `Scan.identifier`), in all sources.
+
+    Raises:
+        DataError: If no scan has one of the names, or no scan is left: a misspelt test set must not be trained on.
+    """
+    unwanted = set(names)
+    known = {name for scan in scans for name in (scan.name, scan.identifier)} | {item.name for item in skipped}
+    unknown = sorted(unwanted - known)
+    if unknown:
+        raise DataError(
+            f"-exclude: no scan is named {', '.join(unknown[:3])}{' ...' if len(unknown) > 3 else ''} "
+            f"({len(unknown)} of {len(unwanted)} names are unknown; one that is known: {scans[0].identifier})"
+        )
+    left = [scan for scan in scans if not unwanted & {scan.name, scan.identifier}]
+    if not left:
+        raise DataError("-exclude: leaves no scan")
+    return left
+
+
+def with_joint_channels(scans: Sequence[Scan], planned: int | None = None) -> tuple[list[Scan], list[Skipped]]:
+    """Keep the scans that have the same number of channels, as an encoder needs that takes all channels at once.
+
+    Args:
+        scans: The pool.
+        planned: Number of channels of a plan. None: the number that most scans have; of equally common ones, the
+            largest.
+
+    Returns:
+        The scans kept, and the others with the reason.
+
+    Raises:
+        DataError: If no scan has the plan's number.
+    """
+    counts = Counter(len(scan.channels) for scan in scans)
+    number = planned if planned is not None else max(counts, key=lambda count: (counts[count], count))
+    kept = [scan for scan in scans if len(scan.channels) == number]
+    if not kept:
+        found = ", ".join(map(str, sorted(counts)))
+        raise DataError(
+            f"-channels joint: the plan is for {_counted(number)} and no scan has as many (found: {found}); use "
+            "-channels each, or another plan"
+        )
+    origin = "of the plan" if planned is not None else "that most scans have"
+    reason = f"-channels joint takes scans with {_counted(number)}, the number {origin}"
+    skipped = [
+        Skipped(scan.name, scan.source, f"has {_counted(len(scan.channels))}; {reason}")
+        for scan in scans
+        if len(scan.channels) != number
+    ]
+    _warn_of_names(kept)
+    return kept, skipped
+
+
+def _counted(channels: int) -> str:
+    return f"{channels} channel{'s' if channels > 1 else ''}"
+
+
+def _warn_of_names(scans: Sequence[Scan]) -> None:
+    """Channels are joined by number, so a number must mean the same in all sources."""
+    example = {tuple(name.casefold() for name in scan.channels): scan for scan in reversed(scans)}
+    if len(example) > 1:
+        named = "; ".join(f"{scan.source}: {', '.join(scan.channels)}" for scan in list(example.values())[:3])
+        logger.warning("-channels joint joins channels by number, but their names differ (%s)", named)

@@ -4,7 +4,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -13,63 +13,75 @@ from typing import Any
 from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES, determine_reader_writer_from_dataset_json
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
-from nnunetv2_pgl.json_files import load_json
-from pretraining.data.candidate import Candidate, odd_path, printable, tell_unused
-from pretraining.data.reading import sitk_reads_header
-from pretraining.data.scan import DEFAULT_READER, FILE_ENDINGS, DataError, Skipped
-from pretraining.data.tiff import spacing_file
+from nnunetv2_pgl.files import load_json
+from pretraining.data.reading.headers import sitk_reads_header, tiff_spacing_file
+from pretraining.data.scan import (
+    DEFAULT_READER,
+    FILE_ENDINGS,
+    DataError,
+    Scan,
+    Skipped,
+    Source,
+    log_unused,
+    path_problem,
+    printable,
+    safe_name,
+)
 
 logger = logging.getLogger(__name__)
 
 IMAGE_FOLDERS = ("imagesTr", "imagesTs")
 
 
-def find_in_dataset(folder: Path, modality: str | None) -> tuple[list[Candidate], list[Skipped]]:
-    """Find the training and test images of an nnU-Net dataset; labels are never needed.
+def find_in_dataset(source: Source, modality: str | None) -> tuple[list[Scan], list[Skipped]]:
+    """Find the training and test images of an nnU-Net dataset; labels are not needed.
 
     Args:
-        folder: The dataset's folder, which holds ``dataset.json``.
+        source: The dataset; its folder holds ``dataset.json``.
         modality: ``"ct"`` or ``"mr"`` overrides what the channel names say.
 
     Returns:
-        Cases with all their channel files, and those that lack one.
+        Cases with all their channel files, named after the case, with the image folder's name in front in their
+        identifier; and cases that lack a file.
 
     Raises:
         DataError: If ``dataset.json`` is missing, damaged, or names no channels.
     """
+    folder = source.folder
     dataset_json = _read_dataset_json(folder)
+    ending = dataset_json["file_ending"]
     channels = _channel_names(folder, dataset_json)
-    is_ct = _declared_ct(channels, modality)
+    is_ct = tuple(name.casefold() == "ct" if modality is None else modality == "ct" for name in channels)  # as nnU-Net
     cases = _listed_cases(folder, dataset_json) if "dataset" in dataset_json else {}
     skipped: list[Skipped] = []
     others: list[Path] = []
     for subfolder in IMAGE_FOLDERS[1:] if "dataset" in dataset_json else IMAGE_FOLDERS:
-        cases |= _cases_in(folder / subfolder, dataset_json["file_ending"], folder.name, skipped, others)
+        cases |= _cases_in(folder / subfolder, ending, source.name, skipped, others)
     reader = _reader_name(folder, dataset_json, [str(files[0]) for files in cases.values() if 0 in files])
-    candidates = []
+    scans = []
     for (parent, case), files in cases.items():
-        reason = _incomplete(files, channels, case, dataset_json["file_ending"])
-        if reason:
-            skipped.append(Skipped(case, folder.name, reason))
-        else:
-            ordered = tuple(str(files[index]) for index in range(len(channels)))
-            candidates.append(Candidate(case, (parent,) if parent else (), ordered, channels, is_ct, reader))
+        if reason := _incomplete(files, channels, case, ending):
+            skipped.append(Skipped(case, source.name, reason))
+            continue
+        ordered = tuple(str(files[index]) for index in range(len(channels)))
+        names = safe_name(case), safe_name(f"{parent}_{case}")
+        scans.append(Scan(*names, source.name, source.store, ordered, channels, is_ct, reader))
     if reader == Tiff3DIO.__name__:
-        _warn_of_spacing(folder.name, candidates)
-        beside = {spacing_file(candidate.files[0]) for candidate in candidates}
-        others = [file for file in others if file not in beside]
-    tell_unused(folder.name, others)
-    return candidates, skipped
+        spacing_files = {tiff_spacing_file(scan.files[0]) for scan in scans}
+        _warn_of_missing_spacing(source.name, spacing_files)
+        others = [file for file in others if file not in spacing_files]
+    log_unused(source.name, others)
+    return scans, skipped
 
 
-def _warn_of_spacing(source: str, candidates: Sequence[Candidate]) -> None:
-    """Say once where nnU-Net makes up the spacing; it does so in training as well."""
-    lacking = [path for path in (spacing_file(c.files[0]) for c in candidates) if not path.is_file()]
-    if lacking:
+def _warn_of_missing_spacing(source: str, spacing_files: Collection[Path]) -> None:
+    """Warn once where nnU-Net assumes a spacing, as it does in training as well."""
+    missing = sorted(path for path in spacing_files if not path.is_file())
+    if missing:
         logger.warning(
             "%s: %d of %d scans have no file with their spacing, such as %s, and are taken to be of 1 x 1 x 1 mm as in "
             'nnU-Net; to correct it, write {"spacing": [z, y, x]} there',
-            *(source, len(lacking), len(candidates), lacking[0].name),
+            *(source, len(missing), len(spacing_files), missing[0].name),
         )
 
 
@@ -93,26 +105,19 @@ def _channel_names(folder: Path, dataset_json: dict[str, Any]) -> tuple[str, ...
     if not isinstance(names, dict) or not names:
         raise DataError(f'{folder / "dataset.json"} has no "channel_names": add them, such as {{"0": "CT"}}')
     if sorted(names) != sorted(map(str, range(len(names)))) or not all(isinstance(n, str) for n in names.values()):
-        raise DataError(f'{folder / "dataset.json"}: "channel_names" shall give the channels "0", "1", ... their names')
+        raise DataError(f'{folder / "dataset.json"}: "channel_names" must name the channels "0", "1", ...')
     return tuple(names[str(number)] for number in range(len(names)))
 
 
-def _declared_ct(channels: tuple[str, ...], modality: str | None) -> tuple[bool, ...]:
-    """nnU-Net's rule: the channel named CT (in any case) holds Hounsfield units, no other does."""
-    if modality is not None:
-        return (modality == "ct",) * len(channels)
-    return tuple(name.casefold() == "ct" for name in channels)
-
-
 def _reader_name(folder: Path, dataset_json: dict[str, Any], files: Sequence[str]) -> str:
-    """The reader that nnU-Net takes, which opens the first file of a data set to find it.
+    """The reader that nnU-Net takes, which opens the first file of a dataset to find it.
 
-    A bad scan does not decide here: of three files two do.
+    Here two of three files decide, so that one bad scan does not.
     """
     ending, wanted = dataset_json["file_ending"], dataset_json.get("overwrite_image_reader_writer")
     try:
         reader = determine_reader_writer_from_dataset_json(dataset_json, verbose=False).__name__
-    except (RuntimeError, AttributeError, TypeError) as error:  # no reader for these files, or none of this name
+    except (RuntimeError, AttributeError, TypeError) as error:  # no reader for these files, or none with this name
         if wanted not in (None, "None"):
             raise DataError(f"{folder / 'dataset.json'}: nnU-Net has no reader {str(wanted)[:80]!r}") from error
         if ending in FILE_ENDINGS:
@@ -129,12 +134,12 @@ def _reader_name(folder: Path, dataset_json: dict[str, Any], files: Sequence[str
 
 
 def _opened_by(file: str, dataset_json: dict[str, Any], first: str) -> list[str]:
-    """The reader with which nnU-Net opens a file; none if it is too damaged for any.
+    """The reader with which nnU-Net opens a file; empty if none can.
 
     Args:
         file: Path of the file.
         dataset_json: Content of dataset.json.
-        first: The reader that nnU-Net tries first; for SimpleITK's the header tells, without reading the voxels.
+        first: The reader that nnU-Net tries first. For that of SimpleITK, reading the header is enough.
     """
     if first == DEFAULT_READER and sitk_reads_header(file):
         return [first]
@@ -155,7 +160,7 @@ def _listed_cases(folder: Path, dataset_json: dict[str, Any]) -> dict[tuple[str,
             cases["", case] = dict(enumerate(paths))
     except (AttributeError, KeyError, TypeError) as error:
         raise DataError(
-            f'{folder / "dataset.json"}: "dataset" shall give each case its list of "images" ({error!r})'
+            f'{folder / "dataset.json"}: "dataset" must give each case its list of "images" ({error!r})'
         ) from error
     return cases
 
@@ -163,7 +168,10 @@ def _listed_cases(folder: Path, dataset_json: dict[str, Any]) -> dict[tuple[str,
 def _cases_in(
     folder: Path, file_ending: str, source: str, skipped: list[Skipped], others: list[Path]
 ) -> dict[tuple[str, str], dict[int, Path]]:
-    """Group the files of one image folder by case; ``skipped`` takes images of other names, ``others`` what is none."""
+    """Group the files of one image folder by case.
+
+    Images with other names are added to ``skipped``, other files to ``others``.
+    """
     if not folder.is_dir():
         return {}
     pattern = re.compile(r"(.+)_(\d{4})" + re.escape(file_ending))
@@ -173,8 +181,8 @@ def _cases_in(
             others.append(path)
             continue
         match = pattern.fullmatch(path.name)
-        if odd := odd_path(path):
-            skipped.append(Skipped(printable(path.name), source, odd))
+        if problem := path_problem(path):
+            skipped.append(Skipped(printable(path.name), source, problem))
         elif match is None:
             reason = f"the file name lacks nnU-Net's channel number (_0000{file_ending})"
             skipped.append(Skipped(path.name, source, reason))
@@ -184,11 +192,11 @@ def _cases_in(
 
 
 def _incomplete(files: dict[int, Path], channels: tuple[str, ...], case: str, file_ending: str) -> str | None:
-    """Say which channel file a case lacks, or has too many; None when it is complete."""
+    """Which channel file a case lacks or has too many; None if it is complete."""
     for index, channel in enumerate(channels):
         if index not in files:
             return f"channel file {case}_{index:04d}{file_ending} ({channel}) is missing"
-        if not os.path.isfile(files[index]):  # pathlib's raises where a name is too long
+        if not os.path.isfile(files[index]):  # Path.is_file raises if a name is too long
             return f"channel file {files[index]} ({channel}) is missing"
     extra = sorted(set(files) - set(range(len(channels))))
     if extra:

@@ -1,42 +1,27 @@
 """Preprocess a pool of scans: choose the spacing, do in parallel what is not yet there, and go on past bad scans."""
 
 import logging
+import math
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from nnunetv2.paths import nnUNet_preprocessed
 from tqdm import tqdm
 
-from nnunetv2_pgl.checkpoint import sha256_of
-from pretraining.data.files import file_entries, hashed
-from pretraining.data.older_records import completed, is_complete
-from pretraining.data.planned import CT_SCHEME, PlannedPreprocessing, prepare_as_planned
-from pretraining.data.preparation import prepare
-from pretraining.data.reading import read_scan
-from pretraining.data.scan import BadScan, DataError, Scan, Skipped
-from pretraining.data.spacing import (
-    Spacing,
-    chosen_spacing,
-    differ,
-    header_spacings,
-    median_spacing,
-    none_left,
-    spacing_name,
-)
-from pretraining.data.store import Volume, read_record
-from pretraining.data.tasks import Task, record_if_up_to_date, settings_of
+from pretraining.data.planned_preprocessing import CT_SCHEME, PlannedPreprocessing
+from pretraining.data.reading import read_geometry
+from pretraining.data.scan import BadScan, DataError, Scan, Skipped, Spacing
+from pretraining.data.store import Volume
+from pretraining.data.volume_tasks import Task, complete_records, is_undamaged, make_volume, stored_volume
 from pretraining.data.workers import run_tasks
-from pretraining.data.writing import discard_record, remove_leftovers, write_volume
+from pretraining.data.writing import discard_record, remove_leftovers
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class _Result:
-    volume: Volume
-    warnings: tuple[str, ...] = ()
+# A median spacing that is off by less is kept: for another one, the volumes of all scans would be made again.
+_TOLERANCE = 0.01
 
 
 def preprocess(
@@ -50,10 +35,10 @@ def preprocess(
     planned: PlannedPreprocessing | None = None,
     verify: bool = False,
 ) -> tuple[list[Volume], list[Skipped]]:
-    """Preprocess scans that are not there yet, with the same settings and from the same files.
+    """Preprocess the scans that are not yet stored with the same settings and from the same files.
 
-    Runs that preprocess the same scans at the same time, as the jobs of an array do, share the work: each takes the
-    scans in an order of its own and passes over those that another one has stored by then.
+    Runs that preprocess the same scans at the same time, such as the jobs of an array, share the work: each takes the
+    scans in a different order and passes over those that another one has stored by then.
 
     Args:
         scans: What ``find_scans`` found.
@@ -62,7 +47,7 @@ def preprocess(
         crop_size: (z, y, x) of the crops that will be read; only the layout on disk depends on it.
         processes: Number of worker processes. One works in the calling process.
         progress: Show a progress bar.
-        planned: Store what nnU-Net's preprocessor makes of the scans under this plan; ``spacing`` is then the plan's.
+        planned: Preprocess by this plan with nnU-Net's preprocessor; ``spacing`` is then ignored.
         verify: Compare stored volumes with their checksums, and redo those that are damaged.
 
     Returns:
@@ -71,20 +56,22 @@ def preprocess(
     Raises:
         DataError: If no scan is left, ``nnUNet_preprocessed`` is not set, or the disk cannot be written.
     """
-    root = _output_root(output_root)
+    if output_root is None and not nnUNet_preprocessed.is_set():
+        raise DataError("nnUNet_preprocessed is not set: export nnUNet_preprocessed=/path/to/nnUNet_preprocessed")
+    root = Path(nnUNet_preprocessed if output_root is None else output_root)
     skipped: list[Skipped] = []
     spacings: Mapping[str, tuple[float, ...]] = {}
     if planned is not None:
         _warn_of_schemes(scans, planned)
         target: Spacing | None = planned.spacing
     elif spacing == "median":
-        spacings = header_spacings(scans, skipped)
-        target = median_spacing(spacings.values())
+        spacings = _header_spacings(scans, skipped)
+        target = _median_spacing(spacings.values())
     else:
-        target = chosen_spacing(spacing)
+        target = _chosen_spacing(spacing)
     usable = _without(scans, skipped)
     while True:
-        folder_name = f"PGL_{spacing_name(target)}" if planned is None else planned.folder_name
+        folder_name = f"PGL_{_spacing_name(target)}" if planned is None else planned.folder_name
         tasks = [
             Task(scan, root / scan.store / folder_name / f"{scan.identifier}.b2nd", target, crop_size, planned)
             for scan in usable
@@ -92,15 +79,15 @@ def preprocess(
         results, bad = _volumes_of(tasks, processes, progress, verify)
         skipped += bad
         if not results:
-            raise none_left(scans, skipped)
+            raise _none_left(scans, skipped)
         usable = _without(usable, bad)
-        better = median_spacing(spacings[scan.name] for scan in usable) if bad and spacings else target
-        if target is None or better is None or not differ(target, better):
+        better = _median_spacing(spacings[scan.name] for scan in usable) if bad and spacings else target
+        if target is None or better is None or not _differ(target, better):
             return [results[scan.name] for scan in usable], skipped
         logger.warning(
             "%d scans that were counted for the median spacing cannot be used: without them it is %s mm, not %s mm, "
-            "and the others are preprocessed for it; their volumes in %s below %s only save doing this at every start: "
-            "name the scans that are left out with -exclude, and the folder can be deleted",
+            "and the others are preprocessed for it; their volumes in %s below %s are kept, so that this is not "
+            "repeated at every start: name the scans that are left out with -exclude, and the folder can be deleted",
             *(len(spacings) - len(usable), _in_words(better), _in_words(target), folder_name, root),
         )
         target = better  # each time with fewer scans, so this ends
@@ -113,51 +100,54 @@ def _in_words(spacing: Spacing) -> str:
 def _volumes_of(
     tasks: Sequence[Task], processes: int, progress: bool, verify: bool
 ) -> tuple[dict[str, Volume], list[Skipped]]:
-    """The volumes that are there or can be made, by the names of their scans, and the other scans with the reason."""
+    """The volumes that exist or can be made, by the names of their scans, and the other scans with the reason."""
     for folder in {task.path.parent for task in tasks}:
         remove_leftovers(folder)
     results: dict[str, Volume] = {}
     skipped: list[Skipped] = []
-    todo, older = [], []
+    todo: list[Task] = []
+    older: list[Task] = []
     for task in tasks:
-        record = record_if_up_to_date(task)
-        if record is None:
+        if (stored := stored_volume(task)) is None:
             todo.append(task)
-        else:
-            results[task.scan.name] = Volume.from_record(task.path, record).renamed(task.scan.name)
-            older += [] if is_complete(record) else [(task.stored, record)]
-    for stored, volume in completed(older, processes, progress):
-        results[stored.scan.name] = volume.renamed(stored.scan.name)
+            continue
+        volume, is_complete = stored
+        results[task.scan.name] = volume.renamed(task.scan.name)
+        if not is_complete:
+            older.append(task)
+    for task, volume in complete_records(older, processes, progress):
+        results[task.scan.name] = volume.renamed(task.scan.name)
     if verify:
         for task in _damaged([task for task in tasks if task.scan.name in results], processes, progress):
             discard_record(task.path)
             del results[task.scan.name]
             todo.append(task)
-    random.SystemRandom().shuffle(todo)  # of the system: runs with the same seed shall not go side by side
+    random.SystemRandom().shuffle(todo)  # not seeded: runs with the same seed must not take the same order
     with tqdm(total=len(todo), desc="preprocessing", disable=not (progress and todo)) as bar:
-        for task, outcome in run_tasks(_preprocess_scan, todo, processes):
+        for task, outcome in run_tasks(make_volume, todo, processes):
             bar.update()
-            _sort_in(task.scan, outcome, results, skipped)
+            scan = task.scan
+            if isinstance(outcome, DataError):  # no fault of the scan, such as a full disk
+                raise outcome
+            if isinstance(outcome, BadScan):
+                skipped.append(Skipped(scan.name, scan.source, str(outcome)))
+                continue
+            volume, warnings = outcome
+            for warning in warnings:
+                logger.warning("%s: %s: %s", scan.source, scan.name, warning)
+            results[scan.name] = volume.renamed(scan.name)
     return results, skipped
 
 
-def _output_root(output_root: Path | None) -> Path:
-    if output_root is not None:
-        return Path(output_root)
-    if not nnUNet_preprocessed.is_set():
-        raise DataError("nnUNet_preprocessed is not set: export nnUNet_preprocessed=/path/to/nnUNet_preprocessed")
-    return Path(nnUNet_preprocessed)
-
-
 def _warn_of_schemes(scans: Sequence[Scan], planned: PlannedPreprocessing) -> None:
-    """Say once for each source where a plan treats as CT what is none."""
+    """Warn once for each source where a plan treats a channel as CT that is not declared so."""
     schemes = planned.normalization_schemes
-    told = set()
+    warned = set()
     for scan in scans:
         each = schemes * len(scan.is_ct) if len(schemes) == 1 else schemes
         for scheme, channel, is_ct in zip(each, scan.channels, scan.is_ct, strict=False):
-            if scheme == CT_SCHEME and not is_ct and (scan.store, channel) not in told:
-                told.add((scan.store, channel))
+            if scheme == CT_SCHEME and not is_ct and (scan.store, channel) not in warned:
+                warned.add((scan.store, channel))
                 logger.warning(
                     "%s: %s clips channel %s as CT, which it is not declared to be",
                     *(scan.source, planned.plans_name, channel),
@@ -170,72 +160,65 @@ def _without(scans: Sequence[Scan], skipped: Sequence[Skipped]) -> list[Scan]:
 
 
 def _damaged(tasks: Sequence[Task], processes: int, progress: bool) -> list[Task]:
-    """Those whose volume is not the one that was written."""
+    """Tasks whose stored volume is not the one that was written."""
     damaged = []
     with tqdm(total=len(tasks), desc="checking stored scans", disable=not (progress and tasks)) as bar:
-        for task, is_whole in run_tasks(_is_whole, tasks, processes):
+        for task, outcome in run_tasks(is_undamaged, tasks, processes):
             bar.update()
-            if is_whole is not True:
+            if outcome is not True:
                 damaged.append(task)
                 logger.warning(
-                    "%s: %s is damaged, or was stored without a checksum by an earlier version: it is made anew",
+                    "%s: %s is damaged, or was stored without a checksum by an earlier version: it is made again",
                     *(task.scan.source, task.path),
                 )
     return damaged
 
 
-def _is_whole(task: Task) -> bool:
-    record = read_record(task.path)
-    same = record.get("sha256") == sha256_of(task.path)
-    return same and Volume.from_record(task.path, record).fits_its_file()
+def _chosen_spacing(spacing: str | Spacing) -> Spacing | None:
+    """The user's choice, (z, y, x) in mm; None for native."""
+    if spacing == "native":
+        return None
+    if isinstance(spacing, str):
+        raise DataError(f'unknown spacing {spacing!r}: give "median", "native" or three numbers in mm (z y x)')
+    if len(spacing) != 3 or not all(math.isfinite(value) and value > 0 for value in spacing):
+        raise DataError(f"spacing {spacing} is not three positive numbers in mm (z y x)")
+    return (float(spacing[0]), float(spacing[1]), float(spacing[2]))
 
 
-def _preprocess_scan(task: Task) -> _Result:
-    """Read, prepare and write one scan; runs in a worker."""
-    scan = task.scan
-    stored = record_if_up_to_date(task)
-    if stored is not None:  # by another run, since the list was made
-        return _Result(Volume.from_record(task.path, stored))
-    discard_record(task.path)
-    try:
-        files = hashed(file_entries(scan))  # before reading: a file that changes meanwhile is redone next time
-        array, spacing, _ = read_scan(scan)
-    except OSError as error:
-        raise BadScan(f"{error.filename or scan.files[0]} cannot be read ({error.strerror or error})") from error
-    orientation = task.stored.orientation()
-    shape = list(array.shape)
-    if task.planned is None:
-        prepared = prepare(array, spacing, scan.is_ct, task.spacing)
-    else:
-        prepared = prepare_as_planned(array, spacing, task.planned)
-    del array
-    record = {
-        "name": scan.name,
-        "source": scan.source,
-        "files": files,
-        "channels": list(scan.channels),
-        "is_ct": list(scan.is_ct),
-        "original": {"shape": shape, "spacing": list(spacing)},
-        "bbox": [list(axis) for axis in prepared.bbox],
-        "spacing": list(prepared.spacing),
-        "orientation": None if orientation is None else list(orientation),
-        "mean": list(prepared.mean),
-        "std": list(prepared.std),
-        "settings": settings_of(task),
-        "is_no_mask": scan.may_be_mask,  # its values have been looked at
-    }
-    return _Result(write_volume(task.path, prepared.data, record, task.crop_size), prepared.warnings)
+def _header_spacings(scans: Sequence[Scan], skipped: list[Skipped]) -> dict[str, tuple[float, ...]]:
+    """Spacing of each scan by its name, from its header; scans whose header is unreadable are added to ``skipped``."""
+    spacings = {}
+    for scan, outcome in run_tasks(read_geometry, scans, 1):
+        if isinstance(outcome, DataError):
+            raise outcome
+        if isinstance(outcome, BadScan):
+            skipped.append(Skipped(scan.name, scan.source, str(outcome)))
+        else:
+            spacings[scan.name] = outcome.spacing
+    if not spacings:
+        raise _none_left(scans, skipped)
+    return spacings
 
 
-def _sort_in(
-    scan: Scan, outcome: _Result | BadScan | DataError, results: dict[str, Volume], skipped: list[Skipped]
-) -> None:
-    """File a scan's outcome; an error that is not the scan's own stops the run."""
-    if isinstance(outcome, DataError):
-        raise outcome
-    if isinstance(outcome, BadScan):
-        skipped.append(Skipped(scan.name, scan.source, str(outcome)))
-        return
-    for warning in outcome.warnings:
-        logger.warning("%s: %s: %s", scan.source, scan.name, warning)
-    results[scan.name] = outcome.volume.renamed(scan.name)
+def _median_spacing(spacings: Iterable[tuple[float, ...]]) -> Spacing:
+    """Median per axis, rounded as in the folder's name."""
+    z, y, x = (float(f"{value:g}") for value in np.median(list(spacings), axis=0))
+    return (z, y, x)
+
+
+def _differ(spacing: Spacing, other: Spacing) -> bool:
+    """Whether two spacings differ by more than 1 % on any axis."""
+    return any(abs(one - two) > _TOLERANCE * two for one, two in zip(spacing, other, strict=True))
+
+
+def _spacing_name(spacing: Spacing | None) -> str:
+    """A folder name with the spacing, such as ``spacing_3.00x0.80x0.80``."""
+    if spacing is None:
+        return "spacing_native"
+    return "spacing_" + "x".join(f"{v:.2f}" if round(v, 2) == v else f"{v:g}" for v in spacing)
+
+
+def _none_left(scans: Sequence[Scan], skipped: Sequence[Skipped]) -> DataError:
+    """The error for a pool without a usable scan."""
+    first = f", the first one because: {skipped[0]}" if skipped else ""
+    return DataError(f"none of {len(scans)} scans can be used{first}")

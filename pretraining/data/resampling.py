@@ -1,9 +1,9 @@
 """nnU-Net's resampling, a part of the scan at a time: the same values for a fraction of memory and time.
 
 nnU-Net resamples with cubic splines (``resample_data_or_seg``, order 3). That is linear and acts on each axis alone, so
-it is one matrix per axis. nnU-Net's function tells the matrices, and they are multiplied here, in float64 as there,
-over the few planes that a block of new voxels needs: a spline forgets what is farther away than some 25 voxels. Called
-on a whole scan, the function holds up to four copies of it in float64.
+it is one matrix per axis. The matrices come from nnU-Net's function. They are multiplied here, in float64 as there,
+with the few planes that a block of new voxels needs: voxels more than about 25 away have no influence on a spline. On a
+whole scan, the function itself holds up to four copies in float64.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ def resampled(
         scan: float32 (z, y, x).
         spacing: (z, y, x) in mm.
         target: The same, to resample to.
-        limits: What to clip the scan to before.
+        limits: Range that the scan is clipped to before.
 
     Yields:
-        Where in the new scan a block belongs, and its values, float32. Together they fill ``resampled_shape``.
+        The place of a block in the new scan, and its values, float32. Together they fill ``resampled_shape``.
     """
     shape = resampled_shape(scan.shape, spacing, target)
     separate, axis = determine_do_sep_z_and_axis(None, spacing, target)
@@ -69,7 +69,7 @@ def resampled(
     elif separate and axis is not None:
         blocks = _slice_by_slice(np.moveaxis(scan, axis, 0), _moved(shape, axis), limits)
     else:
-        axis = int(np.argmax(scan.shape))  # along the longest, the planes at hand are the smallest part
+        axis = int(np.argmax(scan.shape))  # the longest, so that the planes held are the smallest part
         blocks = _with_neighbours(np.moveaxis(scan, axis, 0), _moved(shape, axis), limits)
     for start, stop, block in blocks:
         where = [slice(None)] * 3
@@ -92,7 +92,7 @@ def _unchanged(planes: np.ndarray, limits: tuple[float, float]) -> Iterator[tupl
 def _slice_by_slice(
     planes: np.ndarray, shape: tuple[int, int, int], limits: tuple[float, float]
 ) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Resample in plane, and repeat or drop slices across; like nnU-Net, keep to the range of each slice."""
+    """Resample in plane, and repeat or drop slices across; like nnU-Net, clip to the range of each slice."""
     picked = _picked_slices(len(planes), shape[0])
     for source in np.unique(picked):
         plane = _loaded(planes[source : source + 1], limits)
@@ -105,11 +105,11 @@ def _slice_by_slice(
 def _with_neighbours(
     planes: np.ndarray, shape: tuple[int, int, int], limits: tuple[float, float]
 ) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Resample along all axes: in plane the planes that a band needs, then across them."""
+    """Resample along all axes: first the planes that a band needs in plane, then across them."""
     low, high = np.clip((planes.min(), planes.max()), *limits)
     bands = _bands(len(planes), shape[0])
     held = np.empty((max(band.last - band.first for band in bands), *shape[1:]))
-    first = last = 0  # the planes that are held
+    first = last = 0  # range of the planes that are held
     for band in bands:
         kept = max(0, last - band.first)
         held[:kept] = held[last - first - kept : last - first]

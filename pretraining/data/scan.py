@@ -1,13 +1,23 @@
-"""What a scan is before it is read, and the two ways in which data can be wrong."""
+"""What a scan is before it is read, how scans are named, and the two ways in which data can be wrong."""
 
-from collections.abc import Iterable
+import hashlib
+import logging
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from nnunetv2_pgl.errors import PGLError
+
+logger = logging.getLogger(__name__)
 
 DICOM = "dicom"
 DEFAULT_READER = "SimpleITKIO"
 FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+_MOST_ENDINGS = 8
 
 
 class DataError(PGLError):
@@ -18,9 +28,29 @@ class BadScan(PGLError):  # noqa: N818 - it describes the scan; the run goes on 
     """One scan cannot be used. The message is the reason, as shown to the user."""
 
 
+Spacing = tuple[float, float, float]  # (z, y, x) in mm
+
+
+@dataclass(frozen=True)
+class Source:
+    """One thing that ``-d`` names: an nnU-Net dataset or a plain folder."""
+
+    name: str
+    folder: Path
+    is_dataset: bool
+
+    @property
+    def store(self) -> str:
+        """Folder below nnUNet_preprocessed; that of a plain folder has a hash of its path in its name."""
+        if self.is_dataset:
+            return self.name
+        digest = hashlib.sha256(str(self.folder).encode()).hexdigest()[:8]
+        return f"PGL_folders/{safe_name(self.name)}_{digest}"
+
+
 @dataclass(frozen=True)
 class Geometry:
-    """What headers tell of a scan.
+    """What headers say of a scan.
 
     Attributes:
         shape: In voxels, (z, y, x).
@@ -48,7 +78,7 @@ class Scan:
         is_ct: Per channel, whether its values are Hounsfield units.
         reader: Name of the nnU-Net reader class, or ``DICOM``.
         geometry: Of a DICOM series, from the headers that it was found by.
-        may_be_mask: Whether values like those of a segmentation tell that it is none.
+        may_be_mask: Whether the scan is to be refused if its values are those of a segmentation.
     """
 
     name: str
@@ -88,3 +118,50 @@ def in_few_lines(skipped: Iterable[Skipped], most: int = 3) -> list[str]:
         else:
             lines += [str(item) for item in items]
     return lines
+
+
+def log_unused(source: str, files: Iterable[Path]) -> None:
+    """Log the number of files that are no scans, by their endings."""
+    counts = Counter(
+        "hidden" if file.name.startswith(".") else file.suffix.lower() or "without ending" for file in files
+    )
+    common = counts.most_common(_MOST_ENDINGS)
+    parts = [f"{count} {ending}" for ending, count in common]
+    if others := counts.total() - sum(count for _, count in common):
+        parts.append(f"{others} other{'s' if others > 1 else ''}")
+    if parts:
+        logger.warning("%s: files passed over, which are no scans: %s", source, ", ".join(parts))
+
+
+def path_problem(file: Path) -> str:
+    """What is wrong with a path that is not UTF-8, with which SimpleITK ends the process; empty if nothing is."""
+    path = os.fspath(file)
+    return "" if printable(path) == path else f"its path is no UTF-8 text ({printable(path)}): rename it"
+
+
+def printable(name: str) -> str:
+    """The name with escapes for bytes that are not UTF-8."""
+    return name.encode(errors="backslashreplace").decode()
+
+
+def safe_name(text: str) -> str:
+    """A name that every file system takes: letters and digits of any script, ``-``, ``_`` and ``.`` are kept."""
+    normal = unicodedata.normalize("NFC", text)
+    return re.sub(r"[^\w.-]+", "_", normal).strip("._") or "scan"
+
+
+def distinct(short: Sequence[str], long: Sequence[str]) -> list[str]:
+    """Use the short name where it is unique, else the long one, and a number where that is not unique either.
+
+    Upper and lower case count as the same: some file systems do not distinguish them.
+    """
+    shared = Counter(name.casefold() for name in short)
+    names = [brief if shared[brief.casefold()] == 1 else full for brief, full in zip(short, long, strict=True)]
+    taken: set[str] = set()
+    for index, name in enumerate(names):
+        number = 2
+        while names[index].casefold() in taken:
+            names[index] = f"{name}_{number}"
+            number += 1
+        taken.add(names[index].casefold())
+    return names

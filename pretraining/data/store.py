@@ -10,8 +10,8 @@ from typing import Any
 import blosc2
 import numpy as np
 
-from nnunetv2_pgl.json_files import load_json
-from pretraining.data.orientation import LATERAL, Orientation, body_axes, orientation_of_codes
+from nnunetv2_pgl.files import load_json
+from pretraining.data.reading.orientation import LATERAL, Orientation, body_axes
 from pretraining.data.scan import DataError
 
 FORMAT_VERSION = 1
@@ -37,7 +37,7 @@ class Volume:
         std: Per channel, of the stored values; 1 where a plan has normalised them.
         is_ct: Per channel, whether it is CT.
         dtype: Of the stored values, ``int16``, ``float16`` or ``float32``.
-        orientation: See `Orientation`; None where the scan does not tell.
+        orientation: See `Orientation`; None if the headers of the scan do not state it.
     """
 
     path: Path
@@ -68,40 +68,29 @@ class Volume:
         """Build it from the content of its record.
 
         Raises:
-            DataError: If a value is missing, of another type, or impossible.
+            DataError: If the record is damaged.
         """
         try:
             channels, depth, height, width = (int(size) for size in record["shape"])
             z, y, x = (float(value) for value in record["spacing"])
-            volume = cls(
-                path=path,
-                name=str(record["name"]),
-                source=str(record["source"]),
-                shape=(channels, depth, height, width),
-                spacing=(z, y, x),
-                mean=tuple(float(value) for value in record["mean"]),
-                std=tuple(float(value) for value in record["std"]),
-                is_ct=tuple(bool(value) for value in record["is_ct"]),
-                dtype=str(record["dtype"]),
-                orientation=orientation_of_codes(record.get("orientation")),
+            mean, std = (tuple(float(value) for value in record[key]) for key in ("mean", "std"))
+            is_ct, dtype = tuple(bool(value) for value in record["is_ct"]), str(record["dtype"])
+            shape, spacing = (channels, depth, height, width), (z, y, x)
+            positive = (*shape, *spacing, *std)
+            if not (np.isfinite((*positive, *mean)).all() and min(positive) > 0 and dtype in _DTYPES):
+                raise ValueError("impossible values")
+            if not len(mean) == len(std) == len(is_ct) == channels:
+                raise ValueError("not one mean, std and is_ct for each channel")
+            orientation = _orientation(record.get("orientation"))
+            return cls(
+                path, str(record["name"]), str(record["source"]), shape, spacing, mean, std, is_ct, dtype, orientation
             )
-            volume._check()
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(f"{path.with_suffix('.json')} is damaged ({error!r}): delete it to redo it") from error
-        return volume
-
-    def _check(self) -> None:
-        positive = (*self.shape, *self.spacing, *self.std)
-        if not all(np.isfinite(value) and value > 0 for value in positive) or not np.isfinite(self.mean).all():
-            raise ValueError(f"shape {self.shape}, spacing {self.spacing}, mean {self.mean}, std {self.std}")
-        if not len(self.mean) == len(self.std) == len(self.is_ct) == self.shape[0]:
-            raise ValueError(f"not one mean, std and is_ct for each of {self.shape[0]} channels")
-        if self.dtype not in _DTYPES:
-            raise ValueError(f"dtype {self.dtype}")
 
     @property
     def lateral_axis(self) -> int | None:
-        """Which of (z, y, x) runs from left to right in the body; None where the scan does not tell."""
+        """Which of (z, y, x) runs from left to right in the body; None if that is unknown."""
         return None if self.orientation is None else body_axes(self.orientation).index(LATERAL)
 
     def renamed(self, name: str) -> "Volume":
@@ -130,7 +119,7 @@ class Volume:
         try:
             array = self._array()
             values = np.empty([high - low for low, high in zip(start, stop, strict=True)], dtype=array.dtype)
-            # What array[...] ends in, without its analysis of the index, which takes a fifth of the time.
+            # What array[...] calls, without its analysis of the index, which takes a fifth of the time.
             array.get_slice_numpy(values, ((channel, *start), (channel + 1, *stop)))
             return values
         except (OSError, RuntimeError, ValueError) as error:
@@ -153,9 +142,19 @@ class Volume:
         return array
 
 
+def _orientation(letters: list[str] | None) -> Orientation | None:
+    """From a record; raises one of `Volume.from_record`'s errors if it is damaged."""
+    if letters is None:
+        return None
+    z, y, x = letters
+    if len(set(body_axes((z, y, x)))) < 3:
+        raise ValueError(f"orientation {letters}")
+    return (z, y, x)
+
+
 @lru_cache(maxsize=_OPEN_ARRAYS)
 def _open(path: str, modified: int) -> blosc2.NDArray:
-    """Open a file once per process; ``modified`` makes a file that was replaced a different one."""
+    """Open a file once per process, and again if ``modified`` shows that it was replaced."""
     array = blosc2.open(path, mode="r", dparams={"nthreads": 1}, **_MMAP)
     if not isinstance(array, blosc2.NDArray):
         raise RuntimeError(f"it holds a {type(array).__name__}, not an array")

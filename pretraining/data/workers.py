@@ -1,4 +1,4 @@
-"""Run tasks in spawned processes, and know which task a process was killed by."""
+"""Run tasks in spawned processes, and know which task killed a process."""
 
 import multiprocessing
 import os
@@ -23,8 +23,8 @@ def run_tasks(
 ) -> Iterator[tuple[T, R | BadScan | DataError]]:
     """Apply a function to every task, in no particular order.
 
-    When a worker is killed (usually by the system, for want of memory) its task is repeated at the end, alone. Should
-    that be killed as well, only this task is given up.
+    When a worker is killed (usually by the system, for lack of memory), its task is repeated at the end, alone. If that
+    worker is killed as well, only this task is given up.
 
     ``concurrent.futures`` is not used because its pool cannot tell which task the killed worker had, and because it can
     hang (seen with Python 3.11) when a worker dies while the pool starts another.
@@ -85,7 +85,7 @@ def _run_in_workers(
 
 
 class _Worker(Generic[T, R]):
-    """A spawned process with a pipe of its own, so that its death is told from any other's."""
+    """A spawned process with its own pipe, which shows when it dies."""
 
     def __init__(self, function: Callable[[T], R]) -> None:
         context = multiprocessing.get_context("spawn")
@@ -110,11 +110,11 @@ class _Worker(Generic[T, R]):
             self.connection.send(task)
 
     def result(self) -> R | BadScan | DataError:
-        """Receive what became of the task; EOFError or OSError tells that the process has died."""
+        """Receive the outcome of the task; EOFError or OSError if the process has died."""
         return self.connection.recv()
 
     def stop(self) -> None:
-        """End the process, whatever it does."""
+        """Kill the process."""
         self.connection.close()
         self._process.terminate()
         self._process.join()
@@ -136,7 +136,7 @@ def _one_thread_each() -> Iterator[None]:
 
 
 def _serve(connection: Connection, function: Callable[[T], R]) -> None:
-    """Work off tasks until the other side hangs up."""
+    """Carry out tasks until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends its workers
     with suppress(EOFError, OSError):
         connection.send(_READY)

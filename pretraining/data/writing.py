@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,11 @@ from typing import Any
 import blosc2
 import numpy as np
 
-from nnunetv2_pgl.whole_files import write_bytes, write_text
+from nnunetv2_pgl.files import write_bytes, write_text
 from pretraining.data.scan import DataError
 from pretraining.data.store import FORMAT_VERSION, Volume
 
-_LEFTOVER_AGE = 600.0  # s without a change; an older temporary file has lost its writer
+_LEFTOVER_AGE = 600.0  # s without a change; the writer of an older temporary file is dead
 _LARGEST_BLOCK = 32  # voxels per axis: 8 x 32 x 32 int16 are 16 KiB, which stays in the first-level cache
 
 # Measured with 25 x 137 x 137 crops from int16 120 x 400 x 400 (a CT resampled to that size, with noise of 12 HU; file
@@ -33,8 +34,9 @@ _COMPRESSION = {
 def write_volume(path: Path, data: np.ndarray, record: Mapping[str, Any], crop_size: Sequence[int]) -> Volume:
     """Write voxels and record, each at once: a reader never sees half a file, and the record comes last.
 
-    A record of the same settings may be there already, from another run on the same scans: it stays in place until it
-    is replaced, since that run may be reading it. One that is out of date has to go first, by `discard_record`.
+    A record with the same settings may already be there, from another run on the same scans: it stays in place until
+    it is replaced, since that run may be reading it. One that is out of date must be deleted first, by
+    `discard_record`.
 
     Args:
         path: The ``.b2nd`` file to write.
@@ -46,15 +48,13 @@ def write_volume(path: Path, data: np.ndarray, record: Mapping[str, Any], crop_s
         DataError: If the disk is full or not writable.
     """
     chunks, blocks = storage_layout(data.shape, crop_size)
-    # In memory first: blosc2 itself takes a full disk for an error of the array.
+    # In memory first: blosc2 itself reports a full disk as an error of the array.
     array = blosc2.asarray(np.ascontiguousarray(data), chunks=chunks, blocks=blocks, cparams=_COMPRESSION)
     content = array.to_cframe()
     del array
-    try:
+    with _writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, content, shared=True)
-    except OSError as error:
-        raise _unwritable(path, error) from error
     record = {
         "format_version": FORMAT_VERSION,
         **record,
@@ -77,28 +77,28 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
     Raises:
         DataError: If the disk is full or not writable.
     """
-    try:
-        text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    with _writable(path):
         write_text(path.with_suffix(".json"), text, shared=True)
-    except OSError as error:
-        raise _unwritable(path, error) from error
 
 
 def discard_record(path: Path) -> None:
-    """Delete the record of the volume ``path``, if there is one, so that nothing takes the volume for up to date.
+    """Delete the record of the volume ``path``, if there is one, so that no run considers the volume up to date.
 
     Raises:
         DataError: If the disk is not writable.
     """
-    try:
+    with _writable(path):
         path.with_suffix(".json").unlink(missing_ok=True)
+
+
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> DataError:
-    reason = f"could not write {path}: {error.strerror}" if error.strerror else str(error)
-    return DataError(f"{reason}; check space and rights")
+        reason = f"could not write {path}: {error.strerror}" if error.strerror else str(error)
+        raise DataError(f"{reason}; check space and rights") from error
 
 
 def storage_layout(shape: Sequence[int], crop_size: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -121,7 +121,7 @@ def storage_layout(shape: Sequence[int], crop_size: Sequence[int]) -> tuple[tupl
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete temporary files whose writer was killed; those of a run that is at work are younger, and stay."""
+    """Delete temporary files whose writer was killed; those of a running process are younger, and stay."""
     for path in folder.glob(".*.tmp"):
         if time.time() - path.stat().st_mtime > _LEFTOVER_AGE:
             path.unlink(missing_ok=True)

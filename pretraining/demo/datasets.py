@@ -14,7 +14,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from nnunetv2_pgl.nifti_files import write_nifti
+from nnunetv2_pgl.files import write_nifti
 from pretraining.demo.phantoms import DEFAULT_SHAPE, DEFAULT_SPACING, LABELS, Phantom, make_phantom
 from pretraining.demo.shapes import Vector
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from nnunetv2_pgl.whole_files import replacing
+from nnunetv2_pgl.files import replacing
 from pretraining.demo.organs import LABELS
 from pretraining.demo.shapes import Vector
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnunetv2_pgl.networks import Encoder
-from nnunetv2_pgl.networks.layout import lay_out
+from nnunetv2_pgl.networks.hardware import lay_out
 from pretraining.views import GeometryBatch
 
 

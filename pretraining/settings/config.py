@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_pgl.json_files import load_json
+from nnunetv2_pgl.files import load_json
 from nnunetv2_pgl.networks import PAPER_STRIDES, PlannedNetwork, resnet_skip_strides
 from pretraining.option_fields import require_types
 from pretraining.settings.table import OptimizerName, PretrainSettings, Triple

@@ -10,9 +10,9 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_pgl.errors import PGLError
-from nnunetv2_pgl.json_files import load_json
+from nnunetv2_pgl.files import load_json
 from nnunetv2_pgl.networks import PlanError, PlannedNetwork
-from pretraining.data.planned import PlannedPreprocessing
+from pretraining.data.planned_preprocessing import PlannedPreprocessing
 
 _MOST_NAMES = 5
 
@@ -61,7 +61,7 @@ def _settings(
         "preprocessing": PlannedPreprocessing.of_plans(plans, configuration).to_dict(),
     }
     if architecture == "resnet50":
-        from nnunetv2_pgl.trainers.pgl import network_strides  # loads nnU-Net's trainers, which takes seconds
+        from nnunetv2_pgl.trainers.plans import network_strides  # loads nnU-Net's trainers, which takes seconds
 
         return settings | {"strides": network_strides(manager)}
     try:

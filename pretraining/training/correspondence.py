@@ -17,7 +17,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from nnunetv2_pgl.networks import Encoder
-from nnunetv2_pgl.networks.layout import lay_out
+from nnunetv2_pgl.networks.hardware import lay_out
 from pretraining.alignment import FeatureGrid, align
 from pretraining.training.places import ByGeometry, Places, halves, mean_of
 from pretraining.views import GeometryBatch, ViewPairBatch, ViewPairDataset, ViewSettings

@@ -11,9 +11,9 @@ import numpy as np
 from torch import Tensor
 
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint
+from nnunetv2_pgl.environment import versions
 from nnunetv2_pgl.networks import Encoder, PlannedEncoder
-from nnunetv2_pgl.nnssl_plan import adaptation_plan
-from nnunetv2_pgl.versions import versions
+from nnunetv2_pgl.nnssl import adaptation_plan
 from pretraining.objectives import Objective
 from pretraining.objectives.citations import citations_of
 from pretraining.settings.config import PretrainConfig

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from nnunetv2_pgl.precision import autocast_type
+from nnunetv2_pgl.networks.hardware import autocast_type
 from pretraining.objectives import Objective
 from pretraining.settings.config import PretrainConfig
 from pretraining.training.start import bytes_drawn, make_objective

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from nnunetv2_pgl.precision import autocast_type
+from nnunetv2_pgl.networks.hardware import autocast_type
 from pretraining.data import Volume
 from pretraining.launching.distributed import Processes
 from pretraining.launching.errors import Stopped, TrainingError

@@ -9,9 +9,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_pgl.whole_files import write_text
+from nnunetv2_pgl.files import write_text
 from pretraining.data import Volume
-from pretraining.data.candidate import distinct
+from pretraining.data.scan import distinct
 from pretraining.data.store import read_record
 from pretraining.settings.config import PretrainConfig
 from pretraining.training.loop import Pool

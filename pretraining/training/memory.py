@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from nnunetv2_pgl.precision import autocast_type
+from nnunetv2_pgl.networks.hardware import autocast_type
 from pretraining.launching.distributed import Processes
 from pretraining.launching.errors import TrainingError
 from pretraining.settings.config import PretrainConfig

@@ -23,7 +23,7 @@ from pretraining.data import (
     resolve_store,
     with_joint_channels,
 )
-from pretraining.data.directions import read_orientation
+from pretraining.data.reading.orientation import read_orientation
 from pretraining.data.scan import in_few_lines
 from pretraining.launching import restart
 from pretraining.launching.distributed import Processes, process_group

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from nnunetv2_pgl.whole_files import replacing
+from nnunetv2_pgl.files import replacing
 from pretraining.alignment import FeatureGrid, align
 from pretraining.data import Volume
 from pretraining.settings.config import PretrainConfig

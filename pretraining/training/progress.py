@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from nnunetv2_pgl.whole_files import replacing, write_text
+from nnunetv2_pgl.files import replacing, write_text
 from pretraining.training.correspondence import correspondence_lines
 
 COLLAPSE_BELOW = 0.1

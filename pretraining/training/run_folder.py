@@ -13,7 +13,7 @@ from pathlib import Path
 from nnunetv2.paths import nnUNet_results
 
 from nnunetv2_pgl.errors import PGLError
-from nnunetv2_pgl.whole_files import write_text
+from nnunetv2_pgl.files import write_text
 from pretraining.settings.config import PretrainConfig
 
 try:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from pretraining.data import DataError, Volume
-from pretraining.data.orientation import Orientation, body_axes
+from pretraining.data.reading.orientation import Orientation, body_axes
 from pretraining.views import ViewSettings
 
 

@@ -15,10 +15,10 @@ import pytest
 import SimpleITK as sitk
 import torch
 from scipy.ndimage import gaussian_filter
+from tests.test_foreign_checkpoints import nnssl_content
 
 from benchmarks import anatomy
-from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint, save_checkpoint
-from nnunetv2_pgl.encoder import load_encoder_network
+from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint, load_encoder_network, save_checkpoint
 from nnunetv2_pgl.networks import PlannedEncoder, ResNet50Encoder
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.table import RunOptions
@@ -26,7 +26,6 @@ from pretraining.training import loop
 from pretraining.training.pretrain import prepare_volumes, pretrain
 from pretraining.views import ViewSettings
 from tests.planned_networks import small_architecture, small_network
-from tests.test_foreign_checkpoints import nnssl_content
 
 
 @pytest.mark.parametrize(

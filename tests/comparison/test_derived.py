@@ -14,7 +14,7 @@ from torch import nn
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint, save_checkpoint
 from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.networks import PlannedEncoder
-from nnunetv2_pgl.trainers.planned_run import PlannedRun
+from nnunetv2_pgl.trainers.plans import PlannedRun
 from nnunetv2_pgl.transfer import load_encoder
 from pretraining.comparison.comparison import Comparison
 from pretraining.comparison.derived import require_decoder, shuffled, write_shuffled

@@ -26,7 +26,7 @@ NAME = "Dataset502_Torso"
 # A trainer of two iterations. Batch norms have seen too little by then for nnU-Net's half-precision sums, hence -norm.
 TRAINER = """
 from nnunetv2_pgl.trainers import nnUNetTrainerPGL
-from nnunetv2_pgl.trainers.lengths import with_length
+from nnunetv2_pgl.trainers.variants import with_length
 
 short = {"num_epochs": 1, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "initial_lr": 1e-5}
 nnUNetTrainerPGL_twoSteps = with_length(nnUNetTrainerPGL, "twoSteps", **short)

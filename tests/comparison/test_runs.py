@@ -12,7 +12,7 @@ import torch
 
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, save_checkpoint
 from nnunetv2_pgl.errors import PGLError
-from nnunetv2_pgl.trainers.planned_run import PlannedRun
+from nnunetv2_pgl.trainers.plans import PlannedRun
 from pretraining.comparison.comparison import Comparison
 from pretraining.comparison.inits import BUILT_IN, initialisations
 from pretraining.comparison.runs import (

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pretraining.data import DataError, find_scans, leave_out
+from pretraining.data import DataError, Scan, Skipped, find_scans, leave_out, with_joint_channels
+from pretraining.data.scan import in_few_lines
 
 Write = Callable[..., Path]
 
@@ -178,3 +179,49 @@ def test_unset_raw_folder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("nnUNet_raw", raising=False)
     with pytest.raises(DataError, match="export nnUNet_raw="):
         find_scans(["501"])
+
+
+def test_a_case_among_training_and_test_images_has_the_folder_in_its_name(raw: Path) -> None:
+    files = ["imagesTr/a_0000.nii.gz", "imagesTs/a_0000.nii.gz", "imagesTs/b_0000.nii.gz"]
+    make_dataset(raw / "Dataset501_X", files, {"0": "CT"})
+    scans, _ = find_scans(["501"])
+    assert [scan.identifier for scan in scans] == ["imagesTr_a", "imagesTs_a", "b"]
+
+
+def scan_of(name: str, *channels: str) -> Scan:
+    return Scan(name, name, f"of_{channels[0]}", "store", (), channels, (False,) * len(channels))
+
+
+def test_the_most_common_number_is_kept_and_the_others_are_told() -> None:
+    pool = [scan_of("a", "T1", "T2"), scan_of("b", "CT"), scan_of("c", "T1", "T2"), scan_of("d", "1", "2", "3")]
+    kept, skipped = with_joint_channels(pool)
+    assert [item.name for item in kept] == ["a", "c"]
+    assert list(map(str, skipped)) == [
+        "of_CT: b skipped: has 1 channel; -channels joint takes scans with 2 channels, the number that most scans have",
+        "of_1: d skipped: has 3 channels; -channels joint takes scans with 2 channels, the number that most scans have",
+    ]
+    assert [item.name for item in with_joint_channels(pool[:2])[0]] == ["a"]  # equally common: the larger
+
+
+def test_the_plans_number_goes_first() -> None:
+    pool = [scan_of("a", "T1", "T2"), scan_of("b", "CT"), scan_of("c", "T1", "T2")]
+    kept, skipped = with_joint_channels(pool, planned=1)
+    assert [item.name for item in kept] == ["b"]
+    assert {item.reason for item in skipped} == {
+        "has 2 channels; -channels joint takes scans with 1 channel, the number of the plan"
+    }
+    with pytest.raises(DataError, match=r"plan is for 4 channels and no scan has as many \(found: 1, 2\)"):
+        with_joint_channels(pool, planned=4)
+
+
+def test_channels_of_other_names_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        with_joint_channels([scan_of("a", "T1", "T2"), scan_of("b", "t1", "t2")])
+        assert caplog.text == ""
+        with_joint_channels([scan_of("a", "T1", "T2"), scan_of("b", "CT", "PET")])
+    assert "of_T1: T1, T2; of_CT: CT, PET" in caplog.text or "of_CT: CT, PET; of_T1: T1, T2" in caplog.text
+
+
+def test_many_scans_of_one_reason_are_one_line() -> None:
+    skipped = [Skipped(str(n), "A", "bad") for n in range(4)] + [Skipped("x", "B", "bad")]
+    assert in_few_lines(skipped) == ["A: 0 and 3 more skipped: bad", "B: x skipped: bad"]

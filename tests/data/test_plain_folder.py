@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pretraining.data import Scan, find_scans, preprocess
-from tests.data.dicom_files import write_slices
+from tests.data.reading.dicom_files import write_slices
 
 VALUES = np.random.default_rng(0).integers(-1000, 300, (6, 8, 10)).astype(np.int16)
 Log = pytest.LogCaptureFixture

@@ -127,7 +127,7 @@ def test_scans_that_cannot_be_used_do_not_decide_the_median_spacing(
         headers.append(scan.name)
         return read_geometry(scan)
 
-    monkeypatch.setattr("pretraining.data.spacing.read_geometry", counted)
+    monkeypatch.setattr("pretraining.data.preprocessing.read_geometry", counted)
     with caplog.at_level(logging.WARNING):
         volumes, skipped = preprocess(
             find_scans([str(tmp_path / "in")])[0],
@@ -147,7 +147,7 @@ def test_scans_that_cannot_be_used_do_not_decide_the_median_spacing(
 
     read = []
     monkeypatch.setattr(
-        "pretraining.data.preprocessing.read_scan", lambda scan: read.append(scan.name) or read_scan(scan)
+        "pretraining.data.volume_tasks.read_scan", lambda scan: read.append(scan.name) or read_scan(scan)
     )
     again, skipped_again = run(tmp_path / "in", spacing="median")
     assert again == volumes
@@ -245,7 +245,7 @@ def test_second_run_skips_all_and_changes_are_redone(
     first, _ = run(tmp_path / "in")
     before = {path: path.stat().st_mtime_ns for path in first[0].path.parent.iterdir()}
     with monkeypatch.context() as context:
-        context.setattr("pretraining.data.preprocessing.read_scan", lambda scan: pytest.fail("was read again"))
+        context.setattr("pretraining.data.volume_tasks.read_scan", lambda scan: pytest.fail("was read again"))
         assert run(tmp_path / "in")[0] == first
     assert {path: path.stat().st_mtime_ns for path in first[0].path.parent.iterdir()} == before
 
@@ -337,7 +337,7 @@ def test_a_full_disk_ends_the_run_and_leaves_nothing_half_written(
     for room in rooms:
         with (
             room_for(room),
-            pytest.raises(DataError, match=r"could not write .*[abc]\.b2nd: File too large; check space and rights$"),
+            pytest.raises(DataError, match=r"^could not write .*[abc]\.b2nd: File too large; check space and rights$"),
         ):
             run(tmp_path / "in", processes=processes)
         assert [path for path in (tmp_path / "preprocessed").rglob("*") if path.is_file()] == []
@@ -363,8 +363,8 @@ def test_runs_at_the_same_time_share_the_work_and_do_not_disturb_each_other(
         assert all(Volume.load(volume.path) == volume for volume in seen_by_other)
         os.rename(source, target)
 
-    monkeypatch.setattr("pretraining.data.preprocessing.read_scan", read_while_another_run_prepares_all)
-    monkeypatch.setattr("nnunetv2_pgl.whole_files.os.replace", replace_with_all_records_in_place)
+    monkeypatch.setattr("pretraining.data.volume_tasks.read_scan", read_while_another_run_prepares_all)
+    monkeypatch.setattr("nnunetv2_pgl.files.os.replace", replace_with_all_records_in_place)
     volumes, skipped = run(tmp_path / "in")
     assert volumes == seen_by_other
     assert skipped == {}

@@ -110,7 +110,7 @@ def test_damaged_records_are_named(tmp_path: Path, content: str | None, message:
         {"is_ct": [True]},
         {"dtype": "object"},
         {"name": None, "shape": None},
-        {"orientation": "SPL"},
+        {"orientation": "SP"},
         {"orientation": ["S", "P"]},
         {"orientation": ["S", "P", "I"]},
         {"orientation": ["S", "P", {}]},

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunetv2_pgl.dataset_conversion.collection import Case, ConversionError
-from nnunetv2_pgl.dataset_conversion.images import z_first
-from nnunetv2_pgl.dataset_conversion.kits19 import read_kits19
-from nnunetv2_pgl.dataset_conversion.writing import write_dataset
+from nnunetv2_pgl.dataset_conversion.collection import Case
+from nnunetv2_pgl.dataset_conversion.datasets import read_kits19
+from nnunetv2_pgl.dataset_conversion.writing import write_dataset, z_first
+from nnunetv2_pgl.errors import PGLError
 
 Make = Callable[..., Path]
 
@@ -55,13 +55,13 @@ def test_a_copy_with_the_usual_axes_is_turned_no_further(tmp_path: Path, write_n
 
 def test_headers_of_the_first_release_are_refused(raw: Path, kits19: Make) -> None:
     collection = read_kits19(kits19(range(4), affine=np.diag([3, 0.9, 0.9, 1])))
-    with pytest.raises(ConversionError, match=r"pixels are 3 x 0\.9 mm"):
+    with pytest.raises(PGLError, match=r"pixels are 3 x 0\.9 mm"):
         write_dataset(collection, 64)
 
 
 def test_a_label_with_another_header_is_refused(tmp_path: Path, write_nifti: Make) -> None:
     image = write_nifti(tmp_path / "imaging.nii.gz")
     label = write_nifti(tmp_path / "segmentation.nii.gz", affine=np.diag([-0.9, 0.9, 3, 1]))
-    with pytest.raises(ConversionError, match="differ in size, spacing or direction"):
+    with pytest.raises(PGLError, match="differ in size, spacing or direction"):
         z_first(Case("case_00000", image, label), label, tmp_path / "out.nii.gz")
     assert not (tmp_path / "out.nii.gz").exists()

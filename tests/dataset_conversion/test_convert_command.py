@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunetv2_pgl.dataset_conversion.command import convert_entry
+from nnunetv2_pgl.dataset_conversion.convert import convert_entry
 
 Make = Callable[..., Path]
 

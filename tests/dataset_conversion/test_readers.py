@@ -11,13 +11,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunetv2_pgl.dataset_conversion.bcv import LABELS, read_bcv
-from nnunetv2_pgl.dataset_conversion.collection import Case, Collection, ConversionError
-from nnunetv2_pgl.dataset_conversion.finding import image_files
-from nnunetv2_pgl.dataset_conversion.kits19 import read_kits19
+from nnunetv2_pgl.dataset_conversion.collection import Case, Collection, image_files
+from nnunetv2_pgl.dataset_conversion.datasets import BCV_LABELS, read_bcv, read_kits19, read_ribfrac
 from nnunetv2_pgl.dataset_conversion.msd import TASKS, read_msd
-from nnunetv2_pgl.dataset_conversion.ribfrac import read_ribfrac
 from nnunetv2_pgl.dataset_conversion.writing import write_dataset
+from nnunetv2_pgl.errors import PGLError
 
 Make = Callable[..., Path]
 
@@ -94,7 +92,7 @@ def test_hidden_files_and_folders_are_passed_over(ribfrac: Make) -> None:
 def test_a_scan_that_is_there_twice_is_refused(ribfrac: Make) -> None:
     folder = ribfrac([1])
     shutil.copytree(folder / "ribfrac-train-images-1", folder / "copy")
-    with pytest.raises(ConversionError, match=r"RibFrac1 is there twice, as .*copy.* and .*ribfrac-train-images-1"):
+    with pytest.raises(PGLError, match=r"RibFrac1 is there twice, as .*copy.* and .*ribfrac-train-images-1"):
         read_ribfrac(folder)
 
 
@@ -164,12 +162,12 @@ def test_kits19_as_cloned_says_how_to_get_the_images(kits19: Make) -> None:
     folder = kits19(range(3))
     for image in folder.rglob("imaging.nii.gz"):
         image.unlink()
-    with pytest.raises(ConversionError, match=r"python3 -m starter_code\.get_imaging"):
+    with pytest.raises(PGLError, match=r"python3 -m starter_code\.get_imaging"):
         read_kits19(folder)
 
 
 def test_a_later_kits_is_refused(kits19: Make) -> None:
-    with pytest.raises(ConversionError, match=r"case_00299.*later KiTS"):
+    with pytest.raises(PGLError, match=r"case_00299.*later KiTS"):
         read_kits19(kits19([0, 299]))
 
 
@@ -181,8 +179,13 @@ def test_bcv_splits_and_organs(bcv: Path) -> None:
     assert names(published.training)[9:11] == ["img0010", "img0021"]
     assert published.training[0].label == bcv / "Training" / "label" / "label0001.nii.gz"
     assert published.notes == ("1 scans without labels are not used",)
-    assert list(LABELS.values()) == list(range(14))
-    assert (LABELS["spleen"], LABELS["liver"], LABELS["pancreas"], LABELS["left adrenal gland"]) == (1, 6, 11, 13)
+    assert list(BCV_LABELS.values()) == list(range(14))
+    assert (BCV_LABELS["spleen"], BCV_LABELS["liver"], BCV_LABELS["pancreas"], BCV_LABELS["left adrenal gland"]) == (
+        1,
+        6,
+        11,
+        13,
+    )
 
 
 def test_bcv_without_a_label(bcv: Path) -> None:
@@ -196,32 +199,32 @@ def test_bcv_without_a_label(bcv: Path) -> None:
 def test_nothing_to_convert_is_one_line(tmp_path: Path, read: Callable[..., Collection]) -> None:
     (tmp_path / "empty").mkdir()
     for folder, message in ((tmp_path / "empty", "looked for"), (tmp_path / "no such", "is not a folder")):
-        with pytest.raises(ConversionError, match=message) as error:
+        with pytest.raises(PGLError, match=message) as error:
             read(folder)
         assert "\n" not in str(error.value)
 
 
 def test_averaged_images_are_no_bcv(tmp_path: Path, write_nifti: Make) -> None:
     write_nifti(tmp_path / "averaged-training-images" / "DET0000101_avg.nii.gz")
-    with pytest.raises(ConversionError, match=r"not the abdominal scans.*RawData\.zip"):
+    with pytest.raises(PGLError, match=r"not the abdominal scans.*RawData\.zip"):
         read_bcv(tmp_path)
 
 
 def test_what_is_no_task_of_the_decathlon(tmp_path: Path, decathlon: Make) -> None:
-    with pytest.raises(ConversionError, match="named as a task"):
+    with pytest.raises(PGLError, match="named as a task"):
         read_msd(tmp_path)
-    with pytest.raises(ConversionError, match="nnUNetv2_convert_MSD_dataset"):
+    with pytest.raises(PGLError, match="nnUNetv2_convert_MSD_dataset"):
         read_msd(decathlon("Task05_Prostate", 2, 2))
     folder = decathlon("Task10_Colon", 2, 2)
     (folder / "dataset.json").write_text(json.dumps({"training": []}))
-    with pytest.raises(ConversionError, match="lists no training and test scans"):
+    with pytest.raises(PGLError, match="lists no training and test scans"):
         read_msd(folder)
     (folder / "dataset.json").write_text(json.dumps({"training": [{"label": "x"}], "test": [], "labels": {}}))
-    with pytest.raises(ConversionError, match=r'entry of "training" names no image'):
+    with pytest.raises(PGLError, match=r'entry of "training" names no image'):
         read_msd(folder)
     (folder / "dataset.json").write_text("{")
-    with pytest.raises(ConversionError, match="not valid JSON"):
+    with pytest.raises(PGLError, match="not valid JSON"):
         read_msd(folder)
     (folder / "dataset.json").unlink()
-    with pytest.raises(ConversionError, match=r"dataset\.json is missing"):
+    with pytest.raises(PGLError, match=r"dataset\.json is missing"):
         read_msd(folder)

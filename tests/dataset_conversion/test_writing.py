@@ -12,13 +12,11 @@ import pytest
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 
-from nnunetv2_pgl.dataset_conversion import images
-from nnunetv2_pgl.dataset_conversion.bcv import read_bcv
-from nnunetv2_pgl.dataset_conversion.collection import ConversionError
-from nnunetv2_pgl.dataset_conversion.kits19 import read_kits19
+from nnunetv2_pgl.dataset_conversion import writing
+from nnunetv2_pgl.dataset_conversion.datasets import read_bcv, read_kits19, read_ribfrac
 from nnunetv2_pgl.dataset_conversion.msd import read_msd
-from nnunetv2_pgl.dataset_conversion.ribfrac import read_ribfrac
 from nnunetv2_pgl.dataset_conversion.writing import write_dataset
+from nnunetv2_pgl.errors import PGLError
 from pretraining.data import find_scans
 
 Make = Callable[..., Path]
@@ -90,7 +88,7 @@ def test_an_existing_dataset_is_left_alone(raw: Path, bcv: Path) -> None:
         taken = place / "Dataset017_Other"
         taken.mkdir()
         (taken / "mine").touch()
-        with pytest.raises(ConversionError, match=r"17 is taken by Dataset017_Other.*-id"):
+        with pytest.raises(PGLError, match=r"17 is taken by Dataset017_Other.*-id"):
             write_dataset(read_bcv(bcv), 17)
         assert content(taken) == ["mine"]
         (taken / "mine").unlink()
@@ -100,7 +98,7 @@ def test_an_existing_dataset_is_left_alone(raw: Path, bcv: Path) -> None:
 
 def test_unset_raw_folder_is_named(monkeypatch: pytest.MonkeyPatch, bcv: Path) -> None:
     monkeypatch.delenv("nnUNet_raw", raising=False)
-    with pytest.raises(ConversionError, match="export nnUNet_raw="):
+    with pytest.raises(PGLError, match="export nnUNet_raw="):
         write_dataset(read_bcv(bcv), 17)
 
 
@@ -119,7 +117,7 @@ def test_an_interrupted_conversion_shows_no_dataset_and_goes_on(
             raise OSError("no space left on device")
         copied.append(source)
 
-    monkeypatch.setattr(images.shutil, "copyfile", copy)
+    monkeypatch.setattr(writing.shutil, "copyfile", copy)
     with pytest.raises(OSError, match="no space"):
         write_dataset(collection, 17)
     assert not (raw / "Dataset017_BCV").exists()
@@ -157,7 +155,7 @@ def test_a_damaged_file_is_named(raw: Path, kits19: Make) -> None:
     folder = kits19(range(3))
     damaged = folder / "data" / "case_00001" / "segmentation.nii.gz"
     damaged.write_text("version https://git-lfs.github.com/spec/v1")
-    with pytest.raises(ConversionError, match=r"case_00001.segmentation\.nii\.gz cannot be read") as error:
+    with pytest.raises(PGLError, match=r"case_00001.segmentation\.nii\.gz cannot be read") as error:
         write_dataset(read_kits19(folder), 64)
     assert "\n" not in str(error.value)
     assert not (raw / "Dataset064_KiTS19").exists()

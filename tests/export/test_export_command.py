@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint, save_checkpoint, sha256_of
-from nnunetv2_pgl.export.command import export_entry
+from nnunetv2_pgl.export.hub_folder import export_entry
 from nnunetv2_pgl.networks import PlannedEncoder, PlannedNetwork
-from nnunetv2_pgl.nnssl_plan import adaptation_plan
+from nnunetv2_pgl.nnssl import adaptation_plan
 
 FILES = ["README.md", "adaptation_plan.json", "checkpoint_final.pth", "config.json"]
 SHA = "ab" * 32
@@ -226,7 +226,7 @@ def test_nnssl_checkpoints_are_refused(saved: Path, tmp_path: Path, export: Any)
 
 
 def test_as_a_command(saved: Path, tmp_path: Path) -> None:
-    code = "from nnunetv2_pgl.export.command import export_entry; export_entry()"
+    code = "from nnunetv2_pgl.export.hub_folder import export_entry; export_entry()"
     command = [sys.executable, "-c", code, str(saved), "--hub", "hub", "--licence", "MIT"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert sorted(path.name for path in (tmp_path / "hub").iterdir()) == FILES

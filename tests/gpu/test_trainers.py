@@ -10,7 +10,8 @@ import torch
 
 from benchmarks.nnunet_networks import NETWORKS, make_batch, make_plans, make_trainer, nnunet_folders
 from nnunetv2_pgl.networks import PGLSegmenter
-from nnunetv2_pgl.trainers.network import PLANS_KEY, unwrapped
+from nnunetv2_pgl.networks.hardware import unwrapped
+from nnunetv2_pgl.trainers.plans import PLANS_KEY
 from tests.devices import DEVICE, needs_device
 from tests.planned_networks import small_network
 

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.fake_gpu import GPU, HALF, batch_on_gpu, fake_gpu
 from nnunetv2_pgl.networks import Encoder, PaddingName, PlannedEncoder, PlannedNetwork, ResNet50Encoder
-from nnunetv2_pgl.networks.layout import lay_out
+from nnunetv2_pgl.networks.hardware import lay_out
 from pretraining.settings.presets import recommended
 from pretraining.training import correspondence
 

@@ -13,9 +13,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from nnunetv2_pgl.checkpoint import load_checkpoint, save_checkpoint
-from nnunetv2_pgl.commands import describe
-from nnunetv2_pgl.encoder import load_encoder_network
+from nnunetv2_pgl.checkpoint import load_checkpoint, load_encoder_network, save_checkpoint
+from nnunetv2_pgl.info import describe
 from nnunetv2_pgl.networks import (
     Encoder,
     PlannedEncoder,

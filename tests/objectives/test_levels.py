@@ -103,7 +103,7 @@ def test_networks_run_in_the_precision_and_the_layout_of_the_encoder(
     for module in objective.modules():
         if isinstance(module, nn.Conv3d):
             assert module.weight.is_contiguous(memory_format=torch.channels_last_3d)
-    with torch.no_grad():  # gradients in bfloat16 are another matter, see tests/test_precision.py
+    with torch.no_grad():  # gradients in bfloat16 are another matter, see tests/networks/test_precision.py
         objective(*batch)
     assert types == {torch.bfloat16}
 

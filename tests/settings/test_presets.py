@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from nnunetv2_pgl.trainers.network import ModelNetwork
+from nnunetv2_pgl.trainers.plans import ModelNetwork
 from pretraining import cli
 from pretraining.comparison.inits import BUILT_IN, initialisations, random_network
 from pretraining.comparison.settings import ComparisonSettings

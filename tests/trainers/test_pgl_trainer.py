@@ -20,7 +20,7 @@ from nnunetv2_pgl.trainers import (
     nnUNetTrainerPGL,
     nnUNetTrainerPGLScratch,
 )
-from nnunetv2_pgl.trainers.pgl import network_strides
+from nnunetv2_pgl.trainers.plans import network_strides
 from tests.full_disk import room_for
 
 CPU = torch.device("cpu")

@@ -19,7 +19,7 @@ from nnunetv2_pgl.adaptation import canonical
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, save_checkpoint
 from nnunetv2_pgl.networks import PGLSegmenter, PlannedEncoder, PlannedNetwork, PlannedSegmenter
 from nnunetv2_pgl.trainers import nnUNetTrainerPGL, nnUNetTrainerPGL_paper, nnUNetTrainerPGLScratch
-from nnunetv2_pgl.trainers.network import network_strides
+from nnunetv2_pgl.trainers.plans import network_strides
 from tests.planned_networks import small_architecture, small_network
 from tests.precision import note_types
 

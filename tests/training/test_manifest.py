@@ -83,7 +83,7 @@ def test_volumes_of_earlier_versions_are_hashed_once(
         hashes.append(path)
         return digest(Path(path))
 
-    monkeypatch.setattr("pretraining.data.files.sha256_of", spied)
+    monkeypatch.setattr("pretraining.data.volume_tasks.sha256_of", spied)
     assert stored(tmp_path, [scan]) == stored(tmp_path, [scan]) == [volume]
     assert hashes == list(scan.files)
     assert read_record(volume.path) == whole

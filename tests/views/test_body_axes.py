@@ -11,7 +11,7 @@ import pytest
 
 from pretraining import cli
 from pretraining.data import DataError, Volume
-from pretraining.data.orientation import Orientation
+from pretraining.data.reading.orientation import Orientation
 from pretraining.views import ViewSettings
 from pretraining.views.body_axes import axis_warnings, require_lateral
 

@@ -1,0 +1,135 @@
+"""Files written completely or not at all, whatever ends the process or fills the disk; and JSON files of others."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import json
+import os
+import uuid
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import SimpleITK as sitk
+
+_BLOCK = 1 << 22
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str], *, shared: bool = False) -> Iterator[Path]:
+    """Gives a temporary name beside ``path``, renamed to it when the block ends well and removed when it does not.
+
+    A process that is killed leaves its temporary file.
+
+    Args:
+        path: The file to write; a former one stays as it is until the new one is complete.
+        shared: Other processes may write it at the same time. Each then has a different temporary name (not by process
+            id: jobs on other machines may have the same one); otherwise a leftover is overwritten the next time.
+
+    Raises:
+        OSError: If it cannot be written; the message names it and says why.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp" if shared else f".{path.name}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        cause = _system_error(error)
+        if cause is None:
+            raise
+        kept = " (the former one is intact)" if path.exists() else ""
+        raise OSError(f"could not write {path}{kept}: {_reason(cause, temporary)}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, *, shared: bool = False) -> None:
+    """Writes a text file in UTF-8, at once.
+
+    Raises:
+        OSError: See `replacing`.
+    """
+    with replacing(path, shared=shared) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: Path, data: bytes, *, shared: bool = False) -> None:
+    """Writes a file, at once and onto the disk itself, so that it also survives a loss of power.
+
+    Raises:
+        OSError: See `replacing`.
+    """
+    with replacing(path, shared=shared) as temporary, open(temporary, "wb") as file:
+        file.write(data)
+        flush_to_disk(file)
+
+
+def write_nifti(image: sitk.Image, path: Path) -> None:
+    """Writes a ``.nii.gz`` file, at once.
+
+    On a full disk SimpleITK's writer leaves an incomplete file and raises nothing, so the file is read again.
+
+    Raises:
+        OSError: See `replacing`.
+    """
+    expected = image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()
+    with replacing(path) as temporary:
+        compressed = temporary.with_name(f"{temporary.name}.nii.gz")  # SimpleITK compresses by the name's end
+        try:
+            sitk.WriteImage(image, str(compressed), useCompression=True)
+            if _unpacked_size(compressed) < expected:
+                raise OSError(errno.ENOSPC, "the disk is full, or does not keep what is written")
+            os.replace(compressed, temporary)
+        finally:
+            compressed.unlink(missing_ok=True)
+
+
+def load_json(path: Path) -> Any:
+    """Content of a JSON file in UTF-8.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is not JSON, or nested too deeply to be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def flush_to_disk(file: IO[bytes]) -> None:
+    """Leaves nothing of what was written in the memory of Python or of the system."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _unpacked_size(path: Path) -> int:
+    """Bytes in a gzip file, 0 if it is incomplete."""
+    size = 0
+    try:
+        with gzip.open(path) as file:
+            while block := file.read(_BLOCK):
+                size += len(block)
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        return 0
+    return size
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """The error of the system behind one that a library made of it, as torch does of a full disk."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _reason(error: OSError, temporary: Path) -> str:
+    """What happened, and to which file if it is another one, as of a copy whose source cannot be read."""
+    reason = error.strerror or str(error)
+    is_ours = error.filename in (None, str(temporary)) or error.errno in _FULL
+    return reason if is_ours else f"{reason}: {error.filename}"

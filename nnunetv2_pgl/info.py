@@ -1,0 +1,87 @@
+"""The command ``pgl_info``: an encoder checkpoint in words."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_pgl.adaptation import canonical
+from nnunetv2_pgl.checkpoint import CheckpointError, EncoderCheckpoint, load_checkpoint, sha256_of
+from nnunetv2_pgl.errors import one_line
+
+_METRICS = (
+    *("loss", "feature_std", "flipped_right", "unflipped_right", "decoy", "position_code", "ceiling"),
+    *("correspondence", "chance", "miss_distance", "deformed", "restoration"),  # the former two of version 0.1.0
+)
+
+
+def info_entry() -> None:
+    """Entry point of ``pgl_info``."""
+    parser = argparse.ArgumentParser(prog="pgl_info", description="Says what an encoder checkpoint is.")
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint_final.pth of a pgl_pretrain run or of nnssl"
+    )
+    arguments = parser.parse_args()
+    try:
+        checkpoint = load_checkpoint(arguments.checkpoint)
+    except CheckpointError as error:
+        sys.exit(one_line(f"pgl_info: {error}"))
+    print("\n".join(describe(checkpoint)))
+    print(f"sha256        {sha256_of(arguments.checkpoint)}")
+
+
+def describe(checkpoint: EncoderCheckpoint) -> list[str]:
+    """A checkpoint in words, one line per fact."""
+    pgl, weights = checkpoint.pgl, {canonical(key): value for key, value in checkpoint.encoder_weights.items()}
+    decoder = set(map(canonical, checkpoint.decoder_weights))
+    parameters = sum(v.numel() for k, v in weights.items() if v.is_floating_point() and "running" not in k)
+    architecture = checkpoint.architecture
+    network = architecture.pop("network", None)
+    metrics = pgl.get("metrics")
+    facts: dict[str, Any] = {
+        "method": pgl.get("method"),
+        "encoder": _listed(architecture),
+        "network": _network(network) if network else "the paper's",
+        "parameters": f"{parameters:,} in {len(weights)} tensors",
+        "decoder": f"{len(decoder)} tensors" if decoder else "none",
+        "data": _listed(pgl.get("datasets")),
+        "scans": pgl.get("num_scans"),
+        "epochs": pgl.get("epochs"),
+        "views": f"{pgl['view_size']} voxels (z, y, x)" if pgl.get("view_size") else None,
+        "spacing": f"{pgl['spacing']} mm (z, y, x)" if pgl.get("spacing") else None,
+        "intensities": pgl.get("intensity"),
+        "last epoch": _listed({k: metrics[k] for k in _METRICS if k in metrics}) if isinstance(metrics, dict) else None,
+        "made": pgl.get("created"),
+        "with": _listed(pgl.get("versions")),
+    }
+    lines = [f"{name:<13} {'unknown' if value is None else one_line(value)}" for name, value in facts.items()]
+    for citation in checkpoint.citations:
+        lines += [f"{'cite':<13} {' '.join(reference.split())}" for reference in citation["apa_citations"]]
+    return lines
+
+
+def _network(network: dict[str, Any]) -> str:
+    """One of nnU-Net's networks: class, and what its stages are."""
+    kwargs = network["kwargs"]
+    described = [str(network.get("class_name")).rsplit(".", 1)[-1], f"{kwargs.get('n_stages')} stages"]
+    for key, name in (
+        ("features_per_stage", "channels"),
+        ("n_blocks_per_stage", "blocks"),
+        ("n_conv_per_stage", "convolutions"),
+        ("kernel_sizes", "kernels"),
+        ("strides", "strides"),
+    ):
+        if key in kwargs:
+            described.append(f"{name} {kwargs[key]}")
+    return ", ".join(described)
+
+
+def _listed(values: Any) -> Any:
+    """The entries of a table or a list in a line, None if there are none; other values as they are."""
+    if isinstance(values, dict):
+        return ", ".join(f"{key} {f'{v:.4g}' if isinstance(v, float) else v}" for key, v in values.items()) or None
+    if isinstance(values, list | tuple):
+        return ", ".join(map(str, values)) or None
+    return values

@@ -1,0 +1,71 @@
+"""Checkpoints of other frameworks, which hold no encoder that fits here: what they are, and what would work instead."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+# Older releases of PyTorch begin a file with this number; the weights that MedicalNet and Models Genesis publish are
+# from that time.
+_LEGACY_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
+_WRAPPERS = ("module.", "backbone.", "_orig_mod.")
+_TABLES = ("state_dict", "model_state_dict", "model", "net", "teacher", "student")
+# Parts of the names in DINO's and timm's vision transformers, MONAI's Swin UNETR, and Primus.
+_TRANSFORMER = ("patch_embed.", "pos_embed", "cls_token", ".attn.qkv.", "relative_position_bias_table")
+
+
+def is_legacy_file(path: Path) -> bool:
+    """Whether `torch.save` of PyTorch before 1.6 wrote the file; it is no zip archive."""
+    with open(path, "rb") as file:
+        return file.read(len(_LEGACY_START)) == _LEGACY_START
+
+
+def what_it_is(content: Mapping[Any, Any]) -> str | None:
+    """What another framework's checkpoint is and what would work instead, in one line; None if it is not known.
+
+    Args:
+        content: The file, as loaded.
+    """
+    if "network_weights" in content and ("trainer_name" in content or "init_args" in content):
+        return (
+            f"a training checkpoint of nnU-Net or nnssl (trainer {content.get('trainer_name', 'unknown')}); give one "
+            "of nnU-Net to nnUNetv2_train -pretrained_weights, and let nnssl add its nnssl_adaptation_plan to its own"
+        )
+    sizes = {key: tuple(value.shape) for key, value in _state_dict(content).items()}
+    if any(key.startswith("down_tr64.") for key in sizes):  # the names of its pytorch/unet3d.py
+        return (
+            "the 3D U-Net of Models Genesis (Genesis_Chest_CT), whose weights fit none of the encoders here; pre-train "
+            "one with its method on your own scans: pgl_pretrain -m models_genesis"
+        )
+    stem = sizes.get("conv1.weight", ())
+    if "layer1.0.conv1.weight" in sizes and len(stem) == 4:  # as torchvision names its layers
+        return "a 2D ResNet, whose weights fit none of the 3D encoders here; pre-train with pgl_pretrain"
+    if "layer1.0.conv1.weight" in sizes and len(stem) == 5:
+        return (
+            "a 3D ResNet of MedicalNet (Med3D), whose layers and strides are not those of the encoders here; pre-train "
+            "with pgl_pretrain -a resnet50"
+        )
+    if any(part in key for key in sizes for part in _TRANSFORMER):
+        return (
+            "the weights of a vision transformer (a plain state dict as of DINO, timm or MONAI), which fit none of the "
+            "convolutional encoders here; pre-train with pgl_pretrain, or start from a checkpoint of nnssl's ResEncL"
+        )
+    return None
+
+
+def _state_dict(content: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """The table of weights, at the top or one level down, without the prefixes of wrappers."""
+    for table in (content, *map(content.get, _TABLES)):
+        if isinstance(table, Mapping) and table and all(isinstance(value, Tensor) for value in table.values()):
+            return {_unwrapped(str(key)): value for key, value in table.items()}
+    return {}
+
+
+def _unwrapped(key: str) -> str:
+    while key.startswith(_WRAPPERS):
+        key = key.split(".", 1)[1]
+    return key

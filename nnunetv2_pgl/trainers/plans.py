@@ -1,0 +1,220 @@
+"""What our trainers read from nnU-Net's plans: which network a model has, and a run that is described in full.
+
+"pgl_network": {"architecture": "resnet50", "norm": "instance", "centred": true}, or {"architecture": "plan"}. The names
+of nnU-Net's networks (plain, resenc_m, ...), as `pgl_compare` writes them, also mean the plan's network.
+
+"pgl_run", which `pgl_compare` writes: {"initialisation": "random", "seed": 0,
+"folds": {"0": {"training_cases": ["case_001", ...], "validation_cases": ["case_007", ...]}, ...}}
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+
+from nnunetv2_pgl.errors import PGLError
+from nnunetv2_pgl.networks import PAPER_STRIDES, PGLSegmenter, PlanError, PlannedNetwork
+from nnunetv2_pgl.networks.hardware import autocast_type
+from nnunetv2_pgl.networks.planned import PLANNERS
+from nnunetv2_pgl.networks.strided import Triple
+
+PLANS_KEY = "pgl_network"
+RESNET = "resnet50"
+PLAN = "plan"
+RUN_KEY = "pgl_run"
+RANDOM = "random"
+
+
+@dataclass(frozen=True)
+class ModelNetwork:
+    """What nnU-Net's plans do not say about the network.
+
+    Attributes:
+        architecture: "resnet50", "plan", or the name of one of nnU-Net's networks.
+        norm: Of the ResNet-50: its checkpoint's; without one instance norm, since batch norm is no good at nnU-Net's
+            two patches per batch.
+        centred: See `ResNet50Encoder`.
+    """
+
+    architecture: str = RESNET
+    norm: str = "instance"
+    centred: bool = True
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> ModelNetwork:
+        """The inverse of `to_dict`; also reads ``pgl["architecture"]`` of a checkpoint, which has a ``name``.
+
+        Raises:
+            PGLError: It is not known here.
+        """
+        architecture = values.get("architecture", values.get("name", RESNET))
+        if architecture not in (known := (RESNET, PLAN, *PLANNERS)):
+            raise PGLError(
+                f"the network {architecture} is not known to this nnunetv2-pgl, which has {', '.join(known)}; install "
+                "a newer version"
+            )
+        return cls(architecture, values.get("norm", cls.norm), values.get("centred", cls.centred))
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether it is the plan's own network."""
+        return self.architecture != RESNET
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is stored; all of nnU-Net's networks lead to the same entry, since the plans say the rest."""
+        if self.is_planned:
+            return {"architecture": PLAN}
+        return {"architecture": RESNET, "norm": self.norm, "centred": self.centred}
+
+    def require_plan(self, plans: PlansManager, configuration: ConfigurationManager, name: str) -> None:
+        """Refuses plans whose network is of another class than the encoder is made for.
+
+        Args:
+            plans: Of the training.
+            configuration: Of them.
+            name: What the encoder is, for messages.
+
+        Raises:
+            PGLError: It says what the plan has, what the encoder is for, and how to plan for it.
+        """
+        if not self.is_planned:
+            return
+        where = f"{plans.plans_name} of {plans.dataset_name}"
+        try:
+            planned = PlannedNetwork.of_configuration(configuration, where)
+        except PlanError as error:
+            raise PGLError(f"{error}; {name} needs {how_to_plan(self.architecture, plans)}") from error
+        if self.architecture != PLAN and planned.is_residual != (self.architecture != "plain"):
+            needed = "PlainConvUNet" if self.architecture == "plain" else "ResidualEncoderUNet"
+            raise PGLError(
+                f"{where} has a {planned.short_name}, {name} is for a {needed}: {how_to_plan(self.architecture, plans)}"
+            )
+
+
+def how_to_plan(architecture: str, plans: PlansManager) -> str:
+    """The command that plans for one of nnU-Net's networks, and the option that trains with it."""
+    dataset = plans.dataset_name.split("_")[0].removeprefix("Dataset").lstrip("0")
+    planner, name = PLANNERS.get(architecture, PLANNERS["plain"])
+    option = "" if name == PLANNERS["plain"][1] else f" -pl {planner}"
+    return f"plan with nnUNetv2_plan_experiment -d {dataset}{option} and train with -p {name}"
+
+
+def build_network(
+    plans: PlansManager, configuration: ConfigurationManager, inputs: int, outputs: int, deep_supervision: bool
+) -> nn.Module:
+    """The network that the plans name under ``pgl_network``, with random weights: nnU-Net's own, or the segmenter.
+
+    Raises:
+        PGLError: It is not known here.
+    """
+    network = ModelNetwork.of(plans.plans.get(PLANS_KEY) or {})
+    if network.is_planned:
+        planned: nn.Module = nnUNetTrainer.build_network_architecture(
+            plans, configuration, inputs, outputs, deep_supervision
+        )
+        return planned
+    return PGLSegmenter(
+        inputs,
+        outputs,
+        strides=network_strides(configuration),
+        norm=network.norm,  # type: ignore[arg-type]
+        centred=network.centred,
+        cpu_bfloat16=autocast_type(torch.device("cpu")) is torch.bfloat16,
+    )
+
+
+def network_strides(configuration_manager: ConfigurationManager) -> Triple:
+    """Total stride per axis: the paper's (8, 16, 16), or what the plan itself pools to where that is less.
+
+    Small or isotropic patches so keep the resolution nnU-Net planned for them; the weights do not depend on it.
+    """
+    pooled = np.prod(np.array(configuration_manager.pool_op_kernel_sizes), axis=0)
+    z, y, x = (min(paper, 1 << (int(plan).bit_length() - 1)) for paper, plan in zip(PAPER_STRIDES, pooled, strict=True))
+    return (z, y, x)
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A training as the plans describe it: start, cases and seed.
+
+    Attributes:
+        initialisation: "random", or the name of the pre-training whose checkpoint the plans name.
+        training_cases: Identifiers of the preprocessed cases to train on.
+        validation_cases: Those to validate on.
+        seed: Of the random weights and of the batches.
+        extra_epochs: Epochs that the training is longer than the trainer's.
+    """
+
+    initialisation: str
+    training_cases: tuple[str, ...]
+    validation_cases: tuple[str, ...]
+    seed: int
+    extra_epochs: int = 0
+
+    @classmethod
+    def of(cls, plans: Mapping[str, Any], fold: int | str) -> PlannedRun | None:
+        """The run of a fold that the plans describe, None if they describe no run.
+
+        Raises:
+            PGLError: It is incomplete, lacks the fold, or has no cases.
+        """
+        described = plans.get(RUN_KEY)
+        if described is None:
+            return None
+        where = f"{RUN_KEY} in the plans {plans.get('plans_name')}"
+        try:
+            if str(fold) not in described["folds"]:
+                raise PGLError(f"{where} has no fold {fold}: it has {', '.join(described['folds'])}")
+            cases = described["folds"][str(fold)]
+            training, validation = tuple(cases["training_cases"]), tuple(cases["validation_cases"])
+            extra = int(described.get("extra_epochs", 0))
+            run = cls(str(described["initialisation"]), training, validation, int(described["seed"]), extra)
+        except (KeyError, TypeError) as error:
+            raise PGLError(f"{where} is incomplete ({type(error).__name__}: {error})") from error
+        if not training or not validation:
+            raise PGLError(f"{where} has no training or no validation cases for fold {fold}")
+        if not run.is_random and not (plans.get("pretrain_info") or {}).get("checkpoint_path"):
+            raise PGLError(
+                f"{where} starts from {run.initialisation}, but pretrain_info.checkpoint_path names no checkpoint"
+            )
+        return run
+
+    @property
+    def is_random(self) -> bool:
+        """Whether it starts from random weights."""
+        return self.initialisation == RANDOM
+
+    def require_preprocessed(self, available: Collection[str], folder: str) -> None:
+        """Refuses cases that nnU-Net has not preprocessed.
+
+        Raises:
+            PGLError: It names the first of them.
+        """
+        missing = [case for case in (*self.training_cases, *self.validation_cases) if case not in available]
+        if missing:
+            others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+            raise PGLError(f"case {missing[0]}{others} of {RUN_KEY} is not preprocessed in {folder}")
+
+    def seed_all(self, epoch: int, rank: int) -> None:
+        """Seeds torch, numpy and random for what is drawn from this epoch on; other epochs and ranks draw otherwise."""
+        value = int(np.random.SeedSequence([self.seed, epoch, rank]).generate_state(1)[0])
+        random.seed(value)
+        np.random.seed(value)
+        torch.manual_seed(value)
+
+    def __str__(self) -> str:
+        longer = f", {self.extra_epochs} epochs longer" if self.extra_epochs else ""
+        start = "random weights" if self.is_random else f"the encoder of {self.initialisation}"
+        return (
+            f"{RUN_KEY} of the plans: start from {start}{longer}, {len(self.training_cases)} training and "
+            f"{len(self.validation_cases)} validation cases, seed {self.seed} for the random weights and for every "
+            "batch and its augmentation, whatever nnUNet_n_proc_DA"
+        )

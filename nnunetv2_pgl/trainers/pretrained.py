@@ -1,0 +1,218 @@
+"""The start of a training from an encoder checkpoint: which file, its weights, the log, and the record of the fold.
+
+Plans name it under ``pretrain_info``: "checkpoint_path", "transfer_decoder", "allow_partial".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.paths import nnUNet_results
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+
+from nnunetv2_pgl.adaptation import with_axes
+from nnunetv2_pgl.checkpoint import CheckpointError, EncoderCheckpoint, load_checkpoint, sha256_of
+from nnunetv2_pgl.files import write_text
+from nnunetv2_pgl.networks import PGLSegmenter
+from nnunetv2_pgl.trainers.preprocessing_check import intensity_difference, spacing_difference
+from nnunetv2_pgl.transfer import LoadReport, load_decoder, load_encoder
+
+VARIABLE = "PGL_CHECKPOINT"
+DECODER_VARIABLE = "PGL_TRANSFER_DECODER"
+PARTIAL_VARIABLE = "PGL_ALLOW_PARTIAL"
+_RECORDED = ("method", "architecture", "epochs", "num_scans", "spacing", "datasets")
+
+
+def find_encoder_checkpoint(plans: Mapping[str, Any]) -> tuple[Path, str]:
+    """The checkpoint to start from and where it was named; never a silent guess.
+
+    In this order: the plans' ``pretrain_info.checkpoint_path``; the environment variable ``PGL_CHECKPOINT``; the only
+    finished run under ``$nnUNet_results/PGL``.
+
+    Raises:
+        CheckpointError: If there is none, several to choose from, or the one that is named does not exist.
+    """
+    in_plans = (plans.get("pretrain_info") or {}).get("checkpoint_path")
+    if in_plans:
+        return _existing(in_plans, "pretrain_info.checkpoint_path in the plans"), "the plans"
+    in_variable = os.environ.get(VARIABLE)
+    if in_variable:
+        return _existing(in_variable, f"the environment variable {VARIABLE}"), VARIABLE
+    runs = sorted((Path(nnUNet_results) / "PGL").glob("*/checkpoint_final.pth")) if nnUNet_results.is_set() else []
+    if len(runs) == 1:
+        return runs[0], "the only run in $nnUNet_results/PGL"
+    found = "none was found" if not runs else "several were found: " + ", ".join(str(run) for run in runs)
+    example = runs[0] if runs else "/path/to/checkpoint_final.pth"
+    raise CheckpointError(
+        f"no encoder checkpoint was named, and in $nnUNet_results/PGL {found}. Type export {VARIABLE}={example} "
+        "(pgl_pretrain writes it), or train the control from random weights with -tr nnUNetTrainerPGLScratch"
+    )
+
+
+def decoder_is_wanted(plans: Mapping[str, Any]) -> bool:
+    """Whether to use the checkpoint's decoder, too.
+
+    The plans' ``pretrain_info.transfer_decoder`` asks for it, or the environment variable ``PGL_TRANSFER_DECODER``.
+
+    Raises:
+        CheckpointError: If ``PGL_TRANSFER_DECODER`` is neither 0 nor 1.
+    """
+    return _is_asked_for(plans, "transfer_decoder", DECODER_VARIABLE, "use the decoder too")
+
+
+def partial_is_allowed(plans: Mapping[str, Any]) -> bool:
+    """Whether to start even if less than 90 % of the encoder's parameters can be loaded.
+
+    The plans' ``pretrain_info.allow_partial`` allows it, or the environment variable ``PGL_ALLOW_PARTIAL``.
+
+    Raises:
+        CheckpointError: If ``PGL_ALLOW_PARTIAL`` is neither 0 nor 1.
+    """
+    return _is_asked_for(plans, "allow_partial", PARTIAL_VARIABLE, "start from what fits, however little")
+
+
+def _is_asked_for(plans: Mapping[str, Any], key: str, variable: str, meaning: str) -> bool:
+    in_variable = os.environ.get(variable, "0")
+    if in_variable not in ("0", "1"):
+        raise CheckpointError(f"{variable}={in_variable}: must be 1 ({meaning}) or 0")
+    return bool((plans.get("pretrain_info") or {}).get(key)) or in_variable == "1"
+
+
+def _existing(path: str, named_by: str) -> Path:
+    found = Path(path).expanduser()
+    if not found.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint; it is named by {named_by}")
+    return found
+
+
+@dataclass(frozen=True)
+class PretrainedEncoder:
+    """The encoder that a training starts from.
+
+    Attributes:
+        checkpoint: Its weights and where they come from.
+        path: The file.
+        named_by: What names it.
+    """
+
+    checkpoint: EncoderCheckpoint
+    path: Path
+    named_by: str
+
+    @classmethod
+    def find(cls, plans: Mapping[str, Any]) -> PretrainedEncoder:
+        """The encoder to start from, see `find_encoder_checkpoint`.
+
+        Raises:
+            CheckpointError: It cannot be found or used.
+        """
+        path, named_by = find_encoder_checkpoint(plans)
+        return cls(load_checkpoint(path), path, named_by)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the file."""
+        return sha256_of(self.path)
+
+    def axes(self, plans: Mapping[str, Any]) -> tuple[int, int, int]:
+        """For each axis of the plan's images, which axis of the pre-training's it is.
+
+        nnU-Net puts the axis of the largest spacing first (``transpose_forward``). Pre-training keeps the axes of the
+        files, unless it followed a plan. Of nnU-Net's encoders, turned kernels compute the same; the ResNet-50 strides
+        one layer later along its first axis, which costs little (docs/results/anatomy.md).
+        """
+        followed = (self.checkpoint.pgl.get("config") or {}).get("preprocessing") or {}
+        before = list(followed.get("transpose_forward", (0, 1, 2)))
+        z, y, x = (before.index(axis) for axis in plans.get("transpose_forward", (0, 1, 2)))
+        return z, y, x
+
+    def load(self, network: nn.Module, plans: Mapping[str, Any], image_channels: int) -> tuple[LoadReport, str]:
+        """Copies the encoder, and the decoder if it is wanted, into a network.
+
+        Args:
+            network: With an ``encoder``.
+            plans: Of the training.
+            image_channels: How many of the network's input channels are images, see `load_encoder`.
+
+        Returns:
+            What became of the encoder's tensors, and all in words.
+
+        Raises:
+            CheckpointError: They do not fit.
+        """
+        encoder: Any = network.encoder
+        axes = self.axes(plans)
+        weights = with_axes(self.checkpoint.encoder_weights, axes)
+        report = load_encoder(encoder, weights, str(self.path), partial_is_allowed(plans), image_channels)
+        summary = str(report)
+        if decoder_is_wanted(plans):
+            turned = replace(self.checkpoint, decoder_weights=with_axes(self.checkpoint.decoder_weights, axes))
+            summary += f", and {load_decoder(network, turned, str(self.path))} of the decoder"
+        return report, summary
+
+    def lines(
+        self, summary: str, network: nn.Module, plans: PlansManager, configuration: ConfigurationManager
+    ) -> Iterator[str]:
+        """What the log says: where the encoder is from, and what differs from the plan."""
+        pgl = self.checkpoint.pgl
+        made = [str(pgl.get("method"))]
+        if pgl.get("epochs") is not None:
+            made.append(f"{pgl['epochs']} epochs on {pgl.get('num_scans')} scans")
+        if pgl.get("spacing"):
+            made.append(f"spacing {pgl['spacing']} mm")
+        yield (
+            f"Starting from the encoder {self.path} (named by {self.named_by}, sha256 {self.sha256[:16]}...): "
+            f"{', '.join(made)}; {summary}"
+        )
+        spacing = [round(float(s), 4) for s in configuration.spacing]
+        axes = self.axes(plans.plans)
+        if axes != (0, 1, 2):
+            order = ", ".join("zyx"[axis] for axis in axes)
+            yield f"The plan has the pre-training's axes (z, y, x) in the order ({order}); kernels are turned with them"
+        strides, before = encoder_strides(network), _in_order(self.checkpoint.architecture.get("strides"), axes)
+        other = f" (pre-trained with {before})" if before and before != strides else ""
+        yield f"This configuration has spacing {spacing} mm and encoder strides {strides}{other}"
+        if untrained := pgl.get("untrained_stages"):
+            yield f"The pre-training did not reach {', '.join(map(str, untrained))} of the encoder, which are random"
+        schemes = configuration.normalization_schemes
+        properties = plans.foreground_intensity_properties_per_channel
+        for difference in (
+            spacing_difference(_in_order(pgl.get("spacing"), axes), configuration.spacing),
+            intensity_difference(pgl.get("intensity"), schemes, properties),
+        ):
+            if difference:
+                yield difference
+
+    def record(self, report: LoadReport, folder: str) -> None:
+        """Writes ``pgl_checkpoint.json`` into the fold's folder."""
+        record = {
+            "path": str(self.path),
+            "sha256": self.sha256,
+            "named_by": self.named_by,
+            **{key: self.checkpoint.pgl.get(key) for key in _RECORDED},
+            "previous_stage_channels": report.zero_channels,
+            "share_loaded": report.share,
+            "changes": report.lines(),
+        }
+        write_text(Path(folder, "pgl_checkpoint.json"), json.dumps(record, indent=4) + "\n")
+
+
+def _in_order(values: Sequence[Any] | None, axes: Sequence[int]) -> list[Any] | None:
+    """One value per axis of the pre-training, in the order of the plan's axes."""
+    return [values[axis] for axis in axes] if values is not None and len(values) == len(axes) else None
+
+
+def encoder_strides(network: nn.Module) -> list[int]:
+    """Total stride per axis (z, y, x) of a network's encoder."""
+    encoder: Any = network.encoder
+    if isinstance(network, PGLSegmenter):
+        return list(encoder.strides)
+    return [int(stride) for stride in np.prod(np.array(encoder.strides), axis=0)]

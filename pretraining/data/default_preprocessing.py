@@ -1,0 +1,132 @@
+"""Preprocess one scan without a plan: crop to nonzero, clip CT as in the paper, resample, z-score what is not CT."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from acvl_utils.cropping_and_padding.bounding_boxes import get_bbox_from_mask
+
+from pretraining.data.reading.reader import memory_of_machine
+from pretraining.data.resampling import resampled, resampled_shape
+from pretraining.data.scan import BadScan
+
+HU_RANGE = (-1024, 325)  # paper section 5.1
+# A CT has values below this: lungs, and the air around the patient.
+_SURELY_AIR = -200
+_SLAB = 4  # slices processed at once: a copy of the whole scan would cost memory
+
+
+@dataclass(frozen=True)
+class PreprocessedScan:
+    """A scan as it will be stored.
+
+    Attributes:
+        data: (channel, z, y, x). Hounsfield units are whole numbers: int16. With other channels among them, all are
+            float16, which still holds every whole number up to 2048 exactly; other channels are z-scored, and float16
+            resolves them to 1/1000 of a standard deviation around the mean, far below any scanner's noise.
+        spacing: (z, y, x) in mm, such that shape times spacing is the extent before resampling.
+        mean: Per channel, of ``data``.
+        std: Per channel, of ``data``.
+        bbox: [start, stop) of the part kept of the original array, per axis.
+        warnings: What looks odd but does not exclude the scan.
+    """
+
+    data: np.ndarray
+    spacing: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    bbox: tuple[tuple[int, int], ...]
+    warnings: tuple[str, ...]
+
+
+def preprocess_without_plan(
+    array: np.ndarray,
+    spacing: tuple[float, float, float],
+    is_ct: Sequence[bool],
+    target_spacing: tuple[float, float, float] | None,
+) -> PreprocessedScan:
+    """Preprocess one scan without a plan.
+
+    CT is clipped to [-1024, 325] HU, resampled (which clips the overshoot of cubic splines) and rounded; without
+    resampling whole numbers stay as they are. The paper's z-score of CT is left to the reader of the crops, with
+    mean and std from the record. Other channels are resampled and z-scored.
+
+    Args:
+        array: float32 (channel, z, y, x).
+        spacing: (z, y, x) in mm.
+        is_ct: Per channel.
+        target_spacing: (z, y, x) in mm, or None to keep the scan's own.
+
+    Raises:
+        BadScan: If nothing is left, or a channel is constant once clipped.
+    """
+    bbox = nonzero_box(array)
+    (z, z_end), (y, y_end), (x, x_end) = bbox
+    array = array[:, z:z_end, y:y_end, x:x_end]
+    target = target_spacing or spacing
+    shape = resampled_shape(array.shape[1:], spacing, target)
+    if min(shape) < 2:
+        raise BadScan(f"only {' x '.join(map(str, shape))} voxels are left at a spacing of {target} mm")
+    if 2 * len(array) * math.prod(shape) > memory_of_machine():
+        raise BadScan(
+            f"has a spacing of {' x '.join(f'{value:g}' for value in spacing)} mm, and would be of "
+            f"{' x '.join(map(str, shape))} voxels at the new spacing, more than memory holds: check its header"
+        )
+    data = np.empty((len(array), *shape), np.int16 if all(is_ct) else np.float16)
+    warnings = []
+    for index, ct in enumerate(is_ct):
+        if ct and array[index].min() > _SURELY_AIR:
+            warnings.append(
+                f"channel {index} is declared CT but has no value below {_SURELY_AIR}: probably not Hounsfield units"
+            )
+        _fill(data[index], array[index], spacing, target, ct)
+    mean, std = zip(*(moments(channel) for channel in data), strict=True)
+    if min(std) == 0:
+        raise BadScan(f"channel {std.index(0)} is constant once clipped to {HU_RANGE} HU")
+    stored = [old * before / after for old, before, after in zip(spacing, array.shape[1:], shape, strict=True)]
+    return PreprocessedScan(data, (stored[0], stored[1], stored[2]), mean, std, bbox, tuple(warnings))
+
+
+def nonzero_box(array: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """Bounding box of the voxels that are nonzero in any channel.
+
+    It is the box of nnU-Net's ``crop_to_nonzero``. Filling the holes first, as nnU-Net does, takes long and does not
+    change the box.
+    """
+    mask = array[0] != 0
+    for channel in array[1:]:
+        mask |= channel != 0
+    return tuple((int(start), int(stop)) for start, stop in get_bbox_from_mask(mask))
+
+
+def moments(channel: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation of a channel (z, y, x), in float64 without a copy in float64."""
+    mean = float(channel.mean(dtype=np.float64))
+    squares = sum(float(np.sum(np.square(slab.astype(np.float64) - mean))) for slab in _slabs(channel))
+    return mean, float(np.sqrt(squares / channel.size))
+
+
+def _slabs(channel: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(channel), _SLAB):
+        yield channel[start : start + _SLAB]
+
+
+def _fill(
+    stored: np.ndarray, channel: np.ndarray, spacing: tuple[float, ...], target: tuple[float, ...], is_ct: bool
+) -> None:
+    """Resample a channel, and round or z-score it into ``stored``."""
+    if is_ct:
+        for where, block in resampled(channel, spacing, target, HU_RANGE):
+            stored[where] = np.rint(block)
+        return
+    if stored.shape != channel.shape:
+        values = np.empty(stored.shape, np.float32)
+        for where, block in resampled(channel, spacing, target):
+            values[where] = block
+        channel = values
+    mean, std = moments(channel)
+    if std == 0:
+        raise BadScan("a channel is constant once resampled")
+    for out, slab in zip(_slabs(stored), _slabs(channel), strict=True):
+        out[...] = (slab.astype(np.float64) - mean) / std

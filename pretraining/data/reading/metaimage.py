@@ -1,0 +1,138 @@
+"""MetaImage headers: what SimpleITK does not report of them, and where it reads on although voxels are missing.
+
+Observed with SimpleITK 2.5 (ITK 5.4): if MetaIO finds no voxels, memory stays as it is and no error is raised. This
+happens with compressed voxels that are damaged, too few, in several gzip streams, or of unknown size; with a list of
+too few files; and with names that look like a pattern but are none, some of which end the process. Missing voxels that
+are not compressed raise an error.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from pretraining.data.scan import BadScan
+
+_MOST = 64 * 1024  # bytes of a header
+_MOST_OF_LIST = 16 * 1024**2
+# As MetaIO parses a line: key, "=" or ":", value, with blanks around them.
+_LINE = r"^\s*(?:{key})[ \t]*[=:][=: \t]*{value}"
+_DATA_FILE = re.compile(_LINE.format(key="ElementDataFile", value=r"([^\n]*)(?:\n|\Z)").encode(), re.MULTILINE)
+_AS_ITK_WRITES = re.compile(r"(\w+) = (\S(?:.*\S)?)")
+_HERE = ("LOCAL", "Local", "local")
+_PATTERN = re.compile(r"[^\s%]*%0?\d*d[^\s%]*(?: \d+ \d+ 0*[1-9]\d*)?")
+_TRUE = ("T", "t", "1")  # first letters
+_TRUTH = {"True": True, "False": False}
+
+
+@dataclass(frozen=True)
+class MetaImageHeader:
+    """A header as it is written.
+
+    Attributes:
+        text: The lines before the one that names the file of the voxels.
+        data_file: The file of the voxels, as it is named there.
+        size: Bytes of the header.
+    """
+
+    text: str
+    data_file: str
+    size: int
+
+    def has(self, *keys: str) -> bool:
+        """Whether a line has one of these keys."""
+        return self.value("|".join(keys)) is not None
+
+    def value(self, key: str) -> str | None:
+        """Value of a key, the last one if there are several, as in MetaIO."""
+        values = re.findall(_LINE.format(key=key, value=r"([^\n]*)"), self.text, re.MULTILINE)
+        return values[-1].strip() if values else None
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether MetaIO considers the voxels compressed."""
+        compressed, binary = self.value("CompressedData") or "", self.value("BinaryData") or "True"
+        return compressed.startswith(_TRUE) and binary.startswith(_TRUE)
+
+    @property
+    def compressed_size(self) -> int:
+        """Bytes of the compressed voxels; 0 if not stated."""
+        digits = re.match(r"\d*", self.value("CompressedDataSize") or "")
+        return int(digits[0] or 0) if digits else 0
+
+    def is_big_endian(self) -> bool | None:
+        """Byte order of a header that is written exactly as ITK writes it; None for other headers."""
+        lines = [_AS_ITK_WRITES.fullmatch(line) for line in self.text.removesuffix("\n").split("\n")]
+        fields = {line[1]: line[2] for line in lines if line}
+        orders = fields.keys() & {"BinaryDataByteOrderMSB", "ElementByteOrderMSB"}
+        if len(fields) < len(lines) or len(orders) != 1 or "HeaderSize" in fields:
+            return None
+        if fields.get("BinaryData") != "True" or fields.get("CompressedData", "False") not in _TRUTH:
+            return None
+        return _TRUTH.get(fields[orders.pop()])
+
+
+def read_header(file: Path) -> MetaImageHeader:
+    """Read the lines of a header.
+
+    Raises:
+        BadScan: If none of them names the file of the voxels, or one has no key.
+    """
+    with file.open("rb") as stream:
+        start = stream.read(_MOST)
+    end = _DATA_FILE.search(start)
+    if end is None:
+        raise BadScan(f"{file.name} cannot be read: its MetaImage header has no line ElementDataFile")
+    text = start[: end.start()].decode("latin-1")
+    keyless = next((line for line in text.splitlines() if line.strip() and not re.search("[=:]", line)), None)
+    if keyless is not None:
+        shown = keyless.strip()[:60]
+        raise BadScan(f"{file.name} cannot be read: its MetaImage header has a line without '=': {shown!r}")
+    return MetaImageHeader(text, os.fsdecode(end[1]).strip(), end.end())
+
+
+@dataclass(frozen=True)
+class VoxelPlace:
+    """The file that holds the voxels, after how many bytes they start, and whether they are compressed."""
+
+    file: Path
+    start: int
+    is_compressed: bool
+
+
+def locate_voxels(file: Path, header: MetaImageHeader, slices: int) -> VoxelPlace | None:
+    """Where the voxels are; None if they are in several files.
+
+    Raises:
+        BadScan: If their file is missing, or there are several and SimpleITK does not read each or say so.
+    """
+    if header.data_file.startswith("LIST") or "%" in header.data_file:
+        _require_all_files(file, header, slices)
+        return None
+    if header.data_file in _HERE:
+        return VoxelPlace(file, header.size, header.is_compressed)
+    data = file.parent / header.data_file
+    if os.path.isfile(data):
+        return VoxelPlace(data, 0, header.is_compressed)
+    data = Path(f"{data}.gz")  # MetaIO looks for it, too
+    if os.path.isfile(data):
+        return VoxelPlace(data, 0, True)
+    raise BadScan(f"{file.name} has its voxels in {header.data_file}, which is not there")
+
+
+def _require_all_files(file: Path, header: MetaImageHeader, slices: int) -> None:
+    """Refuse patterns and lists of files for which SimpleITK neither reads every slice nor raises an error."""
+    name = header.data_file
+    if header.is_compressed:
+        raise BadScan(f"{file.name} has compressed voxels in several files: write it again as one file")
+    if name == "LIST":
+        with file.open("rb") as stream:
+            stream.seek(header.size)
+            lines = stream.read(_MOST_OF_LIST).count(b"\n")
+        if lines < slices:
+            raise BadScan(f"{file.name} lists {lines} files for {slices} slices, each to end with a new line")
+    elif not _PATTERN.fullmatch(name):
+        raise BadScan(
+            f"{file.name} has its voxels in {name}, which SimpleITK takes for a pattern of names and misreads: "
+            "rename the file of voxels, and ElementDataFile in the header"
+        )

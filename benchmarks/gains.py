@@ -9,18 +9,16 @@ comparison under way, are left out.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from pretraining.comparison.appearance import looks, new_figure, save
-from pretraining.comparison.results import ResultSet, read_results
-from pretraining.comparison.statistics import LEAST_RUNS, Grid, RunTest, difference, holm, run_test, value_grid
+from pretraining.comparison.figures import looks, new_figure, save
+from pretraining.comparison.results import read_results
+from pretraining.comparison.statistics import LEAST_RUNS, RunTest, case_scores, holm, run_test
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 BASELINE = "random"
@@ -93,7 +91,7 @@ def print_recommended(sources: Sequence[Source]) -> None:
     table = pd.DataFrame(
         [(source.table, source.page, test.p) for source, test in found], columns=["table", "page", "p"]
     )
-    corrected = [table.groupby(group)["p"].transform(lambda p: holm(list(p))) for group in ("table", "page")]
+    corrected = [table.groupby(group)["p"].transform(holm) for group in ("table", "page")]
     print("\n| comparison | gain | runs above | p in its comparison | p of its page |\n|---|---|---|---|---|")
     for (source, test), *p in zip(found, *corrected, strict=True):
         if test.init == BASELINE:
@@ -105,38 +103,29 @@ def print_recommended(sources: Sequence[Source]) -> None:
 
 def tests_of(source: Source, init: str) -> Iterator[RunTest]:
     """An init against each other one, at each fraction that has it."""
-    grids = dict(_grids(source))
-    for (other, fraction), grid in grids.items():
-        if other != init and (init, fraction) in grids:
-            yield run_test(other, fraction, difference(grids[init, fraction], grid))
+    scores = _scores(source)
+    for (other, fraction), of_other in scores.items():
+        if other != init and (init, fraction) in scores:
+            yield run_test(other, fraction, scores[init, fraction] - of_other)
 
 
 def gains(source: Source) -> Iterator[Gain]:
     """Of all starts of a comparison, by fraction, the smallest first."""
-    grids = dict(_grids(source))
-    for (init, fraction), grid in grids.items():
+    scores = _scores(source)
+    for (init, fraction), of_init in scores.items():
         if init != BASELINE:
-            yield Gain(source, run_test(init, fraction, difference(grid, grids[BASELINE, fraction])))
+            yield Gain(source, run_test(init, fraction, of_init - scores[BASELINE, fraction]))
 
 
-def _grids(source: Source) -> Iterator[tuple[tuple[str, float], Grid]]:
-    """Average Dice, 0 to 1, by start and fraction."""
+def _scores(source: Source) -> dict[tuple[str, float], pd.DataFrame]:
+    """Average Dice, 0 to 1, by start and fraction, of each run and case."""
     table = RESULTS / source.table
-    with table.open(encoding="utf-8") as file:
-        lines = list(csv.DictReader(file))
-    if "mean" not in lines[0]:
-        results = ResultSet.of(read_results(table))
-        for (init, fraction), rows in sorted(results.cells.items(), key=lambda item: item[0][1]):
-            yield (init, fraction), value_grid(rows, "dice")
-        return
-    means: dict[str, dict[int, float]] = {}
-    for line in lines:
-        if line["segmenter_padding"] == "zeros":
-            means.setdefault(line["init"], {})[int(line["seed"])] = float(line["mean"]) / 100
-    for init, of_seeds in means.items():
-        runs = tuple((0, seed) for seed in sorted(of_seeds))
-        values = np.array([[of_seeds[seed]] for _, seed in runs])
-        yield (init, source.fraction), Grid(runs, ("all",), values)
+    if "mean" not in pd.read_csv(table, nrows=0):
+        cells = read_results(table).groupby(["init", "fraction"], sort=False)
+        return {cell: case_scores(rows, "dice") for cell, rows in sorted(cells, key=lambda item: item[0][1])}
+    means = pd.read_csv(table).query("segmenter_padding == 'zeros'").assign(fold=0, case="all")
+    means["dice"] = means["mean"] / 100
+    return {(init, source.fraction): case_scores(rows, "dice") for init, rows in means.groupby("init", sort=False)}
 
 
 def _points(test: RunTest) -> str:

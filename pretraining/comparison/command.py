@@ -9,16 +9,13 @@ import torch
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 
 from nnunetv2_pgl.errors import PGLError, one_line
-from pretraining.comparison.arguments import STEPS, parse, settings_given
-from pretraining.comparison.comparison import Comparison
-from pretraining.comparison.errors import ComparisonError
+from pretraining.comparison.comparison import Comparison, find_trainer
 from pretraining.comparison.execution import Failures, collect_results, pretrain_all, train_all
-from pretraining.comparison.folder import ComparisonFolder
 from pretraining.comparison.merging import add_results
+from pretraining.comparison.options import STEPS, parse, settings_given
 from pretraining.comparison.preparation import is_prepared, prepare
-from pretraining.comparison.runs import share
-from pretraining.comparison.settings import ComparisonSettings
-from pretraining.comparison.trainer import find_trainer
+from pretraining.comparison.runs import share, training_runs
+from pretraining.comparison.settings import ComparisonFolder, ComparisonSettings
 from pretraining.launching.commands import CommandStopped
 from pretraining.launching.errors import STOPPED_EXIT_CODE
 
@@ -42,14 +39,14 @@ def compare_entry() -> None:
 
 def _compare(arguments: argparse.Namespace) -> Failures:
     if arguments.results and (arguments.dry_run or arguments.slurm):
-        raise ComparisonError(
+        raise PGLError(
             "--results takes in runs, --dry_run and --slurm change none: give it alone first, with --only prepare"
         )
     comparison = _comparison(arguments)
     if arguments.dry_run:
-        from pretraining.comparison.overview import print_overview
+        from pretraining.comparison.dry_run import print_dry_run
 
-        print_overview(comparison)
+        print_dry_run(comparison)
         return {}
     if arguments.slurm:
         from pretraining.comparison.slurm import write_submit_script
@@ -57,47 +54,38 @@ def _compare(arguments: argparse.Namespace) -> Failures:
         print(f"Wrote {write_submit_script(comparison)}: edit its #SBATCH lines, then start it with bash")
         return {}
     steps = STEPS if arguments.only is None else (arguments.only,)
-    if {"pretrain", "train"} & set(steps):
-        _require_device(arguments.device)
+    if {"pretrain", "train"} & set(steps) and arguments.device == "cuda" and not torch.cuda.is_available():
+        raise PGLError("no CUDA device was found: add -device cpu (or mps)")
     if "prepare" not in steps and not is_prepared(comparison):
-        raise ComparisonError(
-            f"{comparison.folder.path} is not prepared for these settings: run it with --only prepare first"
-        )
-    part = None if arguments.part is None else (arguments.part[0], arguments.part[1])
+        raise PGLError(f"{comparison.folder.path} is not prepared for these settings: run it with --only prepare first")
+    part = arguments.part and tuple(arguments.part)
     failures: Failures = {}
     if arguments.results:
         new = add_results(comparison, arguments.results)
         print(f"Took in {new} run{'' if new == 1 else 's'} from {' '.join(map(str, arguments.results))}", flush=True)
     for step in steps:
-        if (
-            step == "report"
-            and failures
-            and not any(comparison.folder.metrics(run.name).is_file() for run in comparison.runs)
-        ):
-            print("\nNo run is done: there is nothing to report yet.")
-            continue
-        failures |= _run_step(comparison, step, part)
+        if step == "prepare":
+            prepare(comparison)
+        elif step == "pretrain":
+            failures |= pretrain_all(comparison, share([init for init in comparison.inits if init.options], part))
+        elif step == "train":
+            failures |= train_all(comparison, share(training_runs(comparison.settings), part))
+        else:
+            _report(comparison, failures)
     return failures
 
 
-def _run_step(comparison: Comparison, step: str, part: tuple[int, int] | None) -> Failures:
-    if step == "prepare":
-        prepare(comparison)
-    elif step == "pretrain":
-        to_run = [init for init in comparison.inits if init.options]
-        return pretrain_all(comparison, share(to_run, part))
-    elif step == "train":
-        return train_all(comparison, share(comparison.runs, part))
-    else:
-        from pretraining.comparison.telling import report
+def _report(comparison: Comparison, failures: Failures) -> None:
+    from pretraining.comparison.report import write_report
+    from pretraining.comparison.study import study_of
 
-        results = collect_results(comparison)
-        if not results:
-            raise ComparisonError(f"no run of {comparison.folder.name} is done: there is nothing to report yet")
-        print()
-        for path in report(comparison, results):
-            print(path)
-    return {}
+    results = collect_results(comparison)
+    if results is not None:
+        print("", *write_report(results, study_of(comparison), comparison.folder.path), sep="\n")
+    elif failures:
+        print("\nNo run is done: there is nothing to report yet.")
+    else:
+        raise PGLError(f"no run of {comparison.folder.name} is done: there is nothing to report yet")
 
 
 def _comparison(arguments: argparse.Namespace) -> Comparison:
@@ -105,37 +93,27 @@ def _comparison(arguments: argparse.Namespace) -> Comparison:
     for variable in (nnUNet_raw, nnUNet_preprocessed, nnUNet_results):
         if not variable.is_set():
             name = variable.env_var_name
-            raise ComparisonError(f"{name} is not set: export {name}=/path/to/{name}")
-    _require_part(arguments)
+            raise PGLError(f"{name} is not set: export {name}=/path/to/{name}")
+    if arguments.part is not None:
+        index, count = arguments.part
+        if arguments.only not in ("pretrain", "train"):
+            raise PGLError("--part is a share of one step: add --only pretrain or --only train")
+        if index >= count:
+            raise PGLError(f"--part {index} {count}: I runs from 0 to N - 1")
     given = settings_given(arguments)
     name = arguments.o or given.get("dataset")
     if name is None:
-        raise ComparisonError("-d is missing: give a labelled data set, or with -o the name of a comparison")
+        raise PGLError("-d is missing: give a labelled data set, or with -o the name of a comparison")
     folder = ComparisonFolder.named(name)
     if folder.settings.is_file():
         settings = ComparisonSettings.load(folder.settings).extended(given, folder.settings)
     elif "dataset" not in given:
-        raise ComparisonError(f"-d is missing: there is no comparison {folder.path} to go on with")
+        raise PGLError(f"-d is missing: there is no comparison {folder.path} to go on with")
     else:
         settings = ComparisonSettings(**{"pretrain_on": (given["dataset"],), **given})
     if settings.test_fraction is not None and settings.test_cases is not None:
-        raise ComparisonError("--test_fraction and --test_cases: give one of them")
+        raise PGLError("--test_fraction and --test_cases: give one of them")
     find_trainer(settings.trainer)
     comparison = Comparison(folder, settings, arguments.device, arguments.np)
     comparison.inits, comparison.splits  # noqa: B018 - checks them
     return comparison
-
-
-def _require_part(arguments: argparse.Namespace) -> None:
-    if arguments.part is None:
-        return
-    index, count = arguments.part
-    if arguments.only not in ("pretrain", "train"):
-        raise ComparisonError("--part is a share of one step: add --only pretrain or --only train")
-    if index >= count:
-        raise ComparisonError(f"--part {index} {count}: I runs from 0 to N - 1")
-
-
-def _require_device(device: str) -> None:
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ComparisonError("no CUDA device was found: add -device cpu (or mps)")

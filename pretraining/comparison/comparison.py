@@ -1,22 +1,30 @@
-"""A comparison with all that its steps need: where it is, what it compares, and on which machine it runs."""
+"""A comparison with all that its steps need: its folder, settings, data, initialisations and trainer."""
 
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
+from io import StringIO
 from pathlib import Path
 
+import torch
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+from nnunetv2_pgl.environment import variable
+from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.extension_folder import VARIABLE as EXTENSION
 from nnunetv2_pgl.extension_folder import extension_folder
+from nnunetv2_pgl.trainers import nnUNetTrainerPGL
+from nnunetv2_pgl.trainers.plans import PLANS_KEY, RANDOM, RUN_KEY
 from nnunetv2_pgl.trainers.pretrained import VARIABLE as CHECKPOINT
-from pretraining.comparison.cases import LabelledDataset
-from pretraining.comparison.errors import ComparisonError
-from pretraining.comparison.folder import ComparisonFolder
-from pretraining.comparison.inits import Initialisation, doubt_about, initialisations, random_network
-from pretraining.comparison.runs import TrainingRun, training_runs
-from pretraining.comparison.settings import ComparisonSettings
-from pretraining.comparison.splits import Splits, make_splits
+from pretraining.comparison.inits import Initialisation, initialisations, random_network, seen_test_cases
+from pretraining.comparison.settings import ComparisonFolder, ComparisonSettings, read_json
+from pretraining.comparison.splits import LabelledDataset, Splits, make_splits
 from pretraining.launching.commands import CommandRunner
 
 
@@ -25,7 +33,7 @@ class Comparison:
     """What the command line and the comparison's folder say.
 
     Attributes:
-        folder: Where it lives.
+        folder: Where its files are.
         settings: What it compares.
         device: "cuda", "cpu" or "mps".
         processes: For preprocessing, pre-training's preprocessing and prediction.
@@ -46,12 +54,16 @@ class Comparison:
         """All starts."""
         return initialisations(self.settings)
 
+    def init(self, name: str) -> Initialisation:
+        """One of them."""
+        return next(init for init in self.inits if init.name == name)
+
     @cached_property
     def splits(self) -> Splits:
         """Those that are stored, or drawn now; writes nothing.
 
         Raises:
-            ComparisonError: They cannot be drawn, or lack a fold of the settings.
+            PGLError: They cannot be drawn, or lack a fold of the settings.
         """
         settings = self.settings
         if self.folder.splits.is_file():
@@ -60,28 +72,22 @@ class Comparison:
             splits = make_splits(self.dataset, settings.test_fraction, settings.test_cases, settings.max_validation)
         wrong = [fold for fold in settings.folds if fold >= len(splits.folds)]
         if wrong:
-            raise ComparisonError(f"--folds {wrong[0]}: folds are 0 to {len(splits.folds) - 1} ({splits.folds_from})")
+            raise PGLError(f"--folds {wrong[0]}: folds are 0 to {len(splits.folds) - 1} ({splits.folds_from})")
         return splits.with_seeds(settings.seeds)
 
     @cached_property
     def warnings(self) -> tuple[str, ...]:
-        """What makes the comparison unfair, and is said rather than forbidden."""
-        test = self.splits.test
-        doubts = [doubt_about(init, self.settings.dataset, test) for init in self.inits]
-        found = [doubt for doubt in doubts if doubt is not None]
+        """What makes the comparison unfair, and is reported rather than forbidden."""
+        found = [seen_test_cases(init, self.settings.dataset, self.splits.test) for init in self.inits]
         networks = {init.name: init.network for init in self.inits if init.network is not None}
         if any(network != random_network(self.inits) for network in networks.values()):
             found.append(f"the encoders differ: {networks}; the random start has that of {next(iter(networks))}")
-        return tuple(found)
+        return tuple(warning for warning in found if warning is not None)
 
     @property
-    def runs(self) -> list[TrainingRun]:
-        """All trainings."""
-        return training_runs(self.settings)
-
-    def init_of(self, run: TrainingRun) -> Initialisation:
-        """What a training starts from."""
-        return next(init for init in self.inits if init.name == run.init)
+    def base_plans(self) -> Path:
+        """The plans that those of all runs are copies of."""
+        return Path(nnUNet_preprocessed) / self.settings.dataset / f"{self.settings.plans}.json"
 
     def runner(self, name: str) -> CommandRunner:
         """Runs commands with the variables that nnU-Net needs; logs go to the folder of that name."""
@@ -89,9 +95,51 @@ class Comparison:
         environment.pop(CHECKPOINT, None)  # the plans say what a training starts from
         return CommandRunner(self.folder.logs(name), environment)
 
+    @contextmanager
+    def random_trainer(self) -> Iterator[nnUNetTrainerPGL]:
+        """The trainer of the random start, not initialised, on the first fold's smallest fraction of cases.
+
+        What it writes from its start is removed at the end.
+        """
+        settings, (fold, *_) = self.settings, self.settings.folds
+        plans = read_json(self.base_plans)
+        plans[PLANS_KEY] = random_network(self.inits)
+        cases = {
+            "training_cases": list(self.splits.folds[fold].training(min(settings.fractions), 0)),
+            "validation_cases": list(self.splits.folds[fold].validation),
+        }
+        plans[RUN_KEY] = {"initialisation": RANDOM, "seed": 0, "folds": {str(fold): cases}}
+        plans["continue_training"] = False
+        dataset_json = read_json(self.base_plans.with_name("dataset.json"))
+        trainer = find_trainer(settings.trainer)
+        with tempfile.TemporaryDirectory() as folder, variable("nnUNet_results", folder), redirect_stdout(StringIO()):
+            yield trainer(plans, settings.configuration, fold, dataset_json, torch.device(self.device))
+
 
 def extension_path() -> str:
     """Value of nnUNet_extTrainer: this package's trainers first, then the user's own."""
     own = str(extension_folder())
     others = [path for path in os.environ.get(EXTENSION, "").split(os.pathsep) if path and Path(path) != Path(own)]
     return os.pathsep.join([own, *others])
+
+
+def find_trainer(name: str) -> type[nnUNetTrainerPGL]:
+    """The class of ``-tr``, if it can start from the checkpoints and cases of a comparison.
+
+    Raises:
+        PGLError: There is none of this name, or it is of another kind.
+    """
+    try:
+        with variable(EXTENSION, extension_path()), redirect_stdout(StringIO()):  # nnU-Net prints where it looks
+            found = recursive_find_trainer_class_by_name(name)
+    except (RuntimeError, AssertionError) as error:
+        raise PGLError(
+            f"-tr {name}: nnU-Net finds no such trainer among its own and in {extension_path()}; add the folder "
+            f"of your trainers to {EXTENSION}"
+        ) from error
+    if not issubclass(found, nnUNetTrainerPGL) or not found.starts_from_checkpoint:
+        raise PGLError(
+            f"-tr {name}: cannot start from the checkpoints that are compared; use nnUNetTrainerPGL or a subclass of "
+            "it that starts from a checkpoint (--init random is its control)"
+        )
+    return found

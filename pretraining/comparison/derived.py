@@ -1,12 +1,12 @@
 """Initialisations made from another one: controls, and the start with the decoder.
 
 - ``shuffled:NAME``: the encoder of NAME with the values of each tensor in another order. Sizes and distributions of the
-  weights stay, what they have learned goes. If a training from it is as good as one from NAME, what helped was not
+  weights stay, what they have learned is lost. If a training from it is as good as one from NAME, what helped was not
   knowledge.
 - ``longer:NAME``: random weights, trained longer by what the pre-training of NAME has computed. If that is as good, the
   time of the pre-training is better spent on training. One pre-training serves many trainings; here each is charged
   with all of it.
-- ``decoder:NAME``: NAME with the decoder that its pre-training has trained, which else starts random.
+- ``decoder:NAME``: NAME with the decoder that its pre-training has trained, which otherwise starts random.
 """
 
 from __future__ import annotations
@@ -19,18 +19,16 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from torch import Tensor
 
 from nnunetv2_pgl.adaptation import canonical
-from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint, save_checkpoint
+from nnunetv2_pgl.checkpoint import load_checkpoint, save_checkpoint
+from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.trainers import nnUNetTrainerPGL
-from pretraining.comparison.errors import ComparisonError
-from pretraining.comparison.folder import write_json
+from pretraining.comparison.settings import write_json
 from pretraining.settings.config import PretrainConfig
-from pretraining.settings.table import Method
 from pretraining.training.footprint import flop, flop_of_pair
 from pretraining.training.loop import steps_per_epoch
 
 SHUFFLED, LONGER, DECODER = "shuffled", "longer", "decoder"
 KINDS = (SHUFFLED, LONGER, DECODER)
-METHODS_WITH_DECODER: tuple[Method, ...] = ("models_genesis", "mae", "pgl_mae")
 
 _SEED = 20201128  # of the order of shuffled weights
 
@@ -70,15 +68,30 @@ def require_decoder(checkpoint: Path, name: str) -> None:
 
     Args:
         checkpoint: Of the pre-training.
-        name: Of the initialisation, as in ``--init``.
+        name: Of the initialisation, for the message.
 
     Raises:
-        ComparisonError: It has none.
-        CheckpointError: The checkpoint cannot be read.
+        PGLError: It has none, or the checkpoint cannot be read.
     """
     loaded = load_checkpoint(checkpoint)
     if not loaded.decoder_weights:
-        raise ComparisonError(f"{name}: {loaded.pgl.get('method')} has trained no decoder; leave it out")
+        raise PGLError(f"{name}: {loaded.pgl.get('method')} has trained no decoder; leave it out")
+
+
+def pretraining_length(checkpoint: Path) -> tuple[PretrainConfig, int]:
+    """Settings of a pre-training, and its number of steps.
+
+    Raises:
+        PGLError: The checkpoint does not record them, or cannot be read.
+    """
+    pgl = load_checkpoint(checkpoint).pgl
+    try:
+        config = PretrainConfig.from_dict({**pgl["config"], "exclude": ()})
+        return config, config.epochs * steps_per_epoch(config, int(pgl["num_scans"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise PGLError(
+            f"{checkpoint}: does not record how it was pre-trained ({error!r}), so no training can be made as long"
+        ) from error
 
 
 def extra_epochs(checkpoint: Path, trainer: nnUNetTrainerPGL, record: Path) -> int:
@@ -93,48 +106,14 @@ def extra_epochs(checkpoint: Path, trainer: nnUNetTrainerPGL, record: Path) -> i
         record: File to write the numbers to.
 
     Raises:
-        ComparisonError: The checkpoint does not tell how it was made.
+        PGLError: The checkpoint does not record how it was made.
     """
-    loaded = load_checkpoint(checkpoint)
-    of_pretraining = _flop_of_pretraining(loaded, checkpoint)
+    config, steps = pretraining_length(checkpoint)
+    of_pretraining = steps * config.batch_size * flop_of_pair(config)
     of_epoch = _flop_of_epoch(trainer)
     epochs = -(-of_pretraining // of_epoch)
-    content = {"pretraining_flop": of_pretraining, "training_epoch_flop": of_epoch, "extra_epochs": epochs}
-    write_json(record, content)
+    write_json(record, {"pretraining_flop": of_pretraining, "training_epoch_flop": of_epoch, "extra_epochs": epochs})
     return epochs
-
-
-def require_length(checkpoint: Path, name: str) -> None:
-    """Refuses a training as long as a pre-training whose checkpoint does not tell how long that was.
-
-    Args:
-        checkpoint: Of the pre-training.
-        name: Of the initialisation, as in ``--init``.
-
-    Raises:
-        ComparisonError: It does not.
-        CheckpointError: The checkpoint cannot be read.
-    """
-    try:
-        _length(load_checkpoint(checkpoint), checkpoint)
-    except ComparisonError as error:
-        raise ComparisonError(f"{name}: {error}") from error
-
-
-def _length(checkpoint: EncoderCheckpoint, path: Path) -> tuple[PretrainConfig, int]:
-    """Settings of a pre-training, and its steps."""
-    try:
-        config = PretrainConfig.from_dict({**checkpoint.pgl["config"], "exclude": ()})
-        return config, config.epochs * steps_per_epoch(config, int(checkpoint.pgl["num_scans"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ComparisonError(
-            f"{path}: does not tell how it was pre-trained ({error!r}), so no training can be made as long"
-        ) from error
-
-
-def _flop_of_pretraining(checkpoint: EncoderCheckpoint, path: Path) -> int:
-    config, steps = _length(checkpoint, path)
-    return steps * config.batch_size * flop_of_pair(config)
 
 
 def _flop_of_epoch(trainer: nnUNetTrainerPGL) -> int:

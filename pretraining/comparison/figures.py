@@ -1,47 +1,119 @@
-"""The figures of the results: Dice by labelled scans, and Dice by class."""
+"""The figures of the results, and what all figures share: colours, legends, how they are saved."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 from numpy.typing import NDArray
 
-from pretraining.comparison.appearance import Look, legend_above, looks, new_figure, percent, save, scans, short
-from pretraining.comparison.results import ResultSet
-from pretraining.comparison.statistics import Interval, difference, interval, value_grid
-from pretraining.comparison.story import BASELINE, Story
+from nnunetv2_pgl.files import replacing
+from nnunetv2_pgl.trainers.plans import RANDOM
+from pretraining.comparison.methods import METHODS
+from pretraining.comparison.results import fractions_of, select
+from pretraining.comparison.statistics import Interval, case_scores, interval, run_means
+from pretraining.comparison.study import Study
 
+_FURTHER = ("#56b4e9", "#8b6d00", "#a5c400", "#332288", "#7f3c8d")  # no black, which stands for all of them
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _MOST_RUNS_NAMED = 15
+_MOST_LETTERS = 28  # of a name in a figure
+_INCHES = 0.085, 0.6  # of a letter and of the handle in a legend
 
 
-def draw_label_curve(results: ResultSet, story: Story, path: Path) -> Path:
+class Look(NamedTuple):
+    """Colour and marker of an initialisation; markers distinguish curves in black and white too."""
+
+    colour: str
+    marker: str
+
+
+def looks(inits: Sequence[str]) -> dict[str, Look]:
+    """The same look for the same initialisation in all figures; those of a known method have it in all reports."""
+    fixed = {RANDOM: "#6e6e6e"} | {name: method.colour for name, method in METHODS.items()}
+    further = [init for init in inits if init not in fixed]
+    colours = fixed | {init: _FURTHER[i % len(_FURTHER)] for i, init in enumerate(further)}
+    return {init: Look(colours[init], _MARKERS[i % len(_MARKERS)]) for i, init in enumerate(inits)}
+
+
+def percent(fraction: float) -> str:
+    """A fraction in words."""
+    return f"{100 * fraction:g} %"
+
+
+def scans(results: pd.DataFrame, fraction: float) -> str:
+    """Number of labelled scans of a fraction in words: one, or a range where the folds differ."""
+    numbers = sorted(results.loc[results["fraction"] == fraction, "training_cases"].unique())
+    if not numbers:
+        return "no scans"
+    span = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+    return f"{span} scan{'' if span == '1' else 's'}"
+
+
+def legend_above(figure: Figure, handles: Sequence[Any], texts: Sequence[str]) -> None:
+    """A legend above the panels, in as many columns as the figure has room for; each text once."""
+    unique: dict[str, Any] = {}
+    for text, handle in zip(texts, handles, strict=True):
+        unique.setdefault(text, handle)
+    letter, key = _INCHES
+    names = [_shortened(text) for text in unique]
+    columns = max(1, min(5, int(figure.get_figwidth() / (letter * max(map(len, names), default=1) + key))))
+    figure.legend(list(unique.values()), names, loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
+
+
+def _shortened(name: str) -> str:
+    """A name that has room in a figure: the middle of a long one is left out."""
+    half = (_MOST_LETTERS - 1) // 2
+    return name if len(name) <= _MOST_LETTERS else f"{name[:half]}\u2026{name[-half:]}"
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure drawn by Agg, without a window or pyplot's global state. Sizes in inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Writes a PNG, under a temporary name first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, shared=True) as temporary:
+        figure.savefig(temporary, format="png", dpi=130)
+    return path
+
+
+def draw_label_curve(results: pd.DataFrame, study: Study, path: Path) -> Path:
     """Average Dice by number of labelled scans, on a logarithmic scale, with its 95 % confidence interval."""
     figure = new_figure(7.5, 4.8)
     axes = figure.subplots()
-    styles = looks(story.inits)
-    for init in story.inits:
-        fractions = [fraction for fraction in results.fractions if results.rows(init, fraction)]
-        intervals = [_dice(results, init, fraction, None) for fraction in fractions]
-        places = [_mean_scans(results, fraction) for fraction in fractions]
+    fractions = fractions_of(results)
+    places = {f: float(results.loc[results["fraction"] == f, "training_cases"].unique().mean()) for f in fractions}
+    for number, (init, look) in enumerate(looks(study.inits).items()):
+        found = {fraction: select(results, init, fraction) for fraction in fractions}
+        found = {fraction: rows for fraction, rows in found.items() if not rows.empty}
+        intervals = [interval(run_means(case_scores(rows, "dice"))) for rows in found.values()]
         # Side by side, so that the bars do not hide each other.
-        shift = 1.02 ** (story.inits.index(init) - (len(story.inits) - 1) / 2)
-        _band(axes, [place * shift for place in places], intervals, styles[init], init)
-    places = [_mean_scans(results, fraction) for fraction in results.fractions]
-    texts = [f"{percent(f)}\n{scans(results.training_cases(f))}" for f in results.fractions]
-    crowded = _are_crowded(places)
-    if crowded:
-        texts = [text.replace("\n", ", ") for text in texts]
+        shift = 1.02 ** (number - (len(study.inits) - 1) / 2)
+        at = [places[fraction] * shift for fraction in found]
+        means, low, high = _in_percent(intervals)
+        axes.plot(at, means, color=look.colour, marker=look.marker, markersize=6, label=init)
+        axes.fill_between(at, low, high, color=look.colour, alpha=0.13, linewidth=0)
+        _bars(axes, at, intervals, color=look.colour, linewidth=0, elinewidth=1, capsize=2)
+    crowded = _are_crowded(list(places.values()))
+    texts = [f"{percent(f)}{', ' if crowded else chr(10)}{scans(results, f)}" for f in fractions]
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(places))
+    axes.xaxis.set_major_locator(FixedLocator(list(places.values())))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticklabels(texts, rotation=60 if crowded else 0, ha="right" if crowded else "center")
-    axes.set_xlim(places[0] * 0.75, places[-1] / 0.75)
+    axes.set_xlim(places[fractions[0]] * 0.75, places[fractions[-1]] / 0.75)
     axes.set_xlabel("labelled training scans")
     _finish(axes, "average Dice, %")
     legend_above(figure, *axes.get_legend_handles_labels())
@@ -54,115 +126,94 @@ def _are_crowded(places: Sequence[float]) -> bool:
     return bool(len(gaps)) and bool(gaps.min() < 0.11 * (np.log(places[-1] / places[0]) + 0.6))
 
 
-def _dice(results: ResultSet, init: str, fraction: float, class_name: str | None) -> Interval:
-    return interval(value_grid(results.rows(init, fraction), "dice", class_name))
+def _in_percent(intervals: Sequence[Interval]) -> NDArray[Any]:
+    """Means, lower and upper limits, (3, n)."""
+    return 100 * np.array(intervals).reshape(-1, 3).T
 
 
-def _mean_scans(results: ResultSet, fraction: float) -> float:
-    return float(np.mean(results.training_cases(fraction)))
+def _bars(axes: Axes, places: Any, intervals: Sequence[Interval], **style: Any) -> None:
+    """Means with error bars; none where there is no interval."""
+    means, low, high = _in_percent(intervals)
+    axes.errorbar(places, means, np.nan_to_num(np.stack([means - low, high - means])), **style)
 
 
-def _band(axes: Axes, places: Sequence[float], intervals: Sequence[Interval], look: Look, label: str) -> None:
-    means, low, high = (100 * np.array([getattr(i, name) for i in intervals]) for name in ("mean", "low", "high"))
-    axes.plot(places, means, color=look.colour, marker=look.marker, markersize=6, label=label)
-    axes.fill_between(places, low, high, color=look.colour, alpha=0.13, linewidth=0)
-    axes.errorbar(places, means, _lengths(means, low, high), color=look.colour, linewidth=0, elinewidth=1, capsize=2)
-
-
-def _lengths(means: NDArray[Any], low: NDArray[Any], high: NDArray[Any]) -> NDArray[Any]:
-    """Lengths of error bars; none where there is no interval."""
-    return np.nan_to_num(np.stack([means - low, high - means]))
-
-
-def _finish(axes: Axes, name: str) -> None:
-    axes.set_ylabel(name)
+def _finish(axes: Axes, name: str | None = None) -> None:
+    if name is not None:
+        axes.set_ylabel(name)
     axes.grid(alpha=0.3, axis="y")
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def draw_runs(results: ResultSet, story: Story, path: Path) -> Path:
+def draw_runs(results: pd.DataFrame, study: Study, path: Path) -> Path:
     """Average Dice of each run, less the baseline's where there is one: a line per fold and seed, a panel per fraction.
 
     The lines show what the intervals hide: whether the runs agree.
     """
-    panels_wide = len(results.fractions)
-    width = min(18.0, 1.5 + panels_wide * max(2.5, 0.8 * len(story.inits)))
-    figure = new_figure(width, 4.8)
-    panels = figure.subplots(1, panels_wide, sharey=True, squeeze=False)[0]
-    for axes, fraction in zip(panels, results.fractions, strict=True):
-        _runs_panel(axes, results, story, fraction)
-        axes.set_title(f"{percent(fraction)}, {scans(results.training_cases(fraction))}", fontsize=10, loc="left")
-    of_baseline = BASELINE in story.inits
-    _finish(panels[0], f"average Dice minus that of {BASELINE}, points" if of_baseline else "average Dice, %")
-    for axes in panels[1:]:
-        axes.grid(alpha=0.3, axis="y")
-        axes.spines[["top", "right"]].set_visible(False)
-    handles, texts = _unique_legend(list(panels))
-    if len(handles) <= _MOST_RUNS_NAMED:
+    fractions = fractions_of(results)
+    figure = new_figure(min(18.0, 1.5 + len(fractions) * max(2.5, 0.8 * len(study.inits))), 4.8)
+    panels = figure.subplots(1, len(fractions), sharey=True, squeeze=False)[0]
+    for axes, fraction in zip(panels, fractions, strict=True):
+        _draw_runs_of(fraction, axes, results, study)
+    axis_name = f"average Dice minus that of {RANDOM}, points" if RANDOM in study.inits else "average Dice, %"
+    panels[0].set_ylabel(axis_name)
+    handles, texts = _legend_of(panels)
+    if len(set(texts)) <= _MOST_RUNS_NAMED:
         legend_above(figure, handles, texts)
     return save(figure, path)
 
 
-def _runs_panel(axes: Axes, results: ResultSet, story: Story, fraction: float) -> None:
-    grids = [value_grid(results.rows(init, fraction), "dice") for init in story.inits]
-    if BASELINE in story.inits:
-        baseline = grids[story.inits.index(BASELINE)]
-        grids = [difference(grid, baseline) for grid in grids]
+def _draw_runs_of(fraction: float, axes: Axes, results: pd.DataFrame, study: Study) -> None:
+    scores = {init: case_scores(select(results, init, fraction), "dice") for init in study.inits}
+    if RANDOM in study.inits:
+        scores = {init: values - scores[RANDOM] for init, values in scores.items()}
         axes.axhline(0, color="0.6", linewidth=0.8)
-    runs = sorted({run for grid in grids for run in grid.runs})
+    means = {init: run_means(values) for init, values in scores.items()}
+    runs = sorted({run for values in means.values() for run in values.index})
     colours = colormaps["viridis"](np.linspace(0.1, 0.9, max(2, len(runs))))
-    for run, colour in zip(runs, colours, strict=False):
-        values = [100 * dict(zip(grid.runs, grid.run_means, strict=True)).get(run, np.nan) for grid in grids]
-        style: dict[str, Any] = {"color": colour, "label": f"fold {run[0]}, seed {run[1]}"}
-        axes.plot(range(len(grids)), values, marker=".", linewidth=0.9, alpha=0.8, **style)
-    intervals = [interval(grid) for grid in grids]
-    means, low, high = (100 * np.array([getattr(i, key) for i in intervals]) for key in ("mean", "low", "high"))
-    known = ~np.isnan(means)
-    places = np.arange(len(grids))[known]
-    lengths = _lengths(means, low, high)[:, known]
-    axes.errorbar(places, means[known], lengths, color="black", linestyle="none", marker="_", markersize=12, capsize=3)
-    axes.set_xticks(range(len(grids)), [short(init) for init in story.inits], rotation=35, ha="right")
-    axes.set_xlim(-0.5, len(grids) - 0.5)
+    for (fold, seed), colour in zip(runs, colours, strict=False):
+        values = [100 * of_init.get((fold, seed), np.nan) for of_init in means.values()]
+        label = f"fold {fold}, seed {seed}"
+        axes.plot(range(len(values)), values, marker=".", linewidth=0.9, alpha=0.8, color=colour, label=label)
+    known = [place for place, values in enumerate(means.values()) if not values.empty]
+    intervals = [interval(values) for values in means.values() if not values.empty]
+    _bars(axes, known, intervals, color="black", linestyle="none", marker="_", markersize=12, capsize=3)
+    axes.set_xticks(range(len(means)), [_shortened(init) for init in means], rotation=35, ha="right")
+    axes.set_xlim(-0.5, len(means) - 0.5)
+    axes.set_title(f"{percent(fraction)}, {scans(results, fraction)}", fontsize=10, loc="left")
+    _finish(axes)
 
 
-def draw_classes(results: ResultSet, story: Story, path: Path) -> Path:
+def draw_classes(results: pd.DataFrame, study: Study, path: Path) -> Path:
     """Dice of each class and their average, one panel per fraction, with 95 % confidence intervals."""
-    names: list[str | None] = [*story.classes, *([None] if len(story.classes) > 1 else [])]
-    width = min(18.0, max(6.5, 1.5 + len(names) * (0.4 + 0.2 * len(story.inits))))
-    turned = len(names) > 6
-    figure = new_figure(width, (1.7 if turned else 0.6) + 2.7 * len(results.fractions))
-    panels = figure.subplots(len(results.fractions), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, fraction in zip(panels, results.fractions, strict=True):
-        _class_panel(axes, results, story, fraction, names)
-        axes.set_title(f"{percent(fraction)}, {scans(results.training_cases(fraction))}", fontsize=10, loc="left")
+    fractions = fractions_of(results)
+    names: list[str | None] = [*study.classes, *([None] if len(study.classes) > 1 else [])]
+    width = min(18.0, max(6.5, 1.5 + len(names) * (0.4 + 0.2 * len(study.inits))))
+    slanted = len(names) > 6
+    figure = new_figure(width, (1.7 if slanted else 0.6) + 2.7 * len(fractions))
+    panels = figure.subplots(len(fractions), 1, sharex=True, squeeze=False)[:, 0]
+    step = min(0.16, 0.75 / len(study.inits))
+    for axes, fraction in zip(panels, fractions, strict=True):
+        for number, (init, look) in enumerate(looks(study.inits).items()):
+            rows = select(results, init, fraction)
+            if rows.empty:
+                continue
+            intervals = [interval(run_means(case_scores(rows, "dice", name))) for name in names]
+            places = np.arange(len(names)) + (number - (len(study.inits) - 1) / 2) * step
+            style: dict[str, Any] = {"color": look.colour, "marker": look.marker, "label": init}
+            _bars(axes, places, intervals, linestyle="none", capsize=3, markersize=4.5, **style)
+        for place in range(1, len(names)):
+            axes.axvline(place - 0.5, color="0.85", linewidth=0.8)
+        axes.set_xlim(-0.6, len(names) - 0.4)
+        axes.set_title(f"{percent(fraction)}, {scans(results, fraction)}", fontsize=10, loc="left")
         _finish(axes, "Dice, %")
     labels = [(name or "average").replace("_", " ") for name in names]
-    panels[-1].set_xticks(range(len(names)), labels, rotation=40 if turned else 0, ha="right" if turned else "center")
-    handles, texts = _unique_legend(list(panels))
-    legend_above(figure, handles, texts)
+    side = "right" if slanted else "center"
+    panels[-1].set_xticks(range(len(names)), labels, rotation=40 if slanted else 0, ha=side)
+    legend_above(figure, *_legend_of(panels))
     return save(figure, path)
 
 
-def _class_panel(axes: Axes, results: ResultSet, story: Story, fraction: float, names: Sequence[str | None]) -> None:
-    styles = looks(story.inits)
-    step = min(0.16, 0.75 / len(story.inits))
-    for number, init in enumerate(story.inits):
-        if not results.rows(init, fraction):
-            continue
-        intervals = [_dice(results, init, fraction, name) for name in names]
-        means, low, high = (100 * np.array([getattr(i, key) for i in intervals]) for key in ("mean", "low", "high"))
-        places = np.arange(len(names)) + (number - (len(story.inits) - 1) / 2) * step
-        style: dict[str, Any] = {"color": styles[init].colour, "marker": styles[init].marker, "label": init}
-        axes.errorbar(places, means, _lengths(means, low, high), linestyle="none", capsize=3, markersize=4.5, **style)
-    for place in range(1, len(names)):
-        axes.axvline(place - 0.5, color="0.85", linewidth=0.8)
-    axes.set_xlim(-0.6, len(names) - 0.4)
-
-
-def _unique_legend(panels: Sequence[Axes]) -> tuple[list[Any], list[str]]:
-    """Handles of all panels, each label once."""
-    found: dict[str, Any] = {}
-    for axes in panels:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    return list(found.values()), list(found)
+def _legend_of(panels: Iterable[Axes]) -> tuple[list[Any], list[str]]:
+    """Handles and texts of all panels."""
+    pairs = [pair for axes in panels for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
+    return [handle for handle, _ in pairs], [text for _, text in pairs]

@@ -8,26 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from nnunetv2_pgl.checkpoint import CheckpointError, load_checkpoint
+from nnunetv2_pgl.checkpoint import load_checkpoint
+from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.trainers.plans import RANDOM
-from pretraining.comparison.derived import (
-    DECODER,
-    KINDS,
-    LONGER,
-    METHODS_WITH_DECODER,
-    SHUFFLED,
-    require_decoder,
-    require_length,
-)
-from pretraining.comparison.errors import ComparisonError
-from pretraining.comparison.folder import ComparisonFolder, require_name
-from pretraining.comparison.settings import ComparisonSettings
+from pretraining.comparison.derived import DECODER, KINDS, LONGER, SHUFFLED, pretraining_length, require_decoder
+from pretraining.comparison.methods import METHODS
+from pretraining.comparison.settings import ComparisonFolder, ComparisonSettings, require_name
 from pretraining.settings.checks import check_config
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.options import OptionParser, add_pretraining_options, settings_of
 from pretraining.settings.presets import recommended
 from pretraining.settings.table import Method
-from pretraining.training.run_folder import RunError, RunFolder
+from pretraining.training.run_folder import RunFolder
 
 # Options of pgl_pretrain: the recommended settings, and what the paper compares. The ablations are the paper's (table
 # 8): views without flips, without crops of other size and place, and without both, so that they differ in intensity
@@ -44,7 +36,7 @@ BUILT_IN = {
     "pgl_intensity_only": "--paper -m pgl -flip_probability 0 -scale 1 1 -min_overlap 1",
 }
 _SAME_NORM = ("-norm", "instance")  # of the recommended settings, so that only the weights differ
-_RESERVED = {"datasets": "-d", "name": "-o", "exclude": "-exclude", "resume": "--c"}
+_RESERVED = {"datasets": "-d", "name": "-o", "exclude": "-exclude", "resume": "--c"}  # set by the comparison
 
 
 @dataclass(frozen=True)
@@ -101,22 +93,21 @@ def initialisations(settings: ComparisonSettings) -> list[Initialisation]:
     """All starts of a comparison, checked as far as they can be before anything runs.
 
     Raises:
-        ComparisonError: A name is unknown, an option of a pre-training is wrong, or a checkpoint cannot be used.
+        PGLError: A name is unknown, an option of a pre-training is wrong, or a checkpoint cannot be used.
     """
-    known = {**BUILT_IN, **settings.definitions}
     for option, names in (("--define", settings.definitions), ("--checkpoint", settings.checkpoints)):
         for name in names:
             if name not in settings.inits:
-                raise ComparisonError(f"{option} {name}: add {name} to --init ({' '.join(settings.inits)})")
+                raise PGLError(f"{option} {name}: add {name} to --init ({' '.join(settings.inits)})")
     for name in settings.definitions:
         if name in BUILT_IN or name == RANDOM:
-            raise ComparisonError(f"--define {name}: this name is taken; choose another")
-    found = {name: _initialisation(name, known, settings) for name in settings.inits if ":" not in name}
+            raise PGLError(f"--define {name}: this name is taken; choose another")
+    found = {name: _initialisation(name, settings) for name in settings.inits if ":" not in name}
     inits = [found[name] if name in found else _derived(name, found) for name in settings.inits]
     of_files: dict[str, str] = {}
     for init in inits:
         if (other := of_files.setdefault(init.file_name, init.name)) != init.name:
-            raise ComparisonError(f"--init {other} {init.name}: their files would have the same names; rename one")
+            raise PGLError(f"--init {other} {init.name}: their files would have the same names; rename one")
     return inits
 
 
@@ -126,11 +117,11 @@ def random_network(inits: Sequence[Initialisation]) -> dict[str, Any]:
     return networks[0] if networks else _network_of(recommended())
 
 
-def doubt_about(init: Initialisation, dataset: str, test: Sequence[str]) -> str | None:
-    """What is to be said if a given checkpoint was, or may have been, pre-trained on test cases; else None.
+def seen_test_cases(init: Initialisation, dataset: str, test: Sequence[str]) -> str | None:
+    """A warning if a given checkpoint was, or may have been, pre-trained on test cases; else None.
 
     A checkpoint has the number of scans left out, the config.json beside it their names. Copies of the data under other
-    names cannot be known.
+    names cannot be recognised.
     """
     if init.given is None:
         return None
@@ -152,27 +143,29 @@ def _derived(name: str, others: Mapping[str, Initialisation]) -> Initialisation:
     """The initialisation that is made from one of the others, refused now and not after the pre-training."""
     kind, _, of = name.partition(":")
     if kind not in KINDS:
-        raise ComparisonError(f"--init {name}: before the colon can be {', '.join(KINDS)}")
+        raise PGLError(f"--init {name}: before the colon can be {', '.join(KINDS)}")
     source = others.get(of)
     if source is None or source.is_random:
-        known = [init.name for init in others.values() if not init.is_random]
-        raise ComparisonError(
+        known = ", ".join(init.name for init in others.values() if not init.is_random) or "none is"
+        raise PGLError(
             f"--init {name}: is made from a pre-training that is compared, too; add {of} to --init"
             if of and ":" not in of and of != RANDOM
-            else f"--init {name}: after the colon goes a pre-training that is compared: {', '.join(known) or 'none is'}"
+            else f"--init {name}: after the colon goes a pre-training that is compared: {known}"
         )
     if kind == LONGER and source.given:
-        require_length(source.given, f"--init {name}")
+        try:
+            pretraining_length(source.given)
+        except PGLError as error:
+            raise PGLError(f"--init {name}: {error}") from error
     if kind == DECODER and source.given:
         require_decoder(source.given, f"--init {name}")
-    elif kind == DECODER and source.method not in METHODS_WITH_DECODER:
-        raise ComparisonError(
-            f"--init {name}: {source.method} trains no decoder, only {', '.join(METHODS_WITH_DECODER)} do; leave it out"
-        )
+    elif kind == DECODER and not METHODS[str(source.method)].keeps_decoder:
+        keep = ", ".join(method for method, traits in METHODS.items() if traits.keeps_decoder)
+        raise PGLError(f"--init {name}: {source.method} trains no decoder, only {keep} do; leave it out")
     return Initialisation(name, network=None if kind == LONGER else source.network, kind=kind, source=source)
 
 
-def _initialisation(name: str, known: dict[str, str], settings: ComparisonSettings) -> Initialisation:
+def _initialisation(name: str, settings: ComparisonSettings) -> Initialisation:
     require_name(name, "--init")
     if name == RANDOM:
         return Initialisation(name)
@@ -180,12 +173,13 @@ def _initialisation(name: str, known: dict[str, str], settings: ComparisonSettin
         path = Path(settings.checkpoints[name])
         try:
             architecture = load_checkpoint(path).architecture
-        except CheckpointError as error:
-            raise ComparisonError(f"--checkpoint {name}={path}: {error}") from error
+        except PGLError as error:
+            raise PGLError(f"--checkpoint {name}={path}: {error}") from error
         keys = {"architecture": "name", "norm": "norm", "centred": "centred"}
         return Initialisation(name, given=path, network={key: architecture[value] for key, value in keys.items()})
+    known = {**BUILT_IN, **settings.definitions}
     if name not in known:
-        raise ComparisonError(
+        raise PGLError(
             f"--init {name}: unknown; known are random, {', '.join(BUILT_IN)}, what --define and --checkpoint name, "
             f"and {', '.join(f'{kind}:NAME' for kind in KINDS)}"
         )
@@ -206,7 +200,7 @@ class _OptionsOfPretraining(OptionParser):
     """Raises where argparse would print the usage of another command and exit."""
 
     def error(self, message: str) -> NoReturn:
-        raise ComparisonError(message)
+        raise PGLError(message)
 
 
 def _config(options: Sequence[str], what: str, reserved: Mapping[str, str]) -> PretrainConfig:
@@ -217,9 +211,9 @@ def _config(options: Sequence[str], what: str, reserved: Mapping[str, str]) -> P
         arguments = parser.parse_args(list(options))
         for name, option in reserved.items():
             if getattr(arguments, name):
-                raise ComparisonError(f"{option} is set by the comparison; leave it out")
+                raise PGLError(f"{option} is set by the comparison; leave it out")
         config = settings_of(arguments)
         check_config(config)
-    except (ComparisonError, RunError, ValueError) as error:
-        raise ComparisonError(f"{what}: {error}") from error
+    except ValueError as error:
+        raise PGLError(f"{what}: {error}") from error
     return config

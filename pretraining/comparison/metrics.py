@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
-from scipy.ndimage import binary_erosion
+from scipy.ndimage import binary_erosion, find_objects
 from scipy.spatial import KDTree
 
-from pretraining.comparison.errors import ComparisonError
+from nnunetv2_pgl.errors import PGLError
 
 _SPACING_TOLERANCE = 1e-3
 # NIfTI stores spacings as float32, so a distance of one voxel may come out a few 1e-8 above its nominal length.
@@ -34,7 +34,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class CaseMetrics:
-    """Measures of a class of a case; the fields are those of `CaseResult`."""
+    """Measures of a class of a case; the fields are columns of `results`."""
 
     class_name: str
     dice: float
@@ -70,7 +70,7 @@ def measure_case(
         One entry per class, in the order of ``classes``.
 
     Raises:
-        ComparisonError: (a ValueError) A file cannot be read, or the grids differ in size or, by more than a
+        PGLError: A file cannot be read, or the grids differ in size or, by more than a
             thousandth, in spacing.
     """
     true_image, predicted_image = _read(truth), _read(prediction)
@@ -90,21 +90,21 @@ def _read(path: Path) -> Any:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
         problem = "cannot be read" if path.is_file() else "does not exist"
-        raise ComparisonError(f"{path}: {problem}") from error
+        raise PGLError(f"{path}: {problem}") from error
     if image.GetNumberOfComponentsPerPixel() != 1:
-        raise ComparisonError(f"{path}: has {image.GetNumberOfComponentsPerPixel()} values per voxel, not one label")
+        raise PGLError(f"{path}: has {image.GetNumberOfComponentsPerPixel()} values per voxel, not one label")
     return image
 
 
 def _require_same_grid(true_image: Any, predicted_image: Any, truth: Path, prediction: Path) -> None:
     sizes = true_image.GetSize(), predicted_image.GetSize()
     if sizes[0] != sizes[1]:
-        raise ComparisonError(
+        raise PGLError(
             f"{truth} has {sizes[0]} voxels (x, y, z), {prediction} {sizes[1]}; they must have the same grid"
         )
     spacings = true_image.GetSpacing(), predicted_image.GetSpacing()
     if not np.allclose(*spacings, rtol=_SPACING_TOLERANCE, atol=0):
-        raise ComparisonError(
+        raise PGLError(
             f"{truth} has spacing {spacings[0]} mm, {prediction} {spacings[1]}; they must have the same grid"
         )
 
@@ -135,22 +135,9 @@ def _measure(name: str, truth: Mask, prediction: Mask, spacing: NDArray[Any], to
 
 def _surface_distances(truth: Mask, prediction: Mask, spacing: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Distances of the surface voxels of each mask to the other's surface, in mm."""
-    box = _bounding_box(truth | prediction)
-    points = [_surface_points(mask[box]) * spacing for mask in (truth, prediction)]
+    [box] = find_objects((truth | prediction).view(np.uint8))
+    # A surface voxel has a face neighbour outside the mask.
+    points = [np.argwhere(mask[box] & ~binary_erosion(mask[box])) * spacing for mask in (truth, prediction)]
     # Voxels lie on a grid: splitting at the median would not pay.
     trees = [KDTree(p, balanced_tree=False, compact_nodes=False) for p in points]
     return trees[1].query(points[0])[0], trees[0].query(points[1])[0]
-
-
-def _surface_points(mask: Mask) -> NDArray[Any]:
-    """Indices of the surface voxels, (n, axes)."""
-    return np.argwhere(mask & ~binary_erosion(mask, border_value=0))
-
-
-def _bounding_box(mask: Mask) -> tuple[slice, ...]:
-    box = []
-    for axis in range(mask.ndim):
-        others = tuple(a for a in range(mask.ndim) if a != axis)
-        indices = np.flatnonzero(mask.any(axis=others))
-        box.append(slice(int(indices[0]), int(indices[-1]) + 1))
-    return tuple(box)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
+from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.files import replacing
 from pretraining.comparison.comparison import Comparison
-from pretraining.comparison.errors import ComparisonError
-from pretraining.comparison.folder import read_json, write_atomically, write_json
-from pretraining.comparison.plan_files import base_plans, plans_of_run, write_plans
-from pretraining.comparison.settings import ComparisonSettings
+from pretraining.comparison.runs import training_runs, write_plans
+from pretraining.comparison.settings import ComparisonSettings, read_json, write_file, write_json
 from pretraining.data import find_scans
 
 DEFAULT_PLANS = "nnUNetPlans"
@@ -25,43 +23,37 @@ def prepare(comparison: Comparison) -> None:
     """Makes all that a comparison needs before its first pre-training and training; quick where it is there.
 
     Raises:
-        ComparisonError: The data set cannot be compared on.
-        CommandError: A command of nnU-Net has failed.
+        PGLError: The data set cannot be compared on, or a command of nnU-Net has failed.
     """
     folder, settings, splits = comparison.folder, comparison.settings, comparison.splits
     for warning in comparison.warnings:
         print(f"WARNING: {warning}", flush=True)
     settings.save(folder.settings)
-    content = splits.to_dict()
-    write_json(folder.splits, content)
-    write_atomically(folder.test_cases, _lines(splits.test))
-    write_atomically(folder.excluded, _lines(names_to_exclude(comparison)))
+    write_json(folder.splits, splits.to_dict())
+    write_file(folder.test_cases, "".join(f"{name}\n" for name in splits.test))
+    write_file(folder.excluded, "".join(f"{name}\n" for name in names_to_exclude(comparison)))
     _link_test_images(comparison)
     _plan_and_preprocess(comparison)
-    for run in comparison.runs:
-        init = comparison.init_of(run)
+    for run in training_runs(settings):
+        init = comparison.init(run.init)
         if init.source is None and (init.is_random or init.given):
-            write_plans(settings, plans_of_run(folder, settings, splits, comparison.inits, run))
-
-
-def _lines(names: Iterable[str]) -> str:
-    return "".join(f"{name}\n" for name in names)
+            write_plans(comparison, run)
 
 
 def is_prepared(comparison: Comparison) -> bool:
-    """Whether `prepare` has been here, with the settings of now."""
+    """Whether `prepare` is done, with the present settings."""
     folder = comparison.folder
     if not folder.settings.is_file() or ComparisonSettings.load(folder.settings) != comparison.settings:
         return False
-    return folder.splits.is_file() and folder.excluded.is_file() and base_plans(comparison.settings).is_file()
+    return folder.splits.is_file() and folder.excluded.is_file() and comparison.base_plans.is_file()
 
 
 def names_to_exclude(comparison: Comparison) -> list[str]:
     """The scans among those to pre-train on that are test cases.
 
-    They are known by their files, however the data set is named, and by the name of the case. A scan of another source
-    that has the name of a test case by chance is excluded too: that costs one scan, and a copy of the test set in
-    another folder could not be told from it.
+    They are recognised by their files, however the data set is named, and by the name of the case. A scan of another
+    source that has the name of a test case by chance is excluded too: that costs one scan, and a copy of the test set
+    in another folder could not be told from it.
     """
     test = set(comparison.splits.test)
     files = {image.resolve() for case in test for image in comparison.dataset.case(case).images}
@@ -100,44 +92,38 @@ def _plan_and_preprocess(comparison: Comparison) -> None:
     if os.environ.get("nnUNet_n_proc_DA") == "0":  # noqa: SIM112 - nnU-Net's name
         runner.set_variable("nnUNet_n_proc_DA", "1")  # nnU-Net's planner gives torch as many threads: 0 would fail
     options = ["-c", settings.configuration, "-np", str(comparison.processes)]
-    if not base_plans(settings).is_file():
+    if not comparison.base_plans.is_file():
         if settings.plans != DEFAULT_PLANS:
-            raise ComparisonError(f"-p {settings.plans}: {base_plans(settings)} is missing; plan it with nnU-Net first")
+            raise PGLError(f"-p {settings.plans}: {comparison.base_plans} is missing; plan it with nnU-Net first")
         command = ["nnUNetv2_plan_and_preprocess", "-d", settings.dataset_id, *options]
         runner.run([*command, "-npfp", str(comparison.processes), "--verify_dataset_integrity"])
     elif missing_cases(comparison):
         runner.run(["nnUNetv2_preprocess", "-d", settings.dataset_id, "-plans_name", settings.plans, *options])
     missing = missing_cases(comparison)
     if missing:
-        raise ComparisonError(f"case {missing[0]} is not preprocessed ({len(missing)} are not); see the log of nnU-Net")
+        raise PGLError(f"case {missing[0]} is not preprocessed ({len(missing)} are not); see the log of nnU-Net")
 
 
 def missing_cases(comparison: Comparison) -> list[str]:
     """Cases to train or validate on that nnU-Net has not preprocessed for the configuration.
 
     Raises:
-        ComparisonError: The plans do not have the configuration, or it is the second stage of a cascade.
+        PGLError: The plans do not have the configuration, or it is the second stage of a cascade.
     """
     settings = comparison.settings
-    configurations = read_json(base_plans(settings)).get("configurations", {})
-    if settings.configuration not in configurations:
-        known = ", ".join(configurations)
-        raise ComparisonError(f"-c {settings.configuration}: {base_plans(settings)} has the configurations {known}")
-    if previous := configurations[settings.configuration].get("previous_stage"):
-        raise ComparisonError(
-            f"-c {settings.configuration}: needs the segmentations of {previous} for each training, which pgl_compare "
-            f"does not make; compare 3d_fullres or {previous}"
+    configurations = read_json(comparison.base_plans).get("configurations", {})
+    name = settings.configuration
+    if name not in configurations:
+        raise PGLError(f"-c {name}: {comparison.base_plans} has the configurations {', '.join(configurations)}")
+    if previous := configurations[name].get("previous_stage"):
+        raise PGLError(
+            f"-c {name}: needs the segmentations of {previous} for each training, which pgl_compare does not make; "
+            f"compare 3d_fullres or {previous}"
         )
-    folds = comparison.splits.folds
-    wanted = {case for fold in folds for case in (*fold.orders[0], *fold.validation)}
-    data = Path(nnUNet_preprocessed) / settings.dataset / _data_identifier(configurations, settings.configuration)
+    while "data_identifier" not in configurations[name]:
+        name = configurations[name]["inherits_from"]
+    data = Path(nnUNet_preprocessed) / settings.dataset / configurations[name]["data_identifier"]
+    wanted = {case for fold in comparison.splits.folds for case in (*fold.training_by_seed[0], *fold.validation)}
     if not data.is_dir() or not any(data.iterdir()):
         return sorted(wanted)
     return sorted(wanted - set(infer_dataset_class(str(data)).get_identifiers(str(data))))
-
-
-def _data_identifier(configurations: dict[str, dict[str, str]], name: str) -> str:
-    """The folder of the preprocessed data; inherited, as the cascade's configuration does."""
-    while "data_identifier" not in configurations[name]:
-        name = configurations[name]["inherits_from"]
-    return configurations[name]["data_identifier"]

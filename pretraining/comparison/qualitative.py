@@ -1,173 +1,163 @@
-"""The figure of test cases: image, truth and each initialisation's prediction."""
+"""The figure of test cases: a slice with image, truth and each initialisation's prediction."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
+import SimpleITK as sitk
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from pretraining.comparison.appearance import CLASS_COLOURS, class_colours, looks, new_figure, percent, save
-from pretraining.comparison.case_slice import CaseSlice, read_slice, same_size
-from pretraining.comparison.results import ResultSet, Run
-from pretraining.comparison.statistics import mean_of_known, value_grid
-from pretraining.comparison.story import RunRecord, Story
+from pretraining.comparison.figures import looks, new_figure, percent, save
+from pretraining.comparison.results import fractions_of, select
+from pretraining.comparison.statistics import case_scores
+from pretraining.comparison.study import RunRecord, Study
 
+CLASS_COLOURS = (  # bright, to be seen on a scan
+    *("#ffd400", "#00d5ff", "#ff5fc4", "#7dff5f", "#ff8a3c", "#b79cff", "#5f8bff", "#ffffff"),
+    *("#ff4040", "#00ffb3", "#d9a066", "#e600ff", "#c0ff00", "#9aa5b1", "#0090ff", "#b30059"),
+)
 _WINDOW = (0.5, 99.5)  # percentiles of the slice shown
+_MARGIN = 0.4  # of the larger side of the truth's box, on each side
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """What came of it.
+class CaseSlice(NamedTuple):
+    """A plane of a case.
 
     Attributes:
-        path: The file; None if there was nothing to draw.
-        caption: What it shows, or why there is none.
+        image: (y, x).
+        truth: Labels, (y, x).
+        predictions: Labels, (y, x), by name; None where the file is missing.
+        aspect: Height over width of a pixel.
     """
 
-    path: Path | None
-    caption: str
+    image: NDArray[Any]
+    truth: NDArray[Any]
+    predictions: Mapping[str, NDArray[Any] | None]
+    aspect: float
 
 
-@dataclass(frozen=True)
-class _Row:
-    title: str
-    case: str
-    runs: Mapping[str, RunRecord]
-
-
-def draw_cases(results: ResultSet, story: Story, path: Path) -> Drawing:
+def draw_cases(results: pd.DataFrame, study: Study, path: Path) -> tuple[Path | None, str]:
     """Draws the median and the worst case of the reference at the smallest fraction it has runs of.
 
     Cases are ranked by average Dice, over all runs of the reference. The predictions are those of one fold and seed,
     the same for all initialisations wherever all have one in common. Where predictions were deleted since, the smallest
     fraction is taken of which every initialisation still has some of one fold and seed.
+
+    Returns:
+        The file, None if there was nothing to draw; and its caption, or why there is none.
     """
-    reference = story.reference if story.reference in results.inits else next(iter(sorted(results.inits)), "")
-    fractions = [fraction for fraction in results.fractions if results.rows(reference, fraction)]
-    if not fractions:
-        return Drawing(None, "No case is drawn: no run is done.")
-    fraction, runs = _chosen(story, fractions)
-    rows, absent = _rows(results, story, reference, fraction, runs)
-    if not rows:
-        return Drawing(None, f"No case is drawn: {absent}.")
-    _draw(rows, results, story, path)
-    return Drawing(path, _caption(rows, story, reference, fraction, absent))
-
-
-def _chosen(story: Story, fractions: Sequence[float]) -> tuple[float, dict[str, RunRecord]]:
-    """The fraction to draw, and a run of each initialisation."""
-    still_there = [run for run in story.runs if run.predictions.is_dir()]
-    for fraction in fractions:
-        runs = _chosen_runs(still_there, fraction)
-        whole = runs.keys() == {run.init for run in story.runs}
-        if whole and len({(run.fold, run.seed) for run in runs.values()}) == 1:
-            return fraction, runs
-    return fractions[0], _chosen_runs(story.runs, fractions[0])
-
-
-def _chosen_runs(runs: Sequence[RunRecord], fraction: float) -> dict[str, RunRecord]:
-    """One run of each initialisation: of the first fold and seed that all have, else of each one's first."""
-    of_init: dict[str, dict[Run, RunRecord]] = {}
-    for run in runs:
-        if run.fraction == fraction:
-            of_init.setdefault(run.init, {})[run.fold, run.seed] = run
-    common = set.intersection(*(set(found) for found in of_init.values())) if of_init else set()
-    return {init: found[min(common or found)] for init, found in of_init.items()}
-
-
-def _rows(
-    results: ResultSet, story: Story, reference: str, fraction: float, runs: Mapping[str, RunRecord]
-) -> tuple[list[_Row], str]:
-    """The rows, and what is missing to draw more of them."""
-    grid = value_grid(results.rows(reference, fraction), "dice")
-    means = mean_of_known(grid.values, axis=0)
-    ranked = sorted((mean, case) for mean, case in zip(means, grid.cases, strict=True) if not np.isnan(mean))
-    if not ranked:
-        return [], "no test case has a class"
-    chosen = {"median": ranked[(len(ranked) - 1) // 2][1], "worst": ranked[0][1]}
-    rows: list[_Row] = []
-    absent: list[str] = []
-    for title, case in chosen.items():
-        image, truth = story.images.get(case), story.truths.get(case)
-        if image is None or truth is None or not (image.is_file() and truth.is_file()):
-            absent.append(f"image or truth of {case} is not there")
-        elif not same_size(image, truth):
-            absent.append(f"image and truth of {case} differ in size")
-        elif len(ranked) > 1 or not rows:
-            rows.append(_Row(title if len(ranked) > 1 else "only", case, runs))
-    return rows, "; ".join(dict.fromkeys(absent))
-
-
-def _caption(rows: Sequence[_Row], story: Story, reference: str, fraction: float, absent: str) -> str:
-    shown = {(run.fold, run.seed) for run in rows[0].runs.values()}
-    cases = " and ".join(f"{row.title} test case ({row.case})" for row in rows)
-    which = "; ".join(f"fold {fold}, seed {seed}" for fold, seed in sorted(shown)) or "no run"
-    text = (
+    inits = set(results["init"])
+    reference = study.reference if study.reference in inits else min(inits)
+    fractions = fractions_of(results[results["init"] == reference])
+    fraction, runs = _chosen_runs(study, fractions)
+    means = case_scores(select(results, reference, fraction), "dice").mean().dropna().sort_values(kind="stable")
+    if means.empty:
+        return None, "No case is drawn: no test case has a class."
+    ranked = list(means.index)
+    chosen = {"median": ranked[(len(ranked) - 1) // 2], "worst": ranked[0]} if len(ranked) > 1 else {"only": ranked[0]}
+    absent = list(dict.fromkeys(problem for case in chosen.values() if (problem := _problem(case, study))))
+    drawn = {title: case for title, case in chosen.items() if _problem(case, study) is None}
+    if not drawn:
+        return None, f"No case is drawn: {'; '.join(absent)}."
+    _draw(drawn, runs, results, study, path)
+    cases = " and ".join(f"{title} test case ({case})" for title, case in drawn.items())
+    which = "; ".join(f"fold {f}, seed {s}" for f, s in sorted({(r.fold, r.seed) for r in runs.values()})) or "no run"
+    caption = (
         f"{cases[0].upper()}{cases[1:]} of {reference} at {percent(fraction)} of the labels, ranked by average Dice "
         f"over all its runs. Solid lines: truth (left) and predictions ({which}); dotted white lines: the truth. The "
         "slice is the one with most truth. Below each prediction is its average Dice."
     )
-    if len(story.classes) > len(CLASS_COLOURS):
-        text += " There are more classes than colours, so colours repeat."
-    return f"{text} Not drawn: {absent}." if absent else text
+    if len(study.classes) > len(CLASS_COLOURS):
+        caption += " There are more classes than colours, so colours repeat."
+    return path, f"{caption} Not drawn: {'; '.join(absent)}." if absent else caption
 
 
-def _draw(rows: Sequence[_Row], results: ResultSet, story: Story, path: Path) -> None:
-    inits = [init for init in story.inits if init in rows[0].runs]
-    sections = [_section(row, story) for row in rows]
+def _chosen_runs(study: Study, fractions: Sequence[float]) -> tuple[float, dict[str, RunRecord]]:
+    """The fraction to draw, and a run of each initialisation: of one fold and seed that all have, else its first."""
+    runs = sorted(study.runs, key=lambda run: (run.fold, run.seed))
+    inits = {run.init for run in runs}
+    for fraction, with_files in [*((fraction, True) for fraction in fractions), (fractions[0], False)]:
+        of_fraction = [run for run in runs if run.fraction == fraction and (run.predictions.is_dir() or not with_files)]
+        for first in of_fraction:
+            same = {run.init: run for run in of_fraction if (run.fold, run.seed) == (first.fold, first.seed)}
+            if same.keys() == inits:
+                return fraction, same
+    return fractions[0], {run.init: run for run in reversed(runs) if run.fraction == fractions[0]}
+
+
+def _problem(case: str, study: Study) -> str | None:
+    """Why a case cannot be drawn; reads no more than the headers of its files."""
+    files = study.images.get(case), study.truths.get(case)
+    sizes = []
+    for file in files:
+        if file is None or not file.is_file():
+            return f"image or truth of {case} is not there"
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(file))
+        reader.ReadImageInformation()
+        sizes.append(reader.GetSize())
+    return None if sizes[0] == sizes[1] else f"image and truth of {case} differ in size"
+
+
+def _draw(
+    cases: Mapping[str, str], runs: Mapping[str, RunRecord], results: pd.DataFrame, study: Study, path: Path
+) -> None:
+    inits = [init for init in study.inits if init in runs]
+    planes = [
+        read_slice(study.images[c], study.truths[c], {i: runs[i].prediction(c) for i in inits}, study.classes)
+        for c in cases.values()
+    ]
     height = 2.9
     narrowest = max(1.3, 0.1 * max(len(init) for init in ("", *inits)))  # for the titles
-    width = min(4.0, max(narrowest, height * max(section.width for section in sections)))
-    legend_columns = min(7, len(story.classes), max(1, int(width * (1 + len(inits)) / 2)))
-    legend_rows = math.ceil(len(story.classes) / legend_columns)
-    figure = new_figure(0.6 + (width + 0.1) * (1 + len(inits)), 0.7 + 0.25 * legend_rows + (height + 0.25) * len(rows))
-    panels = figure.subplots(len(rows), 1 + len(inits), squeeze=False)
-    for axes, row, section in zip(panels, rows, sections, strict=True):
-        _draw_section(axes[0], section, None, story)
-        axes[0].set_ylabel(f"{row.title} case\n{row.case}", fontsize=9)
-        for place, init in zip(axes[1:], inits, strict=True):
-            _draw_section(place, section, init, story)
-            place.set_xlabel(_dice_text(results, row.case, row.runs[init]), fontsize=9)
+    width = min(
+        4.0,
+        max(narrowest, height * max(plane.truth.shape[1] / (plane.truth.shape[0] * plane.aspect) for plane in planes)),
+    )
+    legend_columns = min(7, len(study.classes), max(1, int(width * (1 + len(inits)) / 2)))
+    legend_height = 0.25 * math.ceil(len(study.classes) / legend_columns)
+    figure = new_figure(0.6 + (width + 0.1) * (1 + len(inits)), 0.7 + legend_height + (height + 0.25) * len(cases))
+    panels = figure.subplots(len(cases), 1 + len(inits), squeeze=False)
+    for (first, *others), (title, case), plane in zip(panels, cases.items(), planes, strict=True):
+        _draw_plane(first, plane, None, study)
+        first.set_ylabel(f"{title} case\n{case}", fontsize=9)
+        for axes, init in zip(others, inits, strict=True):
+            _draw_plane(axes, plane, init, study)
+            scores = case_scores(select(results, init, runs[init].fraction), "dice")
+            value = scores.get(case, pd.Series(dtype=float)).get((runs[init].fold, runs[init].seed), math.nan)
+            axes.set_xlabel("no result" if math.isnan(value) else f"Dice {100 * value:.1f}", fontsize=9)
     panels[0, 0].set_title("image and truth", fontsize=10)
-    for place, init in zip(panels[0, 1:], inits, strict=True):
-        place.set_title(init, fontsize=10, color=looks(story.inits)[init].colour, fontweight="bold")
-    colours = class_colours(list(story.classes))
-    handles = [Line2D([], [], color=colour, linewidth=3, label=name) for name, colour in colours.items()]
+    for axes, init in zip(panels[0, 1:], inits, strict=True):
+        axes.set_title(init, fontsize=10, color=looks(study.inits)[init].colour, fontweight="bold")
+    handles = [Line2D([], [], color=c, linewidth=3, label=name) for name, c in _class_colours(study).items()]
     # Bright class colours need a dark ground in the legend as on the scans.
     legend = figure.legend(handles=handles, loc="outside lower center", ncols=legend_columns, labelcolor="white")
     legend.get_frame().set(facecolor="0.15", edgecolor="none", alpha=1)
     save(figure, path)
 
 
-def _section(row: _Row, story: Story) -> CaseSlice:
-    predictions = {init: run.prediction(row.case) for init, run in row.runs.items()}
-    return read_slice(story.images[row.case], story.truths[row.case], predictions, story.classes)
+def _class_colours(study: Study) -> dict[str, str]:
+    return {name: CLASS_COLOURS[i % len(CLASS_COLOURS)] for i, name in enumerate(study.classes)}
 
 
-def _dice_text(results: ResultSet, case: str, run: RunRecord) -> str:
-    rows = [r for r in results.rows(run.init, run.fraction) if r.case == case and r.run == (run.fold, run.seed)]
-    value = mean_of_known(np.array([row.dice for row in rows]))
-    return "no result" if np.isnan(value) else f"Dice {100 * value:.1f}"
-
-
-def _draw_section(axes: Axes, section: CaseSlice, init: str | None, story: Story) -> None:
+def _draw_plane(axes: Axes, plane: CaseSlice, init: str | None, study: Study) -> None:
     """Image with the contours of the truth (init None), or of a prediction with the truth dotted."""
-    low, high = np.percentile(section.image, _WINDOW)
-    axes.imshow(section.image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=section.aspect)
+    low, high = np.percentile(plane.image, _WINDOW)
+    axes.imshow(plane.image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=plane.aspect)
     axes.set_xticks([])
     axes.set_yticks([])
-    labels = section.truth if init is None else section.predictions[init]
-    for name, colour in class_colours(list(story.classes)).items():
+    labels = plane.truth if init is None else plane.predictions[init]
+    for name, colour in _class_colours(study).items():
         if labels is not None:
-            _contour(axes, np.isin(labels, story.classes[name]), colours=colour, width=1.6, dashes="solid")
+            _contour(axes, np.isin(labels, study.classes[name]), colours=colour, width=1.6, dashes="solid")
         if init is not None:
-            _contour(axes, np.isin(section.truth, story.classes[name]), colours="white", width=0.9, dashes="dotted")
+            _contour(axes, np.isin(plane.truth, study.classes[name]), colours="white", width=0.9, dashes="dotted")
     if labels is None:
         axes.text(0.5, 0.5, "file is missing", transform=axes.transAxes, color="white", ha="center")
 
@@ -179,3 +169,47 @@ def _contour(axes: Axes, mask: NDArray[np.bool_], colours: str, width: float, da
         axes.contour(x, y, padded, levels=[0.5], colors=colours, linewidths=width, linestyles=dashes)
         axes.set_xlim(-0.5, mask.shape[1] - 0.5)
         axes.set_ylim(mask.shape[0] - 0.5, -0.5)
+
+
+def read_slice(
+    image: Path, truth: Path, predictions: Mapping[str, Path], classes: Mapping[str, int | tuple[int, ...]]
+) -> CaseSlice:
+    """The axial slice that shows most of the structures, cut to the truth and its surroundings.
+
+    Most: where the structures together come closest to their largest areas, so that a large one does not hide the
+    small ones.
+    """
+    true_image = _oriented(truth)
+    voxels = _voxels(true_image)
+    masks = [np.isin(voxels, value) for value in classes.values()]
+    areas = [mask.sum(axis=(1, 2)) for mask in masks]
+    shares = [area / area.max() for area in areas if area.max() > 0]
+    z = int(np.argmax(np.sum(shares, axis=0))) if shares else 0
+    x_mm, y_mm = true_image.GetSpacing()[:2]
+    window = (z, *_surroundings(np.any(masks, axis=0)[z], (y_mm, x_mm)))
+    cut = {name: _voxels(_oriented(path))[window] if path.is_file() else None for name, path in predictions.items()}
+    return CaseSlice(_voxels(_oriented(image))[window], voxels[window], cut, y_mm / x_mm)
+
+
+def _oriented(path: Path) -> Any:
+    """An image as it is looked at: the patient's right on the left, front on top."""
+    image = sitk.ReadImage(str(path))
+    return sitk.DICOMOrient(image, "LPS") if image.GetDimension() == 3 else image
+
+
+def _voxels(image: Any) -> NDArray[Any]:
+    """(z, y, x); a plane has one slice, of several values per pixel the mean is taken."""
+    voxels = sitk.GetArrayFromImage(image)
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        voxels = voxels.mean(axis=-1)
+    return voxels if voxels.ndim == 3 else voxels[None]
+
+
+def _surroundings(mask: NDArray[np.bool_], spacing: tuple[float, float]) -> tuple[slice, slice]:
+    """The box of a mask with a margin, the same in mm on all sides; the whole plane if the mask is empty."""
+    if not mask.any():
+        return slice(None), slice(None)
+    sides = [(int(i.min()), int(i.max()) + 1, mm) for i, mm in zip(np.nonzero(mask), spacing, strict=True)]
+    margin = _MARGIN * max((end - start) * mm for start, end, mm in sides)
+    y, x = (slice(max(0, start - round(margin / mm)), end + round(margin / mm)) for start, end, mm in sides)
+    return y, x

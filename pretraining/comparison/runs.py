@@ -1,4 +1,8 @@
-"""The trainings of a comparison, their names, and how far each one is."""
+"""The trainings of a comparison: their names, how far each one is, and its plans file.
+
+A plans file for each (initialisation, fraction, seed) is nnU-Net's own way to keep models apart. The preprocessed data
+are those of the plans it is copied from.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from nnunetv2.paths import nnUNet_results
 
-from pretraining.comparison.folder import ComparisonFolder
-from pretraining.comparison.inits import Initialisation, file_name
-from pretraining.comparison.settings import ComparisonSettings
+from nnunetv2_pgl.errors import PGLError
+from nnunetv2_pgl.trainers.plans import PLANS_KEY, RANDOM, RUN_KEY
+from pretraining.comparison.comparison import Comparison
+from pretraining.comparison.derived import DECODER
+from pretraining.comparison.inits import Initialisation, file_name, random_network
+from pretraining.comparison.settings import ComparisonSettings, read_json, write_json
 
 T = TypeVar("T")
 
@@ -25,11 +32,6 @@ class State(Enum):
     TO_DO = "to do"
 
 
-def percent(fraction: float) -> str:
-    """A fraction in names: 0.2 is 20, 0.125 is 12p5."""
-    return f"{100 * fraction:.6g}".replace(".", "p")
-
-
 @dataclass(frozen=True)
 class TrainingRun:
     """One training with its prediction of the test set."""
@@ -40,13 +42,18 @@ class TrainingRun:
     seed: int
 
     @property
+    def start(self) -> str:
+        """Initialisation and fraction, as in names of files: 0.2 is 20pct, 0.125 is 12p5pct."""
+        return f"{file_name(self.init)}_{100 * self.fraction:.6g}".replace(".", "p") + "pct"
+
+    @property
     def name(self) -> str:
         """Unique within the comparison."""
-        return f"{file_name(self.init)}_{percent(self.fraction)}pct_fold{self.fold}_seed{self.seed}"
+        return f"{self.start}_fold{self.fold}_seed{self.seed}"
 
 
 def training_runs(settings: ComparisonSettings) -> list[TrainingRun]:
-    """All trainings; those to be compared with each other follow each other, so that a part of them tells something."""
+    """All trainings, in such an order that the first ones can already be compared with each other."""
     return [
         TrainingRun(init, fraction, fold, seed)
         for seed in range(settings.seeds)
@@ -56,41 +63,90 @@ def training_runs(settings: ComparisonSettings) -> list[TrainingRun]:
     ]
 
 
-def plans_name(folder: ComparisonFolder, settings: ComparisonSettings, run: TrainingRun) -> str:
+def plans_name(comparison: Comparison, run: TrainingRun) -> str:
     """The name of the plans of a run; its folds share them."""
-    comparison = () if folder.name == settings.dataset else (folder.name,)
-    parts = (settings.plans, *comparison, file_name(run.init), f"{percent(run.fraction)}pct", f"seed{run.seed}")
-    return "_".join(parts)
+    settings, name = comparison.settings, comparison.folder.name
+    of_comparison = () if name == settings.dataset else (name,)
+    return "_".join((settings.plans, *of_comparison, run.start, f"seed{run.seed}"))
 
 
-def model_folder(folder: ComparisonFolder, settings: ComparisonSettings, run: TrainingRun) -> Path:
+def model_folder(comparison: Comparison, run: TrainingRun) -> Path:
     """Where nnU-Net trains the run's fold."""
-    model = f"{settings.trainer}__{plans_name(folder, settings, run)}__{settings.configuration}"
+    settings = comparison.settings
+    model = f"{settings.trainer}__{plans_name(comparison, run)}__{settings.configuration}"
     return Path(nnUNet_results) / settings.dataset / model / f"fold_{run.fold}"
 
 
-def state_of_training(folder: ComparisonFolder, settings: ComparisonSettings, run: TrainingRun) -> State:
-    """Done once its metrics are there; to continue from what nnU-Net has saved to go on with, if there is such."""
-    if folder.metrics(run.name).is_file():
+def state_of_training(comparison: Comparison, run: TrainingRun) -> State:
+    """Done once its metrics are there; to continue if nnU-Net has saved a state to continue from."""
+    if comparison.folder.metrics(run.name).is_file():
         return State.DONE
-    model = model_folder(folder, settings, run)
+    model = model_folder(comparison, run)
     saved = any((model / f"checkpoint_{kind}.pth").is_file() for kind in ("final", "latest"))
     return State.TO_CONTINUE if saved else State.TO_DO
 
 
-def state_of_pretraining(folder: ComparisonFolder, init: Initialisation) -> State:
+def state_of_pretraining(comparison: Comparison, init: Initialisation) -> State:
     """The same of the pre-training of an initialisation."""
-    if not init.options:
-        return State.DONE
-    run_folder = init.run_folder(folder)
-    if run_folder.final.is_file():
+    run_folder = init.run_folder(comparison.folder)
+    if not init.options or run_folder.final.is_file():
         return State.DONE
     return State.TO_CONTINUE if run_folder.latest.is_file() else State.TO_DO
 
 
 def share(items: Sequence[T], part: tuple[int, int] | None) -> list[T]:
     """The I-th of N shares, dealt out in turn; all if there are no shares."""
-    if part is None:
-        return list(items)
-    index, count = part
+    index, count = part or (0, 1)
     return list(items[index::count])
+
+
+def plans_of_run(comparison: Comparison, run: TrainingRun, extra_epochs: int = 0) -> dict[str, Any]:
+    """The content of a run's plans file; the same for all folds. Says by how many epochs it is longer than others."""
+    init = comparison.init(run.init)
+    plans = read_json(comparison.base_plans)
+    plans["plans_name"] = plans_name(comparison, run)
+    checkpoint = init.checkpoint(comparison.folder)
+    if checkpoint is None:
+        plans.pop("pretrain_info", None)
+        plans[PLANS_KEY] = random_network(comparison.inits)
+    else:
+        plans.pop(PLANS_KEY, None)  # the trainer takes it from the checkpoint
+        plans["pretrain_info"] = {"checkpoint_path": str(checkpoint)}
+        if init.kind == DECODER:
+            plans["pretrain_info"]["transfer_decoder"] = True
+    plans[RUN_KEY] = {
+        "comparison": comparison.folder.name,
+        "initialisation": RANDOM if init.is_random else run.init,
+        "seed": run.seed,
+        "folds": {
+            str(number): {
+                "training_cases": list(fold.training(run.fraction, run.seed)),
+                "validation_cases": list(fold.validation),
+            }
+            for number, fold in enumerate(comparison.splits.folds)
+        },
+    }
+    if extra_epochs:
+        plans[RUN_KEY]["extra_epochs"] = extra_epochs
+    return plans
+
+
+def write_plans(comparison: Comparison, run: TrainingRun, extra_epochs: int = 0) -> Path:
+    """Writes a run's plans file beside the one it is copied from, unless it is there.
+
+    Raises:
+        PGLError: There is one of that name with another content: models may have been trained with it.
+    """
+    plans = plans_of_run(comparison, run, extra_epochs)
+    path = comparison.base_plans.with_name(f"{plans['plans_name']}.json")
+    if not path.exists():
+        write_json(path, plans)
+        return path
+    stored = read_json(path)
+    different = sorted(key for key in stored.keys() | plans.keys() if stored.get(key) != plans.get(key))
+    if different:
+        raise PGLError(
+            f"{path} is there, and differs in {', '.join(different)}: was {comparison.settings.plans} planned again, "
+            "or is it of another comparison? Start another comparison with -o"
+        )
+    return path

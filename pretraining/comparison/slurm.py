@@ -10,7 +10,8 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 
 from nnunetv2_pgl.extension_folder import VARIABLE as EXTENSION
 from pretraining.comparison.comparison import Comparison, extension_path
-from pretraining.comparison.folder import write_atomically
+from pretraining.comparison.runs import training_runs
+from pretraining.comparison.settings import write_file
 from pretraining.launching.commands import find_command
 
 _HEAD = """#!/bin/bash
@@ -39,7 +40,7 @@ _TAIL = 'echo "Submitted{jobs}; logs go to $log"\n'
 def write_submit_script(comparison: Comparison) -> Path:
     """Writes ``submit.sh`` into the comparison's folder; preparing, if that is not done, is its first job."""
     comparison.settings.save(comparison.folder.settings)
-    script = comparison.folder.submit_script
+    script = comparison.folder.path / "submit.sh"
     exports = {
         variable.env_var_name: os.fspath(variable) for variable in (nnUNet_raw, nnUNet_preprocessed, nnUNet_results)
     }
@@ -49,25 +50,18 @@ def write_submit_script(comparison: Comparison) -> Path:
         exports="\n".join(f"export {name}={shlex.quote(value)}" for name, value in exports.items()),
         log=shlex.quote(str(comparison.folder.logs("slurm"))),
     )
-    jobs = _jobs(comparison)
-    before = None
-    for name, size in jobs.items():
+    pretrainings = sum(bool(init.options) for init in comparison.inits)
+    # The steps in their order with the size of their arrays; 0: one job.
+    jobs = {"prepare": 0, "pretrain": pretrainings, "train": len(training_runs(comparison.settings)), "report": 0}
+    if not pretrainings:
+        del jobs["pretrain"]
+    for (name, size), before in zip(jobs.items(), (None, *jobs), strict=False):
         text += _job(comparison, name, size, before)
-        before = name
-    write_atomically(script, text + _TAIL.format(jobs="".join(f" {name} ${name}" for name in jobs)))
+    write_file(script, text + _TAIL.format(jobs="".join(f" {name} ${name}" for name in jobs)))
     return script
 
 
-def _jobs(comparison: Comparison) -> dict[str, int | None]:
-    """The steps in their order with the size of their arrays; None: one job."""
-    pretrainings = sum(bool(init.options) for init in comparison.inits)
-    jobs: dict[str, int | None] = {"prepare": None}
-    if pretrainings:
-        jobs["pretrain"] = pretrainings
-    return {**jobs, "train": len(comparison.runs), "report": None}
-
-
-def _job(comparison: Comparison, name: str, size: int | None, before: str | None) -> str:
+def _job(comparison: Comparison, name: str, size: int, before: str | None) -> str:
     on_gpu = name in ("pretrain", "train") and comparison.device == "cuda"
     log = comparison.folder.logs("slurm") / f"{name}_%{'A_%a' if size else 'j'}.txt"
     lines = [f'#SBATCH --output="{log}"', f"#SBATCH --cpus-per-task={comparison.processes}    # edit"]
@@ -78,7 +72,5 @@ def _job(comparison: Comparison, name: str, size: int | None, before: str | None
     command = [find_command("pgl_compare"), "-o", comparison.folder.name, "--only", name]
     command += ["-device", comparison.device if size else "cpu", "-np", str(comparison.processes)]
     share = f' --part "$SLURM_ARRAY_TASK_ID" {size}' if size else ""
-    dependency = {None: "", "prepare": f' --dependency="afterok:${before}"'}.get(
-        before, f' --dependency="afterany:${before}"'
-    )
-    return _JOB.format(name=name, dependency=dependency, lines="\n".join(lines), command=shlex.join(command) + share)
+    wait = "" if before is None else f' --dependency="{"afterok" if before == "prepare" else "afterany"}:${before}"'
+    return _JOB.format(name=name, dependency=wait, lines="\n".join(lines), command=shlex.join(command) + share)

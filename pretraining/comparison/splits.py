@@ -1,23 +1,99 @@
-"""Who is tested, and who is trained and validated on in each fold."""
+"""The cases of a labelled nnU-Net data set, and which of them are for testing, training and validation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.crossval_split import generate_crossval_split
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.files import load_json
-from pretraining.comparison.cases import LabelledDataset
-from pretraining.comparison.errors import ComparisonError
-from pretraining.comparison.folder import read_json
+from pretraining.comparison.settings import read_json
 
 TEST_FRACTION = 0.3
 _TEST_SEED = 12345  # of the test set; the seeds of the repetitions do not change it
+
+
+@dataclass(frozen=True)
+class Case:
+    """A labelled case: one image per channel, and the segmentation."""
+
+    images: tuple[Path, ...]
+    label: Path
+
+
+@dataclass(frozen=True)
+class LabelledDataset:
+    """An nnU-Net data set in its raw form.
+
+    Attributes:
+        name: DatasetXXX_Name.
+        file_ending: Of images and segmentations.
+        classes: Label of each foreground class, or the labels of each region.
+        ignore_label: Label of voxels that are not counted, if there is one.
+        training: Cases of imagesTr by name.
+        test: Those of imagesTs, if every one of them has a label; else none.
+    """
+
+    name: str
+    file_ending: str
+    classes: Mapping[str, int | tuple[int, ...]]
+    ignore_label: int | None
+    training: Mapping[str, Case]
+    test: Mapping[str, Case]
+
+    @classmethod
+    def load(cls, name: str) -> LabelledDataset:
+        """Lists the files; reads no image.
+
+        Raises:
+            PGLError: Images, labels or the list of labels are missing.
+        """
+        folder = Path(nnUNet_raw) / name
+        content = read_json(folder / "dataset.json")
+        if not content.get("labels") or "file_ending" not in content:
+            raise PGLError(f"{folder / 'dataset.json'}: names no labels or no file_ending: no labelled data set")
+        ending = str(content["file_ending"])
+        training = _cases(folder, "Tr", ending)
+        if "dataset" in content:  # files elsewhere
+            listed = get_filenames_of_train_images_and_targets(str(folder), content).items()
+            training = {str(k): Case(tuple(map(Path, files["images"])), Path(files["label"])) for k, files in listed}
+        if not training:
+            raise PGLError(f"{folder / 'imagesTr'} holds no image that ends with {ending}")
+        if missing := [case.label for case in training.values() if not case.label.is_file()]:
+            raise PGLError(f"{missing[0]} is missing: every case of imagesTr needs its label")
+        test = _cases(folder, "Ts", ending)
+        if not all(case.label.is_file() for case in test.values()):
+            test = {}
+        if twice := sorted(test.keys() & training.keys()):
+            raise PGLError(f"{folder}: {twice[0]} is in imagesTr and in imagesTs; rename one of them")
+        labels = dict(content["labels"])
+        labels.pop("background", None)
+        ignore = labels.pop("ignore", None)
+        classes = {k: tuple(map(int, v)) if isinstance(v, (list, tuple)) else int(v) for k, v in labels.items()}
+        return cls(name, ending, classes, None if ignore is None else int(ignore), training, test)
+
+    def case(self, name: str) -> Case:
+        """A case of either folder."""
+        return self.training[name] if name in self.training else self.test[name]
+
+
+def _cases(folder: Path, part: str, ending: str) -> dict[str, Case]:
+    """Cases of imagesTr or imagesTs, with the channels in their order."""
+    pattern = re.compile(rf"(.+)_\d{{4}}{re.escape(ending)}")
+    images: dict[str, list[Path]] = {}
+    source = folder / f"images{part}"
+    for file in sorted(source.iterdir()) if source.is_dir() else []:
+        if match := pattern.fullmatch(file.name):
+            images.setdefault(match[1], []).append(file)
+    return {name: Case(tuple(files), folder / f"labels{part}" / f"{name}{ending}") for name, files in images.items()}
 
 
 @dataclass(frozen=True)
@@ -26,24 +102,24 @@ class Fold:
 
     Attributes:
         validation: Cases to validate on.
-        orders: For each seed the training cases in the order in which a growing fraction takes them in.
+        training_by_seed: For each seed the training cases in the order in which a growing fraction takes them in.
     """
 
     validation: tuple[str, ...]
-    orders: tuple[tuple[str, ...], ...]
+    training_by_seed: tuple[tuple[str, ...], ...]
 
     def training(self, fraction: float, seed: int) -> tuple[str, ...]:
         """The training cases of a fraction; those of a smaller one are among them."""
-        order = self.orders[seed]
+        order = self.training_by_seed[seed]
         return order[: max(1, round(fraction * len(order)))]
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Who is what; kept in splits.json, so that it stays as it is.
+    """The role of each case; kept in splits.json, so that it stays as it is.
 
     Attributes:
-        test: Cases that are trained, validated and pre-trained on by no run.
+        test: Cases that no run is trained, validated or pre-trained on.
         test_from: Where they come from, in words.
         folds_from: Where the folds come from, in words.
         folds: All folds of the cross-validation.
@@ -56,34 +132,33 @@ class Splits:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        folds = [{"validation": fold.validation, "training_by_seed": fold.orders} for fold in self.folds]
-        return {"test": self.test, "test_from": self.test_from, "folds_from": self.folds_from, "folds": folds}
+        return asdict(self)
 
     @classmethod
     def load(cls, path: Path) -> Splits:
         """The inverse of `to_dict`, from a file.
 
         Raises:
-            ComparisonError: It is not a splits.json.
+            PGLError: It is not a splits.json.
         """
         content = read_json(path)
         try:
-            folds = tuple(
+            folds = [
                 Fold(tuple(fold["validation"]), tuple(tuple(order) for order in fold["training_by_seed"]))
                 for fold in content["folds"]
-            )
-            return cls(tuple(content["test"]), content["test_from"], content["folds_from"], folds)
+            ]
+            return cls(tuple(content["test"]), content["test_from"], content["folds_from"], tuple(folds))
         except (KeyError, TypeError) as error:
-            raise ComparisonError(f"{path}: not the splits of a comparison ({error!r})") from error
+            raise PGLError(f"{path}: not the splits of a comparison ({error!r})") from error
 
     def with_seeds(self, seeds: int) -> Splits:
         """The same with orders for at least so many seeds; those that are there stay."""
         folds = []
         for number, fold in enumerate(self.folds):
-            cases = sorted(fold.orders[0])
-            new = tuple(_shuffled(cases, number, seed) for seed in range(len(fold.orders), seeds))
-            folds.append(Fold(fold.validation, (*fold.orders, *new)))
-        return Splits(self.test, self.test_from, self.folds_from, tuple(folds))
+            cases, there = sorted(fold.training_by_seed[0]), len(fold.training_by_seed)
+            new = (_shuffled(cases, number, seed) for seed in range(there, seeds))
+            folds.append(Fold(fold.validation, (*fold.training_by_seed, *new)))
+        return replace(self, folds=tuple(folds))
 
 
 def make_splits(
@@ -95,18 +170,15 @@ def make_splits(
     """Draws the test set and divides the rest.
 
     Raises:
-        ComparisonError: A named case does not exist, or too few are left.
+        PGLError: A named case does not exist, or too few are left.
     """
     test, test_from = _test_set(dataset, test_fraction, test_cases)
-    rest = sorted(dataset.training.keys() - set(test))
-    pairs, folds_from = _folds(dataset, rest)
+    stored, folds_from = _folds(dataset, sorted(dataset.training.keys() - set(test)))
     folds = []
-    for number, (training, validation) in enumerate(pairs):
-        training, validation = [_without(cases, test) for cases in (training, validation)]
+    for number, fold in enumerate(stored):
+        training, validation = ([case for case in fold[part] if case not in test] for part in ("train", "val"))
         if not training or not validation:
-            raise ComparisonError(
-                f"fold {number} ({folds_from}) has no training or no validation case beside the test set"
-            )
+            raise PGLError(f"fold {number} ({folds_from}) has no training or no validation case beside the test set")
         folds.append(Fold(tuple(validation[:max_validation]), (_shuffled(training, number, 0),)))
     return Splits(test, test_from, folds_from, tuple(folds))
 
@@ -115,61 +187,40 @@ def _test_set(
     dataset: LabelledDataset, fraction: float | None, named: tuple[str, ...] | None
 ) -> tuple[tuple[str, ...], str]:
     if named is not None:
-        unknown = sorted(set(named) - dataset.training.keys() - dataset.test.keys())
-        if unknown:
-            raise ComparisonError(
-                f"--test_cases: {unknown[0]} is no labelled case of {dataset.name} ({len(unknown)} are not)"
-            )
+        if unknown := sorted(set(named) - dataset.training.keys() - dataset.test.keys()):
+            raise PGLError(f"--test_cases: {unknown[0]} is no labelled case of {dataset.name} ({len(unknown)} are not)")
         return tuple(sorted(set(named))), "named by --test_cases"
     if fraction is None and dataset.test:
         return tuple(sorted(dataset.test)), "all of imagesTs"
     share = TEST_FRACTION if fraction is None else fraction
     cases = sorted(dataset.training)
-    count = max(1, round(share * len(cases)))
-    drawn = np.random.default_rng(_TEST_SEED).permutation(len(cases))[:count]
+    drawn = np.random.default_rng(_TEST_SEED).permutation(len(cases))[: max(1, round(share * len(cases)))]
     return tuple(sorted(cases[index] for index in drawn)), f"{share:g} of imagesTr, drawn with seed {_TEST_SEED}"
 
 
-def _folds(dataset: LabelledDataset, rest: list[str]) -> tuple[list[tuple[list[str], list[str]]], str]:
+def _folds(dataset: LabelledDataset, rest: list[str]) -> tuple[list[dict[str, list[str]]], str]:
     """Training and validation cases of each fold, test cases perhaps among them, and where that comes from."""
     # nnU-Net copies the file from the raw folder when it plans, which may be still to do.
-    folders = [Path(folder) / dataset.name for folder in (nnUNet_preprocessed, nnUNet_raw)]
-    file = next((f for f in (folder / "splits_final.json" for folder in folders) if f.is_file()), None)
+    files = [Path(folder) / dataset.name / "splits_final.json" for folder in (nnUNet_preprocessed, nnUNet_raw)]
+    file = next((file for file in files if file.is_file()), None)
     if file is None:
         if len(rest) < 5:
-            raise ComparisonError(
-                f"{dataset.name} has {len(rest)} cases beside the test set; five folds need at least 5"
-            )
-        made = generate_crossval_split(rest, seed=12345, n_splits=5)
-        pairs = [(_names(fold["train"]), _names(fold["val"])) for fold in made]
-        return pairs, "nnU-Net's five folds of the other cases"
-    stored = _stored_folds(file)
-    pairs = [(_names(fold["train"]), _names(fold["val"])) for fold in stored]
-    unknown = sorted({case for pair in pairs for part in pair for case in part} - dataset.training.keys())
-    if unknown:
-        raise ComparisonError(f"{file} names {unknown[0]}, which is not in imagesTr of {dataset.name}")
-    return pairs, "splits_final.json of the data set, less the test cases"
-
-
-def _stored_folds(path: Path) -> list[dict[str, Any]]:
-    """nnU-Net's list of folds."""
+            raise PGLError(f"{dataset.name} has {len(rest)} cases beside the test set; five folds need at least 5")
+        made = [_sorted_names(fold) for fold in generate_crossval_split(rest, seed=12345, n_splits=5)]
+        return made, "nnU-Net's five folds of the other cases"
     try:
-        content = load_json(path)
-        good = bool(content) and all({"train", "val"} <= fold.keys() for fold in content)
-    except (ValueError, AttributeError, TypeError):
-        good = False
-    if not good:
-        raise ComparisonError(f"{path}: not nnU-Net's list of folds with train and val")
-    return content
+        stored = [_sorted_names(fold) for fold in load_json(file)]
+    except (ValueError, KeyError, TypeError):
+        stored = []
+    if not stored:
+        raise PGLError(f"{file}: not nnU-Net's list of folds with train and val")
+    if unknown := sorted({c for fold in stored for part in fold.values() for c in part} - dataset.training.keys()):
+        raise PGLError(f"{file} names {unknown[0]}, which is not in imagesTr of {dataset.name}")
+    return stored, "splits_final.json of the data set, less the test cases"
 
 
-def _names(cases: Iterable[Any]) -> list[str]:
-    return [str(case) for case in cases]
-
-
-def _without(cases: Iterable[str], test: Iterable[str]) -> list[str]:
-    left_out = set(test)
-    return sorted(case for case in cases if case not in left_out)
+def _sorted_names(fold: Mapping[str, Iterable[Any]]) -> dict[str, list[str]]:
+    return {part: sorted(map(str, fold[part])) for part in ("train", "val")}
 
 
 def _shuffled(cases: list[str], fold: int, seed: int) -> tuple[str, ...]:

@@ -1,101 +1,85 @@
-"""The tables of a report."""
+"""The tables of a report, as columns of text."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
-from pretraining.comparison.appearance import percent, scans
-from pretraining.comparison.document import Cell, Table, table
-from pretraining.comparison.results import CaseResult, ResultSet, Run
-from pretraining.comparison.statistics import (
-    LEAST_RUNS,
-    LEVEL,
-    Grid,
-    Interval,
-    RunTest,
-    difference,
-    interval,
-    value_grid,
-)
-from pretraining.comparison.story import BASELINE, Story
+import pandas as pd
+
+from nnunetv2_pgl.trainers.plans import RANDOM
+from pretraining.comparison.figures import percent, scans
+from pretraining.comparison.results import fractions_of, select
+from pretraining.comparison.statistics import LEAST_RUNS, LEVEL, Interval, RunTest, case_scores, interval, run_means
+from pretraining.comparison.study import Study
 
 NONE = "\u2013"
 _MOST_COLUMNS = 12  # of values in one table of all classes; with more, each measure has its own
 
 
-@dataclass(frozen=True)
-class Measure:
-    """How a measure is shown: by its title, times a factor; larger or smaller is better."""
+class Best(str):
+    """The text of a cell with the best value of its column, printed in bold."""
 
-    field: str
+
+class Column(NamedTuple):
+    """Of a table. The first one names the rows."""
+
+    name: str
+    cells: list[str]
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether all cells start like a number, or say that there is none."""
+        return all(re.match(r"[-+\u2212]?\d|[<\u2013]|$", cell) for cell in self.cells)
+
+
+class Measure(NamedTuple):
+    """A column of the results, how it is shown (times a factor, with a unit), and whether a larger value is better."""
+
+    column: str
     title: str
-    unit: str
-    factor: float
-    larger: bool
+    unit: str = "%"
+    factor: float = 100
+    larger: bool = True
 
     def text(self, value: float) -> str:
         """With two digits after the point."""
         return NONE if math.isnan(value) else f"{self.factor * value:.2f}"
 
-    def interval_text(self, value: Interval) -> str:
-        """Mean and limits."""
-        if math.isnan(value.low):
-            return self.text(value.mean)
-        return f"{self.text(value.mean)} [{self.text(value.low)}, {self.text(value.high)}]"
+
+DICE, IOU, SURFACE_DICE = Measure("dice", "Dice"), Measure("iou", "IoU"), Measure("surface_dice", "surface Dice")
+HD, HD95 = Measure("hd", "HD", "mm", 1, False), Measure("hd95", "HD95", "mm", 1, False)
 
 
-DICE = Measure("dice", "Dice", "%", 100, True)
-IOU = Measure("iou", "IoU", "%", 100, True)
-HD = Measure("hd", "HD", "mm", 1, False)
-HD95 = Measure("hd95", "HD95", "mm", 1, False)
-
-
-def surface_dice(tolerance_mm: float) -> Measure:
-    """Named with its tolerance."""
-    return Measure("surface_dice", f"surface Dice at {tolerance_mm:g} mm", "%", 100, True)
-
-
-def averages_table(results: ResultSet, story: Story, fraction: float) -> Table:
+def averages_table(results: pd.DataFrame, study: Study, fraction: float) -> list[Column]:
     """Averages over the classes with intervals, difference to the baseline, missed structures; a row per init."""
-    measures = (DICE, IOU, HD, HD95, surface_dice(story.tolerance_mm))
-    columns: list[Sequence[str | Cell]] = [_interval_column(results, story, fraction, m) for m in measures]
-    names = [f"{measure.title}, {measure.unit}" for measure in measures]
-    if BASELINE in story.inits:
-        names.insert(1, f"difference to {BASELINE}, Dice points")
-        columns.insert(1, [_gain(results, init, fraction) for init in story.inits])
-    columns.append([_missed(results.rows(init, fraction)) for init in story.inits])
-    runs = [str(len({row.run for row in results.rows(init, fraction)})) for init in story.inits]
-    rows = list(zip(story.inits, runs, *columns, strict=True))
-    return table(("init", "runs", *names, "missed"), rows)
+    of_init = {init: select(results, init, fraction) for init in study.inits}
+    runs = [str(len(rows[["fold", "seed"]].drop_duplicates())) for rows in of_init.values()]
+    columns = [Column("init", list(study.inits)), Column("runs", runs)]
+    for measure in (DICE, IOU, HD, HD95, SURFACE_DICE):
+        scores = {init: case_scores(rows, measure.column) for init, rows in of_init.items()}
+        intervals = [interval(run_means(values)) for values in scores.values()]
+        texts = [_with_limits(found, measure.text) for found in intervals]
+        tolerance = f" at {study.tolerance_mm:g} mm" if measure is SURFACE_DICE else ""
+        cells = _best_marked([found.mean for found in intervals], texts, measure)
+        columns.append(Column(f"{measure.title}{tolerance}, {measure.unit}", cells))
+        if measure is DICE and RANDOM in study.inits:
+            gains = {init: interval(run_means(values - scores[RANDOM])) for init, values in scores.items()}
+            cells = [NONE if init == RANDOM else points_of(gain) for init, gain in gains.items()]
+            columns.append(Column(f"difference to {RANDOM}, Dice points", cells))
+    return [*columns, Column("missed", [_missed(rows) for rows in of_init.values()])]
 
 
-def _interval_column(results: ResultSet, story: Story, fraction: float, measure: Measure) -> list[Cell]:
-    intervals = [interval(_grid(results, init, fraction, measure, None)) for init in story.inits]
-    texts = [measure.interval_text(i) for i in intervals]
-    return _best_in_bold([i.mean for i in intervals], texts, measure)
+def _with_limits(found: Interval, text: Callable[[float], str]) -> str:
+    limits = "" if math.isnan(found.low) else f" [{text(found.low)}, {text(found.high)}]"
+    return f"{text(found.mean)}{limits}"
 
 
-def _grid(results: ResultSet, init: str, fraction: float, measure: Measure, class_name: str | None) -> Grid:
-    return value_grid(results.rows(init, fraction), measure.field, class_name)
-
-
-def _best_in_bold(values: Sequence[float], texts: Sequence[str], measure: Measure) -> list[Cell]:
-    """The best value, and all that look the same, in bold, if there are others."""
-    shown = [measure.text(value) for value in values]
-    known = [text for text in shown if text != NONE]
-    best = (max if measure.larger else min)(known, key=float) if len(set(known)) > 1 else None
-    return [Cell(text, bold=text_of_mean == best) for text, text_of_mean in zip(texts, shown, strict=True)]
-
-
-def _gain(results: ResultSet, init: str, fraction: float) -> str:
-    ours, baseline = (_grid(results, name, fraction, DICE, None) for name in (init, BASELINE))
-    gain = interval(difference(ours, baseline))
-    if init == BASELINE or math.isnan(gain.mean):
-        return NONE
-    limits = "" if math.isnan(gain.low) else f" [{_points(gain.low)}, {_points(gain.high)}]"
-    return f"{_points(gain.mean)}{limits}"
+def points_of(found: Interval) -> str:
+    """Mean and limits of a difference, in Dice points."""
+    return _with_limits(found, _points)
 
 
 def _points(value: float) -> str:
@@ -103,100 +87,83 @@ def _points(value: float) -> str:
     return NONE if math.isnan(value) else f"{100 * value:+.2f}"
 
 
-def _missed(rows: Sequence[CaseResult]) -> str:
-    there = [row for row in rows if not row.empty]
-    return f"{sum(row.missed for row in there)} of {len(there)}" if rows else NONE
+def _best_marked(values: Iterable[float], texts: Iterable[str], measure: Measure) -> list[str]:
+    """The texts; that of the best value, and of all that look the same, is marked if there are others."""
+    shown = [measure.text(value) for value in values]
+    known = {text for text in shown if text != NONE}
+    best = (max if measure.larger else min)(known, key=float) if len(known) > 1 else None
+    return [Best(text) if mean == best else text for text, mean in zip(texts, shown, strict=True)]
 
 
-def class_tables(results: ResultSet, story: Story, fraction: float) -> list[Table]:
+def _missed(rows: pd.DataFrame) -> str:
+    there = rows[rows["truth_voxels"] > 0]
+    return NONE if rows.empty else f"{there['missed'].sum()} of {len(there)}"
+
+
+def class_tables(results: pd.DataFrame, study: Study, fraction: float) -> list[list[Column]]:
     """Dice, IoU and HD of each class and on average, then averages of HD95, surface Dice, and missed structures."""
-    places: list[str | None] = [*story.classes]
-    if len(places) > 1:
-        places.append(None)
-    wanted = [[(measure, place) for place in places] for measure in (DICE, IOU, HD)]
-    ends: list[tuple[Measure, str | None]] = [(HD95, None), (surface_dice(story.tolerance_mm), None)]
-    if 3 * len(places) + 2 <= _MOST_COLUMNS:
-        return [_mean_table(results, story, fraction, [*wanted[0], *wanted[1], *wanted[2], *ends], missed=True)]
-    tables = [_mean_table(results, story, fraction, columns, missed=False) for columns in wanted]
-    return [*tables, _mean_table(results, story, fraction, ends, missed=True)]
+    of_init = {init: select(results, init, fraction) for init in study.inits}
+    names: list[str | None] = [*study.classes, *([None] if len(study.classes) > 1 else [])]
+
+    def column(measure: Measure, name: str | None) -> Column:
+        means = [run_means(case_scores(rows, measure.column, name)).mean() for rows in of_init.values()]
+        where = "average" if name is None and len(study.classes) > 1 else name
+        title = measure.title if where is None else f"{measure.title} {where}"
+        return Column(title, _best_marked(means, map(measure.text, means), measure))
+
+    parts = [[column(measure, name) for name in names] for measure in (DICE, IOU, HD)]
+    averages = [column(HD95, None), column(SURFACE_DICE, None)]
+    averages.append(Column("missed", [_missed(rows) for rows in of_init.values()]))
+    if 3 * len(names) + 2 <= _MOST_COLUMNS:
+        parts = [[*parts[0], *parts[1], *parts[2], *averages]]
+    else:
+        parts.append(averages)
+    return [[Column("init", list(study.inits)), *part] for part in parts]
 
 
-def _mean_table(
-    results: ResultSet, story: Story, fraction: float, wanted: Sequence[tuple[Measure, str | None]], missed: bool
-) -> Table:
-    names, columns = [], []
-    for measure, place in wanted:
-        means = [interval(_grid(results, init, fraction, measure, place)).mean for init in story.inits]
-        columns.append(_best_in_bold(means, [measure.text(mean) for mean in means], measure))
-        where = "average" if place is None and len(story.classes) > 1 else place
-        title = measure.title.split(" at ")[0]
-        names.append(title if where is None else f"{title} {where}")
-    if missed:
-        names.append("missed")
-        columns.append([Cell(_missed(results.rows(init, fraction))) for init in story.inits])
-    return table(("init", *names), list(zip(story.inits, *columns, strict=True)))
-
-
-def runs_table(results: ResultSet, story: Story, fraction: float) -> Table:
+def runs_table(results: pd.DataFrame, study: Study, fraction: float) -> list[Column]:
     """Average Dice of each run, a row per run, in brackets the difference to the baseline of the same run."""
-    grids = {init: _grid(results, init, fraction, DICE, None) for init in story.inits}
-    runs = sorted({run for grid in grids.values() for run in grid.runs})
-    means = {init: dict(zip(grid.runs, grid.run_means, strict=True)) for init, grid in grids.items()}
-    rows = []
-    for run in runs:
-        rows.append([run_text(run), *(_value_and_gain(means, init, run) for init in story.inits)])
-    return table(("run", *story.inits), rows)
-
-
-def _value_and_gain(means: Mapping[str, Mapping[Run, float]], init: str, run: Run) -> str:
-    value = means[init].get(run, math.nan)
-    gain = value - means.get(BASELINE, {}).get(run, math.nan)
-    text = DICE.text(value)
-    return text if init == BASELINE or math.isnan(gain) else f"{text} ({_points(gain)})"
-
-
-def run_text(run: Run) -> str:
-    """Fold and seed in words."""
-    return f"fold {run[0]}, seed {run[1]}"
-
-
-def _labels(test: RunTest, results: ResultSet) -> str:
-    return f"{percent(test.fraction)} ({scans(results.training_cases(test.fraction))})"
-
-
-def tests_table(tests: Sequence[RunTest], results: ResultSet, reference: str) -> Table:
-    """One row per test: over runs, and what runs of this kind it would take where there is no verdict."""
-    rows = []
-    for test in tests:
-        by_run = ", ".join(_points(value) for value in test.differences) or NONE
-        p_values = [p_text(test.p), p_text(test.holm_p)]
-        rows.append(
-            [_labels(test, results), test.init, interval_of(test), by_run, *p_values, verdict(test), _needed(test)]
-        )
-    names = ("labels", "against", "difference, Dice points", "by run", "p", "p after Holm")
-    return table((*names, f"{reference} is", "runs it takes"), rows)
-
-
-def cases_table(tests: Sequence[RunTest], results: ResultSet) -> Table:
-    """The tests over cases: these trained networks on further cases."""
-    rows = [
-        [
-            _labels(test, results),
-            test.init,
-            _points(test.interval.mean),
-            str(test.cases),
-            p_text(test.case_p),
+    means = {init: run_means(case_scores(select(results, init, fraction), "dice")) for init in study.inits}
+    at_fraction = results[results["fraction"] == fraction]
+    runs = sorted(set(zip(at_fraction["fold"], at_fraction["seed"], strict=True)))
+    columns = [Column("run", [f"fold {fold}, seed {seed}" for fold, seed in runs])]
+    for init, of_init in means.items():
+        gains = (of_init - means.get(RANDOM, of_init * math.nan)).to_dict() if init != RANDOM else {}
+        cells = [
+            DICE.text(of_init.get(run, math.nan))
+            + ("" if math.isnan(gain := gains.get(run, math.nan)) else f" ({_points(gain)})")
+            for run in runs
         ]
-        for test in tests
+        columns.append(Column(init, cells))
+    return columns
+
+
+def _labels(tests: Sequence[RunTest], results: pd.DataFrame) -> list[Column]:
+    labels = [f"{percent(test.fraction)} ({scans(results, test.fraction)})" for test in tests]
+    return [Column("labels", labels), Column("against", [test.init for test in tests])]
+
+
+def tests_table(tests: Sequence[RunTest], results: pd.DataFrame, reference: str) -> list[Column]:
+    """One row per test: over runs, and what runs of this kind it would take where there is no verdict."""
+    return [
+        *_labels(tests, results),
+        Column("difference, Dice points", [points_of(test.interval) for test in tests]),
+        Column("by run", [", ".join(map(_points, test.differences)) or NONE for test in tests]),
+        Column("p", [p_text(test.p) for test in tests]),
+        Column("p after Holm", [p_text(test.holm_p) for test in tests]),
+        Column(f"{reference} is", [verdict(test) for test in tests]),
+        Column("runs it takes", [_needed(test) for test in tests]),
     ]
-    return table(("labels", "against", "difference, Dice points", "cases", "p over cases"), rows)
 
 
-def interval_of(test: RunTest) -> str:
-    """Difference with its interval over runs."""
-    found = test.interval
-    limits = "" if math.isnan(found.low) else f" [{_points(found.low)}, {_points(found.high)}]"
-    return f"{_points(found.mean)}{limits}"
+def tests_over_cases_table(tests: Sequence[RunTest], results: pd.DataFrame) -> list[Column]:
+    """The tests over cases: these trained networks on further cases."""
+    return [
+        *_labels(tests, results),
+        Column("difference, Dice points", [_points(test.interval.mean) for test in tests]),
+        Column("cases", [str(test.cases) for test in tests]),
+        Column("p over cases", [p_text(test.case_p) for test in tests]),
+    ]
 
 
 def p_text(p: float) -> str:
@@ -214,9 +181,8 @@ def verdict(test: RunTest) -> str:
     if test.decided:
         return "better" if test.interval.mean > 0 else "worse"
     corrected = " after Holm's correction" if test.agree and test.interval.excludes_zero else ""
-    if test.above == 0:
-        return f"undecided{corrected}, above in none of {runs} runs"
-    return f"undecided{corrected}, above in {'all' if test.above == runs else f'{test.above} of'} {runs} runs"
+    above = {0: "none of", runs: "all"}.get(test.above, f"{test.above} of")
+    return f"undecided{corrected}, above in {above} {runs} runs"
 
 
 def _needed(test: RunTest) -> str:
@@ -228,36 +194,39 @@ def _needed(test: RunTest) -> str:
     return "more than 100" if test.runs_needed is None else f"about {test.runs_needed}"
 
 
-def counts_table(results: ResultSet, story: Story) -> Table:
-    """Missed structures, empty truths and spurious predictions, over runs, cases and classes."""
-    rows = []
-    for fraction in results.fractions:
-        for init in story.inits:
-            cell = results.rows(init, fraction)
-            if cell:
-                empty, spurious = sum(row.empty for row in cell), sum(row.spurious for row in cell)
-                rows.append(
-                    [percent(fraction), init, _missed(cell), f"{empty} of {len(cell)}", f"{spurious} of {empty}"]
-                )
-    return table(("labels", "init", "missed", "empty truth", "spurious"), rows)
+def counts_table(results: pd.DataFrame, study: Study) -> list[Column] | None:
+    """Missed structures, empty truths and spurious predictions, by fraction and init; None if there are none."""
+    empty = results["truth_voxels"] == 0
+    if not (results["missed"] | empty).any():
+        return None
+    table = results.assign(empty=empty, spurious=empty & (results["predicted_voxels"] > 0))
+    pairs = [(f, i) for f in fractions_of(results) for i in study.inits]
+    cells = [(fraction, init, rows) for fraction, init in pairs if not (rows := select(table, init, fraction)).empty]
+    return [
+        Column("labels", [percent(fraction) for fraction, _, _ in cells]),
+        Column("init", [init for _, init, _ in cells]),
+        Column("missed", [_missed(rows) for _, _, rows in cells]),
+        Column("empty truth", [f"{rows['empty'].sum()} of {len(rows)}" for _, _, rows in cells]),
+        Column("spurious", [f"{rows['spurious'].sum()} of {rows['empty'].sum()}" for _, _, rows in cells]),
+    ]
 
 
-def times_table(story: Story) -> Table | None:
+def times_table(study: Study) -> list[Column] | None:
     """Mean and sum of the runs' times; None if no time is known."""
-    rows = []
-    for fraction in sorted({run.fraction for run in story.runs}):
-        for init in story.inits:
-            times = [
-                r.seconds for r in story.runs if (r.init, r.fraction) == (init, fraction) and r.seconds is not None
-            ]
-            if times:
-                mean = sum(times) / len(times)
-                rows.append([percent(fraction), init, str(len(times)), duration(mean), duration(sum(times))])
-    return table(("labels", "init", "runs", "mean time", "total"), rows) if rows else None
+    table = pd.DataFrame([(run.fraction, study.inits.index(run.init), run.seconds) for run in study.runs])
+    if table.empty or table[2].isna().all():
+        return None
+    of_start = table.dropna().groupby([0, 1])[2]
+    return [
+        Column("labels", [percent(fraction) for fraction, _ in of_start.groups]),
+        Column("init", [study.inits[place] for _, place in of_start.groups]),
+        Column("runs", of_start.count().astype(str).tolist()),
+        Column("mean time", of_start.mean().map(_duration).tolist()),
+        Column("total", of_start.sum().map(_duration).tolist()),
+    ]
 
 
-def duration(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     """Hours, minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

@@ -21,7 +21,7 @@ import torch
 
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, save_checkpoint
 from pretraining.comparison import command
-from pretraining.comparison.telling import _reference
+from pretraining.comparison.study import reference_of
 from pretraining.settings.config import PretrainConfig
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the stand-in commands are scripts with a #! line")
@@ -126,7 +126,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     monkeypatch.setenv("JOURNAL", str(tmp_path / "journal"))
     monkeypatch.setenv("PGL_CHECKPOINT", "/somewhere/else.pth")
     monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))
-    monkeypatch.setattr("pretraining.comparison.telling.write_report", _keep_story)
+    monkeypatch.setattr("pretraining.comparison.report.write_report", _keep_study)
     return Desk(tmp_path, monkeypatch, capsys)
 
 
@@ -137,11 +137,11 @@ def _stand_in(folder: Path, name: str) -> Path:
     return path
 
 
-stories: list[Any] = []
+studies: list[Any] = []
 
 
-def _keep_story(results: Any, story: Any, folder: Path) -> list[Path]:
-    stories.append(story)
+def _keep_study(results: Any, study: Any, folder: Path) -> list[Path]:
+    studies.append(study)
     return [folder / "report.md"]
 
 
@@ -171,10 +171,10 @@ def test_the_whole_in_order(desk: Desk) -> None:
     assert {row["case"] for row in rows} == set(test)
     images = sorted(image.name for image in (desk.folder / "test_images").iterdir())
     assert images == [f"{case}_0000.nii.gz" for case in test]
-    story = stories[-1]
-    assert (story.inits, story.reference, story.missing) == (("random", "pgl"), "pgl", ())
-    assert len(story.runs) == 4
-    assert all(run.prediction(case).is_file() for run in story.runs for case in test)
+    study = studies[-1]
+    assert (study.inits, study.reference, study.missing) == (("random", "pgl"), "pgl", ())
+    assert len(study.runs) == 4
+    assert all(run.prediction(case).is_file() for run in study.runs for case in test)
 
 
 def test_called_again_it_only_reports(desk: Desk) -> None:
@@ -193,7 +193,7 @@ def test_called_again_it_only_reports(desk: Desk) -> None:
     ],
 )
 def test_what_is_tested_is_a_pre_training_and_no_control(inits: tuple[str, ...], reference: str) -> None:
-    assert _reference(inits[1:]) == reference
+    assert reference_of(inits) == reference
 
 
 def test_results_of_elsewhere_are_taken_in_and_not_made_again(desk: Desk, tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_it_goes_on_where_it_was_killed(desk: Desk) -> None:
     assert ran[1].endswith("-p nnUNetPlans_pgl_50pct_seed0 -device cpu --c")
     assert "nnUNetPlans_random_100pct_seed0" in ran[3]
     assert len(desk.rows()) == 4 * 3
-    seconds = {run.init + str(run.fraction): run.seconds for run in stories[-1].runs}
+    seconds = {run.init + str(run.fraction): run.seconds for run in studies[-1].runs}
     assert seconds["pgl0.5"] is None  # taken up again: unknown
     assert seconds["random0.5"] is not None
     logs = sorted(file.name for file in (desk.folder / "logs" / "pgl_50pct_fold0_seed0").iterdir())
@@ -295,7 +295,7 @@ def test_a_failed_run_stops_no_other(desk: Desk) -> None:
     log = desk.folder / "logs" / "random_50pct_fold0_seed0" / "01_nnUNetv2_train.txt"
     assert desk.output.rstrip().splitlines()[-1].endswith(str(log))
     assert "it broke" in log.read_text()
-    assert stories[-1].missing == ("random_50pct_fold0_seed0",)
+    assert studies[-1].missing == ("random_50pct_fold0_seed0",)
     ran, code = desk.call(*TINY)
     assert code == 0
     assert len(ran) == 2
@@ -346,7 +346,7 @@ def test_a_comparison_grows(desk: Desk) -> None:
     assert code == 0
     assert sum(line.startswith("pgl_pretrain") for line in ran) == 1
     assert sum(line.startswith("nnUNetv2_train") for line in ran) == 12 - 4
-    assert len(stories[-1].runs) == 12
+    assert len(studies[-1].runs) == 12
     assert "--tolerance: this comparison has 1.0, you gave 2.0" in desk.refused(*TINY, "--tolerance", "2")
 
 
@@ -401,7 +401,7 @@ def test_dry_run_changes_nothing(desk: Desk, monkeypatch: pytest.MonkeyPatch) ->
     desk.call(*TINY, broken="nnUNetPlans_random_50pct_seed0")
     before = tree(desk.root)
     monkeypatch.setattr(
-        "pretraining.comparison.overview.seconds_of",
+        "pretraining.comparison.dry_run.seconds_of",
         lambda _, run: 60.0 if (run.init, run.seed) == ("pgl", 0) else None,
     )
     assert desk.call(*TINY, "--dry_run", "--seeds", "2") == ([], 0)
@@ -413,7 +413,7 @@ def test_dry_run_changes_nothing(desk: Desk, monkeypatch: pytest.MonkeyPatch) ->
     assert "disk: 0.0 GB for the 5 left" in desk.output
     assert "NOT ENOUGH" not in desk.output
 
-    monkeypatch.setattr("pretraining.comparison.overview._size_of", lambda *_: 2e9)
+    monkeypatch.setattr("pretraining.comparison.dry_run._size_of", lambda *_: 2e9)
     free = shutil.disk_usage(desk.root)._replace(free=int(9e9))
     monkeypatch.setattr("shutil.disk_usage", lambda _: free)
     desk.call(*TINY, "--dry_run", "--seeds", "2")
@@ -421,11 +421,11 @@ def test_dry_run_changes_nothing(desk: Desk, monkeypatch: pytest.MonkeyPatch) ->
     assert "9 GB are free: NOT ENOUGH" in desk.output
 
 
-def test_an_estimate_tells_longer_trainings_from_the_others(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_estimate_separates_longer_trainings_from_the_others(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     desk.call(*TINY)
-    monkeypatch.setattr("pretraining.comparison.overview._size_of", lambda *_: 1e9)
+    monkeypatch.setattr("pretraining.comparison.dry_run._size_of", lambda *_: 1e9)
     known = {"random": 60.0, "pgl": 60.0}
-    monkeypatch.setattr("pretraining.comparison.overview.seconds_of", lambda _, run: known.get(run.init))
+    monkeypatch.setattr("pretraining.comparison.dry_run.seconds_of", lambda _, run: known.get(run.init))
     more = (*TINY, "--init", "random", "pgl", "longer:pgl", "--dry_run", "--seeds", "2")
     desk.call(*more)
     assert "trainings: 4 min for the 4 left, 60 s each" in desk.output
@@ -537,7 +537,7 @@ def test_a_checkpoint_that_has_seen_test_cases_is_announced(
     ran, code = desk.call("-d", "7", "-device", "cpu", "--seeds", "1", "--fractions", "1", *words)
     assert code == 0
     assert not [line for line in ran if line.startswith("pgl_pretrain")]
-    warned = dict(stories[-1].facts).get("Beware")
+    warned = dict(studies[-1].facts).get("Beware")
     if doubt is None:
         assert "WARNING" not in desk.output
         assert warned is None

@@ -12,16 +12,15 @@ import torch
 from torch import nn
 
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint, save_checkpoint
+from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.networks import PlannedEncoder
 from nnunetv2_pgl.trainers.plans import PlannedRun
 from nnunetv2_pgl.transfer import load_encoder
+from pretraining.comparison.comparison import Comparison
 from pretraining.comparison.derived import require_decoder, shuffled, write_shuffled
-from pretraining.comparison.errors import ComparisonError
-from pretraining.comparison.folder import ComparisonFolder
 from pretraining.comparison.inits import initialisations
-from pretraining.comparison.plan_files import plans_of_run
-from pretraining.comparison.runs import TrainingRun, plans_name
-from pretraining.comparison.settings import ComparisonSettings
+from pretraining.comparison.runs import TrainingRun, plans_name, plans_of_run
+from pretraining.comparison.settings import ComparisonFolder, ComparisonSettings
 from pretraining.comparison.splits import Fold, Splits
 from pretraining.settings.presets import recommended
 from pretraining.settings.table import Method
@@ -49,9 +48,10 @@ def settings(*inits: str, **changes: Any) -> ComparisonSettings:
 
 
 def planned(folder: ComparisonFolder, init: str, extra_epochs: int = 0) -> dict[str, Any]:
-    wanted = settings(*dict.fromkeys(("random", "mae", init)))
-    run = TrainingRun(init, 1.0, 0, 0)
-    return plans_of_run(folder, wanted, SPLITS, initialisations(wanted), run, extra_epochs)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.splits.write_text(json.dumps(SPLITS.to_dict()))
+    comparison = Comparison(folder, settings(*dict.fromkeys(("random", "mae", init))), "cpu", 1)
+    return plans_of_run(comparison, TrainingRun(init, 1.0, 0, 0), extra_epochs)
 
 
 def test_the_plans_of_each_kind(folder: ComparisonFolder) -> None:
@@ -72,7 +72,7 @@ def test_the_plans_of_each_kind(folder: ComparisonFolder) -> None:
 def test_names_of_files_have_no_colon(folder: ComparisonFolder) -> None:
     run = TrainingRun("shuffled:mae", 0.2, 0, 0)
     assert run.name == "shuffled-mae_20pct_fold0_seed0"
-    assert plans_name(folder, settings("random"), run) == "nnUNetPlans_shuffled-mae_20pct_seed0"
+    assert plans_name(Comparison(folder, settings("random"), "cpu", 1), run) == "nnUNetPlans_shuffled-mae_20pct_seed0"
 
 
 @pytest.mark.parametrize(
@@ -86,13 +86,13 @@ def test_names_of_files_have_no_colon(folder: ComparisonFolder) -> None:
     ],
 )
 def test_what_cannot_be_made_is_refused(folder: ComparisonFolder, inits: tuple[str, ...], message: str) -> None:
-    with pytest.raises(ComparisonError, match=message):
+    with pytest.raises(PGLError, match=message):
         initialisations(settings(*inits))
 
 
 def test_two_of_the_same_file_names_are_refused(folder: ComparisonFolder) -> None:
     wanted = settings("random", "pgl", "shuffled:pgl", "shuffled-pgl", definitions={"shuffled-pgl": "-m byol"})
-    with pytest.raises(ComparisonError, match="their files would have the same names"):
+    with pytest.raises(PGLError, match="their files would have the same names"):
         initialisations(wanted)
 
 
@@ -140,14 +140,14 @@ def test_a_shuffled_checkpoint_has_no_decoder_and_says_what_it_is(tmp_path: Path
 
 def test_no_decoder_to_start_from(tmp_path: Path) -> None:
     require_decoder(saved(tmp_path / "a.pth"), "decoder:mae")
-    with pytest.raises(ComparisonError, match=r"^decoder:pgl: pgl has trained no decoder"):
+    with pytest.raises(PGLError, match=r"^decoder:pgl: pgl has trained no decoder"):
         require_decoder(saved(tmp_path / "b.pth", decoder=False), "decoder:pgl")
 
 
 def test_what_checkpoints_lack_is_said_before_anything_runs(folder: ComparisonFolder, tmp_path: Path) -> None:
     given = {"mine": str(saved(tmp_path / "b.pth", decoder=False))}
-    for kind, message in (("decoder", "pgl has trained no decoder"), ("longer", ".* does not tell how it was pre-t")):
-        with pytest.raises(ComparisonError, match=f"^--init {kind}:mine: {message}"):
+    for kind, message in (("decoder", "pgl has trained no decoder"), ("longer", ".* does not record how it was pre-t")):
+        with pytest.raises(PGLError, match=f"^--init {kind}:mine: {message}"):
             initialisations(settings("random", "mine", f"{kind}:mine", checkpoints=given))
     initialisations(settings("random", "mine", "shuffled:mine", checkpoints=given))
 
@@ -159,7 +159,7 @@ def test_methods_with_a_decoder_are_those_that_keep_one(folder: ComparisonFolder
     if keeps:
         initialisations(settings(method, f"decoder:{method}"))
     else:
-        with pytest.raises(ComparisonError, match=f"^--init decoder:{method}: {method} trains no decoder"):
+        with pytest.raises(PGLError, match=f"^--init decoder:{method}: {method} trains no decoder"):
             initialisations(settings(method, f"decoder:{method}"))
 
 

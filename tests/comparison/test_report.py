@@ -15,18 +15,18 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from pretraining.comparison import figures
-from pretraining.comparison.appearance import looks
-from pretraining.comparison.case_slice import read_slice
-from pretraining.comparison.definitions import definitions
+from pretraining.comparison.figures import looks
 from pretraining.comparison.metrics import measure_case
+from pretraining.comparison.qualitative import read_slice
 from pretraining.comparison.report import write_report
-from pretraining.comparison.results import CaseResult, ResultSet
+from pretraining.comparison.results import COLUMNS, read_results
 from pretraining.comparison.statistics import Interval, RunTest
-from pretraining.comparison.story import RunRecord, Story
+from pretraining.comparison.study import RunRecord, Study
 from pretraining.comparison.tables import verdict
-from pretraining.comparison.training_logs import read_training
+from pretraining.comparison.training_curves import read_training
 
 CLASSES: dict[str, Any] = {"head": 1, "whole": (1, 2)}
+PAGES = Path(__file__).parents[2] / "docs" / "results"
 INITS = ("random", "byol", "pgl")
 SPACING = (1.2, 1.1, 2.0)  # x, y, z
 LOG = """
@@ -69,17 +69,17 @@ def run_of(root: Path, init: str, fraction: float, seed: int, cases: Sequence[st
     return RunRecord(init, fraction, 0, seed, folder, ".nii.gz", log, 60.0 + seed)
 
 
-def measured(run: RunRecord, story: Story) -> list[CaseResult]:
-    where = (run.init, run.fraction, round(40 * run.fraction), run.fold, run.seed)
+def measured(run: RunRecord, study: Study) -> list[dict[str, Any]]:
+    where = dict(zip(COLUMNS, (run.init, run.fraction, round(40 * run.fraction), run.fold, run.seed), strict=False))
     return [
-        CaseResult(*where, case, **asdict(metrics))
-        for case, truth in story.truths.items()
-        for metrics in measure_case(truth, run.prediction(case), story.classes, story.tolerance_mm)
+        {**where, "case": case, **asdict(metrics)}
+        for case, truth in study.truths.items()
+        for metrics in measure_case(truth, run.prediction(case), study.classes, study.tolerance_mm)
     ]
 
 
 @pytest.fixture(scope="module")
-def comparison(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[CaseResult], Story]:
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, Study]:
     root = tmp_path_factory.mktemp("comparison")
     cases = [f"case_{i}" for i in range(11)]
     noise = np.random.default_rng(0).normal(size=(8, 20, 16)).astype(np.float32)
@@ -88,7 +88,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[CaseResul
     write_image(np.where(labels(0) == 1, 0, labels(0)), truths["case_2"])  # without a head
     runs = [run_of(root, init, f, seed, cases) for init in INITS for f in (0.2, 1.0) for seed in range(2)]
     write_image(0 * labels(0), runs[0].prediction("case_4"))  # random at 20 %, seed 0 misses both classes
-    story = Story(
+    study = Study(
         title="A <b>bold</b> | title",
         facts=(("Data set", "Dataset001_A|B"), ("Trainer", "a * b <c>")),
         commands=("pgl_compare -d 1 > log",),
@@ -101,11 +101,17 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[CaseResul
         truths=truths,
         classes=CLASSES,
     )
-    return [row for run in runs for row in measured(run, story)], story
+    return pd.DataFrame([row for run in runs for row in measured(run, study)]), study
+
+
+def head_of(results: pd.DataFrame) -> dict[str, Any]:
+    """A row of a head that is there."""
+    row: dict[str, Any] = results.query("class_name == 'head' and truth_voxels > 0").iloc[0].to_dict()
+    return row
 
 
 @pytest.fixture(scope="module")
-def report(comparison: tuple[list[CaseResult], Story], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def report(comparison: tuple[pd.DataFrame, Study], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return write_report(*comparison, tmp_path_factory.mktemp("report"))
 
 
@@ -180,8 +186,8 @@ def test_markdown_links_its_pictures_and_has_the_same_tables(report: list[Path])
     assert all(len(row) == len(table[0]) for table in plain for row in table)
 
 
-def test_means_are_those_of_pandas(report: list[Path], comparison: tuple[list[CaseResult], Story]) -> None:
-    table = pd.DataFrame([asdict(row) for row in comparison[0]])
+def test_means_are_those_of_pandas(report: list[Path], comparison: tuple[pd.DataFrame, Study]) -> None:
+    table = comparison[0]
     tables = markdown_tables(report[0].read_text(encoding="utf-8"))
     averages = [t for t in tables if t[0][0] == "init" and "runs" in t[0]]
     of_classes = [t for t in tables if t[0][0] == "init" and "runs" not in t[0]]
@@ -222,18 +228,18 @@ def test_two_runs_are_too_few_for_a_verdict(report: list[Path]) -> None:
 
 
 def test_more_runs_have_one_and_their_differences_are_listed(
-    comparison: tuple[list[CaseResult], Story], tmp_path: Path
+    comparison: tuple[pd.DataFrame, Study], tmp_path: Path
 ) -> None:
-    results, story = comparison
+    results, study = comparison
     # Four runs of each: random at 20, 21, 22, 23 %, pgl 10 points higher, give and take one; byol now above, now below.
     values = {"random": (20, 21, 22, 23), "pgl": (30, 32, 31, 33), "byol": (20, 50, 10, 60)}
-    row = next(row for row in results if row.class_name == "head" and not row.empty)
+    row = head_of(results)
     rows = [
-        replace(row, init=init, fraction=0.2, seed=seed, dice=dice / 100)
+        {**row, "init": init, "fraction": 0.2, "seed": seed, "dice": dice / 100}
         for init, of_seeds in values.items()
         for seed, dice in enumerate(of_seeds)
     ]
-    text = write_report(rows, replace(story, runs=()), tmp_path)[0].read_text(encoding="utf-8")
+    text = write_report(pd.DataFrame(rows), replace(study, runs=()), tmp_path)[0].read_text(encoding="utf-8")
     tables = markdown_tables(text)
     tests = next(t for t in tables if "pgl is" in t[0])
     found = {row[1]: dict(zip(tests[0], row, strict=True)) for row in tests[1:]}
@@ -263,11 +269,12 @@ def test_what_the_runs_do_not_cover_is_said(
     runs: list[tuple[int, int]],
     same_cases: bool,
     folds: bool,
-    comparison: tuple[list[CaseResult], Story],
+    comparison: tuple[pd.DataFrame, Study],
+    tmp_path: Path,
 ) -> None:
-    row = next(row for row in comparison[0] if not row.empty)
-    results = ResultSet.of([replace(row, fraction=fraction, fold=fold, seed=seed) for fold, seed in runs])
-    text = str(definitions(comparison[1], results))
+    row = head_of(comparison[0])
+    results = pd.DataFrame([{**row, "fraction": fraction, "fold": fold, "seed": seed} for fold, seed in runs])
+    text = write_report(results, replace(comparison[1], runs=()), tmp_path)[0].read_text(encoding="utf-8")
     assert ("seeds of a fold all train on the same cases" in text) == same_cases
     assert ("take all runs for independent" in text) == folds
 
@@ -299,25 +306,25 @@ def test_the_worst_and_the_median_case_are_drawn(report: list[Path]) -> None:
     assert "predictions (fold 0, seed 0)" in text
 
 
-def test_drawn_is_what_still_has_its_predictions(comparison: tuple[list[CaseResult], Story], tmp_path: Path) -> None:
-    results, story = comparison
+def test_drawn_is_what_still_has_its_predictions(comparison: tuple[pd.DataFrame, Study], tmp_path: Path) -> None:
+    results, study = comparison
     gone = [
         replace(run, predictions=tmp_path / "deleted") if run.fraction == 0.2 and run.init == "random" else run
-        for run in story.runs
+        for run in study.runs
     ]
-    text = write_report(results, replace(story, runs=tuple(gone)), tmp_path)[0].read_text(encoding="utf-8")
+    text = write_report(results, replace(study, runs=tuple(gone)), tmp_path)[0].read_text(encoding="utf-8")
     assert "of pgl at 100 % of the labels" in text
-    all_gone = [replace(run, predictions=tmp_path / "deleted") for run in story.runs]
-    text = write_report(results, replace(story, runs=tuple(all_gone)), tmp_path)[0].read_text(encoding="utf-8")
+    all_gone = [replace(run, predictions=tmp_path / "deleted") for run in study.runs]
+    text = write_report(results, replace(study, runs=tuple(all_gone)), tmp_path)[0].read_text(encoding="utf-8")
     assert "of pgl at 20 % of the labels" in text
 
 
-def test_what_is_missing_is_named(comparison: tuple[list[CaseResult], Story], tmp_path: Path) -> None:
-    results, story = comparison
-    kept = [r for r in results if r.init != "byol" and (r.init, r.seed, r.case) != ("pgl", 1, "case_3")]
-    kept = [r for r in kept if (r.init, r.fraction, r.seed) != ("random", 1.0, 0)]
-    runs = [replace(run, training_log=None, seconds=None) for run in story.runs]
-    files = write_report(kept, replace(story, runs=tuple(runs), images={}), tmp_path)
+def test_what_is_missing_is_named(comparison: tuple[pd.DataFrame, Study], tmp_path: Path) -> None:
+    results, study = comparison
+    kept = results.query("init != 'byol' and not (init == 'pgl' and seed == 1 and case == 'case_3')")
+    kept = kept.query("not (init == 'random' and fraction == 1 and seed == 0)")
+    runs = [replace(run, training_log=None, seconds=None) for run in study.runs]
+    files = write_report(kept, replace(study, runs=tuple(runs), images={}), tmp_path)
     text = files[0].read_text(encoding="utf-8")
     for line in (
         "not done yet (1): pgl_50pct_fold0_seed7",
@@ -332,32 +339,62 @@ def test_what_is_missing_is_named(comparison: tuple[list[CaseResult], Story], tm
     assert {path.name for path in files[2:]} == {"label_fractions.png", "runs.png", "classes.png"}
 
 
-def test_the_least_there_can_be(comparison: tuple[list[CaseResult], Story], tmp_path: Path) -> None:
-    results, story = comparison
-    row = next(row for row in results if row.init == "random")
+def test_the_least_there_can_be(comparison: tuple[pd.DataFrame, Study], tmp_path: Path) -> None:
+    results, study = comparison
+    row = results[results["init"] == "random"][:1]
+    dice = row["dice"].item()
     small = replace(
-        story, inits=("random",), runs=story.runs[:1], classes={"head": 1}, facts=(), commands=(), missing=()
+        study, inits=("random",), runs=study.runs[:1], classes={"head": 1}, facts=(), commands=(), missing=()
     )
-    assert row.dice > 0
-    text = write_report([row], small, tmp_path)[0].read_text(encoding="utf-8")
-    assert f"| random | 1 | {100 * row.dice:.2f} |" in text
+    assert dice > 0
+    text = write_report(row, small, tmp_path)[0].read_text(encoding="utf-8")
+    assert f"| random | 1 | {100 * dice:.2f} |" in text
     assert "No test of pgl against another initialisation is possible yet" in text
     assert "nan" not in text
 
 
-def test_no_results_at_all(comparison: tuple[list[CaseResult], Story], tmp_path: Path) -> None:
-    files = write_report([], replace(comparison[1], runs=()), tmp_path)
+def test_no_results_at_all(comparison: tuple[pd.DataFrame, Study], tmp_path: Path) -> None:
+    files = write_report(comparison[0][:0], replace(comparison[1], runs=()), tmp_path)
     assert [path.name for path in files] == ["report.md", "report.html"]
     assert "- pgl: no results" in files[0].read_text(encoding="utf-8")
 
 
-def test_many_classes_have_a_table_per_measure(comparison: tuple[list[CaseResult], Story], tmp_path: Path) -> None:
-    results, story = comparison
-    names = [f"organ_{i}" for i in range(5)]
-    rows = [
-        replace(r, class_name=name) for r in results if r.class_name == "head" and r.fraction == 1 for name in names
+@pytest.mark.parametrize("name", ["openkbp", "hippocampus", "hippocampus_0.1.0", "resenc_hippocampus", "torso"])
+def test_the_stored_reports_have_the_same_numbers(name: str, tmp_path: Path) -> None:
+    """Of all tables that are made from results.csv alone."""
+    stored = (PAGES / name / "report.md").read_text(encoding="utf-8")
+    results = read_results(PAGES / name / "results.csv")
+    title = stored.splitlines()[0].removeprefix("# ")
+    of_interest = [
+        t for t in markdown_tables(stored) if t[0][0] in ("init", "run") or "by run" in t[0] or "spurious" in t[0]
     ]
-    few = replace(story, runs=(), classes={name: 1 for name in names})
+    reference = re.search(r"^Average Dice of (\S+) in short", stored, re.MULTILINE)
+    assert reference is not None
+    study = Study(
+        title=title,
+        facts=(),
+        commands=(),
+        inits=tuple(title.split(": ")[1].split(", ")),
+        reference=reference[1],
+        tolerance_mm=1.0,
+        runs=(),
+        missing=(),
+        images={},
+        truths={},
+        classes={class_name: 1 for class_name in results["class_name"].unique()},
+    )
+    found = markdown_tables(write_report(results, study, tmp_path)[0].read_text(encoding="utf-8"))
+    assert len(of_interest) >= 4
+    for table in of_interest:
+        assert table in found
+
+
+def test_many_classes_have_a_table_per_measure(comparison: tuple[pd.DataFrame, Study], tmp_path: Path) -> None:
+    results, study = comparison
+    names = [f"organ_{i}" for i in range(5)]
+    head = results.query("class_name == 'head' and fraction == 1")
+    rows = pd.concat([head.assign(class_name=name) for name in names])
+    few = replace(study, runs=(), classes={name: 1 for name in names})
     tables = markdown_tables(write_report(rows, few, tmp_path)[0].read_text(encoding="utf-8"))
     of_classes = [t for t in tables if t[0][0] == "init" and "runs" not in t[0]]
     assert [t[0][1] for t in of_classes] == ["Dice organ_0", "IoU organ_0", "HD organ_0", "HD95 average"]
@@ -365,26 +402,27 @@ def test_many_classes_have_a_table_per_measure(comparison: tuple[list[CaseResult
 
 
 @pytest.mark.parametrize("change", [{"init": "unheard"}, {"class_name": "tail"}])
-def test_names_that_the_story_does_not_know(
-    comparison: tuple[list[CaseResult], Story], tmp_path: Path, change: dict[str, Any]
+def test_names_that_the_study_does_not_know(
+    comparison: tuple[pd.DataFrame, Study], tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    results, story = comparison
+    results, study = comparison
     with pytest.raises(ValueError, match=f"{next(iter(change.values()))} is in the results but not in the comparison"):
-        write_report([*results, replace(results[0], **change)], story, tmp_path)
+        write_report(pd.concat([results, results[:1].assign(**change)]), study, tmp_path)
     with pytest.raises(ValueError, match="two rows of random"):
-        write_report([*results, results[0]], story, tmp_path)
+        write_report(pd.concat([results, results[:1]]), study, tmp_path)
 
 
-def test_logs_are_read_with_earlier_sittings(tmp_path: Path) -> None:
+def test_logs_are_read_with_those_of_earlier_starts(tmp_path: Path) -> None:
     (tmp_path / "training_log_2026_1.txt").write_text(LOG)
     later = tmp_path / "training_log_2026_2.txt"
     later.write_text("x: Epoch 1\nx: train_loss 0.125\nx: val_loss inf\nx: Pseudo dice [0.5, 0.7]\nx: Epoch 2\n")
     first = read_training(tmp_path / "training_log_2026_1.txt")
-    assert sorted(first) == [0, 1]
-    assert (first[0].train_loss, first[0].val_loss, first[0].dice) == (0.5, 20.5, 0.25)
-    assert first[1].train_loss == 0.125  # done again by the later sitting
-    assert first[1].dice == pytest.approx(0.6)
-    assert read_training(later) == first
+    assert first.index.tolist() == [0, 1]
+    assert first.loc[0].tolist() == [0.5, 20.5, 0.25]
+    assert first.loc[1].tolist() == [0.125, np.inf, pytest.approx(0.6)]  # repeated by the later start
+    assert read_training(later).equals(first)
+    (tmp_path / "training_log_2026_3.txt").write_text("x: Epoch 0\nx: train_loss 0.75\n")
+    assert read_training(later)["train_loss"].tolist() == [0.75]  # what was trained before it started again is gone
     with pytest.raises(ValueError, match=r"none\.txt: cannot be read"):
         read_training(tmp_path / "none.txt")
 
@@ -438,14 +476,21 @@ def test_an_init_keeps_its_colour() -> None:
 def test_what_is_written_in_the_figures_of_results_can_be_read(
     inits: tuple[str, ...],
     fractions: tuple[float, ...],
-    comparison: tuple[list[CaseResult], Story],
+    comparison: tuple[pd.DataFrame, Study],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    row = next(row for row in comparison[0] if row.class_name == "head" and not row.empty)
-    results = ResultSet.of(
+    row = head_of(comparison[0])
+    results = pd.DataFrame(
         [
-            replace(row, init=init, fraction=fraction, training_cases=round(40 * fraction), seed=seed, dice=0.1 * seed)
+            {
+                **row,
+                "init": init,
+                "fraction": fraction,
+                "training_cases": round(40 * fraction),
+                "seed": seed,
+                "dice": 0.1 * seed,
+            }
             for init in inits
             for fraction in fractions
             for seed in range(5)

@@ -11,21 +11,22 @@ import pytest
 import torch
 
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, save_checkpoint
+from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.trainers.plans import PlannedRun
-from pretraining.comparison.errors import ComparisonError
-from pretraining.comparison.folder import ComparisonFolder
+from pretraining.comparison.comparison import Comparison
 from pretraining.comparison.inits import BUILT_IN, initialisations
-from pretraining.comparison.plan_files import plans_of_run, write_plans
 from pretraining.comparison.runs import (
     State,
     model_folder,
     plans_name,
+    plans_of_run,
     share,
     state_of_pretraining,
     state_of_training,
     training_runs,
+    write_plans,
 )
-from pretraining.comparison.settings import ComparisonSettings
+from pretraining.comparison.settings import ComparisonFolder, ComparisonSettings
 from pretraining.comparison.splits import Fold, Splits
 
 NAME = "Dataset007_Small"
@@ -62,27 +63,36 @@ def settings(**changes: Any) -> ComparisonSettings:
     return ComparisonSettings(**{"dataset": NAME, "pretrain_on": (NAME,), **changes})
 
 
+def comparison(name: str = NAME, **changes: Any) -> Comparison:
+    """With the splits above, stored."""
+    made = Comparison(ComparisonFolder.named(name), settings(**changes), "cpu", 1)
+    made.folder.path.mkdir(parents=True, exist_ok=True)
+    made.folder.splits.write_text(json.dumps(SPLITS.to_dict()))
+    return made
+
+
 def test_no_two_runs_share_a_model_folder(nnunet: Path) -> None:
     """Over comparisons of one data set too; and nnU-Net can take the names apart."""
-    wide = settings(inits=("random", "pgl", "pgl_no_flips"), fractions=(0.05, 0.2, 0.125, 1.0), folds=(0, 1), seeds=2)
+    inits, fractions = ("random", "pgl", "pgl_no_flips"), (0.05, 0.2, 0.125, 1.0)
     folders = []
-    for comparison in (ComparisonFolder.named(NAME), ComparisonFolder.named("other"), ComparisonFolder.named("pgl")):
-        runs = training_runs(wide)
+    for name in (NAME, "other", "pgl"):
+        wide = comparison(name, inits=inits, fractions=fractions, folds=(0, 1), seeds=2)
+        runs = training_runs(wide.settings)
         assert len({run.name for run in runs}) == len(runs) == 3 * 4 * 2 * 2
-        folders += [model_folder(comparison, wide, run) for run in runs]
+        folders += [model_folder(wide, run) for run in runs]
     assert len(set(folders)) == len(folders)
     for folder in folders:
         trainer, plans, configuration = folder.parent.name.split("__")
         assert (trainer, configuration) == ("nnUNetTrainerPGL", "3d_fullres")
         assert plans.startswith("nnUNetPlans_")
     run = training_runs(settings())[0]
-    assert plans_name(ComparisonFolder.named(NAME), settings(), run) == "nnUNetPlans_random_20pct_seed0"
-    assert plans_name(ComparisonFolder.named("other"), settings(), run) == "nnUNetPlans_other_random_20pct_seed0"
+    assert plans_name(comparison(), run) == "nnUNetPlans_random_20pct_seed0"
+    assert plans_name(comparison("other"), run) == "nnUNetPlans_other_random_20pct_seed0"
 
 
 @pytest.mark.parametrize("name", ["a__b", "_a", "a_", "a/b", "", "a b"])
 def test_names_that_would_break_folders_are_refused(nnunet: Path, name: str) -> None:
-    with pytest.raises(ComparisonError, match="-o"):
+    with pytest.raises(PGLError, match="-o"):
         ComparisonFolder.named(name)
 
 
@@ -96,41 +106,40 @@ def test_shares_are_all_of_it_and_meet_nowhere(count: int) -> None:
 
 
 def test_states(nnunet: Path) -> None:
-    folder = ComparisonFolder.named(NAME)
+    made, folder = comparison(), ComparisonFolder.named(NAME)
     run = training_runs(settings())[0]
-    model = model_folder(folder, settings(), run)
+    model = model_folder(made, run)
     model.mkdir(parents=True)
-    assert state_of_training(folder, settings(), run) is State.TO_DO
+    assert state_of_training(made, run) is State.TO_DO
     (model / "checkpoint_best.pth").touch()  # nnU-Net cannot go on from it as it was
-    assert state_of_training(folder, settings(), run) is State.TO_DO
+    assert state_of_training(made, run) is State.TO_DO
     (model / "checkpoint_latest.pth").touch()
-    assert state_of_training(folder, settings(), run) is State.TO_CONTINUE
+    assert state_of_training(made, run) is State.TO_CONTINUE
     folder.metrics(run.name).parent.mkdir(parents=True)
     folder.metrics(run.name).touch()
-    assert state_of_training(folder, settings(), run) is State.DONE
+    assert state_of_training(made, run) is State.DONE
 
     random, genesis = initialisations(settings())[:2]
-    assert state_of_pretraining(folder, random) is State.DONE
+    assert state_of_pretraining(made, random) is State.DONE
     pretraining = nnunet / "nnUNet_results" / "PGL" / f"{NAME}_models_genesis"
     pretraining.mkdir(parents=True)
     for file, state in (("config.json", State.TO_DO), ("checkpoint_latest.pth", State.TO_CONTINUE)):
         (pretraining / file).touch()
-        assert state_of_pretraining(folder, genesis) is state
+        assert state_of_pretraining(made, genesis) is state
     (pretraining / "checkpoint_final.pth").touch()
-    assert state_of_pretraining(folder, genesis) is State.DONE
+    assert state_of_pretraining(made, genesis) is State.DONE
 
 
 def test_plans_say_what_the_trainer_needs(nnunet: Path) -> None:
-    folder, wanted = ComparisonFolder.named(NAME), settings(seeds=2, pretrain_options="-norm instance")
-    inits = initialisations(wanted)
-    for run in training_runs(wanted):
-        plans = plans_of_run(folder, wanted, SPLITS, inits, run)
-        assert plans["plans_name"] == plans_name(folder, wanted, run)
+    made = comparison(seeds=2, pretrain_options="-norm instance")
+    for run in training_runs(made.settings):
+        plans = plans_of_run(made, run)
+        assert plans["plans_name"] == plans_name(made, run)
         assert plans["configurations"] == BASE_PLANS["configurations"]
         planned = PlannedRun.of(plans, run.fold)
         assert planned is not None
         assert (planned.initialisation, planned.seed) == (run.init, run.seed)
-        order = SPLITS.folds[0].orders[run.seed]
+        order = SPLITS.folds[0].training_by_seed[run.seed]
         assert planned.training_cases == order[: {0.2: 1, 0.5: 2, 1.0: 3}[run.fraction]]
         assert planned.validation_cases == ("d",)
         if run.init == "random":
@@ -142,25 +151,21 @@ def test_plans_say_what_the_trainer_needs(nnunet: Path) -> None:
 
 
 def test_plans_are_never_overwritten(nnunet: Path) -> None:
-    folder, wanted = ComparisonFolder.named(NAME), settings()
-    run = training_runs(wanted)[0]
-    path = write_plans(wanted, plans_of_run(folder, wanted, SPLITS, initialisations(wanted), run))
+    made = comparison()
+    run = training_runs(made.settings)[0]
+    path = write_plans(made, run)
     before = path.read_bytes()
-    assert write_plans(wanted, plans_of_run(folder, wanted, SPLITS, initialisations(wanted), run)) == path
+    assert write_plans(made, run) == path
     (nnunet / "nnUNet_preprocessed" / NAME / "nnUNetPlans.json").write_text(json.dumps({**BASE_PLANS, "new": 1}))
-    with pytest.raises(ComparisonError, match=r"nnUNetPlans_random_20pct_seed0\.json is there, and differs in new"):
-        write_plans(wanted, plans_of_run(folder, wanted, SPLITS, initialisations(wanted), run))
+    with pytest.raises(PGLError, match=r"nnUNetPlans_random_20pct_seed0\.json is there, and differs in new"):
+        write_plans(made, run)
     assert path.read_bytes() == before
 
 
 def test_random_has_the_network_of_a_given_checkpoint(nnunet: Path, checkpoint: Callable[..., Path]) -> None:
     path = checkpoint("instance")
-    wanted = settings(inits=("random", "mine"), seeds=2, checkpoints={"mine": str(path)})
-    inits = initialisations(wanted)
-    plans = {
-        run.init: plans_of_run(ComparisonFolder.named(NAME), wanted, SPLITS, inits, run)
-        for run in training_runs(wanted)
-    }
+    made = comparison(inits=("random", "mine"), seeds=2, checkpoints={"mine": str(path)})
+    plans = {run.init: plans_of_run(made, run) for run in training_runs(made.settings)}
     assert plans["random"]["pgl_network"] == {"architecture": "resnet50", "norm": "instance", "centred": True}
     assert plans["mine"]["pretrain_info"]["checkpoint_path"] == str(path)
 
@@ -192,7 +197,7 @@ def test_every_built_in_start_is_an_option_of_the_pretraining(nnunet: Path) -> N
     ],
 )
 def test_wrong_starts_are_refused_before_anything_runs(nnunet: Path, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ComparisonError, match=message):
+    with pytest.raises(PGLError, match=message):
         initialisations(settings(**changes))
 
 
@@ -215,21 +220,21 @@ def test_only_lists_grow(tmp_path: Path) -> None:
         ({"test_cases": ("a",)}, "--test_cases: this comparison has none, you gave a"),
         ({"pretrain_options": "-b 2"}, "--pretrain_options: this comparison has none, you gave -b 2"),
     ):
-        with pytest.raises(ComparisonError, match=message):
+        with pytest.raises(PGLError, match=message):
             stored.extended(changed, file)
     named = settings(inits=("mine",), definitions={"mine": "-m pgl"})
     assert named.extended({"definitions": {"other": "-m byol"}}, file).definitions == {
         "mine": "-m pgl",
         "other": "-m byol",
     }
-    with pytest.raises(ComparisonError, match="--define mine: this comparison has -m pgl, you gave -m byol"):
+    with pytest.raises(PGLError, match="--define mine: this comparison has -m pgl, you gave -m byol"):
         named.extended({"definitions": {"mine": "-m byol"}}, file)
     file.write_text('{"dataset": "x", "surprise": 1}')
-    with pytest.raises(ComparisonError, match=r"settings\.json: not the settings"):
+    with pytest.raises(PGLError, match=r"settings\.json: not the settings"):
         ComparisonSettings.load(file)
 
 
 def test_a_checkpoint_given_later_does_not_replace_a_pretraining(tmp_path: Path) -> None:
     """Half of the runs would start from one encoder, half from another."""
-    with pytest.raises(ComparisonError, match="--checkpoint pgl"):
+    with pytest.raises(PGLError, match="--checkpoint pgl"):
         settings(inits=("pgl",)).extended({"checkpoints": {"pgl": "/other.pth"}}, tmp_path / "settings.json")

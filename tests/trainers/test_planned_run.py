@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, save_checkpoint
+from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.trainers import nnUNetTrainerPGL
 from pretraining.comparison.derived import extra_epochs
-from pretraining.comparison.errors import ComparisonError
 from pretraining.settings.config import PretrainConfig
 from pretraining.training.footprint import flop_of_pair
 from pretraining.views import ViewSettings
@@ -162,5 +162,5 @@ def test_the_epochs_longer_are_those_of_a_pretrainings_computation(workplace: Wo
     extra_epochs(path, trainer, record)
     assert json.loads(record.read_text())["training_epoch_flop"] == 2 * found["training_epoch_flop"]
     save_checkpoint(EncoderCheckpoint({"weight": torch.zeros(1)}, {**pgl, "config": None}, {}), path)
-    with pytest.raises(ComparisonError, match="does not tell how it was pre-trained"):
+    with pytest.raises(PGLError, match="does not record how it was pre-trained"):
         extra_epochs(path, trainer, record)

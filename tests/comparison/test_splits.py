@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 from sklearn.model_selection import KFold
 
-from pretraining.comparison.cases import LabelledDataset
-from pretraining.comparison.errors import ComparisonError
-from pretraining.comparison.splits import Fold, Splits, make_splits
+from nnunetv2_pgl.errors import PGLError
+from pretraining.comparison.splits import Fold, LabelledDataset, Splits, make_splits
 
 NAME = "Dataset007_Small"
 MakeRaw = Callable[..., Path]
@@ -58,7 +57,7 @@ def test_held_out_cases_are_in_no_fold_and_always_the_same(make_raw: MakeRaw) ->
     assert splits.test != tuple(f"tr_{index:02d}" for index in range(6))
     everybody = {f"tr_{index:02d}" for index in range(20)}
     for fold in splits.folds:
-        for order in fold.orders:
+        for order in fold.training_by_seed:
             assert {*order, *fold.validation} == everybody - set(splits.test)
             assert not set(order) & set(fold.validation)
     validated = [case for fold in splits.folds for case in fold.validation]
@@ -73,7 +72,7 @@ def test_folds_are_nnunet_s_of_the_other_cases(make_raw: MakeRaw) -> None:
     for fold, (training, validation) in zip(
         splits.folds, KFold(5, shuffle=True, random_state=12345).split(rest), strict=True
     ):
-        assert sorted(fold.orders[0]) == [rest[index] for index in training]
+        assert sorted(fold.training_by_seed[0]) == [rest[index] for index in training]
         assert list(fold.validation) == [rest[index] for index in validation]
 
 
@@ -86,16 +85,16 @@ def test_stored_folds_are_used_less_the_test_cases_and_left_as_they_are(make_raw
     before = file.read_bytes()
     splits = splits_of(test_cases=("tr_01", "tr_07"))
     first, second = splits.folds
-    assert (sorted(first.orders[0]), first.validation) == (
+    assert (sorted(first.training_by_seed[0]), first.validation) == (
         ["tr_00", "tr_02", "tr_03", "tr_04", "tr_05"],
         ("tr_06", "tr_08", "tr_09"),
     )
     assert second.validation == ("tr_00", "tr_02", "tr_03")
     assert file.read_bytes() == before
-    with pytest.raises(ComparisonError, match="no training or no validation case"):
+    with pytest.raises(PGLError, match="no training or no validation case"):
         splits_of(test_cases=tuple(cases[6:]))
     file.write_text(json.dumps([{"train": ["stranger"], "val": cases}]))
-    with pytest.raises(ComparisonError, match=r"splits_final\.json names stranger"):
+    with pytest.raises(PGLError, match=r"splits_final\.json names stranger"):
         splits_of(test_cases=("tr_01",))
 
 
@@ -105,14 +104,14 @@ def test_stored_folds_count_before_nnunet_has_planned(make_raw: MakeRaw) -> None
     cases = [f"tr_{index:02d}" for index in range(10)]
     (folder / "splits_final.json").write_text(json.dumps([{"train": cases[:7], "val": cases[7:]}]))
     [fold] = splits_of().folds
-    assert (sorted(fold.orders[0]), list(fold.validation)) == (cases[:7], cases[7:])
+    assert (sorted(fold.training_by_seed[0]), list(fold.validation)) == (cases[:7], cases[7:])
 
 
 def test_a_small_fraction_is_part_of_a_larger_one(make_raw: MakeRaw) -> None:
     make_raw(40)
     splits = splits_of().with_seeds(3)
     for fold in splits.folds:
-        n = len(fold.orders[0])
+        n = len(fold.training_by_seed[0])
         for seed in range(3):
             parts = [fold.training(fraction, seed) for fraction in (0.001, 0.05, 0.2, 0.5, 1.0)]
             assert [len(part) for part in parts] == [1, max(1, round(0.05 * n)), round(0.2 * n), round(0.5 * n), n]
@@ -125,7 +124,7 @@ def test_labelled_images_ts_are_the_test_set(make_raw: MakeRaw) -> None:
     make_raw(10, n_test=3)
     splits = splits_of()
     assert splits.test == ("ts_00", "ts_01", "ts_02")
-    assert len(splits.folds[0].orders[0]) + len(splits.folds[0].validation) == 10
+    assert len(splits.folds[0].training_by_seed[0]) + len(splits.folds[0].validation) == 10
     assert len(splits_of(test_fraction=0.2).test) == 2  # asked for
     assert splits_of(test_cases=("ts_01", "tr_05")).test == ("tr_05", "ts_01")
 
@@ -139,7 +138,7 @@ def test_a_test_image_without_a_label_leaves_images_ts_out(make_raw: MakeRaw) ->
 
 def test_named_cases_must_exist(make_raw: MakeRaw) -> None:
     make_raw(10)
-    with pytest.raises(ComparisonError, match="--test_cases: tr_99"):
+    with pytest.raises(PGLError, match="--test_cases: tr_99"):
         splits_of(test_cases=("tr_01", "tr_99"))
 
 
@@ -148,15 +147,18 @@ def test_what_is_stored_counts(make_raw: MakeRaw, tmp_path: Path) -> None:
     make_raw(10)
     splits = splits_of()
     stored = replace(
-        splits, folds=tuple(Fold(fold.validation, (tuple(sorted(fold.orders[0])),)) for fold in splits.folds)
+        splits, folds=tuple(Fold(fold.validation, (tuple(sorted(fold.training_by_seed[0])),)) for fold in splits.folds)
     )
     file = tmp_path / "splits.json"
     file.write_text(json.dumps(stored.to_dict()))
     loaded = Splits.load(file)
     assert loaded == stored
-    assert loaded.with_seeds(2).folds[0].orders == (stored.folds[0].orders[0], splits.with_seeds(2).folds[0].orders[1])
+    assert loaded.with_seeds(2).folds[0].training_by_seed == (
+        stored.folds[0].training_by_seed[0],
+        splits.with_seeds(2).folds[0].training_by_seed[1],
+    )
     file.write_text("{}")
-    with pytest.raises(ComparisonError, match=r"splits\.json: not the splits"):
+    with pytest.raises(PGLError, match=r"splits\.json: not the splits"):
         Splits.load(file)
 
 
@@ -164,7 +166,7 @@ def test_few_validation_cases(make_raw: MakeRaw) -> None:
     make_raw(20)
     whole, few = splits_of(), splits_of(max_validation=1)
     assert [fold.validation for fold in few.folds] == [fold.validation[:1] for fold in whole.folds]
-    assert [fold.orders for fold in few.folds] == [fold.orders for fold in whole.folds]
+    assert [fold.training_by_seed for fold in few.folds] == [fold.training_by_seed for fold in whole.folds]
 
 
 def test_labels_regions_and_the_ignore_label(make_raw: MakeRaw) -> None:
@@ -204,11 +206,11 @@ def test_channels_stay_together(make_raw: MakeRaw) -> None:
 )
 def test_a_data_set_that_cannot_be_compared_on(make_raw: MakeRaw, damage: Any, message: str) -> None:
     damage(make_raw(5))
-    with pytest.raises(ComparisonError, match=message):
+    with pytest.raises(PGLError, match=message):
         LabelledDataset.load(NAME)
 
 
 def test_too_few_cases(make_raw: MakeRaw) -> None:
     make_raw(6)
-    with pytest.raises(ComparisonError, match="4 cases beside the test set"):
+    with pytest.raises(PGLError, match="4 cases beside the test set"):
         splits_of()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from pretraining.comparison.errors import ComparisonError
-from pretraining.comparison.folder import require_name
+from nnunetv2_pgl.errors import PGLError
 from pretraining.comparison.inits import BUILT_IN
+from pretraining.comparison.settings import ComparisonSettings, option_of, require_name
 from pretraining.data import resolve_source
 from pretraining.settings.options import OptionParser, adder, natural, positive
 from pretraining.settings.values import names_in
@@ -42,28 +43,23 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def settings_given(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The settings that were given, by the names of `ComparisonSettings`.
+    """The settings that the command line gives, by the names of `ComparisonSettings`.
 
     Raises:
-        ComparisonError: A file of names cannot be read, or a name is given twice.
+        PGLError: A file of names cannot be read, or a name is given twice.
         DataError: A data set or folder does not exist.
     """
-    names = {"init": "inits", "tr": "trainer", "c": "configuration", "p": "plans"}
-    plain = ("fractions", "folds", "seeds", "test_fraction", "max_validation", "tolerance", *_TAKE_OPTIONS, *names)
-    given = {names.get(key, key): _tuple(value) for key, value in vars(arguments).items() if key in plain}
-    given = {key: value for key, value in given.items() if value is not None}
-    if arguments.d is not None:
-        given["dataset"] = _dataset(arguments.d)
-    if arguments.pretrain_on is not None:
-        given["pretrain_on"] = tuple(resolve_source(source)[1] for source in arguments.pretrain_on)
-    if arguments.test_cases is not None:
-        given["test_cases"] = names_in(arguments.test_cases, "--test_cases")
-    if arguments.checkpoint is not None:
-        pairs = _pairs(arguments.checkpoint, "--checkpoint", "PATH")
-        given["checkpoints"] = {name: str(Path(path).expanduser().resolve()) for name, path in pairs.items()}
-    if arguments.define is not None:
-        given["definitions"] = _pairs(arguments.define, "--define", '"OPTIONS"')
-    return given
+    converters: dict[str, Callable[[Any], Any]] = {
+        "dataset": _dataset,
+        "pretrain_on": lambda sources: tuple(resolve_source(source)[1] for source in sources),
+        "test_cases": lambda file: names_in(file, "--test_cases"),
+        "checkpoints": _checkpoints,
+        "definitions": lambda texts: _pairs(texts, "--define", '"OPTIONS"'),
+    }
+    given = {
+        setting.name: getattr(arguments, option_of(setting.name).lstrip("-")) for setting in fields(ComparisonSettings)
+    }
+    return {name: converters.get(name, _tuple)(value) for name, value in given.items() if value is not None}
 
 
 def _parser() -> OptionParser:
@@ -73,76 +69,41 @@ def _parser() -> OptionParser:
         "on a fixed test set, through nnU-Net, and writes a report.",
         epilog=_EPILOG,
     )
-    _add_comparison_options(adder(parser.add_argument_group("what is compared")))
-    _add_pretraining_options(adder(parser.add_argument_group("pre-training")))
-    _add_test_options(adder(parser.add_argument_group("test set and prediction")))
-    group = parser.add_argument_group("run")
-    _add_run_options(adder(group))
-    return parser
-
-
-def _add_comparison_options(add: Any) -> None:
+    add = adder(parser.add_argument_group("what is compared"))
     add("d", metavar="ID", help="labelled nnU-Net data set, id or name; needed unless -o names a comparison")
     add("init", nargs="+", metavar="NAME", help="initialisations (default: random models_genesis byol pgl pgl_nce)")
     add("fractions", nargs="+", type=_share, metavar="F", help="of a fold's training cases (default: 0.2 0.5 1)")
     add("folds", nargs="+", type=natural, metavar="FOLD", help="of the cross-validation (default: 0)")
-    add(
-        "seeds",
-        type=positive,
-        metavar="N",
-        help="repetitions, over which intervals and tests are; each has other cases in the fractions (default: 5)",
-    )
+    seeds = "repetitions, over which intervals and tests are; each has other cases in the fractions (default: 5)"
+    add("seeds", type=positive, metavar="N", help=seeds)
     add("tr", metavar="TRAINER", help="nnUNetTrainerPGL (default) or a subclass of it")
     add("c", metavar="CONFIGURATION", help="default: 3d_fullres")
     add("p", metavar="PLANS", help="default: nnUNetPlans")
     add("max_validation", type=positive, metavar="N", help="use the first N validation cases of a fold (default: all)")
-
-
-def _add_pretraining_options(add: Any) -> None:
-    add(
-        "pretrain_on",
-        nargs="+",
-        metavar="ID",
-        help="data sets and folders (default: that of -d); test cases are always left out",
-    )
+    add = adder(parser.add_argument_group("pre-training"))
+    pretrain_on = "data sets and folders (default: that of -d); test cases are always left out"
+    add("pretrain_on", nargs="+", metavar="ID", help=pretrain_on)
     add("checkpoint", nargs="+", metavar="NAME=PATH", help="use a checkpoint_final.pth that exists")
     add("pretrain_options", metavar="OPTIONS", help='options of all pre-trainings, as in "-epochs 100 -b 32"')
     add("define", nargs="+", metavar="NAME=OPTIONS", help='an initialisation, as in short="-m pgl -epochs 50"')
-
-
-def _add_test_options(add: Any) -> None:
-    add(
-        "test_fraction",
-        type=_share,
-        metavar="F",
-        help="hold out this share of imagesTr (default: imagesTs if all of it has labels in labelsTs, else 0.3)",
-    )
+    add = adder(parser.add_argument_group("test set and prediction"))
+    held_out = "hold out this share of imagesTr (default: imagesTs if all of it has labels in labelsTs, else 0.3)"
+    add("test_fraction", type=_share, metavar="F", help=held_out)
     add("test_cases", type=Path, metavar="FILE", help="hold out the cases that a text file names, one a line")
     add("tolerance", type=_distance, metavar="MM", help="of the surface Dice (default: 1)")
     add("predict_options", metavar="OPTIONS", help='options of nnUNetv2_predict, as in "--disable_tta"')
-
-
-def _add_run_options(add: Any) -> None:
+    add = adder(parser.add_argument_group("run"))
     add("o", metavar="NAME", help="name of the comparison (default: that of the data set)")
     add("device", choices=("cuda", "cpu", "mps"), default="cuda", help="default: cuda")
     add("np", type=positive, default=8, metavar="N", help="processes for preprocessing (default: 8)")
     add("only", choices=STEPS, help="only this step")
-    add(
-        "part",
-        nargs=2,
-        type=natural,
-        metavar=("I", "N"),
-        help="with --only: the I-th of N shares of the step, from 0",
-    )
-    add(
-        "results",
-        nargs="+",
-        type=Path,
-        metavar="FILE",
-        help="results.csv of runs done elsewhere, which are taken in and not done again",
-    )
+    part = "with --only: the I-th of N shares of the step, from 0"
+    add("part", nargs=2, type=natural, metavar=("I", "N"), help=part)
+    done_elsewhere = "results.csv of runs done elsewhere, which are taken in and not done again"
+    add("results", nargs="+", type=Path, metavar="FILE", help=done_elsewhere)
     add("dry_run", action="store_true", help="list the runs with their state and an estimate of time; change nothing")
     add("slurm", action="store_true", help="write a submit script for Slurm into the comparison's folder; run nothing")
+    return parser
 
 
 def _joined(words: Sequence[str]) -> list[str]:
@@ -160,8 +121,13 @@ def _joined(words: Sequence[str]) -> list[str]:
 def _dataset(text: str) -> str:
     name, full = resolve_source(text)
     if full != name or not name.startswith("Dataset"):
-        raise ComparisonError(f"-d {text}: give a data set of nnUNet_raw, as id or DatasetXXX_Name")
+        raise PGLError(f"-d {text}: give a data set of nnUNet_raw, as id or DatasetXXX_Name")
     return name
+
+
+def _checkpoints(texts: Sequence[str]) -> dict[str, str]:
+    pairs = _pairs(texts, "--checkpoint", "PATH")
+    return {name: str(Path(path).expanduser().resolve()) for name, path in pairs.items()}
 
 
 def _pairs(texts: Sequence[str], option: str, value: str) -> Mapping[str, str]:
@@ -169,9 +135,9 @@ def _pairs(texts: Sequence[str], option: str, value: str) -> Mapping[str, str]:
     for text in texts:
         name, equals, rest = text.partition("=")
         if not equals or not rest.strip():
-            raise ComparisonError(f"{option} {text!r}: give NAME={value}")
+            raise PGLError(f"{option} {text!r}: give NAME={value}")
         if require_name(name, option) in pairs:
-            raise ComparisonError(f"{option} {name}: given twice")
+            raise PGLError(f"{option} {name}: given twice")
         pairs[name] = rest
     return pairs
 

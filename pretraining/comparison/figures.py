@@ -16,8 +16,8 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from numpy.typing import NDArray
 
 from nnunetv2_pgl.files import replacing
+from nnunetv2_pgl.methods import METHODS
 from nnunetv2_pgl.trainers.plans import RANDOM
-from pretraining.comparison.methods import METHODS
 from pretraining.comparison.results import fractions_of, select
 from pretraining.comparison.statistics import Interval, case_scores, interval, run_means
 from pretraining.comparison.study import Study

@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 
 from nnunetv2_pgl.checkpoint import load_checkpoint
 from nnunetv2_pgl.errors import PGLError
+from nnunetv2_pgl.methods import METHODS
 from nnunetv2_pgl.trainers.plans import RANDOM
 from pretraining.comparison.derived import DECODER, KINDS, LONGER, SHUFFLED, pretraining_length, require_decoder
-from pretraining.comparison.methods import METHODS
 from pretraining.comparison.settings import ComparisonFolder, ComparisonSettings, require_name
 from pretraining.settings.checks import check_config
 from pretraining.settings.config import PretrainConfig
@@ -25,12 +25,7 @@ from pretraining.training.run_folder import RunFolder
 # 8): views without flips, without crops of other size and place, and without both, so that they differ in intensity
 # alone.
 BUILT_IN = {
-    "pgl_nce": "-m pgl_nce",
-    "pgl": "--paper -m pgl",
-    "byol": "--paper -m byol",
-    "models_genesis": "--paper -m models_genesis",
-    "mae": "-m mae",
-    "pgl_mae": "--paper -m pgl_mae",
+    **{method.name: method.options for method in METHODS.values()},
     "pgl_no_flips": "--paper -m pgl -flip_probability 0",
     "pgl_no_crops": "--paper -m pgl -scale 1 1 -min_overlap 1",
     "pgl_intensity_only": "--paper -m pgl -flip_probability 0 -scale 1 1 -min_overlap 1",
@@ -159,8 +154,8 @@ def _derived(name: str, others: Mapping[str, Initialisation]) -> Initialisation:
             raise PGLError(f"--init {name}: {error}") from error
     if kind == DECODER and source.given:
         require_decoder(source.given, f"--init {name}")
-    elif kind == DECODER and not METHODS[str(source.method)].keeps_decoder:
-        keep = ", ".join(method for method, traits in METHODS.items() if traits.keeps_decoder)
+    elif kind == DECODER and not METHODS[str(source.method)].has_decoder:
+        keep = ", ".join(method for method, traits in METHODS.items() if traits.has_decoder)
         raise PGLError(f"--init {name}: {source.method} trains no decoder, only {keep} do; leave it out")
     return Initialisation(name, network=None if kind == LONGER else source.network, kind=kind, source=source)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("data", "views", "alignment", "objectives", "launching", "training")
+ROOMS = ("data", "views", "alignment", "settings", "objectives", "launching", "training")
 
 
 def imported(file: Path) -> Iterator[str]:

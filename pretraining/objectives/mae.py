@@ -14,6 +14,7 @@ from torch import Tensor
 from nnunetv2_pgl.networks import Encoder, Segmenter
 from pretraining.objectives.objective import Objective
 from pretraining.views import GeometryBatch
+from pretraining.views.geometry import number_of_blocks
 
 
 class MAEOutput(NamedTuple):
@@ -68,13 +69,6 @@ class MAE(Objective):
     def kept_decoder(self) -> dict[str, Tensor]:
         """See `Objective.kept_decoder`: under the names it has in the segmenter."""
         return self.segmenter.decoder_weights()
-
-
-def number_of_blocks(size: Sequence[int], block: Sequence[int], ratio: float) -> tuple[int, int]:
-    """How many blocks a view of ``size`` voxels has, and how many of them are hidden: see `draw_block_mask`."""
-    z, y, x = (-(-n // b) for n, b in zip(size, block, strict=True))
-    blocks = z * y * x
-    return blocks, min(round(ratio * blocks), blocks - 1)
 
 
 def draw_block_mask(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nnunetv2_pgl.errors import PGLError
-from pretraining.objectives.mae import number_of_blocks
 from pretraining.option_fields import require_ranges, spelled
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.table import Triple
+from pretraining.views.geometry import number_of_blocks
 
 _ALIGN = ("pgl", "pgl_nce", "pgl_mae")
 

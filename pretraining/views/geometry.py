@@ -151,3 +151,10 @@ def _uniform(low: Sequence[float], high: Sequence[float], drawn: Iterable[float]
 def _triple(values: Iterable[float]) -> _Triple:
     z, y, x = values
     return (z, y, x)
+
+
+def number_of_blocks(size: Sequence[int], block: Sequence[int], ratio: float) -> tuple[int, int]:
+    """How many blocks a view of ``size`` voxels has, and how many make up the share ``ratio``: rounded, never all."""
+    z, y, x = (-(-n // b) for n, b in zip(size, block, strict=True))
+    blocks = z * y * x
+    return blocks, min(round(ratio * blocks), blocks - 1)

@@ -12,8 +12,7 @@ from nnunetv2_pgl.checkpoint import CheckpointError
 from nnunetv2_pgl.errors import one_line
 from pretraining.data import DataError, resolve_source
 from pretraining.data.scan import in_few_lines
-from pretraining.launching.ending import end, end_after_another
-from pretraining.launching.errors import STOPPED_EXIT_CODE, ProcessLost, Stopped, TrainingError
+from pretraining.launching.errors import STOPPED_EXIT_CODE, ProcessLost, Stopped, TrainingError, end, end_after_another
 from pretraining.launching.launcher import launch
 from pretraining.settings.checks import check_config
 from pretraining.settings.config import PretrainConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pretraining.launching.ending import end
+from pretraining.launching.errors import end
 from pretraining.launching.environment import Place, place_in_environment
 from pretraining.launching.errors import TrainingError
 from tests.machine import Machine, output_of

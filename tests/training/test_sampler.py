@@ -6,8 +6,7 @@ from collections import Counter
 import pytest
 
 from pretraining.data import DataError
-from pretraining.training.sampler import PairSampler
-from pretraining.training.shares import SharedOrder, draws_per_pass
+from pretraining.training.sampler import PairSampler, WeightedOrder, draws_per_pass
 
 
 def from_step(sampler: PairSampler, first: int) -> list[list[tuple[int, int]]]:
@@ -58,7 +57,7 @@ def test_sources_get_exactly_their_shares_and_their_scans_equally_many(
     weights: tuple[float, ...], shares: tuple[float, ...]
 ) -> None:
     sources = [2] * 7 + [0] * 2 + [1] * 11
-    order = SharedOrder(sources, weights, seed=5)
+    order = WeightedOrder(sources, weights, seed=5)
     scans = [order.scan(draw) for draw in range(order.length)]
     assert len(sources) <= order.length < 2 * len(sources)
     assert of_sources([*scans, 0, 7, 9], sources) != pytest.approx(shares, abs=1e-12)  # the comparison can fail
@@ -82,7 +81,7 @@ def test_weighted_draws_do_not_depend_on_processes_or_on_where_a_run_resumes() -
     sources = [0, 0, 0, 1, 1]
 
     def sampler(**options: int) -> PairSampler:
-        shares = SharedOrder(sources, (1.0, 3.0), seed=1)
+        shares = WeightedOrder(sources, (1.0, 3.0), seed=1)
         return PairSampler(5, 15, 8, options.pop("accumulate", 1), seed=1, shares=shares, **options)
 
     straight = from_step(sampler(), 0)
@@ -101,4 +100,4 @@ def test_without_weights_the_order_is_the_one_it_always_was() -> None:
 
 def test_a_source_with_a_weight_and_no_scan_is_named() -> None:
     with pytest.raises(DataError, match="source 2 of -d has a weight of 3 and no scan"):
-        SharedOrder([0, 0], (1.0, 3.0), seed=0)
+        WeightedOrder([0, 0], (1.0, 3.0), seed=0)

@@ -39,7 +39,7 @@ from nnunetv2_pgl.whole_files import write_text
 from pretraining.data import DataError, find_scans
 from pretraining.settings.config import PretrainConfig, Spacing
 from pretraining.settings.options import OptionParser, adder, names_in, positive
-from pretraining.training.pretrain import prepare_volumes
+from pretraining.training.pool import prepare_volumes
 from pretraining.training.run_folder import RunError
 
 

@@ -18,7 +18,8 @@ from nnunetv2_pgl.networks.layout import lay_out
 from nnunetv2_pgl.precision import autocast_type
 from pretraining.data import Volume
 from pretraining.settings.config import PretrainConfig
-from pretraining.training.correspondence import compare_maps, nearest, validation_samples
+from pretraining.training.correspondence import compare_maps, nearest
+from pretraining.training.places import validation_samples
 from pretraining.views import ViewPairBatch
 
 _NOISE_PAIRS = 32

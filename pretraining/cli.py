@@ -28,7 +28,8 @@ from pretraining.settings.options import (
     settings_of,
     with_options,
 )
-from pretraining.training.pretrain import RunOptions, prepare_volumes, pretrain
+from pretraining.training.pool import prepare_volumes
+from pretraining.training.pretrain import RunOptions, pretrain
 from pretraining.training.preview import draw_pairs, geometry_lines
 from pretraining.training.run_folder import RunError, RunFolder, require_same
 from pretraining.views.body_axes import axis_warnings

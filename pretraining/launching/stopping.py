@@ -25,7 +25,7 @@ class StopSignals:
     """What has asked this process to end.
 
     Before `note` a signal ends it at once, by an exception: there is nothing to save yet. Afterwards, when an exception
-    could hit half a step or the last save, it is noted, and the loop looks for it. A second Ctrl-C ends it all the same.
+    could hit half a step or the last save, it is noted, and the loop looks for it. A second Ctrl-C still ends it.
 
     A launcher sends SIGTERM too when another process has ended. Then this one fails at what it does next with that one,
     or waits until the launcher kills it, 30 seconds later.

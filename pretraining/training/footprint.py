@@ -105,7 +105,7 @@ class MemoryCounter(TorchDispatchMode):
 
 def _peak_bytes(objective: Objective, view_size: tuple[int, int, int, int], pairs: int) -> int:
     """Bytes of a forward and backward pass, gradients included, weights not; with tensors that hold no values."""
-    objective.forward = objective.rehearse  # type: ignore[method-assign]  # for `functional_call`
+    objective.forward = objective.rehearse  # type: ignore[method-assign, assignment]  # for `functional_call`
     tensors = [*objective.named_parameters(), *objective.named_buffers()]
     with FakeTensorMode():
         without_values = {name: torch.empty(t.shape, requires_grad=t.requires_grad) for name, t in tensors}

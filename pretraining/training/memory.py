@@ -1,8 +1,9 @@
-"""Whether a batch fits into memory: counted before a run on a CPU, tried after a GPU's memory has run out."""
+"""Whether memory suffices: counted before a run, tried after a GPU's memory has run out."""
 
 from __future__ import annotations
 
 import gc
+import os
 import re
 import traceback
 from collections.abc import Callable, Iterator
@@ -18,7 +19,8 @@ from pretraining.training.footprint import available_memory, bytes_of_step
 from pretraining.training.start import initial_state
 from pretraining.views.rendering import largest_source_box
 
-_GIB = 2**30
+_MIB, _GIB = 2**20, 2**30
+_SHARED_MEMORY = "/dev/shm"
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|can't allocate memory|not enough memory|unable to mmap|ALLOC_FAILED", re.IGNORECASE
 )
@@ -41,8 +43,31 @@ def require_fitting_batch(config: PretrainConfig, device: str, processes: Proces
     needed = fixed + _pairs_of_part(config, processes) * per_pair
     if needed > available:
         each = f" in each of {processes.local_count} processes" if processes.local_count > 1 else ""
-        reason = f"A step needs about {needed / _GIB:.1f} GiB of memory{each}, of which {available / _GIB:.1f} are free."
+        reason = (
+            f"A step needs about {needed / _GIB:.1f} GiB of memory{each}, of which {available / _GIB:.1f} are free."
+        )
         raise _too_large(config, processes, int((available - fixed) // per_pair), reason)
+
+
+def require_shared_memory(needed: int) -> None:
+    """Refuses to start loading processes that would die of a full ``/dev/shm``: Docker gives a container 64 MB.
+
+    Args:
+        needed: Bytes that the batches take between loading and use.
+
+    Raises:
+        TrainingError: Names what is needed and how to get it.
+    """
+    if not hasattr(os, "statvfs") or not os.path.isdir(_SHARED_MEMORY):
+        return
+    free = os.statvfs(_SHARED_MEMORY)
+    available = free.f_bavail * free.f_frsize
+    if needed > available:
+        raise TrainingError(
+            f"the data loading processes need {needed / _MIB:.0f} MiB of shared memory, but {_SHARED_MEMORY} has "
+            f"{available / _MIB:.0f} MiB free: start the container with --shm-size={-(-needed * 2 // 2**30)}g (or "
+            "--ipc=host), or lower nnUNet_n_proc_DA (0 loads in the training process)"
+        )
 
 
 @contextmanager

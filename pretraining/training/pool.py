@@ -1,4 +1,4 @@
-"""The scans of a run: found, preprocessed, split into those to train on and those held out, and listed in a manifest."""
+"""The scans of a run: found, preprocessed, split into those to train on and those held out, listed in a manifest."""
 
 from __future__ import annotations
 
@@ -146,8 +146,7 @@ class Manifest:
         uses = ["training" if weights[source] != 0 else "not drawn" for source in pool.sources]
         uses += ["held out"] * len(pool.validation)
         scans = [
-            _entry(volume, names[source], use)
-            for volume, source, use in zip(pool.volumes, numbers, uses, strict=True)
+            _entry(volume, names[source], use) for volume, source, use in zip(pool.volumes, numbers, uses, strict=True)
         ]
         counts = {name: numbers.count(number) for number, name in enumerate(names)}
         sources = {name: {"scans": counts[name], "weight": weight} for name, weight in zip(names, weights, strict=True)}

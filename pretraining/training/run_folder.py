@@ -59,6 +59,11 @@ class RunFolder:
         return self.path / "manifest.json"
 
     @property
+    def pictures(self) -> Path:
+        """Some pairs of views."""
+        return self.path / "views.png"
+
+    @property
     def latest(self) -> Path:
         """Everything needed to go on."""
         return self.path / "checkpoint_latest.pth"

@@ -13,7 +13,9 @@ from torch.utils.data import Sampler
 
 from pretraining.data import DataError
 
-_LONGEST_PASS = 100_000  # draws in which weights of any digits come true; their rounding is below a thousandth of a per cent
+_LONGEST_PASS = (
+    100_000  # draws in which weights of any digits come true; their rounding is below a thousandth of a per cent
+)
 LARGEST_UNIT = 16  # pairs that a loading process reads at a time; of the paper's views some 32 MB
 
 

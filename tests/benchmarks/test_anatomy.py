@@ -22,7 +22,8 @@ from nnunetv2_pgl.encoder import load_encoder_network
 from nnunetv2_pgl.networks import PlannedEncoder, ResNet50Encoder
 from pretraining.settings.config import PretrainConfig
 from pretraining.training import loop
-from pretraining.training.pretrain import RunOptions, prepare_volumes, pretrain
+from pretraining.training.pool import prepare_volumes
+from pretraining.training.pretrain import RunOptions, pretrain
 from pretraining.views import ViewSettings
 from tests.planned_networks import small_architecture, small_network
 from tests.test_foreign_checkpoints import nnssl_content

@@ -82,7 +82,7 @@ def test_weighted_draws_do_not_depend_on_processes_or_on_where_a_run_resumes() -
 
     def sampler(**options: int) -> PairSampler:
         shares = WeightedOrder(sources, (1.0, 3.0), seed=1)
-        return PairSampler(5, 15, 8, options.pop("accumulate", 1), seed=1, shares=shares, **options)
+        return PairSampler(5, 15, 8, options.pop("accumulate", 1), seed=1, weighted=shares, **options)
 
     straight = from_step(sampler(), 0)
     assert from_step(sampler(), 12) == straight[12:]

@@ -49,7 +49,7 @@ def draw_pairs(volumes: Sequence[Volume], settings: ViewSettings, seed: int, pat
 
 
 def geometry_lines(volumes: Sequence[Volume], config: PretrainConfig) -> list[str]:
-    """How many cells codes of places find in views of these scans, and a warning if the place in the view finds many."""
+    """Cells that codes of places find in views of these scans, and a warning if the place in the view finds many."""
     with torch.device("meta"):
         encoder = make_encoder(config)
     size, level = config.views.size, config.levels[-1]

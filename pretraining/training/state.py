@@ -145,7 +145,8 @@ class TrainingState:
             self.step = content["epoch"] * self.steps_per_epoch + self.so_far.steps
         else:
             self.step = content["step"]
-        if self.step != len(self.history) * self.steps_per_epoch + self.so_far.steps:
+        steps_of_records = len(self.history) * self.steps_per_epoch
+        if self.so_far.steps < 0 or self.step != steps_of_records + self.so_far.steps:
             raise ValueError(f"{len(self.history)} records do not belong to {self.step!r} steps")
 
 

@@ -47,4 +47,4 @@ def test_a_freed_tensor_s_memory_stays() -> None:
     assert default["mapped"] >= SIZE  # mapped for itself,
     assert default["kept"] < SIZE // 8  # and handed back
     assert keep["mapped"] == 0
-    assert keep["kept"] >= SIZE
+    assert keep["kept"] > SIZE - SIZE // 8  # the heap had some free memory before

@@ -128,7 +128,7 @@ class Run:
         return Stepper(self.config, self.steps, warmup, self.state, model, self.processes.rank)
 
     def restore(self) -> None:
-        """Goes on where ``checkpoint_latest.pth`` stands; records of epochs after it are dropped.
+        """Goes on from ``checkpoint_latest.pth``; records of epochs after it are dropped.
 
         Raises:
             CheckpointError: See `TrainingState.restore`.
@@ -166,16 +166,8 @@ class Run:
     def epoch(self, batches: Iterator[ViewPairBatch]) -> None:
         """The steps of an epoch that are left, and its record. Saves when it is time, and ends when it is asked to."""
         so_far = self.state.so_far
-        bar = tqdm(
-            desc=f"Epoch {self.state.epoch}",
-            total=self.steps_per_epoch,
-            initial=so_far.steps,
-            unit="step",
-            leave=False,
-            mininterval=0.5,
-            disable=not self.processes.is_main,
-        )
-        with bar:
+        shown = {"unit": "step", "leave": False, "mininterval": 0.5, "disable": not self.processes.is_main}
+        with tqdm(desc=f"Epoch {self.state.epoch}", total=self.steps_per_epoch, initial=so_far.steps, **shown) as bar:
             while so_far.steps < self.steps_per_epoch:
                 started = time.perf_counter()
                 so_far.add(*self.step(self.state.step, batches))

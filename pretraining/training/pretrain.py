@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
@@ -57,6 +58,22 @@ class RunOptions:
     verify: bool = False
 
 
+class Prepared(NamedTuple):
+    """What a run knows once its scans are preprocessed.
+
+    Attributes:
+        config: The settings, with the number of channels.
+        volumes: The scans.
+        sources: Number of the source of each.
+        skipped: Scans that are left out.
+    """
+
+    config: PretrainConfig
+    volumes: list[Volume]
+    sources: list[int]
+    skipped: list[Skipped]
+
+
 def pretrain(config: PretrainConfig, options: RunOptions) -> None:
     """Runs in every process that trains together; the main one prepares the data and writes.
 
@@ -68,16 +85,15 @@ def pretrain(config: PretrainConfig, options: RunOptions) -> None:
     folder = RunFolder.named(options.name)
     workers = loading_workers(options.device)
     with ExitStack() as held, process_group(options.device) as processes, StopSignals().caught() as stop:
-        resume = processes.from_main(lambda: _open(folder, config, options, held))
+        resume = processes.from_main(lambda: folder.open(config, options.resume, held))
         log = RunLog(folder.path if processes.is_main else None)
         if resume and not options.resume:
             log("", "Restarted by torchrun")
         if options.resume and not resume:
             log("", f"WARNING: --c, but {folder.path} holds no run to continue: starting a new one")
 
-        volumes, sources, skipped = _prepare(config, options, processes, workers, log)
-        config = _with_channels(config, volumes[0].shape[0])
-        pool = split_pool(volumes, config, sources)
+        prepared = _prepare(config, options, processes, workers, log)
+        config, pool = prepared.config, split_pool(prepared.volumes, prepared.config, prepared.sources)
 
         from_state = processes.from_main(lambda: resume and folder.latest.exists())
         if resume and not from_state:
@@ -88,14 +104,14 @@ def pretrain(config: PretrainConfig, options: RunOptions) -> None:
                 manifest.write(folder.manifest)
             log(*opening_lines(config, pool, options.device, processes.count))
             if not (from_state and folder.pictures.exists()):
-                draw_pairs(volumes, config.views, config.seed, folder.pictures)
+                draw_pairs(prepared.volumes, config.views, config.seed, folder.pictures)
 
         runtime = Runtime(options.device, processes, workers, options.save_every, stop)
         stop.note()
         with explained(config, options.device, processes, workers):
             state = train(config, pool, folder.path, runtime, log, from_state)
         if processes.is_main:
-            _finish(config, folder, state, pool, skipped, manifest, log)
+            _finish(config, folder, state, pool, prepared.skipped, manifest, log)
         processes.barrier()  # until then a signal must not end those that wait
 
 
@@ -105,39 +121,23 @@ def loading_workers(device: str) -> int:
     return min(allowed, 1) if device == "cpu" else allowed
 
 
-def _open(folder: RunFolder, config: PretrainConfig, options: RunOptions, held: ExitStack) -> bool:
-    """Locks the folder and starts a run in it; returns True instead if the run there must be continued."""
-    held.enter_context(folder.locked())
-    if folder.config_file.exists() and (options.resume or folder.is_claimed()):
-        return True
-    folder.start(config)
-    folder.claim()
-    return False
+def _prepare(config: PretrainConfig, options: RunOptions, processes: Processes, workers: int, log: RunLog) -> Prepared:
+    """The main process prepares for all; an error stops all."""
 
-
-def _prepare(
-    config: PretrainConfig, options: RunOptions, processes: Processes, workers: int, log: RunLog
-) -> tuple[list[Volume], list[int], list[Skipped]]:
-    """Volumes and the number of the source of each, on every process; the main one prepares, an error stops all."""
-
-    def prepare() -> tuple[list[Volume], list[int], list[Skipped]]:
+    def prepare() -> Prepared:
         scans, skipped = find_pool(config)
+        resolved = replace(config, in_channels=len(scans[0].channels) if config.channels == "joint" else None)
         if nnUNet_preprocessed.is_set():  # else that must be reported first; now: preprocessing may take hours
-            resolved = _with_channels(config, len(scans[0].channels))
             require_fitting_batch(resolved, options.device, processes, workers)
         volumes, bad = preprocess_pool(config, scans, options.preprocessing_processes, options.verify)
-        return volumes, sources_of(config, scans, volumes), [*skipped, *bad]
+        return Prepared(resolved, volumes, sources_of(config, scans, volumes), [*skipped, *bad])
 
     log("", "Preparing the scans of " + ", ".join(config.datasets))
     with _warnings_in(log):
-        volumes, sources, skipped = processes.from_main(prepare)
-    log(*(f"WARNING: {line}" for line in [*in_few_lines(skipped), *axis_warnings(volumes, config.views)]))
-    return volumes, sources, skipped
-
-
-def _with_channels(config: PretrainConfig, channels: int) -> PretrainConfig:
-    """The settings once the channels of the scans are known."""
-    return replace(config, in_channels=channels if config.channels == "joint" else None)
+        prepared = processes.from_main(prepare)
+    warnings = [*in_few_lines(prepared.skipped), *axis_warnings(prepared.volumes, config.views)]
+    log(*(f"WARNING: {line}" for line in warnings))
+    return prepared
 
 
 @contextmanager

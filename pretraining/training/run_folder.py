@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +90,24 @@ class RunFolder:
             )
         self._make()
         write_text(self.config_file, json.dumps(config.to_dict(), indent=4) + "\n")
+
+    def open(self, config: PretrainConfig, resume: bool, held: ExitStack) -> bool:
+        """Starts a new run here, or returns True if the run that is here must be continued.
+
+        Args:
+            config: Settings of a new run.
+            resume: Whether the user asks to continue; restarts by the torchrun job that has started the run always do.
+            held: Keeps other runs out until it is left, see `locked`.
+
+        Raises:
+            RunError: See `start` and `locked`.
+        """
+        held.enter_context(self.locked())
+        if self.config_file.exists() and (resume or self.is_claimed()):
+            return True
+        self.start(config)
+        self.claim()
+        return False
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -42,7 +42,7 @@ def test_scans_that_do_not_tell_matter_where_the_lateral_axis_is_left_out() -> N
     volumes = pool("SPL", "", "")
     assert axis_warnings(volumes, ViewSettings()) == []
     (line,) = axis_warnings(volumes, LATERAL)
-    assert "-no_flip lateral: 2 of 3 scans do not tell" in line
+    assert "-no_flip lateral: 2 of 3 scans do not state" in line
     assert "the first s1 of src" in line
     require_lateral((volume.orientation for volume in volumes), LATERAL)
     require_lateral([None, None], ViewSettings())
@@ -70,7 +70,7 @@ def test_the_commands_say_so(
     assert str(stop.value.code).startswith("pgl_preview: -no_flip lateral: no scan states")
     assert not (tmp_path / "nnUNet_preprocessed").exists()  # said before preprocessing
     preview(tmp_path / "in", monkeypatch)  # a recommended setting that nobody asked for
-    assert "WARNING: -no_flip lateral_in_ct: 1 of 1 scans do not tell" in capsys.readouterr().out
+    assert "WARNING: -no_flip lateral_in_ct: 1 of 1 scans do not state" in capsys.readouterr().out
     nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "in" / "b.nii.gz")
     nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "in" / "c.nii.gz")
     nibabel.save(nibabel.Nifti1Image(values, np.eye(4)[[1, 2, 0, 3]]), tmp_path / "in" / "d.nii.gz")

@@ -1,12 +1,14 @@
-"""torchrun: which job has started a run, so that its restarts go on with it."""
+"""Whether a run starts or goes on in its folder; a torchrun job that has started a run goes on with it."""
 
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from pretraining.settings.config import PretrainConfig
 from pretraining.training.run_folder import RunFolder
 
 
@@ -41,3 +43,17 @@ def test_without_torchrun_nothing_is_noted(tmp_path: Path, monkeypatch: pytest.M
     RunFolder(tmp_path).claim()
     assert not list(tmp_path.iterdir())
     assert not RunFolder(tmp_path).is_claimed()
+
+
+def test_a_run_that_is_opened_is_claimed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_torchrun(monkeypatch, "job", 10)
+    folder, config = RunFolder(tmp_path / "run"), PretrainConfig(datasets=())
+    for resumes in (False, True):
+        with ExitStack() as held:
+            assert folder.open(config, False, held) == resumes
+    as_torchrun(monkeypatch, "another", 10)
+    with ExitStack() as held:
+        assert folder.open(config, True, held)
+        folder.latest.touch()
+    with ExitStack() as held, pytest.raises(ValueError, match="already holds a run: add --c"):
+        folder.open(config, False, held)

@@ -70,6 +70,13 @@ def test_sources_get_exactly_their_shares_and_their_scans_equally_many(
     assert scans != [order.scan(draw) for draw in range(order.length, 2 * order.length)]
 
 
+def test_each_pass_over_the_scans_of_a_source_has_another_order() -> None:
+    order = WeightedOrder([0] * 7, (1.0,), seed=5)
+    passes = {tuple(order.scan(7 * number + place) for place in range(7)) for number in range(5)}
+    assert len(passes) == 5
+    assert all(sorted(one) == list(range(7)) for one in passes)
+
+
 def test_weights_of_many_digits_are_met_and_none_is_forgotten() -> None:
     weights = (math.pi, math.e, 1e-9)
     counts = draws_per_pass(weights, scans=10)

@@ -40,7 +40,7 @@ from pretraining.settings.config import PretrainConfig
 from pretraining.settings.options import OptionParser, adder, positive
 from pretraining.settings.table import Spacing
 from pretraining.settings.values import names_in
-from pretraining.training.pretrain import prepare_volumes
+from pretraining.training.pool import prepare_volumes
 from pretraining.training.run_folder import RunError
 
 

@@ -29,7 +29,7 @@ from pretraining.data import Volume
 from pretraining.launching.distributed import Processes
 from pretraining.settings.config import PretrainConfig
 from pretraining.training.loop import Runtime, train
-from pretraining.training.pretrain import split_pool
+from pretraining.training.pool import split_pool
 from pretraining.training.progress import RunLog
 from pretraining.views import ViewSettings
 

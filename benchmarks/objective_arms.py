@@ -43,12 +43,11 @@ from pretraining.settings.values import names_in
 from pretraining.training.export import make_checkpoint
 from pretraining.training.loading import PairLoader
 from pretraining.training.optimisation import make_optimizer
-from pretraining.training.pretrain import prepare_volumes
+from pretraining.training.pool import median_spacing, prepare_volumes
 from pretraining.training.run_folder import RunError
 from pretraining.training.sampler import PairSampler
 from pretraining.training.state import TrainingState
 from pretraining.training.step import Stepper
-from pretraining.training.summary import median_spacing
 from pretraining.views import GeometryBatch, ViewSettings
 from pretraining.views.pairs import NoFlip
 

@@ -21,7 +21,8 @@ from benchmarks.scans import VIEW_SIZE, store_scans
 from pretraining.data import Volume
 from pretraining.launching.distributed import Processes
 from pretraining.settings.config import PretrainConfig
-from pretraining.training.loop import Pool, Run, Runtime
+from pretraining.training.loop import Run, Runtime
+from pretraining.training.pool import Pool
 from pretraining.training.pretrain import loading_workers
 from pretraining.training.progress import RunLog
 from pretraining.views import ViewPairBatch, ViewSettings

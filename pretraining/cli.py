@@ -12,8 +12,7 @@ import torch
 from nnunetv2_pgl.errors import PGLError, one_line
 from pretraining.data import resolve_source
 from pretraining.data.scan import in_few_lines
-from pretraining.launching.ending import end, end_after_another
-from pretraining.launching.errors import STOPPED_EXIT_CODE, ProcessLost, Stopped
+from pretraining.launching.errors import STOPPED_EXIT_CODE, ProcessLost, Stopped, end, end_after_another
 from pretraining.launching.launcher import launch
 from pretraining.option_fields import given_values, require_ranges
 from pretraining.settings.checks import check_config
@@ -27,7 +26,8 @@ from pretraining.settings.options import (
     with_options,
 )
 from pretraining.settings.table import SCANS, VIEWS, RunOptions
-from pretraining.training.pretrain import prepare_volumes, pretrain
+from pretraining.training.pool import prepare_volumes
+from pretraining.training.pretrain import pretrain
 from pretraining.training.preview import draw_pairs, geometry_lines
 from pretraining.training.run_folder import RunFolder, require_same
 from pretraining.views.body_axes import axis_warnings

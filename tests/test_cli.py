@@ -258,7 +258,7 @@ def test_preview_draws(nnunet: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert cells.startswith("Cells of 2 x 4 x 8 voxels")
     assert flipped.startswith("In pairs with a relative flip, a code of the place in the view finds ")
     assert unflipped.startswith("In pairs without one, a code of the place in the view finds ")
-    assert warning.startswith("WARNING: the scans are hardly larger than the views")
+    assert warning.startswith("WARNING: the scans are little larger than the views")
     assert last == str(output)
 
 

@@ -15,8 +15,7 @@ from pretraining.data import DataError, find_scans, preprocess
 from pretraining.settings.checks import check_config
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.plans import settings_of_plan
-from pretraining.training.manifest import Manifest
-from pretraining.training.pretrain import split_pool
+from pretraining.training.pool import Manifest, split_pool
 from tests.golden.make import DATASET, GOLDEN, RUN
 from tests.hostile import variants
 from tests.planned_networks import small_network

@@ -14,7 +14,8 @@ from statistics import mean
 from benchmarks.report import Figure, Settings
 from benchmarks.step import PAPER_BATCH, PAPER_STEPS, default_batch, paper, stored_scans
 from pretraining.launching.distributed import Processes
-from pretraining.training.loop import Pool, Runtime, train
+from pretraining.training.loop import Runtime, train
+from pretraining.training.pool import Pool
 from pretraining.training.pretrain import loading_workers
 from pretraining.training.progress import RunLog
 from pretraining.training.saving import SaveTimes

@@ -5,30 +5,26 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from pretraining.launching.ending import tell
-from pretraining.launching.environment import place_in_environment
-from pretraining.launching.errors import HOW_TO_GO_ON, ProcessLost, TrainingError
-from pretraining.launching.heartbeat import MOST_MISSED, SECONDS, heartbeat
+from pretraining.launching.environment import Place, place_in_environment
+from pretraining.launching.errors import HOW_TO_GO_ON, ProcessLost
+from pretraining.launching.heartbeat import end_without, heartbeat
 
 T = TypeVar("T")
 
 # The others wait while the main process preprocesses, perhaps for hours, and while it saves.
 _WAIT_FOR_MAIN = timedelta(days=2)
 _WAIT_FOR_ALL = timedelta(minutes=30)
-
-_SILENT = "its machine is down or hangs, or the network between them"
 
 # What gloo, NCCL and the store say when the process at the other end is gone.
 _GONE = re.compile(
@@ -39,22 +35,14 @@ _GONE = re.compile(
 
 
 @dataclass(frozen=True)
-class Processes:
-    """This process among those that train together.
+class Processes(Place):
+    """This process among those that train together, and what they do in common.
 
     Attributes:
-        rank: Its number among all.
-        count: How many there are.
-        local_rank: Its number on this machine.
-        local_count: How many there are on this machine.
-        store: Where the main process says that it has done what the others wait for; None if there are no others.
+        store: Where the main process notes that it has done what the others wait for; None if there are no others.
         calls: Counts the calls of `from_main`.
     """
 
-    rank: int = 0
-    count: int = 1
-    local_rank: int = 0
-    local_count: int = 1
     store: PrefixStore | None = None
     calls: Iterator[int] = field(default_factory=itertools.count)
 
@@ -131,23 +119,23 @@ def process_group(kind: str) -> Iterator[Processes]:
         kind: Type of the device: NCCL serves "cuda", gloo the others.
 
     Raises:
-        TrainingError: If what the environment says of them is incomplete or contradicts itself.
+        TrainingError: If what the environment says of them is incomplete or contradictory.
         ProcessLost: If another process ended.
     """
     place = place_in_environment()
     if place.count == 1:
         yield Processes()
         return
-    rank, count, local_rank, here = place.rank, place.count, place.local_rank, place.local_count
     device = None
     if kind == "cuda":
-        device = torch.device("cuda", local_rank)  # told to the group, which would guess it from the rank
+        device = torch.device("cuda", place.local_rank)  # given to the group, which would guess it from the rank
         torch.cuda.set_device(device)
     elif "OMP_NUM_THREADS" not in os.environ:  # torchrun sets it; else the processes would compete for the cores
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // here))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // place.local_count))
+    rank, count = place.rank, place.count
     try:
         store, rank, count = next(rendezvous("env://", timeout=_WAIT_FOR_ALL))
-        if here == count:  # the counts of several nodes' agents may differ
+        if place.local_count == count:  # the counts of several nodes' agents may differ
             # torchrun keeps its store when it restarts, with the addresses of processes that are gone.
             store = PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         dist.init_process_group(
@@ -158,29 +146,15 @@ def process_group(kind: str) -> Iterator[Processes]:
             world_size=count,
             device_id=device,
         )
-        processes = Processes(rank, count, local_rank, here, PrefixStore("pgl_pretrain", store))
-        with heartbeat(rank, count, lambda lost: _end_without(lost, count)):
+        processes = Processes(rank, count, place.local_rank, place.local_count, PrefixStore("pgl_pretrain", store))
+        with heartbeat(rank, count, lambda lost: end_without(lost, count)):
             yield processes
             processes.barrier()  # else the first to leave would be missed
         dist.destroy_process_group()  # not after an error: NCCL would wait for what the others will never send
     except RuntimeError as error:
-        if isinstance(error, TrainingError | ProcessLost) or not _GONE.search(str(error)):
+        if isinstance(error, ProcessLost) or not _GONE.search(str(error)):
             raise
         raise ProcessLost(
             f"process {rank} of {count} lost the connection to another one, which was killed (perhaps by the system, "
-            f"for want of memory) or has failed; its own message, if any, stands above. {HOW_TO_GO_ON}"
+            f"for lack of memory) or has failed; its message, if any, is above. {HOW_TO_GO_ON}"
         ) from error
-
-
-def _end_without(lost: int | None, count: int) -> NoReturn:
-    """Ends this process from a thread, since its main one may wait for the lost process where nothing interrupts it."""
-    who = f"{os.environ['MASTER_ADDR']}, where the run was launched," if lost is None else f"process {lost} of {count}"
-    line = (
-        f"pgl_pretrain: nothing was heard of {who} for {SECONDS * MOST_MISSED:.0f} seconds: {_SILENT}. {HOW_TO_GO_ON}"
-    )
-    print(file=sys.stderr, flush=True)  # below the progress bar
-    if lost is None:  # perhaps with those who would print it
-        print(line, file=sys.stderr, flush=True)
-    else:
-        tell(line)
-    os._exit(1)

@@ -32,71 +32,52 @@ class Place:
 def place_in_environment() -> Place:
     """The place that torchrun's variables name; alone if there are none, or WORLD_SIZE is 1.
 
-    Schedulers and job scripts set some of them too. A process that cannot tell which of several it is must not train
+    Schedulers and job scripts set some of them too. A process that does not know which of several it is must not train
     alone: so would the others.
 
     Raises:
-        TrainingError: Some of the variables are missing, or cannot be meant; the message names them.
+        TrainingError: Some of the variables are missing or impossible; the message names them.
     """
-    if "WORLD_SIZE" not in os.environ:
-        if "RANK" in os.environ:
-            _refuse_missing(["RANK"], ["WORLD_SIZE"])
-        return Place()
-    count = _number("WORLD_SIZE", 1)
+    if "WORLD_SIZE" not in os.environ and "RANK" in os.environ:
+        _refuse_missing("WORLD_SIZE", given=("RANK",))
+    count = _number("WORLD_SIZE", 1, default=1)
     if count > 1 and "RANK" not in os.environ:
-        _refuse_missing(["WORLD_SIZE"], ["RANK"])
-    rank = _number("RANK", 0, "WORLD_SIZE", count) if "RANK" in os.environ else 0
+        _refuse_missing("RANK", given=("WORLD_SIZE",))
+    rank = _number("RANK", 0, default=0, below="WORLD_SIZE", count=count)
     if count == 1:
         return Place()
     if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
-        _refuse_missing(["WORLD_SIZE", "RANK"], missing)
+        _refuse_missing(*missing, given=("WORLD_SIZE", "RANK"))
     if _number("MASTER_PORT", 1) > _LARGEST_PORT:
-        _refuse(["MASTER_PORT"], f"but a port is at most {_LARGEST_PORT}")
-    local_count = _number("LOCAL_WORLD_SIZE", 1) if "LOCAL_WORLD_SIZE" in os.environ else count
+        _refuse("MASTER_PORT", why=f"but a port is at most {_LARGEST_PORT}")
+    local_count = _number("LOCAL_WORLD_SIZE", 1, default=count)
     if local_count > count:
-        _refuse(["LOCAL_WORLD_SIZE"], f"but WORLD_SIZE, which counts the processes of all machines, is {count}")
-    local_rank = _number("LOCAL_RANK", 0, "LOCAL_WORLD_SIZE", local_count) if "LOCAL_RANK" in os.environ else 0
+        _refuse("LOCAL_WORLD_SIZE", why=f"but WORLD_SIZE, which counts the processes of all machines, is {count}")
+    local_rank = _number("LOCAL_RANK", 0, default=0, below="LOCAL_WORLD_SIZE", count=local_count)
     return Place(rank, count, local_rank, local_count)
 
 
-def is_one_of_several() -> bool:
-    """Whether a launcher has started this process among others; never fails, since it is asked after errors too."""
-    return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
-
-
-def require_alone() -> None:
-    """Before this process starts others.
-
-    Raises:
-        TrainingError: It is itself one of several, each of which would start as many.
-    """
-    if is_one_of_several():
-        given = " and ".join(f"{name}={os.environ[name]}" for name in ("WORLD_SIZE", "RANK") if name in os.environ)
-        raise TrainingError(
-            f"-num_gpus starts the processes, but the environment has {given}: this one is already one of several; "
-            "leave out -num_gpus, or unset WORLD_SIZE and RANK"
-        )
-
-
-def _number(name: str, least: int, counted_by: str = "", count: int | None = None) -> int:
-    """The whole number that a variable holds; with a count, one below it."""
+def _number(name: str, least: int, default: int | None = None, below: str = "", count: int | None = None) -> int:
+    """The whole number that a variable holds; ``count`` is the value of the variable ``below``."""
+    if default is not None and name not in os.environ:
+        return default
     try:
         number = int(os.environ[name])
     except ValueError:
-        _refuse([name], "which is no whole number")
+        _refuse(name, why="which is no whole number")
     if number < least:
-        _refuse([name], f"which is less than {least}")
+        _refuse(name, why=f"which is less than {least}")
     if count is not None and number >= count:
-        _refuse([name], f"but {counted_by} is {count}, so that it can be at most {count - 1}")
+        _refuse(name, why=f"but {below} is {count}, so that it can be at most {count - 1}")
     return number
 
 
-def _refuse_missing(given: Sequence[str], missing: Sequence[str]) -> NoReturn:
-    are = "is" if len(missing) == 1 else "are"
-    _refuse(given, f"but {' and '.join(missing)} {are} not set, so that this process cannot join the others")
+def _refuse_missing(*names: str, given: Sequence[str]) -> NoReturn:
+    are = "is" if len(names) == 1 else "are"
+    _refuse(*given, why=f"but {' and '.join(names)} {are} not set, so that this process cannot join the others")
 
 
-def _refuse(names: Sequence[str], why: str) -> NoReturn:
+def _refuse(*names: str, why: str) -> NoReturn:
     given = " and ".join(f"{name}={os.environ[name]}" for name in names)
     unset = " and ".join(name for name in ("WORLD_SIZE", "RANK") if name in os.environ)
     raise TrainingError(

@@ -1,19 +1,22 @@
-"""Notices a process that is gone without a word: its machine is down, hangs, or is cut off.
+"""Notices a process that is gone without closing its connections: its machine is down, hangs, or is cut off.
 
-A connection that nobody closes says nothing of that. torch's own means are clocks (the timeout of a process group,
-`monitored_barrier`, the watchdog of NCCL): a minute of them ends a job whose main process prepares or saves for longer,
-and one that a scheduler has suspended for a while. So beats are counted, in the store.
+torch's means go by the clock (the timeout of a process group, `monitored_barrier`, the watchdog of NCCL): a minute of
+them ends a job whose main process prepares or saves for longer, and one that a scheduler has suspended for a while. So
+beats are counted, in the store.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import torch.distributed as dist
+
+from pretraining.launching.errors import HOW_TO_GO_ON, report
 
 SECONDS = 5.0  # between two beats
 MOST_MISSED = 4  # beats; a launcher leaves a process that hangs 30 seconds more
@@ -23,7 +26,7 @@ MOST_MISSED = 4  # beats; a launcher leaves a process that hangs 30 seconds more
 def heartbeat(
     rank: int, count: int, lost: Callable[[int | None], None], seconds: float = SECONDS, most_missed: int = MOST_MISSED
 ) -> Iterator[None]:
-    """Tells the other processes that this one lives, and watches the next one.
+    """Shows the other processes that this one lives, and watches the next one.
 
     All have to leave together, such as after a barrier.
 
@@ -41,7 +44,7 @@ def heartbeat(
     def beat() -> None:
         tcp_store: Any = dist.TCPStore  # type: ignore[attr-defined]
         with suppress(RuntimeError):  # it is gone
-            # A connection of its own: one that waits for a key lets no other thread through.
+            # A second connection: one that waits for a key lets no other thread through.
             where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             store = tcp_store(*where, is_master=False, wait_for_workers=False)
             while not left.wait(seconds):
@@ -67,3 +70,23 @@ def heartbeat(
         left.set()
         for thread in threads:
             thread.join(SECONDS)  # one that the end of Python meets within a call of the store aborts the process
+
+
+def end_without(lost: int | None, count: int) -> NoReturn:
+    """Ends this process from a thread, since its main thread may wait for the lost process where nothing interrupts it.
+
+    Args:
+        lost: See `heartbeat`.
+        count: How many processes there are.
+    """
+    who = f"{os.environ['MASTER_ADDR']}, where the run was launched," if lost is None else f"process {lost} of {count}"
+    line = (
+        f"pgl_pretrain: nothing was heard of {who} for {SECONDS * MOST_MISSED:.0f} seconds: its machine is down or "
+        f"hangs, or the network between them. {HOW_TO_GO_ON}"
+    )
+    print(file=sys.stderr, flush=True)  # below the progress bar
+    if lost is None:  # the launcher that would print it is perhaps gone too
+        print(line, file=sys.stderr, flush=True)
+    else:
+        report(line)
+    os._exit(1)

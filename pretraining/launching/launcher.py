@@ -13,9 +13,7 @@ from typing import Any, NoReturn
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, ProcessFailure, SignalException, start_processes
 
-from pretraining.launching.ending import end
-from pretraining.launching.environment import require_alone
-from pretraining.launching.errors import HOW_TO_GO_ON, Stopped, TrainingError
+from pretraining.launching.errors import HOW_TO_GO_ON, Stopped, TrainingError, end, is_one_of_several
 
 _HANGUPS = [getattr(signal, name) for name in ("SIGHUP", "SIGQUIT") if hasattr(signal, name)]
 _BETWEEN_LOOKS = 0.1  # seconds
@@ -25,15 +23,20 @@ _UNTIL_KILLED = 30  # seconds after SIGTERM, as Slurm leaves; other signals are 
 def launch(arguments: Sequence[str], count: int) -> None:
     """Runs python with these arguments in processes that train together.
 
-    By the part of torchrun that starts processes and waits for them: the whole of it prints a traceback and a table
-    when one ends, and passes no SIGUSR1 on.
+    With the part of torchrun that starts processes and waits for them: all of torchrun would print a traceback and a
+    table when one ends, and pass no SIGUSR1 on.
 
     Raises:
         SystemExit: With the line and the exit code of the process that ended first.
         Stopped: If this process was asked to end, and none of them had a line for it.
         TrainingError: If a process was killed, or ended without a line, or this one is itself one of several.
     """
-    require_alone()
+    if is_one_of_several():  # each of which would start as many
+        given = " and ".join(f"{name}={os.environ[name]}" for name in ("WORLD_SIZE", "RANK") if name in os.environ)
+        raise TrainingError(
+            f"-num_gpus starts the processes, but the environment has {given}: this one is already one of several; "
+            "leave out -num_gpus, or unset WORLD_SIZE and RANK"
+        )
     logger = logging.getLogger("torch.distributed.elastic")
     logger.addHandler(logging.NullHandler())
     logger.propagate = False
@@ -91,9 +94,9 @@ def _explain(rank: int, failure: ProcessFailure, count: int, asked: signal.Signa
     if asked is not None:
         raise Stopped(f"stopped by {asked.name}; add --c to go on from what was saved last")
     if failure.exitcode < 0:
-        how = f"{failure.signal_name()}, often sent by the system for want of memory"
+        how = f"{failure.signal_name()}, often sent by the system for lack of memory"
     else:
-        how = f"exit code {failure.exitcode} (its message, if any, stands above)"
+        how = f"exit code {failure.exitcode} (its message, if any, is above)"
     raise TrainingError(f"training process {rank} of {count} ended with {how}; the others were stopped. {HOW_TO_GO_ON}")
 
 

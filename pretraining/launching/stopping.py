@@ -25,7 +25,7 @@ class StopSignals:
     """What has asked this process to end.
 
     Before `note` a signal ends it at once, by an exception: there is nothing to save yet. Afterwards, when an exception
-    could hit half a step or the last save, it is noted for the loop to ask for. A second Ctrl-C ends it all the same.
+    could hit half a step or the last save, it is noted, and the loop looks for it. A second Ctrl-C still ends it.
 
     A launcher sends SIGTERM too when another process has ended. Then this one fails at what it does next with that one,
     or waits until the launcher kills it, 30 seconds later.
@@ -96,7 +96,7 @@ class Agreement:
 
 
 def outlive_signals(worker: int) -> None:
-    """Lets a loading process outlive the signals that its whole group gets, so that a step under way can end.
+    """Lets a loading process outlive the signals that its whole group gets, so that the current step can end.
 
     Given to the data loader as ``worker_init_fn``.
     """

@@ -1,17 +1,15 @@
 """The label-free validation: do features of the same place find each other in the other view?
 
 A code of the place *in the view*, which says nothing of what is there, passes for knowledge wherever two views are
-flipped alike and show much the same part of a scan. So pairs with a relative flip are counted apart, and what such a
-code and a perfect one would reach in these very pairs is told beside what was measured (docs/method.md).
+flipped alike and show much the same part of a scan. So pairs with a relative flip are counted separately, and what such
+a code and a perfect one would reach in the same pairs is reported with what was measured (docs/method.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
@@ -20,18 +18,14 @@ from nnunetv2_pgl.networks import Encoder
 from nnunetv2_pgl.networks.hardware import lay_out
 from pretraining.alignment import FeatureGrid, align
 from pretraining.training.places import ByGeometry, Places, halves, mean_of
-from pretraining.views import GeometryBatch, ViewPairBatch, ViewPairDataset, ViewSettings
-from pretraining.views.pairs import StoredScan
+from pretraining.views import GeometryBatch, ViewPairBatch
 
-# Below this overlap the aligned cells lie closer together than the cells of the feature maps can tell apart.
-_MIN_OVERLAP = 0.3
-_FIRST_DRAW = 1 << 40  # far from every training draw
-_FLIPS_DRAWN = 1000
+_CALIBRATION_BATCHES = 4
 
 
 @dataclass(frozen=True)
 class AxisShares:
-    """What becomes of one axis in the pairs that are flipped against each other along it, as shares of their cells.
+    """What happens along one axis in the pairs that are flipped against each other along it, as shares of their cells.
 
     Cells whose right place is also the same place of the view are left out.
 
@@ -56,7 +50,7 @@ class Correspondence(ByGeometry):
         unflipped_right: The same in pairs without one.
         decoy: In pairs with a relative flip: the match is at the same place of the view. Cells for which that is the
             right place are left out; 0 if these are all.
-        axes: For z, y and x; None where no cell of a flipped pair tells.
+        axes: For z, y and x; None where no cell of a flipped pair counts.
         miss_distance: Mean distance in source voxels between match and right place where they differ.
         cells: Number of cells that were looked up.
     """
@@ -69,7 +63,7 @@ class Correspondence(ByGeometry):
     cells: int
 
     def to_record(self) -> dict[str, float]:
-        """What an epoch's record keeps: the numbers that there are."""
+        """What an epoch's record keeps: the values that are not None."""
         names = (
             "flipped_right",
             "unflipped_right",
@@ -82,56 +76,6 @@ class Correspondence(ByGeometry):
         )
         values = {name: getattr(self, name) for name in names}
         return {name: value for name, value in values.items() if value is not None}
-
-
-def correspondence_lines(record: Mapping[str, float]) -> list[str]:
-    """A record's correspondence in words; nothing of records of earlier versions."""
-    lines = []
-    if "flipped_right" in record:
-        lines.append(
-            f"flipped pairs: {record['flipped_right']:.1%} of the cells find their place (code of the place in the "
-            f"view {record['position_code']:.1%}, at most {record['ceiling']:.1%}), {record['decoy']:.1%} the same "
-            "place of the view"
-        )
-    if "unflipped_right" in record:
-        lines.append(
-            f"pairs without a flip: {record['unflipped_right']:.1%} (code of the place in the view "
-            f"{record['unflipped_position_code']:.1%}, at most {record['unflipped_ceiling']:.1%})"
-        )
-    return lines
-
-
-def validation_batches(
-    scans: Sequence[StoredScan], views: ViewSettings, seed: int, pairs: int = 64, batch_size: int = 8
-) -> list[ViewPairBatch]:
-    """A fixed set of pairs from held-out scans, see `validation_samples`."""
-    samples = validation_samples(scans, views, seed, pairs)
-    return [ViewPairBatch.collate(samples[i : i + batch_size]) for i in range(0, pairs, batch_size)]
-
-
-def validation_samples(
-    scans: Sequence[StoredScan], views: ViewSettings, seed: int, pairs: int = 64
-) -> list[dict[str, Any]]:
-    """Samples of `ViewPairDataset`, drawn as in training but overlapping by at least 30 %.
-
-    Every other pair has a relative flip, as far as the settings have flips; the others have none.
-    """
-    settings = replace(views, min_overlap=max(views.min_overlap, _MIN_OVERLAP))
-    dataset = ViewPairDataset(scans, settings, seed)
-    samples = []
-    for number in range(pairs):
-        sample = dataset[_FIRST_DRAW + number, number // 2 % len(scans)]
-        flips = sample["flips"]
-        if number % 2 == 0:
-            flips[1] = flips[0]
-        elif (flips[0] == flips[1]).all():
-            rng = np.random.default_rng((seed, _FIRST_DRAW + number, 1))
-            probability = settings.flip_probability_of(scans[sample["index"][0]])
-            drawn = rng.random((_FLIPS_DRAWN, 2, 3)) < np.asarray(probability)
-            relative = (drawn[:, 0] != drawn[:, 1]).any(axis=1)
-            sample["flips"] = drawn[relative.argmax()] if relative.any() else flips
-        samples.append(sample)
-    return samples
 
 
 def measure_correspondence(
@@ -167,6 +111,22 @@ def measure_correspondence(
             maps.append((torch.cat(features).float(), batch.geometries))
     encoder.train(was_training)
     return compare_maps(maps, encoder.feature_grid(view_size, level))
+
+
+def calibrate_norms(
+    encoder: Encoder,
+    batches: Sequence[ViewPairBatch],
+    view_size: Sequence[int],
+    device: torch.device,
+    precision: torch.dtype | None,
+) -> None:
+    """Shows an untrained encoder a few batches, so that norms with running statistics have some."""
+    if next(encoder.buffers(), None) is None:
+        return
+    with torch.no_grad(), torch.autocast(device.type, dtype=precision, enabled=precision is not None):
+        for batch in batches[:_CALIBRATION_BATCHES]:
+            for views in batch.to(device).render(view_size).split(2):  # whatever the settings
+                encoder(views)
 
 
 def compare_maps(maps: Sequence[tuple[Tensor, GeometryBatch]], grid: FeatureGrid) -> Correspondence:
@@ -208,7 +168,7 @@ def nearest(first: Tensor, second: Tensor) -> Tensor:
 
 
 class _Counts:
-    """Adds up what became of the cells of all pairs."""
+    """Collects the matches of the cells of all pairs."""
 
     def __init__(self) -> None:
         self.hits: list[Tensor] = []  # of the pairs of a batch, the share of cells that is right

@@ -42,7 +42,7 @@ def make_checkpoint(
     """
     encoder = objective.encoder
     z, y, x = (float(s) for s in spacing)
-    datasets = [Path(name).name for name in config.datasets]  # a checkpoint that is shared tells no paths
+    datasets = [Path(name).name for name in config.datasets]  # a checkpoint that is shared shows no paths
     pgl = {
         "method": config.method,
         "architecture": _architecture(config.architecture, encoder),
@@ -84,7 +84,7 @@ def _architecture(name: str, encoder: Encoder) -> dict[str, Any]:
 
 
 def _weights(encoder: Encoder) -> dict[str, Tensor]:
-    """Its state on the CPU. nnU-Net's networks hold each tensor under two names; both shall stay one in the file."""
+    """Its state on the CPU. nnU-Net's networks hold each tensor under two names; in the file it stays one."""
     copies: dict[int, Tensor] = {}
     weights = {}
     for key, value in encoder.state_dict(keep_vars=True).items():

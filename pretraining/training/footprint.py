@@ -1,17 +1,14 @@
-"""How much memory and arithmetic a training step takes, and how much memory there is; nothing is computed for it.
-
-On a CPU it is asked beforehand, because the system kills a process that takes too much, without any message.
-"""
+"""How much memory and arithmetic a training step takes, and how much memory there is; nothing is computed for it."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -24,7 +21,7 @@ from pretraining.training.start import bytes_drawn, make_objective
 from pretraining.views.rendering import largest_source_box
 
 # Counted is what torch asks for. Resident memory was up to 1.6 times that (buffers of the libraries, memory that the
-# allocator is told to keep), and this much more whatever the batch; docs/cluster.md has the figures.
+# allocator keeps), and this much more whatever the batch; docs/cluster.md has the figures.
 _OVERHEAD = 1.6
 _LIBRARIES = 300 * 2**20
 
@@ -32,15 +29,20 @@ _LIBRARIES = 300 * 2**20
 _PAIRS = (512, 1024)
 
 _UNLIMITED = 2**60
+_LIMITS = (  # of both versions of control groups: limit, use, and the caches within it, which count as free
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 
 
 def bytes_of_step(config: PretrainConfig, workers: int, processes: int) -> tuple[float, float]:
     """Resident bytes that training adds to a process on a CPU: whatever the batch, and for each pair of a part."""
-    precision = autocast_type(torch.device("cpu"))
-    with torch.device("meta"):
-        objective = make_objective(config, precision)
     size = (config.encoder_channels, *config.views.size)
-    few, many = (_peak_bytes(objective, size, pairs) for pairs in _PAIRS)
+    with torch.device("meta"):
+        objective = make_objective(config, autocast_type(torch.device("cpu")))
+    with FakeTensorMode(allow_non_fake_inputs=True):  # tensors of the CPU that hold no values
+        objective.to_empty(device="cpu")
+        few, many = (_peak_bytes(objective, size, pairs) for pairs in _PAIRS)
     per_pair = (many - few) / (_PAIRS[1] - _PAIRS[0])
     weights = 4 * sum(p.numel() for p in objective.parameters())
     trained = 4 * sum(p.numel() for p in objective.parameters() if p.requires_grad)
@@ -57,10 +59,10 @@ def flop_of_pair(config: PretrainConfig) -> int:
     """Operations of a step for one pair of views, see `flop`."""
     with torch.device("meta"):
         objective = make_objective(config, None)
-    return flop(_Rehearsal(objective), (2, config.encoder_channels, *config.views.size))
+    return flop(objective.dry_forward, (2, config.encoder_channels, *config.views.size))
 
 
-def flop(network: nn.Module, shape: Sequence[int]) -> int:
+def flop(network: Callable[[Tensor], Any], shape: Sequence[int]) -> int:
     """Additions and multiplications of convolutions and matrix products, forward and backward, as PyTorch counts them.
 
     Args:
@@ -79,20 +81,8 @@ def available_memory() -> int | None:
     return max(0, min(limits)) if limits else None
 
 
-class _Rehearsal(nn.Module):
-    """`Objective.dry_forward` as a module's forward pass, which `functional_call` wants."""
-
-    def __init__(self, objective: Objective):
-        super().__init__()
-        self.objective = objective
-
-    def forward(self, views: Tensor) -> Tensor:
-        """(2 B, C, D, H, W) -> a scalar."""
-        return self.objective.dry_forward(views)
-
-
-class _Counter(TorchDispatchMode):
-    """Follows the bytes of all tensors that live at a time."""
+class MemoryCounter(TorchDispatchMode):
+    """Follows the bytes of all tensors that exist at a time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,19 +106,11 @@ class _Counter(TorchDispatchMode):
 
 
 def _peak_bytes(objective: Objective, view_size: tuple[int, int, int, int], pairs: int) -> int:
-    """Bytes of a forward and backward pass, gradients included, weights not; with tensors that hold no values."""
-    networks = _Rehearsal(objective)
-    with FakeTensorMode():
-        tensors = {name: torch.empty(p.shape, requires_grad=p.requires_grad) for name, p in _tensors(networks)}
-        with _Counter() as counter:
-            views = torch.empty(2 * pairs, *view_size)
-            torch.func.functional_call(networks, tensors, (views,)).backward()
+    """Bytes of a forward and backward pass, gradients included, weights not."""
+    objective.zero_grad(set_to_none=True)
+    with MemoryCounter() as counter:
+        objective.dry_forward(torch.empty(2 * pairs, *view_size)).backward()
     return counter.peak
-
-
-def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from module.named_parameters()
-    yield from module.named_buffers()
 
 
 def _left_in_system() -> Iterator[int]:
@@ -139,14 +121,10 @@ def _left_in_system() -> Iterator[int]:
     yield from (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
 
 
-def _left_in_control_groups(root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
-    """Of the limits that containers and Slurm set, in both versions of control groups; caches count as free."""
-    names = (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    )
-    for folder in _own_groups(root):
-        for limit, used, cache in names:
+def _left_in_control_groups() -> Iterator[int]:
+    """Of the limits that containers and Slurm set."""
+    for folder in _control_groups():
+        for limit, used, cache in _LIMITS:
             try:
                 most, now = int((folder / limit).read_text()), int((folder / used).read_text())
                 stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
@@ -156,7 +134,7 @@ def _left_in_control_groups(root: Path = Path("/sys/fs/cgroup")) -> Iterator[int
                 yield most - now + int(stat.get(cache, 0))
 
 
-def _own_groups(root: Path) -> Iterator[Path]:
+def _control_groups() -> Iterator[Path]:
     """Folders of the control groups that this process is in, and of those around them."""
     try:
         entries = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
@@ -164,6 +142,6 @@ def _own_groups(root: Path) -> Iterator[Path]:
         return
     for _, controllers, path in entries:
         if controllers in ("", "memory"):
-            base = root / controllers
+            base = Path("/sys/fs/cgroup") / controllers
             inner = base / path.lstrip("/")
             yield from (folder for folder in (inner, *inner.parents) if folder.is_relative_to(base))

@@ -1,4 +1,4 @@
-"""Batches of crops from loading processes, which note what they read: when one dies, the scan can be named."""
+"""Batches of crops from loading processes, joined on the device; when a process dies, the scan it read is named."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -22,79 +23,15 @@ from pretraining.data import DataError, Volume
 from pretraining.launching.errors import HOW_TO_GO_ON, ProcessLost, TrainingError
 from pretraining.launching.stopping import outlive_signals
 from pretraining.settings.config import PretrainConfig
-from pretraining.training.memory import is_out_of_memory
+from pretraining.training.memory import is_out_of_memory, require_shared_memory
 from pretraining.training.sampler import PairSampler
 from pretraining.training.start import bytes_drawn, draw_of
-from pretraining.training.transfer import parts_on_device, require_shared_memory
 from pretraining.views import ViewPairBatch, ViewPairDataset
 from pretraining.views.rendering import largest_source_box
 
 Sample = dict[str, NDArray[Any]]
 
 _UNTIL_IT_SHOWS = 10.0  # seconds in which a process that no longer answers has died, on a busy machine too
-
-
-class _WatchedPairs(Dataset[Sample | DataError]):
-    """Pairs of views; each loading process notes its id, the scan and whether it is still at it.
-
-    Errors are returned, not raised: the data loader would turn them into the text of a traceback.
-    """
-
-    def __init__(self, scans: Sequence[Volume], config: PretrainConfig, workers: int):
-        self.scans = scans
-        self.pairs = ViewPairDataset(scans, config.views, config.seed, draw_of(config.method))
-        self.notes = torch.zeros(max(workers, 1), 3, dtype=torch.int64).share_memory_()
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, key: tuple[int, int]) -> Sample | DataError:
-        worker = get_worker_info()
-        note = self.notes[worker.id if worker else 0]
-        note[0], note[1], note[2] = os.getpid(), key[1], 1
-        try:
-            return self.pairs[key]
-        except DataError as error:
-            return error
-        except (OSError, MemoryError) as error:
-            scan = self.scans[key[1]]
-            return DataError(f"{scan.path} cannot be read ({type(error).__name__}: {error})")
-        finally:
-            note[2] = 0
-
-
-def _collate(samples: Sequence[Sample | DataError]) -> ViewPairBatch | DataError:
-    pairs = []
-    for sample in samples:
-        if isinstance(sample, DataError):
-            return sample
-        pairs.append(sample)
-    return ViewPairBatch.collate(pairs)
-
-
-@contextmanager
-def _untold_of_deaths() -> Iterator[None]:
-    """Without torch's handler, which raises RuntimeError wherever the program is, be it in a destructor or a `finally`.
-
-    torch installs it when the first loading process has started. If that is in here, the handler is gone afterwards,
-    and a death shows where batches are waited for: torch looks after the processes every 5 s.
-    """
-    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGCHLD) or signal.SIG_DFL
-    _handle_deaths(signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        _handle_deaths(before)
-
-
-def _handle_deaths(handler: Any) -> None:
-    while True:
-        with suppress(RuntimeError):  # of a death before now: each is told once
-            signal.signal(signal.SIGCHLD, handler)
-            return
 
 
 class PairLoader:
@@ -122,7 +59,7 @@ class PairLoader:
         local_processes: int = 1,
     ):
         self.scans, self.sampler, self.device = scans, sampler, device
-        self._dataset = _WatchedPairs(scans, config, workers)
+        self._dataset = _NotedPairs(scans, config, workers)
         self._workers: list[BaseProcess] = []
         ahead = max(2, -(-sampler.units_per_part // max(workers, 1)))  # units of each worker: a part, or more
         if workers:
@@ -151,7 +88,7 @@ class PairLoader:
 
     @contextmanager
     def explaining_deaths(self) -> Iterator[None]:
-        """Around all that is done while there are loading processes: they are ended with it, whatever goes wrong.
+        """Around all that is done while there are loading processes; on an error they are ended.
 
         Raises:
             TrainingError: See `batches`.
@@ -167,7 +104,7 @@ class PairLoader:
 
     def _units(self) -> Iterator[ViewPairBatch]:
         others = multiprocessing.active_children()
-        with _untold_of_deaths():
+        with _without_death_handler():
             units = iter(self._loader)
         self._workers += [child for child in multiprocessing.active_children() if child not in others]
         for unit in units:
@@ -176,23 +113,30 @@ class PairLoader:
             yield unit
 
     def _end_workers(self) -> None:
-        """At once. Python would send them SIGTERM at its own end, which leaves them time, and wait for them."""
-        with _untold_of_deaths():
+        """At once. Python would send them SIGTERM when it ends itself, which leaves them time, and wait for them."""
+        with _without_death_handler():
             for worker in self._workers:
                 worker.kill()
                 worker.join(_UNTIL_IT_SHOWS)
         self._workers = []
 
     def _explain(self, error: BaseException) -> None:
-        """Raises what is to be said of a loading process that has died, if one has."""
-        if not isinstance(error, RuntimeError | OSError | EOFError) or isinstance(error, TrainingError | ProcessLost):
-            return  # neither torch's own nor what breaks when the other end is gone
-        if is_out_of_memory(error):
-            return  # which takes no loading process to happen, and 10 s to rule one out
-        dead = self._dead_worker()
-        if dead is None:
+        """Names the loading process that has died, if one has and that may be the reason of the error."""
+        # Neither torch's error nor what breaks when the other end is gone; or one that no loading process is needed
+        # for, which would take 10 s to rule out.
+        if not isinstance(error, RuntimeError | OSError | EOFError) or isinstance(error, ProcessLost):
             return
-        raise TrainingError(self._obituary(dead)) from error
+        if is_out_of_memory(error) or (worker := self._dead_worker()) is None:
+            return
+        (note,) = (note for note in self._dataset.notes.tolist() if note[0] == worker.pid)
+        scan, code = self.scans[note[1]], worker.exitcode or 0
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        lacking = "shared memory" if hasattr(signal, "SIGBUS") and code == -signal.SIGBUS else "memory"
+        raise TrainingError(
+            f"a data loading process {how} {'while' if note[2] else 'after'} it read {scan.name} ({scan.path}). If "
+            f"{lacking} ran out, lower nnUNet_n_proc_DA; if this scan does it again, --verify_dataset_integrity "
+            f"redoes what is damaged. {HOW_TO_GO_ON}"
+        ) from error
 
     def _dead_worker(self) -> BaseProcess | None:
         """The loading process that did not end well."""
@@ -200,24 +144,70 @@ class PairLoader:
         workers = {worker.sentinel: worker for worker in self._workers if worker.pid in pids}
         if not workers:
             return None
-        with _untold_of_deaths():
+        with _without_death_handler():
             ended = connection.wait(list(workers), timeout=_UNTIL_IT_SHOWS)
             for sentinel in workers.keys() & ended:
                 workers[sentinel].join(_UNTIL_IT_SHOWS)  # its files close before it has an exit code
         return next((worker for worker in workers.values() if worker.exitcode), None)
 
-    def _obituary(self, worker: BaseProcess) -> str:
-        """What a process that has died was doing."""
-        (note,) = (note for note in self._dataset.notes.tolist() if note[0] == worker.pid)
-        scan = self.scans[note[1]]
-        code = worker.exitcode or 0
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        lacking = "shared memory" if hasattr(signal, "SIGBUS") and code == -signal.SIGBUS else "memory"
-        return (
-            f"a data loading process {how} {'while' if note[2] else 'after'} it read {scan.name} ({scan.path}). If "
-            f"{lacking} ran out, lower nnUNet_n_proc_DA; if this scan does it again, --verify_dataset_integrity "
-            f"redoes what is damaged. {HOW_TO_GO_ON}"
-        )
+
+class _NotedPairs(Dataset[Sample | DataError]):
+    """Pairs of views; each loading process notes its id, the scan and whether it is still reading it.
+
+    Errors are returned, not raised: the data loader would turn them into the text of a traceback.
+    """
+
+    def __init__(self, scans: Sequence[Volume], config: PretrainConfig, workers: int):
+        self.scans = scans
+        self.pairs = ViewPairDataset(scans, config.views, config.seed, draw_of(config.method))
+        self.notes = torch.zeros(max(workers, 1), 3, dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample | DataError:
+        worker = get_worker_info()
+        note = self.notes[worker.id if worker else 0]
+        note[0], note[1], note[2] = os.getpid(), key[1], 1
+        try:
+            return self.pairs[key]
+        except DataError as error:
+            return error
+        except (OSError, MemoryError) as error:
+            scan = self.scans[key[1]]
+            return DataError(f"{scan.path} cannot be read ({type(error).__name__}: {error})")
+        finally:
+            note[2] = 0
+
+
+def _collate(samples: Sequence[Sample | DataError]) -> ViewPairBatch | DataError:
+    errors = [sample for sample in samples if isinstance(sample, DataError)]
+    return errors[0] if errors else ViewPairBatch.collate(samples)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _without_death_handler() -> Iterator[None]:
+    """Without torch's handler of SIGCHLD, which raises RuntimeError wherever the program is, even in a `finally`.
+
+    torch installs it when the first loading process has started. If that is in here, the handler is gone afterwards,
+    and a death shows where batches are waited for: torch looks after the processes every 5 s.
+    """
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD) or signal.SIG_DFL
+    _handle_deaths(signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        _handle_deaths(before)
+
+
+def _handle_deaths(handler: Any) -> None:
+    while True:
+        with suppress(RuntimeError):  # the handler of before has raised, of an earlier death: once for each
+            signal.signal(signal.SIGCHLD, handler)
+            return
 
 
 def _bytes_of_unit(scans: Sequence[Volume], config: PretrainConfig, sampler: PairSampler) -> int:
@@ -226,3 +216,33 @@ def _bytes_of_unit(scans: Sequence[Volume], config: PretrainConfig, sampler: Pai
     size = max(np.dtype(scan.dtype).itemsize for scan in scans)
     pairs = -(-sampler.part // sampler.units_per_part)
     return 2 * pairs * (voxels * size + bytes_drawn(config))
+
+
+def parts_on_device(units: Iterator[ViewPairBatch], per_part: int, device: torch.device) -> Iterator[ViewPairBatch]:
+    """Joins units to the parts of steps, on the device.
+
+    On CUDA they are copied from pinned memory on a second stream, beside the step before, which is still being computed
+    when the next part is asked for.
+
+    Args:
+        units: As they are loaded.
+        per_part: How many make a part.
+        device: Of the training.
+    """
+    if device.type != "cuda":
+        while part := list(islice(units, per_part)):
+            yield ViewPairBatch.joined(part).to(device)
+        return
+    stream = torch.cuda.Stream(device)
+    while True:
+        with torch.cuda.stream(stream):
+            copies = [unit.pin_memory().to(device) for unit in islice(units, per_part)]
+            if not copies:
+                return
+            batch = ViewPairBatch.joined(copies)
+            del copies
+        current = torch.cuda.current_stream(device)
+        current.wait_stream(stream)
+        batch.record_stream(current)
+        yield batch
+        del batch  # before room is made for the next

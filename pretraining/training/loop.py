@@ -5,56 +5,39 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from nnunetv2_pgl.networks.hardware import autocast_type
-from pretraining.data import Volume
 from pretraining.launching.distributed import Processes
 from pretraining.launching.errors import Stopped, TrainingError
 from pretraining.launching.stopping import Agreement, StopSignals
-from pretraining.objectives import target_decay
 from pretraining.settings.config import PretrainConfig
-from pretraining.training.correspondence import (
-    correspondence_lines,
-    measure_correspondence,
-    validation_batches,
-)
+from pretraining.training.correspondence import calibrate_norms, measure_correspondence
 from pretraining.training.loading import PairLoader
-from pretraining.training.places import place_warnings
-from pretraining.training.progress import RunLog, append_metrics, epoch_lines, write_metrics
-from pretraining.training.sampler import PairSampler
+from pretraining.training.places import place_warnings, validation_batches
+from pretraining.training.pool import Pool
+from pretraining.training.progress import (
+    RunLog,
+    append_metrics,
+    correspondence_lines,
+    epoch_lines,
+    epoch_record,
+    write_metrics,
+)
+from pretraining.training.sampler import PairSampler, WeightedOrder
 from pretraining.training.saving import SaveTimes, StateWriter
-from pretraining.training.shares import SharedOrder
 from pretraining.training.start import initial_state, prepare_device
 from pretraining.training.state import EpochSoFar, TrainingState
 from pretraining.training.step import Stepper
 from pretraining.training.synchronised import synchronise_batch_norms
 from pretraining.views import ViewPairBatch
-
-_CALIBRATION_BATCHES = 4
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Scans to train on and scans held out for the correspondence metric.
-
-    Attributes:
-        sources: Which of the settings' ``datasets`` each training scan is from; needed where these have weights.
-        validation_sources: The same of the scans held out.
-    """
-
-    training: Sequence[Volume]
-    validation: Sequence[Volume]
-    sources: Sequence[int] = ()
-    validation_sources: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -95,6 +78,8 @@ def train(
         OSError: If the state cannot be written.
     """
     run = Run(config, pool, folder, runtime, log)
+    if runtime.processes.is_main:
+        run.validation = validation_batches(pool.validation or pool.training, config.views, config.seed)
     if resume:
         run.restore()
     elif runtime.processes.is_main:
@@ -108,7 +93,11 @@ def train(
 
 
 class Run:
-    """What the steps of one run share."""
+    """What the steps of one run share.
+
+    Attributes:
+        validation: Pairs to measure the correspondence with, in the main process.
+    """
 
     def __init__(self, config: PretrainConfig, pool: Pool, folder: Path, runtime: Runtime, log: RunLog):
         self.config, self.folder, self.runtime, self.log = config, folder, runtime, log
@@ -121,32 +110,25 @@ class Run:
         self.state = initial_state(config, self.device, self.precision)
         self.state.steps_per_epoch = self.steps_per_epoch
         self.state.scans = [scan.name for scan in pool.training]
+        scans, rank, count = pool.training, self.processes.rank, self.processes.count
+        weighted = WeightedOrder(pool.sources, config.weights, config.seed) if config.weights else None
         sampler = PairSampler(
-            len(pool.training),
-            self.steps,
-            config.batch_size,
-            config.accumulate,
-            config.seed,
-            self.processes.rank,
-            self.processes.count,
-            SharedOrder(pool.sources, config.weights, config.seed) if config.weights else None,
+            len(scans), self.steps, config.batch_size, config.accumulate, config.seed, rank, count, weighted
         )
-        workers, local = runtime.workers, self.processes.local_count
-        self.loader = PairLoader(pool.training, config, sampler, workers, self.device, local)
-        scans = pool.validation or pool.training
-        self.validation = validation_batches(scans, config.views, config.seed) if self.processes.is_main else []
+        local = self.processes.local_count
+        self.loader = PairLoader(scans, config, sampler, runtime.workers, self.device, local)
+        self.validation: list[ViewPairBatch] = []
         self.step = self._stepper(self.state.objective)
         self.times = SaveTimes(runtime.save_every, self.steps_per_epoch)
         self.writer = StateWriter(folder)
         self._any_wants_to_stop = Agreement(self.processes, self.device)
 
     def _stepper(self, model: nn.Module) -> Stepper:
-        config = self.config
-        warmup = self.steps_per_epoch * config.warmup_epochs
-        return Stepper(config, self.steps, warmup, self.state, model, self.processes.rank)
+        warmup = self.steps_per_epoch * self.config.warmup_epochs
+        return Stepper(self.config, self.steps, warmup, self.state, model, self.processes.rank)
 
     def restore(self) -> None:
-        """Goes on where ``checkpoint_latest.pth`` stands; records of epochs after it are dropped.
+        """Goes on from ``checkpoint_latest.pth``; records of epochs after it are dropped.
 
         Raises:
             CheckpointError: See `TrainingState.restore`.
@@ -161,7 +143,7 @@ class Run:
     def distribute(self) -> None:
         """Joins the processes' networks, which become those of the main process.
 
-        Not before the baseline: it runs on the main process alone, where synchronised norms would wait for the others.
+        Only after the baseline, which the main process measures alone: synchronised norms would wait for the others.
         """
         if self.processes.count == 1:
             return
@@ -174,12 +156,8 @@ class Run:
 
     def measure_baseline(self) -> None:
         """The correspondence of the untrained encoder, after its norms have seen a few batches."""
-        encoder = self.state.objective.encoder
-        has_statistics = next(encoder.buffers(), None) is not None
-        with torch.no_grad(), self._autocast():
-            for batch in self.validation[: _CALIBRATION_BATCHES if has_statistics else 0]:
-                for views in batch.to(self.device).render(self.config.views.size).split(2):  # whatever the settings
-                    encoder(views)
+        encoder, size = self.state.objective.encoder, self.config.views.size
+        calibrate_norms(encoder, self.validation, size, self.device, self.precision)
         with self.times.measuring():
             self.state.baseline = self._correspondence()
         self.log("Before training:", *correspondence_lines(self.state.baseline))
@@ -188,16 +166,8 @@ class Run:
     def epoch(self, batches: Iterator[ViewPairBatch]) -> None:
         """The steps of an epoch that are left, and its record. Saves when it is time, and ends when it is asked to."""
         so_far = self.state.so_far
-        bar = tqdm(
-            desc=f"Epoch {self.state.epoch}",
-            total=self.steps_per_epoch,
-            initial=so_far.steps,
-            unit="step",
-            leave=False,
-            mininterval=0.5,
-            disable=not self.processes.is_main,
-        )
-        with bar:
+        shown = {"unit": "step", "leave": False, "mininterval": 0.5, "disable": not self.processes.is_main}
+        with tqdm(desc=f"Epoch {self.state.epoch}", total=self.steps_per_epoch, initial=so_far.steps, **shown) as bar:
             while so_far.steps < self.steps_per_epoch:
                 started = time.perf_counter()
                 so_far.add(*self.step(self.state.step, batches))
@@ -216,7 +186,8 @@ class Run:
         so_far = self.state.so_far
         means = self.processes.mean(so_far.total) / self.steps_per_epoch
         if self.processes.is_main:
-            record = self._record(so_far, self.state.objective.output(*means.tolist())._asdict())
+            measured = self.state.objective.output(*means.tolist())._asdict()
+            record = epoch_record(self.state, self.config, measured)
             if self.state.step == self.steps or self.times.measuring_is_due(self.state.step):
                 with self.times.measuring():
                     record |= self._correspondence()
@@ -270,29 +241,8 @@ class Run:
             )
         return loss
 
-    def _record(self, so_far: EpochSoFar, means: dict[str, float]) -> dict[str, Any]:
-        seconds, pairs = so_far.seconds, self.steps_per_epoch * self.config.batch_size
-        tau = target_decay(self.state.step - 1, self.steps, self.config.target_decay)
-        return {
-            "epoch": self.state.epoch,
-            **means,
-            "learning_rate": self.state.optimizer.param_groups[0]["lr"],
-            **({"tau": tau} if self.state.objective.has_target else {}),
-            "seconds": seconds,
-            "scans_per_second": pairs / seconds,
-            "views_per_second": 2 * pairs / seconds,
-            "waiting": so_far.waited / seconds,
-        }
-
     def _correspondence(self) -> dict[str, float]:
-        encoder, size, level = self.state.objective.encoder, self.config.views.size, self.config.levels[-1]
-        of_run = (size, self.device, self.precision, level, self._views_at_once)
-        return measure_correspondence(encoder, self.validation, *of_run).to_record()
-
-    @property
-    def _views_at_once(self) -> int:
-        """As many as in a part of a step: more might not fit."""
-        return 2 * self.config.batch_size // (self.config.accumulate * self.processes.count)
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not None)
+        config = self.config
+        views_at_once = 2 * config.batch_size // (config.accumulate * self.processes.count)  # as in a part of a step
+        how = (config.views.size, self.device, self.precision, config.levels[-1], views_at_once)
+        return measure_correspondence(self.state.objective.encoder, self.validation, *how).to_record()

@@ -1,14 +1,14 @@
-"""A batch that does not fit into memory ends the run with the largest one that does."""
+"""Whether memory suffices: counted before a run, tried after a GPU's memory has run out."""
 
 from __future__ import annotations
 
 import gc
+import os
 import re
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 
 from nnunetv2_pgl.networks.hardware import autocast_type
@@ -17,10 +17,10 @@ from pretraining.launching.errors import TrainingError
 from pretraining.settings.config import PretrainConfig
 from pretraining.training.footprint import available_memory, bytes_of_step
 from pretraining.training.start import initial_state
-from pretraining.views import GeometryBatch, ViewGeometry
 from pretraining.views.rendering import largest_source_box
 
-_GIB = 2**30
+_MIB, _GIB = 2**20, 2**30
+_SHARED_MEMORY = "/dev/shm"
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|can't allocate memory|not enough memory|unable to mmap|ALLOC_FAILED", re.IGNORECASE
 )
@@ -29,8 +29,8 @@ _OUT_OF_MEMORY = re.compile(
 def require_fitting_batch(config: PretrainConfig, device: str, processes: Processes, workers: int) -> None:
     """Refuses a batch that the memory of this machine cannot hold, on a CPU, before any scan is read.
 
-    There the system would kill the process or, worse, another one. A GPU raises an error, after which `explained` tries
-    what fits: more exact than any count, since convolutions there take as much workspace as they find.
+    There the system would kill the process or, worse, another one, without a message. A GPU raises an error, after
+    which `explained` tries what fits: that is more exact, since convolutions there take as much workspace as they find.
 
     Raises:
         TrainingError: Names the largest batch that fits.
@@ -38,21 +38,41 @@ def require_fitting_batch(config: PretrainConfig, device: str, processes: Proces
     available = available_memory()
     if device != "cpu" or available is None:
         return
-    fixed, per_pair = bytes_of_step(config, workers, processes.count)
-    part = _part(config, processes)
     available //= processes.local_count
-    if fixed + part * per_pair > available:
+    fixed, per_pair = bytes_of_step(config, workers, processes.count)
+    needed = fixed + _pairs_of_part(config, processes) * per_pair
+    if needed > available:
         each = f" in each of {processes.local_count} processes" if processes.local_count > 1 else ""
         reason = (
-            f"A step needs about {(fixed + part * per_pair) / _GIB:.1f} GiB of memory{each}, of which "
-            f"{available / _GIB:.1f} are free."
+            f"A step needs about {needed / _GIB:.1f} GiB of memory{each}, of which {available / _GIB:.1f} are free."
         )
         raise _too_large(config, processes, int((available - fixed) // per_pair), reason)
 
 
+def require_shared_memory(needed: int) -> None:
+    """Refuses to start loading processes that would die of a full ``/dev/shm``: Docker gives a container 64 MB.
+
+    Args:
+        needed: Bytes that the batches take between loading and use.
+
+    Raises:
+        TrainingError: Names what is needed and how to get it.
+    """
+    if not hasattr(os, "statvfs") or not os.path.isdir(_SHARED_MEMORY):
+        return
+    free = os.statvfs(_SHARED_MEMORY)
+    available = free.f_bavail * free.f_frsize
+    if needed > available:
+        raise TrainingError(
+            f"the data loading processes need {needed / _MIB:.0f} MiB of shared memory, but {_SHARED_MEMORY} has "
+            f"{available / _MIB:.0f} MiB free: start the container with --shm-size={-(-needed * 2 // 2**30)}g (or "
+            "--ipc=host), or lower nnUNet_n_proc_DA (0 loads in the training process)"
+        )
+
+
 @contextmanager
 def explained(config: PretrainConfig, device: str, processes: Processes, workers: int) -> Iterator[None]:
-    """Turns an error for want of memory, raised by training, into one that names the largest batch that fits.
+    """Turns an error for lack of memory, raised by training, into one that names the largest batch that fits.
 
     Raises:
         TrainingError: Instead of that error, in the first process that runs out of memory.
@@ -71,32 +91,8 @@ def explained(config: PretrainConfig, device: str, processes: Processes, workers
     raise _too_large(config, processes, fits, reason)
 
 
-def _largest_part(config: PretrainConfig, device: str, processes: Processes, workers: int) -> int:
-    """Pairs of a part that fit, fewer than those of the part that did not; 0 if none.
-
-    Raises:
-        TrainingError: If not even the networks fit.
-    """
-    most = _part(config, processes) - 1
-    if device == "cuda":
-        torch.backends.cudnn.benchmark = False  # each size would be searched anew
-        try:
-            step = _step_of(config, processes.device(device), processes.count)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            raise TrainingError(
-                "the networks alone do not fit into the memory that the device has left; is another job there? "
-                + _reason(error)
-            ) from error
-        return largest_that_runs(step, most)
-    fixed, per_pair = bytes_of_step(config, workers, processes.count)
-    left = (available_memory() or 0) // processes.local_count
-    return min(most, int((left - fixed) // per_pair))
-
-
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error was raised for want of memory, on whatever device."""
+    """Whether an error was raised for lack of memory, on whatever device."""
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
@@ -122,17 +118,35 @@ def largest_that_runs(run: Callable[[int], None], most: int) -> int:
     return fits
 
 
+def _largest_part(config: PretrainConfig, device: str, processes: Processes, workers: int) -> int:
+    """Pairs of a part that fit, fewer than those of the part that did not; 0 if none.
+
+    Raises:
+        TrainingError: If not even the networks fit.
+    """
+    most = _pairs_of_part(config, processes) - 1
+    if device == "cuda":
+        torch.backends.cudnn.benchmark = False  # it would search for each size
+        try:
+            step = _step_of(config, processes.device(device), processes.count)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise TrainingError(
+                "the networks alone do not fit into the memory that the device has left; is another job there? "
+                + _reason(error)
+            ) from error
+        return largest_that_runs(step, most)
+    fixed, per_pair = bytes_of_step(config, workers, processes.count)
+    left = (available_memory() or 0) // processes.local_count
+    return min(most, int((left - fixed) // per_pair))
+
+
 def _step_of(config: PretrainConfig, device: torch.device, processes: int) -> Callable[[int], None]:
-    """A step of a number of pairs on networks of its own, which no other process has to join."""
-    precision = autocast_type(device)
-    state = initial_state(config, device, precision)
+    """A step of a number of pairs on new networks, which no other process has to join."""
+    state = initial_state(config, device, autocast_type(device))
     size, channels = config.views.size, config.encoder_channels
     crop = largest_source_box(size, config.views.scale)
-    geometry = ViewGeometry((0.0, 0.0, 0.0), (float(size[0]), float(size[1]), float(size[2])), (False, False, False))
-    of_a_view = {
-        name: torch.from_numpy(values).to(device)
-        for name, values in state.objective.draw(size, np.random.default_rng(0)).items()
-    }
     buckets = sum(p.numel() for p in state.objective.parameters() if p.requires_grad) if processes > 1 else 0
 
     def run(pairs: int) -> None:
@@ -142,10 +156,7 @@ def _step_of(config: PretrainConfig, device: torch.device, processes: int) -> Ca
         crops = torch.empty(3 * 2 * pairs, channels, *crop, dtype=torch.int16, device=device)
         exchanged = torch.empty(buckets, device=device)  # the gradients of all processes
         views = torch.randn(2 * pairs, channels, *size, device=device)
-        drawn = {name: values.expand(len(views), *values.shape) for name, values in of_a_view.items()}
-        geometries = GeometryBatch.from_geometries([geometry] * len(views), device)
-        output = state.objective(views, geometries, **drawn)
-        output.loss.backward()
+        state.objective.dry_forward(views).backward()
         state.optimizer.step()
         del crops, exchanged
 
@@ -157,7 +168,7 @@ def _reason(error: BaseException) -> str:
     return str(error).splitlines()[0].split(" Including non-PyTorch memory")[0]
 
 
-def _part(config: PretrainConfig, processes: Processes) -> int:
+def _pairs_of_part(config: PretrainConfig, processes: Processes) -> int:
     """Pairs that a process computes at once."""
     return config.batch_size // (config.accumulate * processes.count)
 

@@ -1,4 +1,4 @@
-"""What geometry alone says of pairs of views: which aligned cells lie at the same place, of the scan and of the view.
+"""Pairs of views to validate with, and what geometry alone says of them: which aligned cells lie at the same place.
 
 A code of the place *in the view* says nothing of what is there, and a perfect code of the place *in the scan* says all.
 How many cells find their place by either follows from the crops, the flips and the feature grid, without an image.
@@ -7,16 +7,56 @@ How many cells find their place by either follows from the crops, the flips and 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pretraining.alignment import FeatureGrid, sampled_places
-from pretraining.views import GeometryBatch
+from pretraining.views import GeometryBatch, ViewPairBatch, ViewPairDataset, ViewSettings
+from pretraining.views.pairs import StoredScan
 
 _SAME = 1e-6  # of a cell in the view, of a voxel in the scan; what is nearer is at one place
-_TELLING_PLACE = 0.5  # share of cells that the place in the view alone gets right
+_LARGEST_SHARE_BY_PLACE = 0.5  # share of cells that the place in the view alone gets right
+# Below this overlap the aligned cells lie closer together than the cells of the feature maps can tell apart.
+_MIN_OVERLAP = 0.3
+_FIRST_DRAW = 1 << 40  # far from every training draw
+_FLIPS_DRAWN = 1000
+
+
+def validation_batches(
+    scans: Sequence[StoredScan], views: ViewSettings, seed: int, pairs: int = 64, batch_size: int = 8
+) -> list[ViewPairBatch]:
+    """A fixed set of pairs from held-out scans, see `validation_samples`."""
+    samples = validation_samples(scans, views, seed, pairs)
+    return [ViewPairBatch.collate(samples[i : i + batch_size]) for i in range(0, pairs, batch_size)]
+
+
+def validation_samples(
+    scans: Sequence[StoredScan], views: ViewSettings, seed: int, pairs: int = 64
+) -> list[dict[str, Any]]:
+    """Samples of `ViewPairDataset`, drawn as in training but overlapping by at least 30 %.
+
+    Every other pair has a relative flip, as far as the settings have flips; the others have none.
+    """
+    settings = replace(views, min_overlap=max(views.min_overlap, _MIN_OVERLAP))
+    dataset = ViewPairDataset(scans, settings, seed)
+    samples = []
+    for number in range(pairs):
+        sample = dataset[_FIRST_DRAW + number, number // 2 % len(scans)]
+        flips = sample["flips"]
+        if number % 2 == 0:
+            flips[1] = flips[0]
+        elif (flips[0] == flips[1]).all():
+            rng = np.random.default_rng((seed, _FIRST_DRAW + number, 1))
+            probability = settings.flip_probability_of(scans[sample["index"][0]])
+            drawn = rng.random((_FLIPS_DRAWN, 2, 3)) < np.asarray(probability)
+            relative = (drawn[:, 0] != drawn[:, 1]).any(axis=1)
+            sample["flips"] = drawn[relative.argmax()] if relative.any() else flips
+        samples.append(sample)
+    return samples
 
 
 @dataclass(frozen=True)
@@ -50,7 +90,7 @@ class ByGeometry:
         )
 
     def lines(self) -> list[str]:
-        """In words, and a warning where the place in the view tells much."""
+        """As sentences, and a warning where the place in the view alone finds many cells."""
         kinds = (
             ("with a relative flip", self.position_code, self.ceiling),
             ("without one", self.unflipped_position_code, self.unflipped_ceiling),
@@ -67,10 +107,10 @@ class ByGeometry:
 def place_warnings(record: Mapping[str, float | None]) -> list[str]:
     """A line where the views of a run or of a preview let a code of the place in the view pass for knowledge."""
     by_place = record.get("unflipped_position_code") or 0.0
-    if by_place <= _TELLING_PLACE:
+    if by_place <= _LARGEST_SHARE_BY_PLACE:
         return []
     return [
-        f"WARNING: the scans are hardly larger than the views: in pairs without a relative flip, {by_place:.0%} of the "
+        f"WARNING: the scans are little larger than the views: in pairs without a relative flip, {by_place:.0%} of the "
         "cells find their place by where they lie in the view alone, and such pairs teach nothing else. Use a smaller "
         "-patch or a finer -spacing, and keep flips and -padding replicate"
     ]

@@ -17,8 +17,7 @@ from nnunetv2_pgl.files import replacing
 from pretraining.alignment import FeatureGrid, align
 from pretraining.data import Volume
 from pretraining.settings.config import PretrainConfig
-from pretraining.training.correspondence import validation_batches
-from pretraining.training.places import geometry_of_pairs
+from pretraining.training.places import geometry_of_pairs, validation_batches
 from pretraining.training.start import make_encoder
 from pretraining.views import ViewGeometry, ViewPairBatch, ViewPairDataset, ViewSettings, overlap_box, overlap_fraction
 
@@ -50,7 +49,7 @@ def draw_pairs(volumes: Sequence[Volume], settings: ViewSettings, seed: int, pat
 
 
 def geometry_lines(volumes: Sequence[Volume], config: PretrainConfig) -> list[str]:
-    """How many cells codes of places would find in views of these scans, and a warning where the view's place tells."""
+    """Cells that codes of places find in views of these scans, and a warning if the place in the view finds many."""
     with torch.device("meta"):
         encoder = make_encoder(config)
     size, level = config.views.size, config.levels[-1]

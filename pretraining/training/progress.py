@@ -1,9 +1,9 @@
-"""What a run leaves to look at: the console, a log file, one JSON line per epoch, and curves."""
+"""What a run reports: the console and a log file, one JSON line per epoch, and curves."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from matplotlib.figure import Figure
 
 from nnunetv2_pgl.files import replacing, write_text
 from nnunetv2_pgl.methods import MEASURES
-from pretraining.training.correspondence import correspondence_lines
+from pretraining.objectives import target_decay
+from pretraining.settings.config import PretrainConfig
+from pretraining.training.state import TrainingState
 
 COLLAPSE_BELOW = 0.1
 
@@ -43,8 +45,30 @@ class RunLog:
             append_text(self.file, stamped + "\n")
 
 
+def epoch_record(state: TrainingState, config: PretrainConfig, means: dict[str, float]) -> dict[str, Any]:
+    """The line of an epoch in ``metrics.jsonl``, without a correspondence.
+
+    Args:
+        state: After the epoch's last step, which its ``so_far`` counts.
+        config: Settings of the run.
+        means: Of what the method measures, over the steps of the epoch and all processes.
+    """
+    seconds, pairs = state.so_far.seconds, state.steps_per_epoch * config.batch_size
+    tau = target_decay(state.step - 1, state.steps_per_epoch * config.epochs, config.target_decay)
+    return {
+        "epoch": state.epoch,
+        **means,
+        "learning_rate": state.optimizer.param_groups[0]["lr"],
+        **({"tau": tau} if state.objective.has_target else {}),
+        "seconds": seconds,
+        "scans_per_second": pairs / seconds,
+        "views_per_second": 2 * pairs / seconds,
+        "waiting": state.so_far.waited / seconds,
+    }
+
+
 def epoch_lines(record: dict[str, Any], seconds_left: float) -> list[str]:
-    """An epoch's record in words."""
+    """An epoch's record for the log."""
     lines = [
         "",
         f"Epoch {record['epoch']}",
@@ -76,6 +100,23 @@ def _health(record: dict[str, Any]) -> list[str]:
             "lies within a view). Early in a run this passes; if it stays, raise -b or -lr, or try another -optimizer."
         )
     return [line for line in lines if line]
+
+
+def correspondence_lines(record: Mapping[str, float]) -> list[str]:
+    """A record's correspondence for the log; nothing of records of earlier versions."""
+    lines = []
+    if "flipped_right" in record:
+        lines.append(
+            f"flipped pairs: {record['flipped_right']:.1%} of the cells find their place (code of the place in the "
+            f"view {record['position_code']:.1%}, at most {record['ceiling']:.1%}), {record['decoy']:.1%} the same "
+            "place of the view"
+        )
+    if "unflipped_right" in record:
+        lines.append(
+            f"pairs without a flip: {record['unflipped_right']:.1%} (code of the place in the view "
+            f"{record['unflipped_position_code']:.1%}, at most {record['unflipped_ceiling']:.1%})"
+        )
+    return lines
 
 
 def write_metrics(history: Sequence[dict[str, Any]], path: Path) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +59,11 @@ class RunFolder:
         return self.path / "manifest.json"
 
     @property
+    def pictures(self) -> Path:
+        """Some pairs of views."""
+        return self.path / "views.png"
+
+    @property
     def latest(self) -> Path:
         """Everything needed to go on."""
         return self.path / "checkpoint_latest.pth"
@@ -85,15 +91,33 @@ class RunFolder:
         self._make()
         write_text(self.config_file, json.dumps(config.to_dict(), indent=4) + "\n")
 
+    def open(self, config: PretrainConfig, resume: bool, held: ExitStack) -> bool:
+        """Starts a new run here, or returns True if the run that is here must be continued.
+
+        Args:
+            config: Settings of a new run.
+            resume: Whether the user asks to continue; restarts by the torchrun job that has started the run always do.
+            held: Keeps other runs out until it is left, see `locked`.
+
+        Raises:
+            RunError: See `start` and `locked`.
+        """
+        held.enter_context(self.locked())
+        if self.config_file.exists() and (resume or self.is_claimed()):
+            return True
+        self.start(config)
+        self.claim()
+        return False
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Makes the folder, and keeps other runs out as far as system and file system have locks.
 
-        A run that is killed leaves no lock. But its loading processes may outlive it for some seconds, and hold it for
-        as long, so that is waited for.
+        A run that is killed leaves no lock, but its loading processes may outlive it and hold the lock for some
+        seconds; this waits for them.
 
         Raises:
-            RunError: If a run is at work here, or the folder cannot be made.
+            RunError: If another run is in progress here, or the folder cannot be made.
         """
         self._make()
         if fcntl is None:
@@ -105,7 +129,7 @@ class RunFolder:
             while not _lock(folder):
                 if time.monotonic() > end:
                     raise RunError(
-                        f"{self.path}: a run is at work there; wait until it ends, or choose another name with -o"
+                        f"{self.path}: a run is in progress there; wait until it ends, or choose another name with -o"
                     )
                 time.sleep(0.5)
             yield
@@ -120,10 +144,38 @@ class RunFolder:
                 f"{self.path} cannot be made ({error.strerror}): set nnUNet_results to a folder that can be written to"
             ) from error
 
+    def claim(self) -> None:
+        """Notes that this torchrun job has started the run, so that its restarts go on without ``--c``."""
+        if (job := _torchrun_job()) is not None:
+            self._claim_file.write_text(job + "\n")
+
+    def is_claimed(self) -> bool:
+        """Whether this torchrun job has started the run, before it restarted this process."""
+        job = _torchrun_job()
+        return job is not None and self._claim_file.exists() and self._claim_file.read_text().strip() == job
+
+    def release(self) -> None:
+        """Removes the note from a finished run."""
+        self._claim_file.unlink(missing_ok=True)
+
+    @property
+    def _claim_file(self) -> Path:
+        return self.path / "torchrun_id.txt"
+
     def neighbours(self) -> str:
         """Which runs there are, as a hint for who has named none."""
         others = sorted(file.parent.name for file in self.path.parent.glob("*/config.json"))
         return f", or name one that is there with -o: {', '.join(others[:5])}" if others else ""
+
+
+def _torchrun_job() -> str | None:
+    """The agent that started this process, which lives through restarts; None without torchrun.
+
+    Its id alone is not enough: without ``--rdzv-id`` all jobs have the same. Nor is the number of restarts: an agent
+    does not count those that another node caused.
+    """
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID")
+    return None if run_id is None else f"{run_id} {socket.gethostname()} {os.getppid()}"
 
 
 def _lock(folder: int) -> bool:

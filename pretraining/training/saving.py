@@ -22,7 +22,7 @@ _SHARE_OF_MEASURING = 0.01  # of the time
 class SaveTimes:
     """When a run is measured and saved: after every ``save_every`` epochs, or by the clock.
 
-    By the clock, state and curves are written every 10 minutes, in the midst of an epoch too. The correspondence is
+    By the clock, state and curves are written every 10 minutes, within an epoch too. The correspondence is
     measured at the end of an epoch, as often as that takes 1 % of the time, at least every 10 minutes.
 
     Args:
@@ -63,9 +63,9 @@ class SaveTimes:
 
 
 class StateWriter:
-    """Writes ``checkpoint_latest.pth`` and ``progress.png`` in a thread of its own, from a copy of the state.
+    """Writes ``checkpoint_latest.pth`` and ``progress.png`` in a thread, from a copy of the state.
 
-    As a context it waits for what is being written when it is left.
+    As a context manager it waits at the end for what is being written.
 
     Args:
         folder: The run folder.
@@ -87,7 +87,7 @@ class StateWriter:
             self.check()
 
     def write(self, state: TrainingState) -> None:
-        """Copies the state and starts to write it, once what was begun before is written.
+        """Copies the state and starts to write it, once the former one is written.
 
         Raises:
             OSError: If the former state could not be written; the one before it is intact.
@@ -106,7 +106,7 @@ class StateWriter:
             self._writing.result()
 
     def check(self) -> None:
-        """Tells of what went wrong meanwhile, without waiting.
+        """Raises what went wrong meanwhile, without waiting.
 
         Raises:
             OSError: The state could not be written.
@@ -120,5 +120,5 @@ class StateWriter:
             plot_progress(history, baseline, self._folder / "progress.png")
         except OSError:
             raise
-        except Exception as error:  # whatever a library for pictures stumbles over is no reason to end a run
+        except Exception as error:  # no error of a plotting library is a reason to end a run
             warnings.warn(f"progress.png could not be drawn: {error!r}", stacklevel=2)

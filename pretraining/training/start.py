@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
+
 import numpy as np
 import torch
 
@@ -18,10 +21,11 @@ from pretraining.objectives import Objective
 from pretraining.objectives.methods import OBJECTIVES
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.table import Method
-from pretraining.training.heap import keep_freed_memory
 from pretraining.training.optimisation import make_optimizer
 from pretraining.training.state import TrainingState
 from pretraining.views.pairs import Draw
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def prepare_device(device: torch.device) -> None:
@@ -73,3 +77,19 @@ def initial_state(config: PretrainConfig, device: torch.device, precision: torch
     optimizer = make_optimizer(config.optimizer_name, objective, config.peak_learning_rate, config.weight_decay)
     scaler = torch.amp.GradScaler(device.type) if precision is torch.float16 else None
     return TrainingState(objective, optimizer, config=config.to_dict(), scaler=scaler)
+
+
+def keep_freed_memory() -> bool:
+    """Makes glibc's allocator keep freed memory for the next step, on a CPU; returns whether that was possible.
+
+    By default every tensor of more than 32 MiB is mapped when it is made and unmapped when it is freed, so each step
+    asks the system for the same zeroed pages again: 680,000 page faults and a quarter of the time of a step of 32 views
+    of 16 x 96 x 96. Kept, the step's peak stays reserved, which training needs anyway.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False  # another C library
+    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))

@@ -13,12 +13,12 @@ from nnunetv2_pgl.checkpoint import CheckpointError, load_plain
 from pretraining.objectives import Objective
 
 _FORMAT_VERSION = 3
-_READABLE_VERSIONS = (1, 2, 3)  # 1 and 2 count epochs, and 1 has none under way
+_READABLE_VERSIONS = (1, 2, 3)  # 1 and 2 count epochs, and 1 has none in progress
 
 
 @dataclass
 class EpochSoFar:
-    """What an epoch under way has added up.
+    """What the epoch in progress has added up.
 
     Attributes:
         steps: Steps done.
@@ -38,18 +38,6 @@ class EpochSoFar:
         assert self.sums is not None
         return self.sums
 
-    def check(self) -> None:
-        """Refuses what no epoch adds up to.
-
-        Raises:
-            ValueError: Something is of another type, or there are steps without sums.
-        """
-        numbers = (self.steps, self.waited, self.seconds)
-        if not isinstance(self.steps, int) or not all(isinstance(n, int | float) and n >= 0 for n in numbers):
-            raise ValueError("the epoch under way has impossible numbers")
-        if (self.sums is None) != (self.steps == 0) or not isinstance(self.sums, Tensor | None):
-            raise ValueError("the epoch under way has no sums")
-
     def add(self, output: Tensor, waited: float) -> None:
         """Counts a step."""
         self.steps += 1
@@ -66,7 +54,7 @@ class TrainingState:
         optimizer: With its momenta.
         step: Steps done.
         steps_per_epoch: Steps after which an epoch's record is written.
-        so_far: Of the epoch under way.
+        so_far: Of the epoch in progress.
         history: One record per epoch; of several processes, the main one has it.
         baseline: Correspondence before training.
         config: Settings as plain values, for the reader.
@@ -117,7 +105,7 @@ class TrainingState:
         Random numbers need no state: they follow from the seed and the number of the draw or step.
 
         Raises:
-            CheckpointError: If the file cannot be read, or is of another network or pool of scans.
+            CheckpointError: If the file cannot be read, is damaged, or is of another network or pool of scans.
         """
         content = load_plain(path)
         if content.get("training_state") not in _READABLE_VERSIONS:
@@ -129,7 +117,7 @@ class TrainingState:
         if scans != self.scans:
             changed = sorted(set(map(str, scans if isinstance(scans, list) else [])) ^ set(self.scans))
             raise CheckpointError(
-                f"{path}: the run was started on other scans ({len(changed)} came or went: "
+                f"{path}: the run was started on other scans ({len(changed)} were added or removed: "
                 f"{', '.join(changed[:3])}...); restore the data, or start a new run with -o"
             )
         try:
@@ -138,7 +126,7 @@ class TrainingState:
             raise
         except Exception as error:  # torch checks little of what it is given
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise CheckpointError(f"{path}: does not fit the settings in config.json ({reason})") from error
+            raise CheckpointError(f"{path}: damaged, or does not fit the settings in config.json ({reason})") from error
 
     def _fill(self, content: dict[str, Any]) -> None:
         self.objective.load_state_dict(content["objective"])
@@ -150,7 +138,6 @@ class TrainingState:
         if self.scaler is not None and content.get("scaler") is not None:
             self.scaler.load_state_dict(content["scaler"])
         self.so_far = EpochSoFar(**content.get("so_far", {}))
-        self.so_far.check()
         if self.so_far.sums is not None:
             self.so_far.sums = self.so_far.sums.to(next(self.objective.parameters()).device)
         self.history, self.baseline = content["history"], content["baseline"]
@@ -158,8 +145,8 @@ class TrainingState:
             self.step = content["epoch"] * self.steps_per_epoch + self.so_far.steps
         else:
             self.step = content["step"]
-        _require_records(self.history, self.baseline)
-        if self.step != len(self.history) * self.steps_per_epoch + self.so_far.steps:
+        steps_of_records = len(self.history) * self.steps_per_epoch
+        if self.so_far.steps < 0 or self.step != steps_of_records + self.so_far.steps:
             raise ValueError(f"{len(self.history)} records do not belong to {self.step!r} steps")
 
 
@@ -186,15 +173,3 @@ def _copied_to_host(value: Any, copies: dict[Any, Tensor]) -> Any:
     if isinstance(value, list):
         return [_copied_to_host(item, copies) for item in value]
     return value
-
-
-def _require_records(history: Any, baseline: Any) -> None:
-    """Checks what the log and the curves take for granted."""
-    if not isinstance(history, list) or not all(map(_are_numbers, history)):
-        raise ValueError("its records are no tables of numbers")
-    if baseline is not None and not _are_numbers(baseline):
-        raise ValueError("no correspondence before training")
-
-
-def _are_numbers(record: Any) -> bool:
-    return isinstance(record, dict) and all(isinstance(value, int | float) for value in record.values())

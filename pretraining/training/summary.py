@@ -1,23 +1,21 @@
-"""What a run tells its user at the start and at the end."""
+"""What a run reports at the start and at the end."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from nnunetv2_pgl.methods import METHODS
-from pretraining.data import Volume
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.presets import published_for_mae, recommended
 from pretraining.settings.table import DEFAULT_PLANS, Method
-from pretraining.training.loop import Pool, steps_per_epoch
+from pretraining.training.loop import steps_per_epoch
+from pretraining.training.pool import Pool, median_spacing
 from pretraining.training.run_folder import RunFolder
 
 
 def opening_lines(config: PretrainConfig, pool: Pool, device: str, processes: int) -> list[str]:
     """What to cite, and what is going to be trained on what."""
-    spacing = median_spacing([*pool.training, *pool.validation])
+    spacing = median_spacing(pool.volumes)
     held_out = f"{len(pool.validation)} held out" if pool.validation else "none held out, the metric uses the same"
     return [
         "Please cite the following when using this encoder:",
@@ -41,7 +39,6 @@ def _is_used(setting: str, method: Method) -> bool:
 
 def _preset_lines(config: PretrainConfig) -> list[str]:
     """Which settings the run has, what was changed, and which optimiser the batch has led to."""
-    own = config.preset == "paper"
     base, name = {
         "paper": (PretrainConfig(datasets=()), "The paper's settings (--paper)"),
         "recommended": (recommended(), "The recommended settings (the paper's: --paper)"),
@@ -58,9 +55,9 @@ def _preset_lines(config: PretrainConfig) -> list[str]:
     lines = [name + (f", changed: {', '.join(changed)}" if changed else "")]
     if unused := [text for text in changed if not _is_used(text.split()[0], config.method)]:
         lines.append(f"WARNING: {config.method} does not use {', '.join(unused)}")
-    if own and config.optimizer is None and config.optimizer_name != "lars":
+    if config.preset == "paper" and config.optimizer is None and config.optimizer_name != "lars":
         lines.append(
-            f"{config.optimizer_name} in the place of the paper's lars, which lags behind with {config.batch_size} "
+            f"{config.optimizer_name} in place of the paper's lars, which lags behind with {config.batch_size} "
             "pairs per step; -optimizer lars overrules that"
         )
     return lines
@@ -87,12 +84,6 @@ def next_commands(config: PretrainConfig, folder: RunFolder) -> list[str]:
         f'  export PGL_CHECKPOINT="{folder.final}"',
         f"  nnUNetv2_train {dataset} {configuration} 0 -tr nnUNetTrainerPGL{option}",
     ]
-
-
-def median_spacing(volumes: Sequence[Volume]) -> tuple[float, float, float]:
-    """Per axis (z, y, x), in mm."""
-    z, y, x = np.median([volume.spacing for volume in volumes], axis=0).tolist()
-    return (z, y, x)
 
 
 def _numbers(values: Sequence[float]) -> str:

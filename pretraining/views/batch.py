@@ -98,7 +98,7 @@ class ViewPairBatch:
     ) -> Tensor:
         """All 2 B views, z-scored, with or without their intensity changes, (2 B, C, *view_size), float32.
 
-        Each channel is changed as a view of its own would be, by its own draws and within its own range: channels have
+        Each channel is changed like a separate view, by its own draws and within its own range: channels have
         no common scale, and nnU-Net's augmentation treats them alike.
         """
         mean, std = (values[:, :, None, None, None] for values in (self.mean, self.std))

@@ -11,7 +11,7 @@ from pretraining.views import ViewSettings
 
 
 def require_lateral(orientations: Iterable[Orientation | None], views: ViewSettings) -> None:
-    """Refuses ``-no_flip lateral`` where no scan tells which axis that is; looks no further than the first that does.
+    """Refuses ``-no_flip lateral`` where no scan states which axis that is; looks no further than the first that does.
 
     For the default, "lateral_in_ct", which nobody asked for, the warning of `axis_warnings` will do.
 
@@ -20,7 +20,7 @@ def require_lateral(orientations: Iterable[Orientation | None], views: ViewSetti
     """
     if views.no_flip == "lateral" and all(orientation is None for orientation in orientations):
         raise DataError(
-            f"-no_flip {views.no_flip}: no scan tells in its header how its axes lie in the body; leave the axis out "
+            f"-no_flip {views.no_flip}: no scan states in its header how its axes lie in the body; leave the axis out "
             "by its place, as in -flip_probability 0.5 0.5 0 (z y x)"
         )
 
@@ -32,16 +32,16 @@ def axis_warnings(volumes: Sequence[Volume], views: ViewSettings) -> list[str]:
 
 def _of_other_order(volumes: Sequence[Volume], views: ViewSettings) -> list[str]:
     """Along which axis of the body each axis runs; which way does not matter, since flips and views do not mind."""
-    told = [(volume, body_axes(volume.orientation)) for volume in volumes if volume.orientation is not None]
-    counts = Counter(axes for _, axes in told)
+    known = [(volume, body_axes(volume.orientation)) for volume in volumes if volume.orientation is not None]
+    counts = Counter(axes for _, axes in known)
     if len(counts) < 2:
         return []
     usual = counts.most_common(1)[0][0]
-    others = [(volume, axes) for volume, axes in told if axes != usual]
+    others = [(volume, axes) for volume, axes in known if axes != usual]
     first, axes = others[0]
     size = " x ".join(map(str, views.size))
     return [
-        f"z, y, x are {_listed(usual)} in most scans, but not in {len(others)} of {len(told)}, the first {first.name} "
+        f"z, y, x are {_listed(usual)} in most scans, but not in {len(others)} of {len(known)}, the first {first.name} "
         f"of {first.source}: {_listed(axes)}. Spacing, views of {size} voxels and a -flip_probability of three values "
         "mean other axes of the body there: store all scans with the same order of axes, or leave these out with "
         "-exclude"
@@ -53,9 +53,9 @@ def _of_unknown_lateral(volumes: Sequence[Volume], views: ViewSettings) -> list[
     if not unknown:
         return []
     return [
-        f"-no_flip {views.no_flip}: {len(unknown)} of {len(volumes)} scans do not tell in their headers how their axes "
-        f"lie in the body, the first {unknown[0].name} of {unknown[0].source}: they are flipped along all axes; store "
-        "them in a format with directions, or leave them out with -exclude"
+        f"-no_flip {views.no_flip}: {len(unknown)} of {len(volumes)} scans do not state in their headers how their "
+        f"axes lie in the body, the first {unknown[0].name} of {unknown[0].source}: they are flipped along all axes; "
+        "store them in a format with directions, or leave them out with -exclude"
     ]
 
 

@@ -46,7 +46,7 @@ class StoredScan(Protocol):
 
     @property
     def lateral_axis(self) -> int | None:
-        """Which of (z, y, x) runs from left to right in the body; None where the scan does not tell."""
+        """Which of (z, y, x) runs from left to right in the body; None where the scan does not state it."""
 
     @property
     def is_ct(self) -> tuple[bool, ...]:
@@ -149,7 +149,7 @@ class ViewPairDataset(Dataset[dict[str, Any]]):
         self.seed = seed
         self._draw_more = draw
         self._crop_size = largest_source_box(settings.size, settings.scale)
-        self._told = torch.zeros(len(self.scans), dtype=torch.bool).share_memory_()  # by any loading process
+        self._reported = torch.zeros(len(self.scans), dtype=torch.bool).share_memory_()  # by any loading process
 
     def __len__(self) -> int:
         return len(self.scans)
@@ -162,7 +162,7 @@ class ViewPairDataset(Dataset[dict[str, Any]]):
 
         A view of one value or nearly so, such as outside of the body, is drawn again: instance norms multiply its
         gradient by 1 / sqrt(eps) layer after layer, until it is not finite. Nearly: its standard deviation is below 1 %
-        of the scan's, about what bfloat16 can tell apart. Where a scan gives no other, the next scan of the pool is
+        of the scan's, about what bfloat16 can distinguish. Where a scan gives no other, the next scan of the pool is
         shown instead, with a warning.
 
         Raises:
@@ -175,16 +175,16 @@ class ViewPairDataset(Dataset[dict[str, Any]]):
                 sample = self._draw(other, rng)
                 if all(_varies(sample, view, self.settings.size) for view in (0, 1)):
                     return sample | {"drawn": self._drawn(rng)}
-            self._tell(other)
+            self._report(other)
         raise DataError(
             "no scan of the pool gives views of more than one value: give scans that show something, or larger views "
             "with -patch"
         )
 
-    def _tell(self, index: int) -> None:
+    def _report(self, index: int) -> None:
         """Once of each scan."""
-        if not self._told[index]:
-            self._told[index] = True
+        if not self._reported[index]:
+            self._reported[index] = True
             logger.warning(
                 "%s shows one value nearly everywhere: of %d pairs of its views none was without a view of a single "
                 "value. Other scans are shown in its place; leave it out with -exclude",

@@ -23,7 +23,8 @@ from nnunetv2_pgl.networks import PlannedEncoder, ResNet50Encoder
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.table import RunOptions
 from pretraining.training import loop
-from pretraining.training.pretrain import prepare_volumes, pretrain
+from pretraining.training.pool import prepare_volumes
+from pretraining.training.pretrain import pretrain
 from pretraining.views import ViewSettings
 from tests.planned_networks import small_architecture, small_network
 

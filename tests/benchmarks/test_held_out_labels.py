@@ -21,7 +21,7 @@ from benchmarks.plain_features import cell_voxels, cells_of, patches
 from nnunetv2_pgl.networks import FeatureGrid, ResNet50Encoder
 from pretraining.data import DataError, PlannedPreprocessing, Volume
 from pretraining.settings.config import PretrainConfig
-from pretraining.training.pretrain import prepare_volumes
+from pretraining.training.pool import prepare_volumes
 from pretraining.views import GeometryBatch, ViewGeometry, ViewSettings
 
 CONFIG = PretrainConfig(datasets=("Dataset021_Organs",), views=ViewSettings(size=(8, 8, 8)), spacing=(2.0, 1.3, 1.1))

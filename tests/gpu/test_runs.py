@@ -25,7 +25,8 @@ from pretraining.launching.errors import Stopped, TrainingError
 from pretraining.launching.stopping import Agreement, StopSignals
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.table import RunOptions
-from pretraining.training.loop import Pool, Run, Runtime, train
+from pretraining.training.loop import Run, Runtime, train
+from pretraining.training.pool import Pool
 from pretraining.training.pretrain import pretrain
 from pretraining.training.progress import RunLog
 from pretraining.training.run_folder import RunFolder

@@ -14,7 +14,8 @@ from pretraining.data import Volume
 from pretraining.launching.distributed import Processes
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.table import Method
-from pretraining.training.loop import Pool, Run, Runtime
+from pretraining.training.loop import Run, Runtime
+from pretraining.training.pool import Pool
 from pretraining.training.progress import RunLog
 from pretraining.views import IntensityRanges, ViewPairBatch, ViewSettings
 from tests.devices import DEVICE, needs_cuda, needs_device

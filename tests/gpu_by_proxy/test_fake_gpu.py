@@ -15,7 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from benchmarks.fake_gpu import GPU, HALF, Watch, _Graph, fake_gpu
 from nnunetv2_pgl.networks.aspp import DepthwiseConv
-from pretraining.training.footprint import _Counter
+from pretraining.training.footprint import MemoryCounter
 
 
 class Everything(nn.Module):
@@ -56,7 +56,7 @@ def peak(graph: _Graph | None) -> int:
     """Most bytes of a forward and backward pass of a chain that keeps much, by torch's engine or by our own."""
     chain: Any = nn.Sequential(*(nn.Sequential(nn.Conv3d(8, 8, 3, padding=1), nn.BatchNorm3d(8)) for _ in range(6)))
     hooks: AbstractContextManager[Any] = saved_tensors_hooks(graph.keep, graph.give) if graph else nullcontext()
-    with FakeTensorMode(allow_non_fake_inputs=True), hooks, _Counter() as counter:
+    with FakeTensorMode(allow_non_fake_inputs=True), hooks, MemoryCounter() as counter:
         y = x = torch.empty(4, 8, 16, 16, 16)
         for layer in chain:
             y = y + F.relu(layer(y), inplace=True)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pretraining.launching.ending import end
 from pretraining.launching.environment import Place, place_in_environment
-from pretraining.launching.errors import TrainingError
+from pretraining.launching.errors import TrainingError, end
 from tests.machine import Machine, output_of
 
 NAMES = ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")

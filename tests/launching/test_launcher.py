@@ -17,7 +17,7 @@ from pretraining.launching.launcher import launch
 
 BEGIN = """
 import os, signal, sys, time
-from pretraining.launching.ending import end, end_after_another
+from pretraining.launching.errors import end, end_after_another
 rank = int(os.environ["RANK"])
 """
 

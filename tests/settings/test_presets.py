@@ -20,7 +20,7 @@ from pretraining.settings.checks import check_config
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.options import OptionParser, add_pretraining_options, settings_of
 from pretraining.settings.presets import published_for_mae, recommended
-from pretraining.training.loop import Pool
+from pretraining.training.pool import Pool
 from pretraining.training.run_folder import RunFolder
 from pretraining.training.summary import opening_lines
 from tests.golden.make import GOLDEN, RUN
@@ -135,7 +135,7 @@ def test_the_log_warns_of_what_the_method_does_not_use() -> None:
 
 def test_the_log_says_where_lars_gave_way() -> None:
     (_, line) = preset_lines(settings("--paper -b 8"))
-    assert line.startswith("adamw in the place of the paper's lars, which lags behind with 8 pairs per step")
+    assert line.startswith("adamw in place of the paper's lars, which lags behind with 8 pairs per step")
     assert "-optimizer lars" in line
     for options in (
         "--paper",

@@ -15,13 +15,17 @@ from nnunetv2_pgl.networks import FeatureGrid, PlannedEncoder
 from pretraining.training.correspondence import (
     Correspondence,
     compare_maps,
-    correspondence_lines,
     measure_correspondence,
     nearest,
+)
+from pretraining.training.places import (
+    Places,
+    geometry_of_pairs,
+    place_warnings,
     validation_batches,
     validation_samples,
 )
-from pretraining.training.places import Places, geometry_of_pairs, place_warnings
+from pretraining.training.progress import correspondence_lines
 from pretraining.views import (
     GeometryBatch,
     IntensityRanges,
@@ -444,7 +448,7 @@ def test_the_place_in_the_view_is_warned_of_where_it_tells(drawn: dict[str, list
         case = CASES[name]
         found = geometry_of_pairs(batches_of(drawn[name]), case.grid, case.cells)
         (*_, last) = found.lines()
-        assert last.startswith("WARNING: the scans are hardly larger than the views") == warned
+        assert last.startswith("WARNING: the scans are little larger than the views") == warned
         assert place_warnings(found.__dict__) == found.lines()[2:]
     assert place_warnings({}) == []
     assert place_warnings({"unflipped_position_code": 0.5}) == []

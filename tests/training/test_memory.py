@@ -144,7 +144,7 @@ def test_other_errors_pass() -> None:
 def test_limits_of_control_groups(files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, content in files.items():
         (tmp_path / name).write_text(content + "\n")
-    monkeypatch.setattr(footprint, "_own_groups", lambda root: [tmp_path, tmp_path / "missing"])
+    monkeypatch.setattr(footprint, "_control_groups", lambda: [tmp_path, tmp_path / "missing"])
     assert list(footprint._left_in_control_groups()) == [2500]
     monkeypatch.setattr(footprint, "_left_in_system", lambda: [2600])
     assert footprint.available_memory() == 2500

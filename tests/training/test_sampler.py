@@ -6,8 +6,7 @@ from collections import Counter
 import pytest
 
 from pretraining.data import DataError
-from pretraining.training.sampler import PairSampler
-from pretraining.training.shares import SharedOrder, draws_per_pass
+from pretraining.training.sampler import PairSampler, WeightedOrder, draws_per_pass
 
 
 def from_step(sampler: PairSampler, first: int) -> list[list[tuple[int, int]]]:
@@ -58,7 +57,7 @@ def test_sources_get_exactly_their_shares_and_their_scans_equally_many(
     weights: tuple[float, ...], shares: tuple[float, ...]
 ) -> None:
     sources = [2] * 7 + [0] * 2 + [1] * 11
-    order = SharedOrder(sources, weights, seed=5)
+    order = WeightedOrder(sources, weights, seed=5)
     scans = [order.scan(draw) for draw in range(order.length)]
     assert len(sources) <= order.length < 2 * len(sources)
     assert of_sources([*scans, 0, 7, 9], sources) != pytest.approx(shares, abs=1e-12)  # the comparison can fail
@@ -69,6 +68,13 @@ def test_sources_get_exactly_their_shares_and_their_scans_equally_many(
         counts = Counter(scan for scan in whole if sources[scan] == source)
         assert len(set(counts.values())) <= 1
     assert scans != [order.scan(draw) for draw in range(order.length, 2 * order.length)]
+
+
+def test_each_pass_over_the_scans_of_a_source_has_another_order() -> None:
+    order = WeightedOrder([0] * 7, (1.0,), seed=5)
+    passes = {tuple(order.scan(7 * number + place) for place in range(7)) for number in range(5)}
+    assert len(passes) == 5
+    assert all(sorted(one) == list(range(7)) for one in passes)
 
 
 def test_weights_of_many_digits_are_met_and_none_is_forgotten() -> None:
@@ -82,8 +88,8 @@ def test_weighted_draws_do_not_depend_on_processes_or_on_where_a_run_resumes() -
     sources = [0, 0, 0, 1, 1]
 
     def sampler(**options: int) -> PairSampler:
-        shares = SharedOrder(sources, (1.0, 3.0), seed=1)
-        return PairSampler(5, 15, 8, options.pop("accumulate", 1), seed=1, shares=shares, **options)
+        shares = WeightedOrder(sources, (1.0, 3.0), seed=1)
+        return PairSampler(5, 15, 8, options.pop("accumulate", 1), seed=1, weighted=shares, **options)
 
     straight = from_step(sampler(), 0)
     assert from_step(sampler(), 12) == straight[12:]
@@ -101,4 +107,4 @@ def test_without_weights_the_order_is_the_one_it_always_was() -> None:
 
 def test_a_source_with_a_weight_and_no_scan_is_named() -> None:
     with pytest.raises(DataError, match="source 2 of -d has a weight of 3 and no scan"):
-        SharedOrder([0, 0], (1.0, 3.0), seed=0)
+        WeightedOrder([0, 0], (1.0, 3.0), seed=0)

@@ -97,7 +97,7 @@ def test_what_is_said_of_the_files_stands_in_the_log(
     def stop(*_: object, **__: object) -> None:
         raise DataError("enough")
 
-    monkeypatch.setattr("pretraining.training.pretrain.preprocess", stop)
+    monkeypatch.setattr("pretraining.training.pool.preprocess", stop)
     with pytest.raises(DataError, match="enough"):
         pretrain(replace(CONFIG, datasets=(str(tmp_path),)), options("said"))
     (log,) = RunFolder.named("said").path.glob("training_log_*.txt")

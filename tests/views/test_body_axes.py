@@ -42,11 +42,11 @@ def test_scans_that_do_not_tell_matter_where_the_lateral_axis_is_left_out() -> N
     volumes = pool("SPL", "", "")
     assert axis_warnings(volumes, ViewSettings()) == []
     (line,) = axis_warnings(volumes, LATERAL)
-    assert "-no_flip lateral: 2 of 3 scans do not tell" in line
+    assert "-no_flip lateral: 2 of 3 scans do not state" in line
     assert "the first s1 of src" in line
     require_lateral((volume.orientation for volume in volumes), LATERAL)
     require_lateral([None, None], ViewSettings())
-    with pytest.raises(DataError, match=r"-no_flip lateral: no scan tells .* -flip_probability 0\.5 0\.5 0"):
+    with pytest.raises(DataError, match=r"-no_flip lateral: no scan states .* -flip_probability 0\.5 0\.5 0"):
         require_lateral([None, None], LATERAL)
 
 
@@ -67,10 +67,10 @@ def test_the_commands_say_so(
     nibabel.save(unknown, tmp_path / "in" / "a.nii.gz")
     with pytest.raises(SystemExit) as stop:
         preview(tmp_path / "in", monkeypatch, "-no_flip", "lateral")
-    assert str(stop.value.code).startswith("pgl_preview: -no_flip lateral: no scan tells")
+    assert str(stop.value.code).startswith("pgl_preview: -no_flip lateral: no scan states")
     assert not (tmp_path / "nnUNet_preprocessed").exists()  # said before preprocessing
     preview(tmp_path / "in", monkeypatch)  # a recommended setting that nobody asked for
-    assert "WARNING: -no_flip lateral_in_ct: 1 of 1 scans do not tell" in capsys.readouterr().out
+    assert "WARNING: -no_flip lateral_in_ct: 1 of 1 scans do not state" in capsys.readouterr().out
     nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "in" / "b.nii.gz")
     nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "in" / "c.nii.gz")
     nibabel.save(nibabel.Nifti1Image(values, np.eye(4)[[1, 2, 0, 3]]), tmp_path / "in" / "d.nii.gz")
@@ -78,4 +78,4 @@ def test_the_commands_say_so(
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("WARNING")]
     assert len(lines) == 2
     assert "not in 1 of 3, the first d of in" in lines[0]
-    assert "1 of 4 scans do not tell in their headers how their axes lie in the body, the first a of in" in lines[1]
+    assert "1 of 4 scans do not state in their headers how their axes lie in the body, the first a of in" in lines[1]

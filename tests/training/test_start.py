@@ -13,7 +13,7 @@ SIZE = 64 << 20
 # glibc's own account: bytes mapped one by one for large blocks, and bytes of the heap, freed ones included.
 _PROBE = """
 import ctypes, json, sys, torch
-from pretraining.training.heap import keep_freed_memory
+from pretraining.training.start import keep_freed_memory
 
 class Account(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in
@@ -47,4 +47,4 @@ def test_a_freed_tensor_s_memory_stays() -> None:
     assert default["mapped"] >= SIZE  # mapped for itself,
     assert default["kept"] < SIZE // 8  # and handed back
     assert keep["mapped"] == 0
-    assert keep["kept"] >= SIZE
+    assert keep["kept"] > SIZE - SIZE // 8  # the heap had some free memory before

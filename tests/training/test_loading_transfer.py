@@ -14,8 +14,8 @@ import torch
 from pretraining.launching.errors import TrainingError
 from pretraining.objectives import ModelsGenesis
 from pretraining.settings.config import PretrainConfig
-from pretraining.training import transfer
-from pretraining.training.loading import PairLoader
+from pretraining.training.loading import PairLoader, parts_on_device
+from pretraining.training.memory import require_shared_memory
 from pretraining.training.sampler import PairSampler
 from pretraining.views import ViewPairBatch, ViewPairDataset, ViewSettings
 from tests.training.scans import NoiseScan
@@ -30,9 +30,9 @@ def with_free(patch: pytest.MonkeyPatch, free: int) -> None:
 
 def test_shared_memory_that_is_too_small_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with_free(monkeypatch, 64 * MIB)
-    transfer.require_shared_memory(64 * MIB)
+    require_shared_memory(64 * MIB)
     with pytest.raises(TrainingError) as caught:
-        transfer.require_shared_memory(900 * MIB)
+        require_shared_memory(900 * MIB)
     message = str(caught.value)
     assert "need 900 MiB of shared memory, but /dev/shm has 64 MiB free" in message
     assert "--shm-size=2g" in message
@@ -72,7 +72,7 @@ def test_units_of_scans_that_are_stored_in_different_types_are_joined_as_at_once
         ViewPairBatch.collate(samples[1:2]),
         ViewPairBatch.collate(samples[2:]),
     ]
-    (joined,) = transfer.parts_on_device(iter(units), 3, torch.device("cpu"))
+    (joined,) = parts_on_device(iter(units), 3, torch.device("cpu"))
     assert {unit.crops.dtype for unit in units} == {torch.int16, torch.float32}
     values, own = vars(whole) | whole.drawn, vars(joined) | joined.drawn
     assert whole.drawn
@@ -84,7 +84,7 @@ def test_units_of_scans_that_are_stored_in_different_types_are_joined_as_at_once
 def test_units_are_joined_part_by_part() -> None:
     samples = [ViewPairDataset([NoiseScan()], ViewSettings(size=(4, 6, 6)), 0)[draw, 0] for draw in range(6)]
     units = [ViewPairBatch.collate([sample]) for sample in samples]
-    parts = list(transfer.parts_on_device(iter(units), 2, torch.device("cpu")))
+    parts = list(parts_on_device(iter(units), 2, torch.device("cpu")))
     expected = [ViewPairBatch.collate(samples[i : i + 2]) for i in (0, 2, 4)]
     assert [torch.equal(part.starts, other.starts) for part, other in zip(parts, expected, strict=True)] == [True] * 3
 
@@ -123,7 +123,7 @@ def test_on_cuda_copies_have_a_stream_of_their_own(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "stream", on)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
     units: Any = iter([Copied(calls, "first"), Copied(calls, "second")])
-    batches = transfer.parts_on_device(units, 1, torch.device("cuda", 0))
+    batches = parts_on_device(units, 1, torch.device("cuda", 0))
     next(batches)
     assert calls == [
         ("begin", "own"),

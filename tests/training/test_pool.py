@@ -15,8 +15,7 @@ from pretraining.data import Scan, Volume, preprocess
 from pretraining.data.store import read_record
 from pretraining.data.writing import write_record
 from pretraining.settings.config import PretrainConfig
-from pretraining.training.loop import Pool
-from pretraining.training.manifest import Manifest, source_names
+from pretraining.training.pool import Manifest, Pool, source_names
 
 
 def write(folder: Path, name: str, slices: int = 1) -> Scan:

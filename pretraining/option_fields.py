@@ -151,6 +151,8 @@ def require_ranges(settings: Any) -> None:
         value, option = getattr(settings, of.name), of.metadata.get("option")
         if is_dataclass(value):
             require_ranges(value)
+        elif option is not None and option.values and value is not None and value not in option.values:
+            raise PGLError(f"{flag_of(of)} {value}: must be one of {', '.join(option.values)}")
         elif option is not None and option.required and value is not None and not option.allows(value):
             usual = "" if of.default in (None, MISSING) else f" (default: {spelled(of.default)})"
             raise PGLError(f"{flag_of(of)} {spelled(value)}: {option.required}{usual}")

@@ -18,7 +18,6 @@ from pretraining.settings.checks import check_config
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.options import OptionParser, add_pretraining_options, settings_of
 from pretraining.settings.presets import recommended
-from pretraining.settings.table import Method
 from pretraining.training.run_folder import RunFolder
 
 # Options of pgl_pretrain: the recommended settings, and what the paper compares. The ablations are the paper's (table
@@ -50,7 +49,7 @@ class Initialisation:
 
     name: str
     options: tuple[str, ...] = ()
-    method: Method | None = None
+    method: str | None = None
     given: Path | None = None
     network: dict[str, Any] | None = None
     kind: str | None = None

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nnunetv2_pgl.errors import PGLError
+from nnunetv2_pgl.methods import METHODS
 from pretraining.option_fields import require_ranges, spelled
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.table import Triple
 from pretraining.views.geometry import number_of_blocks
-
-_ALIGN = ("pgl", "pgl_nce", "pgl_mae")
 
 
 def check_config(config: PretrainConfig) -> None:
@@ -52,8 +51,9 @@ def _problems_of_stages(config: PretrainConfig, stages: tuple[int, ...]) -> Iter
         yield "-align_stages: name at least one map"
     if not all(0 <= stage < maps for stage in stages):
         yield f"{given}: this encoder has the maps 0 to {maps - 1}"
-    if config.method not in _ALIGN:
-        yield f"{given}: only pgl, pgl_nce and pgl_mae align"
+    if not METHODS[config.method].aligns:
+        *most, last = (method.name for method in METHODS.values() if method.aligns)
+        yield f"{given}: only {', '.join(most)} and {last} align"
 
 
 def _problems_of_negatives(config: PretrainConfig) -> Iterator[str]:

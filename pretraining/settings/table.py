@@ -6,6 +6,7 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from nnunetv2_pgl.methods import METHODS
 from nnunetv2_pgl.networks import PaddingName, PlannedName
 from pretraining.data import resolve_source
 from pretraining.option_fields import setting
@@ -13,7 +14,6 @@ from pretraining.settings.values import names_in, parse_spacing
 from pretraining.views import ViewSettings
 
 Triple = tuple[int, int, int]
-Method = Literal["pgl", "pgl_nce", "byol", "models_genesis", "mae", "pgl_mae"]
 Architecture = Literal["resnet50"] | PlannedName
 OptimizerName = Literal["lars", "sgd", "adamw", "nnunet"]
 Spacing = Literal["median", "native"] | tuple[float, float, float]
@@ -77,13 +77,12 @@ class PretrainSettings:
     in_channels: int | None = setting(
         None, "with joint channels, image channels of the scans; known once these are found", least=1
     )
-    method: Method = setting(
+    method: str = setting(
         "pgl",
-        "pgl; pgl_nce: pgl, with the other places of the partner as negatives; byol: global, no alignment; "
-        "models_genesis: restores deformed views; mae: restores hidden blocks, with the settings published for it in "
-        "all that is not given; pgl_mae: pgl, with hidden blocks that are restored",
+        "; ".join(f"{method.name}: {method.help}" for method in METHODS.values()),
         group=TRAINING,
         name="m",
+        values=tuple(METHODS),
     )
     architecture: Architecture = setting(
         "resnet50",

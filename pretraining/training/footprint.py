@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -40,9 +40,7 @@ def bytes_of_step(config: PretrainConfig, workers: int, processes: int) -> tuple
     size = (config.encoder_channels, *config.views.size)
     with torch.device("meta"):
         objective = make_objective(config, autocast_type(torch.device("cpu")))
-    with FakeTensorMode(allow_non_fake_inputs=True):  # tensors of the CPU that hold no values
-        objective.to_empty(device="cpu")
-        few, many = (_peak_bytes(objective, size, pairs) for pairs in _PAIRS)
+    few, many = (_peak_bytes(objective, size, pairs) for pairs in _PAIRS)
     per_pair = (many - few) / (_PAIRS[1] - _PAIRS[0])
     weights = 4 * sum(p.numel() for p in objective.parameters())
     trained = 4 * sum(p.numel() for p in objective.parameters() if p.requires_grad)
@@ -105,11 +103,29 @@ class MemoryCounter(TorchDispatchMode):
         self.now -= size
 
 
+class _DryForward(nn.Module):
+    """`Objective.dry_forward` as the forward pass of a module, which `functional_call` needs."""
+
+    def __init__(self, objective: Objective):
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, views: Tensor) -> Tensor:
+        """(2 B, C, D, H, W) -> a scalar."""
+        return self.objective.dry_forward(views)
+
+
 def _peak_bytes(objective: Objective, view_size: tuple[int, int, int, int], pairs: int) -> int:
-    """Bytes of a forward and backward pass, gradients included, weights not."""
-    objective.zero_grad(set_to_none=True)
-    with MemoryCounter() as counter:
-        objective.dry_forward(torch.empty(2 * pairs, *view_size)).backward()
+    """Bytes of a forward and backward pass, gradients included, weights not; with tensors that hold no values."""
+    networks = _DryForward(objective)
+    tensors = [*networks.named_parameters(), *networks.named_buffers()]
+    with FakeTensorMode():
+        without_values = {
+            name: torch.empty_strided(t.shape, t.stride(), requires_grad=t.requires_grad) for name, t in tensors
+        }
+        with MemoryCounter() as counter:
+            views = torch.empty(2 * pairs, *view_size)
+            torch.func.functional_call(networks, without_values, (views,)).backward()
     return counter.peak
 
 

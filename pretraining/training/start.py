@@ -20,7 +20,6 @@ from nnunetv2_pgl.networks import (
 from pretraining.objectives import Objective
 from pretraining.objectives.methods import OBJECTIVES
 from pretraining.settings.config import PretrainConfig
-from pretraining.settings.table import Method
 from pretraining.training.optimisation import make_optimizer
 from pretraining.training.state import TrainingState
 from pretraining.views.pairs import Draw
@@ -60,7 +59,7 @@ def make_segmenter(config: PretrainConfig) -> Segmenter:
     return PGLSegmenter(channels, channels, config.encoder_strides, config.norm, padding=config.padding)
 
 
-def draw_of(method: Method) -> Draw:
+def draw_of(method: str) -> Draw:
     """`Objective.draw` of a method, which needs no networks."""
     return OBJECTIVES[method].objective.draw
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from nnunetv2_pgl.methods import METHODS
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.presets import published_for_mae, recommended
-from pretraining.settings.table import DEFAULT_PLANS, Method
+from pretraining.settings.table import DEFAULT_PLANS
 from pretraining.training.loop import steps_per_epoch
 from pretraining.training.pool import Pool, median_spacing
 from pretraining.training.run_folder import RunFolder
@@ -31,7 +31,7 @@ def opening_lines(config: PretrainConfig, pool: Pool, device: str, processes: in
     ]
 
 
-def _is_used(setting: str, method: Method) -> bool:
+def _is_used(setting: str, method: str) -> bool:
     """Whether a method uses a setting of the run; what no method names is used by all."""
     others = {name for other in METHODS.values() for name in other.settings}.difference(METHODS[method].settings)
     return not setting.startswith(tuple(others))

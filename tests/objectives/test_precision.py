@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
+from nnunetv2_pgl.methods import METHODS
 from nnunetv2_pgl.networks import PGLSegmenter, ResNet50Encoder
 from pretraining.demo.phantoms import make_phantom
 from pretraining.objectives import PGL, target_decay
 from pretraining.settings.config import PretrainConfig
-from pretraining.settings.table import Method
 from pretraining.training import start
 from pretraining.training.optimisation import learning_rate_at, make_optimizer, set_learning_rate
 from pretraining.training.start import make_objective
@@ -51,8 +50,8 @@ def draw_batches(count: int) -> list[tuple[torch.Tensor, GeometryBatch]]:
 
 
 @pytest.mark.usefixtures("narrow_encoder")
-@pytest.mark.parametrize("method", get_args(Method))
-def test_convolutions_are_in_bfloat16_and_the_loss_in_float32(method: Method) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_convolutions_are_in_bfloat16_and_the_loss_in_float32(method: str) -> None:
     config = PretrainConfig((), views=ViewSettings(_VIEW), hidden_channels=64, out_channels=32, method=method)
     objective = make_objective(config, torch.bfloat16)
     types = note_types(objective)

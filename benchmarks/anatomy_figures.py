@@ -61,14 +61,14 @@ def measure(
 ) -> dict[str, Any]:
     """Figures of an encoder, and under "beside" those of what it is held against."""
     drawn = Pairs.of(volumes, config, pairs)
-    level, size = config.levels[-1], config.views.size
-    grid = encoder.feature_grid(size, level)
+    stage, size = config.stages[-1], config.views.size
+    grid = encoder.feature_grid(size, stage)
     _calibrate(untrained, drawn, size)
     measured = {
         name: _measure_features(features, grid, drawn, config, labelled)
         for name, features in {
-            "": _maps_of(encoder, level),
-            "random weights": _maps_of(untrained, level),
+            "": _maps_of(encoder, stage),
+            "random weights": _maps_of(untrained, stage),
             "raw patch": patches(grid),
             "code of the place in the view": position_code(grid),
         }.items()
@@ -154,7 +154,7 @@ def _labels_of_features(
     return figures
 
 
-def _maps_of(encoder: Encoder, level: int) -> Features:
+def _maps_of(encoder: Encoder, stage: int) -> Features:
     encoder.eval()
 
     @torch.no_grad()
@@ -163,7 +163,7 @@ def _maps_of(encoder: Encoder, level: int) -> Features:
         precision = autocast_type(views.device)
         with torch.autocast(views.device.type, dtype=precision, enabled=precision is not None):
             for part in views.split(_BATCH):
-                parts.append(encoder(lay_out(part, encoder.memory_format), level)[-1].float())
+                parts.append(encoder(lay_out(part, encoder.memory_format), stage)[-1].float())
         return torch.cat(parts)
 
     return features

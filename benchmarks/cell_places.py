@@ -36,15 +36,15 @@ def main() -> None:
     print(f"{'map':>4} {'stride':>12} {'assumed':>22} {'measured':>22} {'off, in cells':>22}")
     for name, encoder in encoders.items():
         print(name, flush=True)
-        for level, measured in enumerate(measure_offsets(encoder, arguments.repeats)):
-            print(_line(encoder, level, measured), flush=True)
+        for stage, measured in enumerate(measure_offsets(encoder, arguments.repeats)):
+            print(_line(encoder, stage, measured), flush=True)
 
 
-def _line(encoder: Encoder, level: int, measured: Tensor) -> str:
-    grid = encoder.feature_grid(_VIEW, level)
+def _line(encoder: Encoder, stage: int, measured: Tensor) -> str:
+    grid = encoder.feature_grid(_VIEW, stage)
     off = [(float(m) - a) / s for m, a, s in zip(measured, grid.offset, grid.stride, strict=True)]
     columns = (_numbers(grid.offset, 2), _numbers(measured, 2), _numbers(off, 3))
-    return f"{level:>4} {_numbers(grid.stride, 0):>12} " + " ".join(f"{column:>22}" for column in columns)
+    return f"{stage:>4} {_numbers(grid.stride, 0):>12} " + " ".join(f"{column:>22}" for column in columns)
 
 
 def measure_offsets(encoder: Encoder, repeats: int) -> list[Tensor]:
@@ -52,16 +52,16 @@ def measure_offsets(encoder: Encoder, repeats: int) -> list[Tensor]:
 
     The border cuts what a cell sees, more on the side that is nearer. The two cells lose alike, each on its side.
     """
-    sums = [torch.zeros(3) for _ in encoder.skip_strides]
+    sums = [torch.zeros(3) for _ in encoder.stage_strides]
     for repeat in range(2 * repeats):
         view = _smooth_noise().requires_grad_()
         features = encoder(view)
-        for level, map_ in enumerate(features):
+        for stage, map_ in enumerate(features):
             cell = [(n - repeat % 2) // 2 for n in map_.shape[2:]]
             value = map_[0, :, cell[0], cell[1], cell[2]]
             (gradient,) = torch.autograd.grad((value * torch.randn_like(value)).sum(), view, retain_graph=True)
-            first = torch.tensor(cell) * torch.tensor(encoder.feature_grid(_VIEW, level).stride)
-            sums[level] += centroid(gradient[0, 0] ** 2) - first
+            first = torch.tensor(cell) * torch.tensor(encoder.feature_grid(_VIEW, stage).stride)
+            sums[stage] += centroid(gradient[0, 0] ** 2) - first
     return [total / (2 * repeats) for total in sums]
 
 

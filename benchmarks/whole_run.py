@@ -69,13 +69,13 @@ class _StubStepper:
 class _StubEncoder:
     """Maps of random features, as large as an encoder's."""
 
-    def __init__(self, encoder: Encoder, level: int):
+    def __init__(self, encoder: Encoder, stage: int):
         self.feature_grid, self.memory_format = encoder.feature_grid, encoder.memory_format
         self.training = encoder.training
-        self._channels = encoder.skip_channels[level]
+        self._channels = encoder.stage_channels[stage]
 
-    def __call__(self, views: Tensor, level: int) -> list[Tensor]:
-        stride = self.feature_grid(views.shape[2:], level).stride
+    def __call__(self, views: Tensor, stage: int) -> list[Tensor]:
+        stride = self.feature_grid(views.shape[2:], stage).stride
         cells = [math.ceil(n / s) for n, s in zip(views.shape[2:], stride, strict=True)]
         return [torch.rand(len(views), self._channels, *cells, device=views.device)]
 

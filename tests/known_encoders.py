@@ -57,7 +57,7 @@ class KnownEncoder(nn.Module):
         super().__init__()
         self.stride = stride
 
-    def feature_grid(self, view_size: Sequence[int], level: int = -1) -> FeatureGrid:
+    def feature_grid(self, view_size: Sequence[int], stage: int = -1) -> FeatureGrid:
         z, y, x = view_size
         a, b, c = self.stride
         return FeatureGrid((z, y, x), (float(a), float(b), float(c)), (a / 2, b / 2, c / 2))
@@ -65,21 +65,21 @@ class KnownEncoder(nn.Module):
     def cells(self, views: Tensor) -> list[int]:
         return [n // s for n, s in zip(views.shape[2:], self.stride, strict=True)]
 
-    def forward(self, views: Tensor, level: int = -1) -> list[Tensor]:
+    def forward(self, views: Tensor, stage: int = -1) -> list[Tensor]:
         raise NotImplementedError
 
 
 class PlaceInScan(KnownEncoder):
     """The perfect code: what the voxels of a `CoordinateScan` tell, averaged over the cell."""
 
-    def forward(self, views: Tensor, level: int = -1) -> list[Tensor]:
+    def forward(self, views: Tensor, stage: int = -1) -> list[Tensor]:
         return [F.avg_pool3d(views, self.stride, self.stride)]
 
 
 class MirroredPlaceInScan(PlaceInScan):
     """As far as features that are flipped with the scan can tell: how far the cell lies from the middle."""
 
-    def forward(self, views: Tensor, level: int = -1) -> list[Tensor]:
+    def forward(self, views: Tensor, stage: int = -1) -> list[Tensor]:
         (code,) = super().forward(views)
         return [torch.cat((code[:, :3].abs(), code[:, 3:]), dim=1)]
 
@@ -87,7 +87,7 @@ class MirroredPlaceInScan(PlaceInScan):
 class PlaceInView(KnownEncoder):
     """Never looks: index of the cell along each axis; views take turns with the sign of the large constant."""
 
-    def forward(self, views: Tensor, level: int = -1) -> list[Tensor]:
+    def forward(self, views: Tensor, stage: int = -1) -> list[Tensor]:
         lines = [torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in self.cells(views)]
         code = torch.stack((*torch.meshgrid(*lines, indexing="ij"), torch.full(self.cells(views), FAR)))
         signs = torch.ones(len(views)).view(2, -1) if len(views) % 2 == 0 else torch.ones(len(views))
@@ -96,7 +96,7 @@ class PlaceInView(KnownEncoder):
 
 
 class Constant(KnownEncoder):
-    def forward(self, views: Tensor, level: int = -1) -> list[Tensor]:
+    def forward(self, views: Tensor, stage: int = -1) -> list[Tensor]:
         return [torch.full((len(views), 5, *self.cells(views)), 3.7)]
 
 
@@ -105,5 +105,5 @@ class RandomFeatures(KnownEncoder):
         super().__init__(stride)
         self.generator = torch.Generator().manual_seed(0)
 
-    def forward(self, views: Tensor, level: int = -1) -> list[Tensor]:
+    def forward(self, views: Tensor, stage: int = -1) -> list[Tensor]:
         return [torch.randn(len(views), 16, *self.cells(views), generator=self.generator)]

@@ -278,6 +278,6 @@ def test_preview_knows_the_maps_of_an_encoder_without_running_it(
     ((_, grid, cells),) = asked
     with torch.device("meta"):
         encoder = make_encoder(config)
-        (*_, map_) = encoder(torch.empty(1, 1, *size), config.levels[-1])
+        (*_, map_) = encoder(torch.empty(1, 1, *size), config.stages[-1])
     assert tuple(cells) == tuple(map_.shape[2:])
-    assert grid == encoder.feature_grid(size, config.levels[-1])
+    assert grid == encoder.feature_grid(size, config.stages[-1])

@@ -72,7 +72,7 @@ def test_its_entry_is_what_its_objective_is(name: str) -> None:
     with torch.device("meta"):
         objective = make_objective(replace(SMALL, method=name), None)
     measured = set(objective.output._fields) - {"loss"}
-    assert method.aligns == hasattr(objective, "levels")
+    assert method.aligns == hasattr(objective, "stages")
     assert method.has_decoder == bool(objective.kept_decoder())
     assert ("target_decay" in method.settings) == objective.has_target
     assert ("views.intensity" in method.settings) == objective.changes_intensity

@@ -3,7 +3,7 @@
 from nnunetv2_pgl.networks.feature_grid import FeatureGrid
 from nnunetv2_pgl.networks.padding import PaddingName
 from nnunetv2_pgl.networks.planned import PlanError, PlannedEncoder, PlannedName, PlannedNetwork, PlannedSegmenter
-from nnunetv2_pgl.networks.resnet3d import PAPER_STRIDES, NormName, ResNet50Encoder, resnet_skip_strides
+from nnunetv2_pgl.networks.resnet3d import PAPER_STRIDES, NormName, ResNet50Encoder, resnet_stage_strides
 from nnunetv2_pgl.networks.segmenter import PGLSegmenter
 
 Encoder = ResNet50Encoder | PlannedEncoder
@@ -23,5 +23,5 @@ __all__ = [
     "PlannedSegmenter",
     "ResNet50Encoder",
     "Segmenter",
-    "resnet_skip_strides",
+    "resnet_stage_strides",
 ]

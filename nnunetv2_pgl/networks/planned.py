@@ -210,8 +210,8 @@ class PlannedEncoder(nn.Module):
 
     Attributes:
         strides: Total stride per axis of the deepest map.
-        skip_strides: Total stride per axis of each map.
-        skip_channels: Channels of each map.
+        stage_strides: Total stride per axis of each map.
+        stage_channels: Channels of each map.
         norm_name: "instance", unless the plan says otherwise.
     """
 
@@ -224,15 +224,15 @@ class PlannedEncoder(nn.Module):
         self.network, self.in_channels = network, in_channels
         self.stem: nn.Module | None = getattr(encoder, "stem", None)
         self.stages: nn.Sequential = encoder.stages
-        self.skip_strides, self.skip_channels = network.strides, network.channels
-        self.strides: Triple = self.skip_strides[-1]
+        self.stage_strides, self.stage_channels = network.strides, network.channels
+        self.strides: Triple = self.stage_strides[-1]
         if padding == "replicate":
             pad_by_replication(self)
         use_own_instance_norm(self)
         self.norm_name = network.norm_name
 
     def forward(self, x: Tensor, deepest: int = -1) -> list[Tensor]:
-        """(B, in_channels, D, H, W) -> a map of each stage up to ``deepest``, sizes divided by `skip_strides`."""
+        """(B, in_channels, D, H, W) -> a map of each stage up to ``deepest``, sizes divided by `stage_strides`."""
         maps = []
         x = x if self.stem is None else self.stem(x)
         for stage in self.stages[: deepest % len(self.stages) + 1]:
@@ -247,11 +247,11 @@ class PlannedEncoder(nn.Module):
             return torch.contiguous_format  # the average pooling of its shortcuts returns no other on a GPU
         return memory_format_for(self.norm_name)
 
-    def beyond(self, level: int) -> list[nn.Module]:
-        """The stages that the map of a level does not depend on."""
-        return list(self.stages[level % len(self.stages) + 1 :])
+    def modules_after(self, stage: int) -> list[nn.Module]:
+        """The modules that the map of a stage does not depend on."""
+        return list(self.stages[stage % len(self.stages) + 1 :])
 
-    def feature_grid(self, view_size: Sequence[int], level: int = -1) -> FeatureGrid:
+    def feature_grid(self, view_size: Sequence[int], stage: int = -1) -> FeatureGrid:
         """Where the cells of a map sit in a view of ``view_size`` voxels (z, y, x).
 
         A chain of nnU-Net's strided convolutions centres cell ``i`` on voxel ``stride * i``, at ``offset = 0.5``. The
@@ -259,7 +259,7 @@ class PlannedEncoder(nn.Module):
         sits depends on how much the branches contribute. Nothing of them at first (their last norm starts at 0), more
         with training; the middle of the two is assumed, at most a quarter of a cell off (docs/method.md).
         """
-        strides = self.skip_strides[level]
+        strides = self.stage_strides[stage]
         share = 0.5 if self.network.is_residual else 0.0
         z, y, x = (0.5 + share * (stride - 1) / 2 for stride in strides)
         d, h, w = (int(size) for size in view_size)

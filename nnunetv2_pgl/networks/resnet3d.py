@@ -127,8 +127,8 @@ class ResNet50Encoder(nn.Module):
 
     Attributes:
         strides: Total stride per axis.
-        skip_strides: Stride per axis of each map that `forward` returns.
-        skip_channels: Channels of each map that `forward` returns.
+        stage_strides: Stride per axis of each map that `forward` returns.
+        stage_channels: Channels of each map that `forward` returns.
 
     Raises:
         ValueError: If a stride is not a power of two between 1 and 16, or the padding is unknown.
@@ -168,8 +168,8 @@ class ResNet50Encoder(nn.Module):
             stages.append(nn.Sequential(first, *rest))
         self.stage1, self.stage2, self.stage3, self.stage4 = stages
 
-        self.skip_channels = (64, widths[0] * _EXPANSION, widths[1] * _EXPANSION, widths[3] * _EXPANSION)
-        self.skip_strides = resnet_skip_strides(self.strides)
+        self.stage_channels = (64, widths[0] * _EXPANSION, widths[1] * _EXPANSION, widths[3] * _EXPANSION)
+        self.stage_strides = resnet_stage_strides(self.strides)
         self.apply(initialise_kaiming_uniform)
 
     def forward(self, x: Tensor, deepest: int = -1) -> list[Tensor]:
@@ -181,7 +181,7 @@ class ResNet50Encoder(nn.Module):
 
         Returns:
             Stem (64 channels), stage 1 (256), stage 2 (512) and stage 4 (2048), up to ``deepest``; sizes are those of
-            the input divided by `skip_strides`, rounded up.
+            the input divided by `stage_strides`, rounded up.
         """
         maps = [F.relu(self.norm(self.conv(x)), inplace=True)]
         for modules in self._steps()[: deepest % 4]:
@@ -196,21 +196,21 @@ class ResNet50Encoder(nn.Module):
         """In which images and weights are fastest; maps have that of the images."""
         return memory_format_for(self.norm_name)
 
-    def beyond(self, level: int) -> list[nn.Module]:
-        """The stages that the map of a level does not depend on."""
-        return [module for modules in self._steps()[level % 4 :] for module in modules]
+    def modules_after(self, stage: int) -> list[nn.Module]:
+        """The modules that the map of a stage does not depend on."""
+        return [module for modules in self._steps()[stage % 4 :] for module in modules]
 
     def _steps(self) -> tuple[tuple[nn.Module, ...], ...]:
         """What leads from each map to the next."""
         return ((self.pool, self.stage1), (self.stage2,), (self.stage3, self.stage4))
 
-    def feature_grid(self, view_size: Sequence[int], level: int = -1) -> FeatureGrid:
+    def feature_grid(self, view_size: Sequence[int], stage: int = -1) -> FeatureGrid:
         """Where the cells of a map sit in a view of ``view_size`` voxels (z, y, x).
 
         Symmetric padding centres each strided layer's cell ``i`` on its input cell ``2 i``, so cell ``i`` sits on voxel
         ``stride * i``; the centred variant adds half a stride, in an axis's last strided layer.
         """
-        strides = self.skip_strides[level]
+        strides = self.stage_strides[stage]
         z, y, x = (
             0.5 + (stride / 2 if self.centred and stride == total > 1 else 0.0)
             for stride, total in zip(strides, self.strides, strict=True)
@@ -219,7 +219,7 @@ class ResNet50Encoder(nn.Module):
         return FeatureGrid((d, h, w), strides, (z, y, x))
 
 
-def resnet_skip_strides(strides: Triple) -> tuple[Triple, Triple, Triple, Triple]:
+def resnet_stage_strides(strides: Triple) -> tuple[Triple, Triple, Triple, Triple]:
     """Stride per axis of each map that `ResNet50Encoder` returns."""
     layer_strides = _strides_per_layer(strides)
     at_stage1 = _times(layer_strides["stem"], layer_strides["pool"])

@@ -91,14 +91,14 @@ class PGLSegmenter(nn.Module):
         super().__init__()
         self.cpu_bfloat16 = cpu_bfloat16
         self.encoder = ResNet50Encoder(num_input_channels, strides, norm, centred, padding, widths=widths)
-        *skip_channels, deepest_channels = self.encoder.skip_channels
+        *skip_channels, deepest_channels = self.encoder.stage_channels
         self.aspp = ASPP(deepest_channels, _ASPP_WIDTH, norm)
         in_channels = _ASPP_WIDTH
         modules = []
-        for level, out_channels in zip((2, 1, 0), _DECODER_WIDTHS, strict=True):
-            finer, coarser = self.encoder.skip_strides[level], self.encoder.skip_strides[level + 1]
+        for stage, out_channels in zip((2, 1, 0), _DECODER_WIDTHS, strict=True):
+            finer, coarser = self.encoder.stage_strides[stage], self.encoder.stage_strides[stage + 1]
             stride = (coarser[0] // finer[0], coarser[1] // finer[1], coarser[2] // finer[2])
-            modules.append(UpsamplingModule(in_channels, skip_channels[level], out_channels, stride, norm))
+            modules.append(UpsamplingModule(in_channels, skip_channels[stage], out_channels, stride, norm))
             in_channels = out_channels
         self.decoder = nn.ModuleList(modules)
         self.head = nn.Conv3d(in_channels, num_classes, 1)

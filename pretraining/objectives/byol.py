@@ -51,7 +51,7 @@ class BYOL(Objective):
     ):
         super().__init__()
         self.encoder = encoder
-        self.projector = ConvHead(encoder.skip_channels[-1], hidden_channels, out_channels)
+        self.projector = ConvHead(encoder.stage_channels[-1], hidden_channels, out_channels)
         self.predictor = ConvHead(out_channels, hidden_channels, out_channels)
         self.target_encoder = make_target(self.encoder)
         self.target_projector = make_target(self.projector)

@@ -34,7 +34,7 @@ def _heads(config: PretrainConfig) -> dict[str, Any]:
 
 
 def _alignment(config: PretrainConfig) -> dict[str, Any]:
-    aligned = {"levels": config.levels, "interpolated_only": config.interpolated_only}
+    aligned = {"stages": config.stages, "interpolated_only": config.interpolated_only}
     return {"view_size": config.views.size, **_heads(config), **aligned}
 
 

@@ -20,8 +20,8 @@ class PGLOutput(NamedTuple):
     """Loss of a batch and what shows whether training is healthy, all scalars.
 
     Attributes:
-        loss: The loss of both directions, added (eq. 9), mean over the levels.
-        feature_std: See `feature_spread`, of the online projections of the deepest level.
+        loss: The loss of both directions, added (eq. 9), mean over the stages.
+        feature_std: See `feature_spread`, of the online projections of the deepest stage.
         within_views: See `within_view_share`, of the same.
         interpolated: Share of its aligned points that lie between cell centres in both views.
     """
@@ -40,7 +40,7 @@ class PGL(Objective):
         view_size: Size of the views (z, y, x).
         hidden_channels: Channels inside projector and predictor.
         out_channels: Channels of the projection.
-        levels: Maps of the encoder that are aligned, -1 is its deepest; each has its own projector and predictor.
+        stages: Maps of the encoder that are aligned, -1 is its deepest; each has its own projector and predictor.
         interpolated_only: Let only points between cell centres count in the loss. With few cells per view that leaves
             few (see ``docs/method.md``), so all count by default.
         loss: Of one direction (eq. 8): prediction and target (B, C, d, h, w) at the same places and which of these
@@ -56,22 +56,22 @@ class PGL(Objective):
         view_size: Sequence[int],
         hidden_channels: int = 4096,
         out_channels: int = 256,
-        levels: Sequence[int] = (-1,),
+        stages: Sequence[int] = (-1,),
         interpolated_only: bool = False,
         loss: Callable[[Tensor, Tensor, Tensor], Tensor] = local_consistency_loss,
         precision: torch.dtype | None = None,
     ):
         super().__init__()
         self.encoder = encoder
-        self.levels = sorted({level % len(encoder.skip_channels) for level in levels})
-        for stage in encoder.beyond(self.levels[-1]):
-            stage.requires_grad_(False)  # they keep their random weights
-        channels = [encoder.skip_channels[level] for level in self.levels]
+        self.stages = sorted({stage % len(encoder.stage_channels) for stage in stages})
+        for module in encoder.modules_after(self.stages[-1]):
+            module.requires_grad_(False)  # they keep their random weights
+        channels = [encoder.stage_channels[stage] for stage in self.stages]
         self.projectors = nn.ModuleList(ConvHead(n, hidden_channels, out_channels) for n in channels)
         self.predictors = nn.ModuleList(ConvHead(out_channels, hidden_channels, out_channels) for _ in channels)
         self.target_encoder = make_target(self.encoder)
         self.target_projectors = make_target(self.projectors)
-        self.grids = [encoder.feature_grid(view_size, level) for level in self.levels]
+        self.grids = [encoder.feature_grid(view_size, stage) for stage in self.stages]
         self.interpolated_only = interpolated_only
         self.loss = loss
         self.precision = precision
@@ -87,9 +87,9 @@ class PGL(Objective):
         """Figure 2: each view takes the online path and is compared with its partner, which takes the target path.
 
         See `Objective.forward`; nothing is drawn. ``encode`` stands in for the online encoder: it takes the views and
-        the deepest level and gives the maps.
+        the deepest stage and gives the maps.
         """
-        views, deepest = self.laid_out(views), self.levels[-1]
+        views, deepest = self.laid_out(views), self.stages[-1]
         # Encode and project, in both paths (eq. 3).
         with self.autocast(views.device):
             with torch.no_grad():  # first: its maps are gone before autograd keeps those of the online path
@@ -115,8 +115,8 @@ class PGL(Objective):
         return PGLOutput(torch.stack(losses).mean(), *health)
 
     def _project(self, projectors: Iterable[nn.Module], maps: Sequence[Tensor]) -> list[Tensor]:
-        """Projection of the map of each level, (2 B, C, d, h, w) each."""
-        return [projector(maps[level]) for level, projector in zip(self.levels, projectors, strict=True)]
+        """Projection of the map of each stage, (2 B, C, d, h, w) each."""
+        return [projector(maps[stage]) for stage, projector in zip(self.stages, projectors, strict=True)]
 
     def update_target(self, decay: float) -> None:
         """One step of the target path towards the online path (eq. 10)."""

@@ -46,7 +46,7 @@ def _problems(config: PretrainConfig) -> Iterator[str]:
 
 
 def _problems_of_stages(config: PretrainConfig, stages: tuple[int, ...]) -> Iterator[str]:
-    given, maps = f"-align_stages {spelled(stages)}", len(config.map_strides)
+    given, maps = f"-align_stages {spelled(stages)}", len(config.stage_strides)
     if not stages:
         yield "-align_stages: name at least one map"
     if not all(0 <= stage < maps for stage in stages):
@@ -58,11 +58,11 @@ def _problems_of_stages(config: PretrainConfig, stages: tuple[int, ...]) -> Iter
 
 def _problems_of_negatives(config: PretrainConfig) -> Iterator[str]:
     """A map of a single cell has none."""
-    for level in config.levels:
-        if _has_a_single_cell(config, config.map_strides[level]):
+    for stage in config.stages:
+        if _has_a_single_cell(config, config.stage_strides[stage]):
             yield (
-                f"-patch {spelled(config.views.size)}: map {level} of the encoder, of stride "
-                f"{spelled(config.map_strides[level])}, has a single cell, and pgl_nce tells the cells of a view "
+                f"-patch {spelled(config.views.size)}: map {stage} of the encoder, of stride "
+                f"{spelled(config.stage_strides[stage])}, has a single cell, and pgl_nce tells the cells of a view "
                 "apart; use a larger -patch, smaller -strides or finer -align_stages"
             )
 
@@ -85,9 +85,9 @@ def _problems_of_instance_norm(config: PretrainConfig) -> Iterator[str]:
     norm = config.norm if network is None else str(network.kwargs.get("norm_op"))
     if "instance" not in norm.lower():
         return
-    deepest = config.levels[-1] if config.method in ("pgl", "pgl_nce") else len(config.map_strides) - 1
+    deepest = config.stages[-1] if config.method in ("pgl", "pgl_nce") else len(config.stage_strides) - 1
     remedy = "smaller -strides or -norm batch" if network is None else "or a plan for such patches"
-    for strides in config.map_strides[: deepest + 1]:
+    for strides in config.stage_strides[: deepest + 1]:
         if _has_a_single_cell(config, strides):
             yield (
                 f"-patch {spelled(config.views.size)}: a map of the encoder, of stride {spelled(strides)}, has a "

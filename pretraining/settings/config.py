@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_pgl.files import load_json
-from nnunetv2_pgl.networks import PAPER_STRIDES, PlannedNetwork, resnet_skip_strides
+from nnunetv2_pgl.networks import PAPER_STRIDES, PlannedNetwork, resnet_stage_strides
 from pretraining.option_fields import require_types
 from pretraining.settings.table import OptimizerName, PretrainSettings, Triple
 from pretraining.views import IntensityRanges, ViewSettings
@@ -78,27 +78,27 @@ class PretrainConfig(PretrainSettings):
         return PlannedNetwork.preset(self.architecture, self.views.size, spacing)
 
     @property
-    def map_strides(self) -> tuple[Triple, ...]:
+    def stage_strides(self) -> tuple[Triple, ...]:
         """Stride per axis of each map of the encoder, finest first."""
         network = self.planned_network
-        return network.strides if network is not None else resnet_skip_strides(self.encoder_strides)
+        return network.strides if network is not None else resnet_stage_strides(self.encoder_strides)
 
     @property
-    def levels(self) -> tuple[int, ...]:
+    def stages(self) -> tuple[int, ...]:
         """Maps that are aligned; the last one is also what the correspondence is measured on."""
         if self.align_stages is not None:
             return tuple(sorted(set(self.align_stages)))
-        return (self._deepest_fine_level,)
+        return (self._deepest_fine_stage,)
 
     @property
     def mask_block(self) -> Triple:
         """Size of the blocks that "mae" hides: nnssl's 16 voxels per axis, or a cell where the map has smaller ones."""
-        return self.map_strides[self._deepest_fine_level]
+        return self.stage_strides[self._deepest_fine_stage]
 
     @property
-    def _deepest_fine_level(self) -> int:
+    def _deepest_fine_stage(self) -> int:
         """The deepest map whose cells have at most 16 voxels along each axis."""
-        return [level for level, strides in enumerate(self.map_strides) if max(strides) <= _LARGEST_CELL][-1]
+        return [stage for stage, strides in enumerate(self.stage_strides) if max(strides) <= _LARGEST_CELL][-1]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as written to ``config.json``."""

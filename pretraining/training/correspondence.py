@@ -84,7 +84,7 @@ def measure_correspondence(
     view_size: Sequence[int],
     device: torch.device,
     precision: torch.dtype | None = None,
-    level: int = -1,
+    stage: int = -1,
     views_at_once: int | None = None,
 ) -> Correspondence:
     """Looks up every aligned cell of the first views among those of the second, with the encoder in eval mode.
@@ -95,7 +95,7 @@ def measure_correspondence(
         view_size: Size of the views (z, y, x).
         device: Of the encoder.
         precision: Autocast type, None for float32.
-        level: Which of the encoder's maps the cells are of, by default the deepest.
+        stage: Which of the encoder's maps the cells are of, by default the deepest.
         views_at_once: How many views the encoder gets at a time, by default those of a batch.
     """
     was_training = encoder.training
@@ -107,10 +107,10 @@ def measure_correspondence(
             batch = batch.to(device)
             views = lay_out(batch.render(view_size, generator), encoder.memory_format)
             with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
-                features = [encoder(part, level)[-1] for part in views.split(views_at_once or len(views))]
+                features = [encoder(part, stage)[-1] for part in views.split(views_at_once or len(views))]
             maps.append((torch.cat(features).float(), batch.geometries))
     encoder.train(was_training)
-    return compare_maps(maps, encoder.feature_grid(view_size, level))
+    return compare_maps(maps, encoder.feature_grid(view_size, stage))
 
 
 def calibrate_norms(

@@ -65,7 +65,7 @@ def make_checkpoint(
 
 
 def _untrained(encoder: Encoder) -> list[str]:
-    """Stages that the loss does not reach, as in the keys; see `PGL`'s levels."""
+    """Stages that the loss does not reach, as in the keys; see `PGL`'s stages."""
     keys = [key.split(".") for key, parameter in encoder.named_parameters() if not parameter.requires_grad]
     return sorted({".".join(key[:2]) if key[0] == "stages" else key[0] for key in keys})
 

@@ -244,5 +244,5 @@ class Run:
     def _correspondence(self) -> dict[str, float]:
         config = self.config
         views_at_once = 2 * config.batch_size // (config.accumulate * self.processes.count)  # as in a part of a step
-        how = (config.views.size, self.device, self.precision, config.levels[-1], views_at_once)
+        how = (config.views.size, self.device, self.precision, config.stages[-1], views_at_once)
         return measure_correspondence(self.state.objective.encoder, self.validation, *how).to_record()

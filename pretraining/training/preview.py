@@ -52,9 +52,9 @@ def geometry_lines(volumes: Sequence[Volume], config: PretrainConfig) -> list[st
     """Cells that codes of places find in views of these scans, and a warning if the place in the view finds many."""
     with torch.device("meta"):
         encoder = make_encoder(config)
-    size, level = config.views.size, config.levels[-1]
-    grid = encoder.feature_grid(size, level)
-    strides = config.map_strides[level]
+    size, stage = config.views.size, config.stages[-1]
+    grid = encoder.feature_grid(size, stage)
+    strides = config.stage_strides[stage]
     cells = [-(-voxels // stride) for voxels, stride in zip(size, strides, strict=True)]
     batches = validation_batches(volumes, config.views, config.seed)
     found = geometry_of_pairs([batch.geometries for batch in batches], grid, cells)

@@ -275,8 +275,8 @@ def test_weights_and_places_do_not_depend_on_the_padding(is_resnet: bool) -> Non
     assert (replicate.padding, zeros.padding) == ("replicate", "zeros")
     zeros.load_state_dict(replicate.state_dict(), strict=True)
     replicate.load_state_dict(zeros.state_dict(), strict=True)
-    for level in range(len(zeros.skip_strides)):
-        assert replicate.feature_grid((16, 64, 64), level) == zeros.feature_grid((16, 64, 64), level)
+    for stage in range(len(zeros.stage_strides)):
+        assert replicate.feature_grid((16, 64, 64), stage) == zeros.feature_grid((16, 64, 64), stage)
     x = torch.randn(1, 1, 16, 64, 64)
     replicate.eval(), zeros.eval()
     with torch.no_grad():

@@ -65,9 +65,9 @@ def test_encoder_is_that_of_nnunets_network(kind: str) -> None:
     for own, theirs in zip(encoder(x), stock.encoder(x), strict=True):  # type: ignore[operator]
         assert torch.equal(own, theirs)
     assert [tuple(x.shape[2:]) for x in encoder(x)] == [
-        tuple(n // s for n, s in zip((8, 16, 16), strides, strict=True)) for strides in encoder.skip_strides
+        tuple(n // s for n, s in zip((8, 16, 16), strides, strict=True)) for strides in encoder.stage_strides
     ]
-    assert [m.shape[1] for m in encoder(x)] == list(encoder.skip_channels)
+    assert [m.shape[1] for m in encoder(x)] == list(encoder.stage_channels)
 
 
 @both
@@ -75,17 +75,17 @@ def test_what_lies_beyond_a_level_does_not_matter_to_it(kind: str) -> None:
     encoder = PlannedEncoder(network_of(kind))
     x = torch.randn(1, 1, 8, 16, 16)
     encoder(x, 1)[-1].sum().backward()
-    beyond = {id(p) for stage in encoder.beyond(1) for p in stage.parameters()}
+    beyond = {id(p) for stage in encoder.modules_after(1) for p in stage.parameters()}
     assert beyond == {id(p) for p in encoder.parameters() if p.grad is None}
     assert len(encoder(x, 1)) == 2
-    assert encoder.beyond(-1) == []
+    assert encoder.modules_after(-1) == []
 
 
 def test_levels_of_the_resnet() -> None:
     encoder = ResNet50Encoder()
-    assert encoder.beyond(3) == []
-    assert encoder.beyond(1) == [encoder.stage2, encoder.stage3, encoder.stage4]
-    assert encoder.beyond(0)[:2] == [encoder.pool, encoder.stage1]
+    assert encoder.modules_after(3) == []
+    assert encoder.modules_after(1) == [encoder.stage2, encoder.stage3, encoder.stage4]
+    assert encoder.modules_after(0)[:2] == [encoder.pool, encoder.stage1]
 
 
 def read_from_plans(network: PlannedNetwork, configuration: str = "3d_fullres") -> PlannedNetwork:
@@ -157,10 +157,10 @@ class Linear(nn.Module):
         return x
 
 
-def centroid(encoder: PlannedEncoder, level: int, size: int) -> list[float]:
+def centroid(encoder: PlannedEncoder, stage: int, size: int) -> list[float]:
     """Where a cell in the middle of a map looks, in voxels from its corner: the centroid of its receptive field."""
     x = torch.zeros(1, 1, size, size, size, requires_grad=True)
-    features = encoder(x, level)[level]
+    features = encoder(x, stage)[stage]
     middle = [n // 2 for n in features.shape[2:]]
     features[0, :, middle[0], middle[1], middle[2]].sum().backward()
     assert x.grad is not None
@@ -169,7 +169,9 @@ def centroid(encoder: PlannedEncoder, level: int, size: int) -> list[float]:
     found = []
     for axis in range(3):
         profile = weights.sum(dim=[a for a in range(3) if a != axis])
-        found.append(float((profile * places).sum() / profile.sum()) - encoder.skip_strides[level][axis] * middle[axis])
+        found.append(
+            float((profile * places).sum() / profile.sum()) - encoder.stage_strides[stage][axis] * middle[axis]
+        )
     return found
 
 
@@ -193,21 +195,21 @@ def with_positive_weights(encoder: PlannedEncoder, branches: float) -> PlannedEn
 
 def test_places_of_plain_cells_are_the_centroids_of_their_receptive_fields() -> None:
     encoder = with_positive_weights(PlannedEncoder(network_of("PlainConvUNet")), 1)
-    for level in range(4):
-        assert centroid(encoder, level, 48) == pytest.approx(encoder.feature_grid((48,) * 3, level).offset, abs=1e-3)
+    for stage in range(4):
+        assert centroid(encoder, stage, 48) == pytest.approx(encoder.feature_grid((48,) * 3, stage).offset, abs=1e-3)
 
 
 def test_places_of_residual_cells_lie_in_the_middle_of_what_shortcuts_and_branches_alone_give() -> None:
     network = network_of("ResidualEncoderUNet")
     shortcuts = with_positive_weights(PlannedEncoder(network), 0)
     branches = with_positive_weights(PlannedEncoder(network), 1e6)
-    for level in range(4):
-        strides = network.strides[level]
-        first, last = centroid(shortcuts, level, 48), centroid(branches, level, 48)
+    for stage in range(4):
+        strides = network.strides[stage]
+        first, last = centroid(shortcuts, stage, 48), centroid(branches, stage, 48)
         assert first == pytest.approx([stride / 2 for stride in strides], abs=1e-3)
         assert last == pytest.approx([0.5] * 3, abs=0.05)
         middle = [(a + b) / 2 for a, b in zip(first, last, strict=True)]
-        assert shortcuts.feature_grid((48,) * 3, level).offset == pytest.approx(middle, abs=0.05)
+        assert shortcuts.feature_grid((48,) * 3, stage).offset == pytest.approx(middle, abs=0.05)
 
 
 @both

@@ -78,7 +78,7 @@ def test_shapes_of_the_paper(encoder: ResNet50Encoder) -> None:
         shapes = [tuple(f.shape[1:]) for f in encoder(torch.zeros(1, 1, 16, 96, 96))]
     assert shapes == [(64, 16, 48, 48), (256, 8, 24, 24), (512, 4, 12, 12), (2048, 2, 6, 6)]
     assert encoder.strides == (8, 16, 16)
-    assert encoder.skip_strides == ((1, 2, 2), (2, 4, 4), (4, 8, 8), (8, 16, 16))
+    assert encoder.stage_strides == ((1, 2, 2), (2, 4, 4), (4, 8, 8), (8, 16, 16))
 
 
 @pytest.mark.parametrize("strides", [(8, 8, 8), (1, 4, 16), (16, 2, 1)])

@@ -103,7 +103,7 @@ def test_it_is_made_with_the_settings_of_a_run() -> None:
         made = make_objective(replace(config, hidden_channels=24, out_channels=12, interpolated_only=True), None)
     assert isinstance(made, PGLMAE)
     assert (made.mask_ratio, made.restoration_weight, made.interpolated_only) == (0.3, 0.7, True)
-    assert made.levels == [3]
+    assert made.stages == [3]
     assert [tuple(layer.shape for layer in (head[0].weight, head[-1].bias)) for head in made.predictors] == [
         ((24, 12, 1, 1, 1), (12,))
     ]

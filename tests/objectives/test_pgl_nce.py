@@ -27,7 +27,7 @@ VIEW = (8, 16, 16)
 class Seeing(nn.Module):
     """An encoder that knows what is there: the means of cells of 2 x 4 x 4 voxels, of views of 8 channels."""
 
-    skip_channels, skip_strides, strides = (8,), ((2, 4, 4),), (2, 4, 4)
+    stage_channels, stage_strides, strides = (8,), ((2, 4, 4),), (2, 4, 4)
     memory_format = torch.contiguous_format
 
     def __init__(self) -> None:
@@ -37,10 +37,10 @@ class Seeing(nn.Module):
     def forward(self, x: Tensor, deepest: int = -1) -> list[Tensor]:
         return [F.avg_pool3d(x, self.strides) * self.weight]
 
-    def beyond(self, level: int) -> list[nn.Module]:
+    def modules_after(self, stage: int) -> list[nn.Module]:
         return []
 
-    def feature_grid(self, view_size: Any, level: int = -1) -> FeatureGrid:
+    def feature_grid(self, view_size: Any, stage: int = -1) -> FeatureGrid:
         return FeatureGrid(view_size, self.strides, (1.0, 2.0, 2.0))
 
 
@@ -100,7 +100,7 @@ def test_the_loss_is_the_only_difference_to_pgl(batch: tuple[Tensor, GeometryBat
         calls.append(valid)
         return local_contrastive_loss(prediction, target, valid, 0.2)
 
-    pgl = made(contrastive, levels=(1, 2), interpolated_only=interpolated_only)
+    pgl = made(contrastive, stages=(1, 2), interpolated_only=interpolated_only)
     config = PretrainConfig(
         datasets=(),
         method="pgl_nce",
@@ -118,7 +118,7 @@ def test_the_loss_is_the_only_difference_to_pgl(batch: tuple[Tensor, GeometryBat
     ours.load_state_dict(pgl.state_dict(), strict=True)
     for own, theirs in zip(ours(*batch), pgl(*batch), strict=True):
         assert torch.equal(own, theirs)
-    assert len(calls) == 4  # two levels, both directions
+    assert len(calls) == 4  # two stages, both directions
     assert all(bool(valid.all()) != interpolated_only for valid in calls)
 
 

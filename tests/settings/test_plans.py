@@ -91,7 +91,7 @@ def test_the_plans_network_patch_and_preprocessing_are_taken() -> None:
     assert config.plans == "Dataset017_BCV/nnUNetResEncUNetLPlans/3d_fullres"
     assert config.views.size == (24, 32, 32)
     assert config.encoder_strides == (4, 4, 4)
-    assert config.levels == (2,)
+    assert config.stages == (2,)
     assert config.planned_network is not None
     assert config.planned_network.kwargs["n_blocks_per_stage"] == [1, 1, 1]
     assert config.preprocessing is not None
@@ -153,8 +153,8 @@ def test_settings_that_no_run_can_have(options: list[str], message: str) -> None
 
 
 def test_levels_are_the_deepest_whose_cells_are_fine_enough() -> None:
-    assert PretrainConfig(datasets=()).levels == (3,)
+    assert PretrainConfig(datasets=()).stages == (3,)
     config = settings("-a", "resenc_m", "-patch", "128", "128", "128")
-    assert config.map_strides[-1] == (32, 32, 32)
-    assert config.map_strides[config.levels[-1]] == (16, 16, 16)
-    assert settings("-align_stages", "3", "1", "3").levels == (1, 3)
+    assert config.stage_strides[-1] == (32, 32, 32)
+    assert config.stage_strides[config.stages[-1]] == (16, 16, 16)
+    assert settings("-align_stages", "3", "1", "3").stages == (1, 3)

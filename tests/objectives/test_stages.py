@@ -29,16 +29,16 @@ def batch() -> tuple[Tensor, GeometryBatch]:
     return views, GeometryBatch.from_geometries(geometries)
 
 
-def make_pgl(*levels: int) -> PGL:
+def make_pgl(*stages: int) -> PGL:
     torch.manual_seed(0)
-    return PGL(PlannedEncoder(NETWORK), VIEW, hidden_channels=16, out_channels=8, levels=levels)
+    return PGL(PlannedEncoder(NETWORK), VIEW, hidden_channels=16, out_channels=8, stages=stages)
 
 
 def test_the_loss_of_several_levels_is_their_mean(batch: tuple[Tensor, GeometryBatch]) -> None:
     both = make_pgl(1, 2).eval()
     alone = []
-    for number, level in enumerate((1, 2)):
-        pgl = make_pgl(level).eval()
+    for number, stage in enumerate((1, 2)):
+        pgl = make_pgl(stage).eval()
         pgl.encoder.load_state_dict(both.encoder.state_dict())
         pgl.target_encoder.load_state_dict(both.target_encoder.state_dict())
         for own, theirs in (
@@ -56,8 +56,8 @@ def test_the_loss_of_several_levels_is_their_mean(batch: tuple[Tensor, GeometryB
 
 
 def test_levels_count_from_either_end_and_once() -> None:
-    assert make_pgl(-1).levels == [2]
-    assert make_pgl(2, -1, 1).levels == [1, 2]
+    assert make_pgl(-1).stages == [2]
+    assert make_pgl(2, -1, 1).stages == [1, 2]
     assert [grid.stride for grid in make_pgl(1, 2).grids] == [(2, 2, 2), (4, 4, 4)]
 
 
@@ -73,7 +73,7 @@ def test_stages_beyond_the_last_level_are_left_alone(batch: tuple[Tensor, Geomet
 def test_stages_beyond_the_last_level_are_not_computed(batch: tuple[Tensor, GeometryBatch]) -> None:
     pgl, computed = make_pgl(1), []
     for encoder in (pgl.encoder, pgl.target_encoder):
-        for stage in encoder.beyond(1):
+        for stage in encoder.modules_after(1):
             stage.register_forward_hook(lambda *_: computed.append(1))
     pgl(*batch)
     pgl.dry_forward(batch[0])
@@ -133,10 +133,10 @@ def test_every_method_trains_nnunets_encoder(method: str, batch: tuple[Tensor, G
         "byol": BYOL(PlannedEncoder(NETWORK), **small),
         "mae": MAE(PlannedSegmenter(NETWORK, 1, 1), (2, 2, 2), 0.5),
         "models_genesis": ModelsGenesis(PlannedSegmenter(NETWORK, 1, 1)),
-        "pgl_mae": PGLMAE(PlannedSegmenter(NETWORK, 1, 1), VIEW, 0.5, 1.0, **small, levels=(1,)),
+        "pgl_mae": PGLMAE(PlannedSegmenter(NETWORK, 1, 1), VIEW, 0.5, 1.0, **small, stages=(1,)),
         "pgl": PGL(PlannedEncoder(NETWORK), VIEW, **small),
         "pgl_nce": PGL(
-            PlannedEncoder(NETWORK, 1, "replicate"), VIEW, **small, levels=(1, 2), loss=local_contrastive_loss
+            PlannedEncoder(NETWORK, 1, "replicate"), VIEW, **small, stages=(1, 2), loss=local_contrastive_loss
         ),
     }
     objective = made[method]

@@ -33,7 +33,7 @@ from benchmarks.anatomy_figures import measure
 from benchmarks.frozen_features import LEAST_SCANS
 from benchmarks.held_out_labels import labels_of
 from nnunetv2_pgl.checkpoint import CheckpointError, EncoderCheckpoint, load_encoder_network, untrained_encoder
-from nnunetv2_pgl.errors import one_line
+from nnunetv2_pgl.errors import PGLError, one_line
 from nnunetv2_pgl.files import write_text
 from pretraining.data import DataError, find_scans
 from pretraining.settings.config import PretrainConfig
@@ -41,7 +41,6 @@ from pretraining.settings.options import OptionParser, adder, positive
 from pretraining.settings.table import Spacing
 from pretraining.settings.values import names_in
 from pretraining.training.pool import prepare_volumes
-from pretraining.training.run_folder import RunError
 
 
 def main() -> None:
@@ -62,12 +61,12 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
-            raise RunError(f"--json {arguments.json}: there is no such folder")
+            raise PGLError(f"--json {arguments.json}: there is no such folder")
         figures = measure_checkpoint(arguments)
         print(table(figures))
         if arguments.json is not None:
             write_text(arguments.json, json.dumps(figures, indent=1) + "\n")
-    except (CheckpointError, DataError, RunError, OSError, ValueError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(one_line(f"benchmarks.anatomy: {error}"))
 
 
@@ -84,7 +83,7 @@ def measure_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.flip_probability is not None:
         given = tuple(arguments.flip_probability)
         if len(given) not in (1, 3) or not all(0 <= p <= 1 for p in given):
-            raise RunError("-flip_probability: give one or three (z, y, x) numbers from 0 to 1")
+            raise PGLError("-flip_probability: give one or three (z, y, x) numbers from 0 to 1")
         views = replace(views, flip_probability=given[0] if len(given) == 1 else given)
     if arguments.all_flips:
         views = replace(views, no_flip=None)
@@ -130,13 +129,13 @@ def all_but(config: PretrainConfig, names: Sequence[str]) -> tuple[str, ...]:
     """All scans of the settings' sources but those named.
 
     Raises:
-        RunError: A name is that of no scan.
+        PGLError: A name is that of no scan.
     """
     scans, _ = find_scans(config.datasets, config.modality, config.use_masks)
     wanted = set(names)
     unknown = sorted(wanted - {name for scan in scans for name in (scan.name, scan.identifier)})
     if unknown:
-        raise RunError(f"-only names {unknown[0]}, which is no scan of -d ({len(unknown)} are not)")
+        raise PGLError(f"-only names {unknown[0]}, which is no scan of -d ({len(unknown)} are not)")
     return tuple(scan.name for scan in scans if scan.name not in wanted and scan.identifier not in wanted)
 
 

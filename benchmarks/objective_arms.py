@@ -29,12 +29,12 @@ from benchmarks.anatomy import all_but, table
 from benchmarks.anatomy_figures import measure
 from benchmarks.held_out_labels import labels_of
 from nnunetv2_pgl.checkpoint import save_checkpoint
-from nnunetv2_pgl.errors import one_line
+from nnunetv2_pgl.errors import PGLError, one_line
 from nnunetv2_pgl.files import write_text
 from nnunetv2_pgl.networks import PaddingName, ResNet50Encoder
 from nnunetv2_pgl.networks.hardware import autocast_type
 from pretraining.alignment import align
-from pretraining.data import DataError, Volume
+from pretraining.data import Volume
 from pretraining.launching.errors import TrainingError
 from pretraining.objectives import PGL, local_consistency_loss
 from pretraining.settings.config import PretrainConfig
@@ -44,7 +44,6 @@ from pretraining.training.export import make_checkpoint
 from pretraining.training.loading import PairLoader
 from pretraining.training.optimisation import make_optimizer
 from pretraining.training.pool import median_spacing, prepare_volumes
-from pretraining.training.run_folder import RunError
 from pretraining.training.sampler import PairSampler
 from pretraining.training.state import TrainingState
 from pretraining.training.step import Stepper
@@ -217,7 +216,7 @@ def main() -> None:
         for name in arguments.arms:
             if not (arguments.o / f"{name}.json").exists():
                 _run(name, arguments)
-    except (DataError, RunError, TrainingError, OSError) as error:
+    except (PGLError, OSError) as error:
         sys.exit(one_line(f"benchmarks.objective_arms: {error}"))
 
 

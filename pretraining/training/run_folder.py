@@ -25,10 +25,6 @@ except ImportError:  # Windows
 _UNTIL_LOADERS_END = 20.0  # seconds
 
 
-class RunError(PGLError):
-    """A run that cannot start or go on as asked; the message says what to do."""
-
-
 @dataclass(frozen=True)
 class RunFolder:
     """``$nnUNet_results/PGL/<run name>``."""
@@ -40,12 +36,12 @@ class RunFolder:
         """The folder of a run.
 
         Raises:
-            RunError: If nnUNet_results is not set, or the name is not one of a folder.
+            PGLError: If nnUNet_results is not set, or the name is not one of a folder.
         """
         if not nnUNet_results.is_set():
-            raise RunError("nnUNet_results is not set: export nnUNet_results=/path/to/nnUNet_results")
+            raise PGLError("nnUNet_results is not set: export nnUNet_results=/path/to/nnUNet_results")
         if not name or name in (".", "..") or Path(name).name != name:
-            raise RunError(f"-o {name!r} is not a name for a folder")
+            raise PGLError(f"-o {name!r} is not a name for a folder")
         return cls(Path(nnUNet_results) / "PGL" / name)
 
     @property
@@ -77,15 +73,15 @@ class RunFolder:
         """Makes the folder of a new run and writes its settings.
 
         Raises:
-            RunError: If a run is already there, or the folder cannot be made.
+            PGLError: If a run is already there, or the folder cannot be made.
         """
         if self.latest.exists() or self.final.exists():
             if not self.config_file.exists():
-                raise RunError(
+                raise PGLError(
                     f"{self.path} holds a run without its config.json, which is needed to go on: put it back, choose "
                     "another name with -o, or delete the folder"
                 )
-            raise RunError(
+            raise PGLError(
                 f"{self.path} already holds a run: add --c to continue it, choose another name with -o, or delete it"
             )
         self._make()
@@ -100,7 +96,7 @@ class RunFolder:
             held: Keeps other runs out until it is left, see `locked`.
 
         Raises:
-            RunError: See `start` and `locked`.
+            PGLError: See `start` and `locked`.
         """
         held.enter_context(self.locked())
         if self.config_file.exists() and (resume or self.is_claimed()):
@@ -117,7 +113,7 @@ class RunFolder:
         seconds; this waits for them.
 
         Raises:
-            RunError: If another run is in progress here, or the folder cannot be made.
+            PGLError: If another run is in progress here, or the folder cannot be made.
         """
         self._make()
         if fcntl is None:
@@ -128,7 +124,7 @@ class RunFolder:
             end = time.monotonic() + _UNTIL_LOADERS_END
             while not _lock(folder):
                 if time.monotonic() > end:
-                    raise RunError(
+                    raise PGLError(
                         f"{self.path}: a run is in progress there; wait until it ends, or choose another name with -o"
                     )
                 time.sleep(0.5)
@@ -140,7 +136,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunError(
+            raise PGLError(
                 f"{self.path} cannot be made ({error.strerror}): set nnUNet_results to a folder that can be written to"
             ) from error
 
@@ -193,12 +189,12 @@ def require_same(given: PretrainConfig, stored: PretrainConfig, folder: RunFolde
     """Stops a continued run whose settings were changed.
 
     Raises:
-        RunError: Names each setting with both values.
+        PGLError: Names each setting with both values.
     """
     different = given.differences(stored)
     if different:
         listed = "; ".join(f"{name}: the run has {theirs}, you gave {own}" for name, own, theirs in different)
-        raise RunError(
+        raise PGLError(
             f"--c continues {folder.path} with its own settings, and these differ: {listed}. Leave them out to go on "
             "with the run's values, or start a new run with -o"
         )

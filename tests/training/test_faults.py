@@ -16,10 +16,11 @@ import pytest
 import torch
 
 from nnunetv2_pgl.checkpoint import load_checkpoint
+from nnunetv2_pgl.errors import PGLError
 from pretraining.settings.table import RunOptions
 from pretraining.training import saving
 from pretraining.training.pretrain import pretrain
-from pretraining.training.run_folder import RunError, RunFolder
+from pretraining.training.run_folder import RunFolder
 from tests.full_disk import room_for
 from tests.golden import make
 
@@ -76,5 +77,5 @@ def test_a_results_folder_that_cannot_be_written_to(
     """A file in its place, since nothing is read-only for root."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "file"))
-    with pytest.raises(RunError, match=r"file/PGL/refused cannot be made \(Not a directory\): set nnUNet_results"):
+    with pytest.raises(PGLError, match=r"file/PGL/refused cannot be made \(Not a directory\): set nnUNet_results"):
         run("refused")

@@ -15,11 +15,12 @@ import pytest
 import torch
 
 from nnunetv2_pgl.checkpoint import CheckpointError, load_checkpoint
+from nnunetv2_pgl.errors import PGLError
 from pretraining.launching.errors import Stopped
 from pretraining.settings.table import RunOptions
 from pretraining.training import loop, saving
 from pretraining.training.pretrain import pretrain
-from pretraining.training.run_folder import RunError, RunFolder
+from pretraining.training.run_folder import RunFolder
 from pretraining.training.saving import SaveTimes
 from pretraining.training.start import initial_state
 from pretraining.training.state import TrainingState
@@ -291,7 +292,7 @@ def test_a_state_in_another_memory_layout_is_continued(straight: RunFolder, monk
 def test_two_runs_do_not_share_a_folder(straight: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pretraining.training.run_folder._UNTIL_LOADERS_END", 0.1)
     before = straight.latest.stat().st_mtime_ns
-    with straight.locked(), pytest.raises(RunError, match=r"straight: a run is in progress there; .* -o$"):
+    with straight.locked(), pytest.raises(PGLError, match=r"straight: a run is in progress there; .* -o$"):
         run("straight", resume=True)
     assert straight.latest.stat().st_mtime_ns == before
 
@@ -326,7 +327,7 @@ def test_a_run_without_its_settings_is_named(straight: RunFolder, resume: bool) 
     bare = RunFolder.named("bare")
     bare.path.mkdir(exist_ok=True)
     shutil.copy(straight.latest, bare.latest)
-    with pytest.raises(RunError, match=r"bare holds a run without its config\.json"):
+    with pytest.raises(PGLError, match=r"bare holds a run without its config\.json"):
         run("bare", resume)
 
 

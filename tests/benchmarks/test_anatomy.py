@@ -15,7 +15,6 @@ import pytest
 import SimpleITK as sitk
 import torch
 from scipy.ndimage import gaussian_filter
-from tests.test_foreign_checkpoints import nnssl_content
 
 from benchmarks import anatomy
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint, load_encoder_network, save_checkpoint
@@ -27,6 +26,7 @@ from pretraining.training.pool import prepare_volumes
 from pretraining.training.pretrain import pretrain
 from pretraining.views import ViewSettings
 from tests.planned_networks import small_architecture, small_network
+from tests.test_other_frameworks import nnssl_content
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import pytest
 from scipy import ndimage
 
 from pretraining.demo.phantoms import DEFAULT_SHAPE, LABELS, Phantom, make_phantom
-from pretraining.demo.shapes import Ellipsoid, Tube, Warp, rotation_matrix, smooth_union
+from pretraining.demo.phantoms import Ellipsoid, rotation_matrix
 
 # Millilitres, generous around adults' organs; the phantom's field of view cuts lungs and spine.
 PLAUSIBLE_ML = {

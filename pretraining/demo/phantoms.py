@@ -138,17 +138,6 @@ class _Patient:
             [self.near(value, 5) for value in degrees],
         )
 
-    def vessels(self, n: int, low: Vector, high: Vector, radius: float) -> list[Ellipsoid]:
-        """Thin ellipsoids in all directions, their centres in a box."""
-        return [
-            Ellipsoid(
-                self.rng.uniform(low, high).tolist(),
-                (self.rng.uniform(20, 45), *self.rng.uniform(0.6, 1.2, size=2) * radius),
-                self.rng.uniform(-90, 90, size=3).tolist(),
-            )
-            for _ in range(n)
-        ]
-
 
 class _Scan:
     """Image and labels that are painted over one structure after the other.
@@ -223,12 +212,8 @@ def _paint_torso(patient: _Patient, scan: _Scan) -> None:
 def _paint_chest(patient: _Patient, scan: _Scan, cavity: FloatArray) -> None:
     lungs = np.minimum(scan.depth(*(patient.organ((130, 0, side * 80), (98, 94, 62)) for side in (-1, 1))), cavity - 1)
     scan.paint(lungs, _LUNG_HU, 28, LABELS["lungs"])
-    for x in (-80, 80):
-        vessels = scan.depth(*patient.vessels(8, (50, -50, x - 35), (140, 50, x + 35), 5))
-        scan.paint(np.minimum(vessels, lungs), patient.hu["heart"])
     heart = np.minimum(scan.depth(patient.organ((92, -30, 18), (48, 46, 54), (25, 25, 0))), cavity)
-    scan.paint(heart, patient.hu["muscle"], label=0)
-    scan.paint(heart - 10, patient.hu["heart"])
+    scan.paint(heart, patient.hu["heart"], label=0)
 
 
 def _paint_bowel(patient: _Patient, scan: _Scan, cavity: FloatArray) -> None:
@@ -252,10 +237,6 @@ def _paint_solid_organs(patient: _Patient, scan: _Scan, cavity: FloatArray) -> N
     lobes = (organ((-14, 0, -86), (76, 84, 66), (0, -12, 0)), organ((10, -46, -10), (34, 38, 74), (12, 10, 0)))
     liver = np.minimum(scan.depth(*lobes), cavity - 3)
     scan.paint(liver, hu["liver"], 5, LABELS["liver"])
-    veins = scan.depth(*patient.vessels(6, (-50, -40, -120), (40, 40, -20), 6))
-    scan.paint(np.minimum(veins, liver - 4), hu["veins"])
-    gallbladder = scan.depth(organ((-55, -40, -52), (20, 21, 14)))
-    scan.paint(np.minimum(gallbladder, cavity - 5), 8, label=0)
     spleen = np.minimum(scan.depth(organ((-14, 36, 92), (54, 46, 30), (28, 10, 0))), cavity - 3)
     scan.paint(spleen, hu["spleen"], 6, LABELS["spleen"])
 

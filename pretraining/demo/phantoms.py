@@ -37,7 +37,6 @@ _PHASES_HU = {
     "aorta": (42, 300, 160, 112),
     "veins": (40, 85, 165, 110),
     "heart": (42, 230, 150, 108),
-    "pancreas": (42, 98, 92, 72),
 }
 
 
@@ -200,7 +199,7 @@ def _paint_torso(patient: _Patient, scan: _Scan) -> None:
     for side in (-1, 1):  # of the back, and the psoas
         along_spine = (Ellipsoid((0, 72, side * 33), (_LONG, 19, 28)), Ellipsoid((-190, 44, side * 42), (145, 22, 21)))
         scan.paint(np.minimum(scan.depth(*along_spine), muscle), hu["muscle"], 14, 0)
-    _paint_solid_organs(patient, scan, cavity)
+    _paint_liver_and_spleen(patient, scan, cavity)
     _paint_kidneys(patient, scan)
     scan.paint(scan.depth(Ellipsoid((0, 22, -22), (_LONG, 13, 13))), hu["veins"], label=0)
     radius = patient.near(12, 1.2)
@@ -231,14 +230,13 @@ def _paint_bowel(patient: _Patient, scan: _Scan, cavity: FloatArray) -> None:
             scan.paint(np.minimum(depth - 3, np.float32(part.centre[1] - 5) - scan.points[1]), _GAS_HU)
 
 
-def _paint_solid_organs(patient: _Patient, scan: _Scan, cavity: FloatArray) -> None:
-    hu, organ = patient.hu, patient.organ
-    scan.paint(scan.depth(organ((-40, -8, 25), (14, 15, 60), (-20, 0, -15))), hu["pancreas"], 18, 0)
-    lobes = (organ((-14, 0, -86), (76, 84, 66), (0, -12, 0)), organ((10, -46, -10), (34, 38, 74), (12, 10, 0)))
-    liver = np.minimum(scan.depth(*lobes), cavity - 3)
-    scan.paint(liver, hu["liver"], 5, LABELS["liver"])
-    spleen = np.minimum(scan.depth(organ((-14, 36, 92), (54, 46, 30), (28, 10, 0))), cavity - 3)
-    scan.paint(spleen, hu["spleen"], 6, LABELS["spleen"])
+def _paint_liver_and_spleen(patient: _Patient, scan: _Scan, cavity: FloatArray) -> None:
+    right_lobe = patient.organ((-14, 0, -86), (76, 84, 66), (0, -12, 0))
+    left_lobe = patient.organ((10, -46, -10), (34, 38, 74), (12, 10, 0))
+    liver = np.minimum(scan.depth(right_lobe, left_lobe), cavity - 3)
+    scan.paint(liver, patient.hu["liver"], 5, LABELS["liver"])
+    spleen = np.minimum(scan.depth(patient.organ((-14, 36, 92), (54, 46, 30), (28, 10, 0))), cavity - 3)
+    scan.paint(spleen, patient.hu["spleen"], 6, LABELS["spleen"])
 
 
 def _paint_kidneys(patient: _Patient, scan: _Scan) -> None:

@@ -148,7 +148,7 @@ def _run_demo(folder: DemoFolder, device: str, seed: int) -> None:
     grid = {"shape": SHAPE, "spacing": SPACING}
     write_unlabelled_dataset(folder.raw, UNLABELLED_ID, UNLABELLED_NAME, N_UNLABELLED, seed, **grid)
     write_labelled_dataset(folder.raw, LABELLED_ID, LABELLED_NAME, N_TRAIN, N_TEST, seed, **grid)
-    for command in _commands(folder, device, seed):
+    for command in demo_commands(folder, device, seed):
         begin = time.monotonic()
         runner.run(command)
         print(f"({time.monotonic() - begin:.0f} s)", flush=True)
@@ -159,7 +159,7 @@ def _run_demo(folder: DemoFolder, device: str, seed: int) -> None:
     print(f"\nThe demo took {(time.monotonic() - start) / 60:.1f} minutes. All of it is in {folder.root}")
 
 
-def _commands(folder: DemoFolder, device: str, seed: int) -> list[list[str]]:
+def demo_commands(folder: DemoFolder, device: str, seed: int) -> list[list[str]]:
     """The commands of the demo in their order."""
     data, model = f"-d {LABELLED_ID} -c {CONFIGURATION}", f"-f {FOLD} -tr {TRAINER}"
     images, truth, predictions = (

@@ -10,7 +10,7 @@ from matplotlib.image import imread
 
 from pretraining.demo.phantoms import LABELS, make_phantom
 from pretraining.demo.pictures import PredictedCase, Volume, draw_phantom, draw_predictions
-from pretraining.demo.run import DemoFolder, DemoFolderError, demo_entry, dice_table, read_results
+from pretraining.demo.run import DemoFolder, DemoFolderError, demo_commands, demo_entry, dice_table, read_results
 from pretraining.launching.commands import CommandError, CommandRunner, CommandStopped, find_command
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="the stand-in commands are scripts with a #! line")
@@ -93,6 +93,22 @@ def test_demo_folder_is_replaced_only_on_request(tmp_path: Path) -> None:
     assert folder.raw.is_dir()
     assert not (folder.raw / "old").exists()
     assert (folder.root / "notes.txt").exists()
+
+
+def test_commands_name_the_files_of_the_demo_whatever_its_folder_is_called(tmp_path: Path) -> None:
+    folder = DemoFolder(tmp_path / "a demo's folder")
+    commands = demo_commands(folder, "cpu", 7)
+    assert [command[0] for command in commands] == [
+        "pgl_pretrain",
+        "nnUNetv2_plan_and_preprocess",
+        "nnUNetv2_train",
+        "nnUNetv2_predict",
+        "nnUNetv2_evaluate_folder",
+    ]
+    pretrain, _, _, predict, evaluate = commands
+    assert pretrain[pretrain.index("-seed") + 1] == "7"
+    assert predict[predict.index("-i") + 1] == str(folder.labelled / "imagesTs")
+    assert evaluate[1:3] == [str(folder.labelled / "labelsTs"), str(folder.predictions)]
 
 
 def test_entry_point_ends_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

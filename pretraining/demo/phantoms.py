@@ -63,11 +63,13 @@ class Ellipsoid:
         centre: (z, y, x) in mm.
         radii: Half axes (z, y, x) in mm, before the rotation.
         degrees: Rotation about z, then y, then x.
+        power: 2; more makes it fuller, a superellipsoid.
     """
 
     centre: Sequence[float]
     radii: Sequence[float]
     degrees: Sequence[float] = (0.0, 0.0, 0.0)
+    power: float = 2.0
 
     def depth(self, points: FloatArray) -> FloatArray:
         """Distance to the surface, positive inside, to first order near it: (3, ...) points in mm -> (...) mm."""
@@ -76,10 +78,10 @@ class Ellipsoid:
         if any(self.degrees):
             local = np.tensordot(rotation_matrix(self.degrees).T, local, axes=1)
         radii = np.reshape(self.radii, column).astype(np.float32)
-        local /= radii
-        radius = np.sqrt((local**2).sum(axis=0)) + np.float32(1e-6)
-        slope = np.sqrt(((local / radii) ** 2).sum(axis=0)) + np.float32(1e-6)
-        depth: FloatArray = (1 - radius) * radius / slope
+        local = np.abs(local / radii) + np.float32(1e-6)
+        radius = (local**self.power).sum(axis=0) ** (1 / self.power)
+        slope = np.sqrt((((local / radius) ** (self.power - 1) / radii) ** 2).sum(axis=0))
+        depth: FloatArray = (1 - radius) / slope
         return depth
 
 
@@ -137,6 +139,15 @@ class _Patient:
             [self.near(value, 5) for value in degrees],
         )
 
+    def vessels(self, n: int, low: Vector, high: Vector) -> list[Ellipsoid]:
+        """Thin ellipsoids in any direction, their centres in a box."""
+        rng = self.rng
+        radii = rng.uniform((20, 4, 4), (50, 8, 8), size=(n, 3))
+        return [
+            Ellipsoid(rng.uniform(low, high).tolist(), radii[i].tolist(), rng.uniform(-90, 90, size=3).tolist())
+            for i in range(n)
+        ]
+
 
 class _Scan:
     """Image and labels that are painted over one structure after the other.
@@ -152,7 +163,7 @@ class _Scan:
         axes = [(np.arange(n) + 0.5 - n / 2) * mm for n, mm in zip(shape, spacing, strict=True)]
         points = np.stack(np.meshgrid(*axes, indexing="ij")).astype(np.float32)
         points -= body.uniform(-10, 10, size=(3, 1, 1, 1)).astype(np.float32)
-        points = np.tensordot(rotation_matrix(body.uniform(-5, 5, size=3)).T, points, axes=1)
+        points = np.tensordot(rotation_matrix(body.uniform(-5, 5, size=3).tolist()).T, points, axes=1)
         waves = body.normal(size=(3, 4, 3)) * 2 * np.pi / 250  # per mm; four sine waves for each axis
         for axis, phases in enumerate(body.uniform(0, 2 * np.pi, size=(3, 4))):
             for wave, phase in zip(waves[axis].astype(np.float32), phases, strict=True):
@@ -167,10 +178,12 @@ class _Scan:
         """Depth in the union of ellipsoids."""
         return np.maximum.reduce([part.depth(self.points) for part in parts])
 
-    def paint(self, depth: FloatArray, hu: float, unevenness: float = 0.0, label: int | None = None) -> None:
+    def paint(
+        self, depth: FloatArray, hu: float | FloatArray, unevenness: float = 0.0, label: int | None = None
+    ) -> None:
         """Cover the inside of a structure, with partial volume at its surface; without a label, labels stay."""
         weight = np.clip(depth / np.float32(np.mean(self.spacing)) + np.float32(0.5), 0, 1)
-        self._hu += weight * (np.float32(hu) + np.float32(unevenness) * self.texture - self._hu)
+        self._hu += weight * (hu + np.float32(unevenness) * self.texture - self._hu)
         if label is not None:
             self.labels[weight >= 0.5] = label
 
@@ -184,16 +197,19 @@ class _Scan:
 def _paint_torso(patient: _Patient, scan: _Scan) -> None:
     """Paint the wall of the body and then its organs, those that lie on top of others later."""
     rng, hu = patient.rng, patient.hu
-    skin = scan.depth(Ellipsoid((0, 0, 0), (_LONG, patient.near(116, 6), patient.near(164, 8))))
+    skin = scan.depth(Ellipsoid((0, 0, 0), (_LONG, patient.near(114, 6), patient.near(164, 8)), power=2.6))
     muscle = skin - np.float32(rng.uniform(6, 18))
     cavity = muscle - np.float32(10)
     scan.paint(skin, _FAT_HU, 5)
     scan.paint(muscle, hu["muscle"], 12)
     scan.paint(cavity, _FAT_HU, 14)
-    z, y, _ = scan.points
-    along = (z - 0.5 * y) / 30 + np.float32(rng.uniform())  # ribs fall towards the front
-    ribs = np.minimum(7 - 30 * np.abs(along % 1 - 0.5), np.minimum(5 - np.abs(cavity + 5), z + 60))
-    scan.paint(ribs, _BONE_HU, 60)
+    z, y, x = scan.points
+    pitch = np.float32(patient.near(30, 2))
+    share = ((z - 0.55 * y) / pitch + np.float32(rng.uniform())) % 1 - 0.5  # ribs fall towards the front
+    cage = np.minimum(4.5 - np.abs(cavity + 5), z + 72 - 1.1 * np.maximum(-y, 0))
+    ribs = np.minimum(6 - pitch * np.abs(share), np.minimum(cage, np.abs(x) - 22))
+    sternum = np.minimum(np.minimum(cage, 17 - np.abs(x)), -y)
+    scan.paint(np.maximum(ribs, sternum), 360, 60)
     _paint_chest(patient, scan, cavity)
     _paint_bowel(patient, scan, cavity)
     for side in (-1, 1):  # of the back, and the psoas
@@ -209,8 +225,10 @@ def _paint_torso(patient: _Patient, scan: _Scan) -> None:
 
 
 def _paint_chest(patient: _Patient, scan: _Scan, cavity: FloatArray) -> None:
-    lungs = np.minimum(scan.depth(*(patient.organ((130, 0, side * 80), (98, 94, 62)) for side in (-1, 1))), cavity - 1)
+    lungs = np.minimum(scan.depth(*(patient.organ((132, 0, side * 82), (98, 105, 72)) for side in (-1, 1))), cavity - 1)
     scan.paint(lungs, _LUNG_HU, 28, LABELS["lungs"])
+    vessels = [v for x in (-80, 80) for v in patient.vessels(20, (50, -50, x - 40), (140, 50, x + 40))]
+    scan.paint(np.minimum(scan.depth(*vessels), lungs), patient.hu["heart"])
     heart = np.minimum(scan.depth(patient.organ((92, -30, 18), (48, 46, 54), (25, 25, 0))), cavity)
     scan.paint(heart, patient.hu["heart"], label=0)
 
@@ -235,6 +253,8 @@ def _paint_liver_and_spleen(patient: _Patient, scan: _Scan, cavity: FloatArray) 
     left_lobe = patient.organ((10, -46, -10), (34, 38, 74), (12, 10, 0))
     liver = np.minimum(scan.depth(right_lobe, left_lobe), cavity - 3)
     scan.paint(liver, patient.hu["liver"], 5, LABELS["liver"])
+    veins = scan.depth(*patient.vessels(8, (-60, -50, -130), (40, 50, -20)))
+    scan.paint(np.minimum(veins, liver - 3), patient.hu["veins"])
     spleen = np.minimum(scan.depth(patient.organ((-14, 36, 92), (54, 46, 30), (28, 10, 0))), cavity - 3)
     scan.paint(spleen, patient.hu["spleen"], 6, LABELS["spleen"])
 

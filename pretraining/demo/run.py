@@ -145,9 +145,10 @@ def _run_demo(folder: DemoFolder, device: str, seed: int) -> None:
     for name, value in {**folders, "nnUNet_extTrainer": "$(pgl_extension)"}.items():
         print(f'export {name}="{value}"')
     print(f"\nGenerating {N_UNLABELLED} scans without and {N_TRAIN} + {N_TEST} with labels ...", flush=True)
-    grid = {"shape": SHAPE, "spacing": SPACING}
-    write_unlabelled_dataset(folder.raw, UNLABELLED_ID, UNLABELLED_NAME, N_UNLABELLED, seed, **grid)
-    write_labelled_dataset(folder.raw, LABELLED_ID, LABELLED_NAME, N_TRAIN, N_TEST, seed, **grid)
+    write_unlabelled_dataset(
+        folder.raw, UNLABELLED_ID, UNLABELLED_NAME, N_UNLABELLED, seed, shape=SHAPE, spacing=SPACING
+    )
+    write_labelled_dataset(folder.raw, LABELLED_ID, LABELLED_NAME, N_TRAIN, N_TEST, seed, shape=SHAPE, spacing=SPACING)
     for command in demo_commands(folder, device, seed):
         begin = time.monotonic()
         runner.run(command)

@@ -142,7 +142,7 @@ class _Patient:
     def vessels(self, n: int, low: Vector, high: Vector) -> list[Ellipsoid]:
         """Thin ellipsoids in any direction, their centres in a box."""
         rng = self.rng
-        radii = rng.uniform((20, 4, 4), (50, 8, 8), size=(n, 3))
+        radii = rng.uniform((20, 3, 3), (45, 5.5, 5.5), size=(n, 3))
         return [
             Ellipsoid(rng.uniform(low, high).tolist(), radii[i].tolist(), rng.uniform(-90, 90, size=3).tolist())
             for i in range(n)
@@ -227,7 +227,7 @@ def _paint_torso(patient: _Patient, scan: _Scan) -> None:
 def _paint_chest(patient: _Patient, scan: _Scan, cavity: FloatArray) -> None:
     lungs = np.minimum(scan.depth(*(patient.organ((132, 0, side * 82), (98, 105, 72)) for side in (-1, 1))), cavity - 1)
     scan.paint(lungs, _LUNG_HU, 28, LABELS["lungs"])
-    vessels = [v for x in (-80, 80) for v in patient.vessels(20, (50, -50, x - 40), (140, 50, x + 40))]
+    vessels = [v for x in (-80, 80) for v in patient.vessels(16, (50, -50, x - 40), (140, 50, x + 40))]
     scan.paint(np.minimum(scan.depth(*vessels), lungs), patient.hu["heart"])
     heart = np.minimum(scan.depth(patient.organ((92, -30, 18), (48, 46, 54), (25, 25, 0))), cavity)
     scan.paint(heart, patient.hu["heart"], label=0)

@@ -23,7 +23,7 @@ from pretraining.demo.pictures import PredictedCase, draw_phantom, draw_predicti
 from pretraining.launching.commands import CommandRunner
 
 UNLABELLED_ID, UNLABELLED_NAME, N_UNLABELLED = 501, "PGLDemoUnlabelled", 16
-LABELLED_ID, LABELLED_NAME, N_TRAIN, N_TEST = 502, "PGLDemoTorso", 8, 4
+LABELLED_ID, LABELLED_NAME, N_TRAIN, N_TEST = 502, "PGLDemoTorso", 16, 4
 RUN_NAME = "demo"
 TRAINER, CONFIGURATION, FOLD = "nnUNetTrainerPGL_demo", "3d_fullres", "0"
 # Scans, views and steps are chosen so that the demo takes minutes on two CPU cores; real runs keep the defaults.

@@ -1,4 +1,4 @@
-"""Writes the generated CT torsos of the comparison in docs/results as two nnU-Net data sets.
+"""Writes generated CT torsos as two nnU-Net data sets, for comparisons like docs/results/torso.md (simpler bodies).
 
 python -m benchmarks.torso_datasets            # Dataset511_TorsoUnlabelled and Dataset512_Torso in $nnUNet_raw
 """

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from nnunetv2_pgl.files import write_nifti
-from pretraining.demo.phantoms import DEFAULT_SHAPE, DEFAULT_SPACING, LABELS, Phantom, make_phantom
-from pretraining.demo.shapes import Vector
+from pretraining.demo.phantoms import DEFAULT_SHAPE, DEFAULT_SPACING, LABELS, Phantom, Vector, make_phantom
 
 FILE_ENDING = ".nii.gz"
 
@@ -51,11 +49,7 @@ def write_unlabelled_dataset(
         FileExistsError: The dataset exists already.
     """
     phantoms = _draw_phantoms(n, [seed, dataset_id], shape, spacing, spacing_jitter)
-    with _new_dataset(raw, dataset_id, name) as (folder, final):
-        for index, phantom in enumerate(phantoms):
-            _write_image(phantom, folder / "imagesTr", f"{name}_{index:03d}")
-        _write_dataset_json(folder, n, labels=None)
-    return final
+    return _write_dataset(raw, f"Dataset{dataset_id:03d}_{name}", phantoms, n, labels=None)
 
 
 def write_labelled_dataset(
@@ -72,32 +66,12 @@ def write_labelled_dataset(
 ) -> Path:
     """Write a raw dataset with labels: imagesTr, labelsTr, and imagesTs, labelsTs for the evaluation.
 
-    Args:
-        raw: The folder that nnUNet_raw points to.
-        dataset_id: Up to three digits.
-        name: The dataset's name without its id.
-        n_train: Number of scans for training and validation.
-        n_test: Number of scans for testing.
-        seed: Together with ``dataset_id``, sets all scans.
-        shape: Voxels (z, y, x) of a scan with the mean spacing; the field of view is the same for all scans.
-        spacing: Mean spacing in mm.
-        spacing_jitter: Largest relative difference of a scan's spacing from the mean, drawn for z and in plane.
-
-    Returns:
-        The dataset's folder.
-
-    Raises:
-        FileExistsError: The dataset exists already.
+    Args, result and errors are those of `write_unlabelled_dataset`, but for ``n_train``, the number of scans for
+    training and validation, and ``n_test``, that for testing.
     """
     phantoms = _draw_phantoms(n_train + n_test, [seed, dataset_id], shape, spacing, spacing_jitter)
-    with _new_dataset(raw, dataset_id, name) as (folder, final):
-        for index, phantom in enumerate(phantoms):
-            part = "Tr" if index < n_train else "Ts"
-            case = f"{name}_{index:03d}"
-            _write_image(phantom, folder / f"images{part}", case)
-            _write_volume(phantom.labels, phantom.spacing, folder / f"labels{part}" / f"{case}{FILE_ENDING}")
-        _write_dataset_json(folder, n_train, labels={"background": 0, **LABELS})
-    return final
+    labels = {"background": 0, **LABELS}
+    return _write_dataset(raw, f"Dataset{dataset_id:03d}_{name}", phantoms, n_train, labels)
 
 
 def _draw_phantoms(
@@ -108,28 +82,34 @@ def _draw_phantoms(
     for _ in range(n):
         seed = int(rng.integers(2**31))
         z, plane = 1 + rng.uniform(-jitter, jitter, size=2)
-        own_spacing = (round(spacing[0] * z, 2), round(spacing[1] * plane, 2), round(spacing[2] * plane, 2))
+        scan_spacing = (round(spacing[0] * z, 2), round(spacing[1] * plane, 2), round(spacing[2] * plane, 2))
         depth, height, width = (
-            max(1, round(cells * mean / mm)) for cells, mean, mm in zip(shape, spacing, own_spacing, strict=True)
+            max(1, round(cells * mean / mm)) for cells, mean, mm in zip(shape, spacing, scan_spacing, strict=True)
         )
-        yield make_phantom(seed, (depth, height, width), own_spacing)
+        yield make_phantom(seed, (depth, height, width), scan_spacing)
 
 
-@contextmanager
-def _new_dataset(raw: Path, dataset_id: int, name: str) -> Iterator[tuple[Path, Path]]:
-    """A temporary folder, and the dataset's folder that it becomes when all is written."""
-    final = raw / f"Dataset{dataset_id:03d}_{name}"
+def _write_dataset(
+    raw: Path, folder_name: str, phantoms: Iterator[Phantom], n_train: int, labels: dict[str, int] | None
+) -> Path:
+    """Write all files under a temporary name, then rename the folder."""
+    final, temporary = raw / folder_name, raw / f".{folder_name}.partial"
     if final.exists():
         raise FileExistsError(f"{final} exists already; remove it or choose another dataset id")
-    temporary = raw / f".{final.name}.partial"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    yield temporary, final
+    for index, phantom in enumerate(phantoms):
+        part = "Tr" if index < n_train else "Ts"
+        case = f"{folder_name.split('_', 1)[1]}_{index:03d}"
+        _write_volume(phantom.image, phantom.spacing, temporary / f"images{part}" / f"{case}_0000{FILE_ENDING}")
+        if labels is not None:
+            _write_volume(phantom.labels, phantom.spacing, temporary / f"labels{part}" / f"{case}{FILE_ENDING}")
+    content: dict[str, Any] = {"channel_names": {"0": "CT"}, "numTraining": n_train, "file_ending": FILE_ENDING}
+    if labels is not None:
+        content["labels"] = labels
+    (temporary / "dataset.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, final)
-
-
-def _write_image(phantom: Phantom, folder: Path, case: str) -> None:
-    _write_volume(phantom.image, phantom.spacing, folder / f"{case}_0000{FILE_ENDING}")
+    return final
 
 
 def _write_volume(volume: NDArray[Any], spacing: Vector, path: Path) -> None:
@@ -137,10 +117,3 @@ def _write_volume(volume: NDArray[Any], spacing: Vector, path: Path) -> None:
     image = sitk.GetImageFromArray(volume)
     image.SetSpacing(spacing[::-1])
     write_nifti(image, path)
-
-
-def _write_dataset_json(folder: Path, n_train: int, labels: dict[str, int] | None) -> None:
-    content: dict[str, Any] = {"channel_names": {"0": "CT"}, "numTraining": n_train, "file_ending": FILE_ENDING}
-    if labels is not None:
-        content["labels"] = labels
-    (folder / "dataset.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -3,37 +3,99 @@
 from __future__ import annotations
 
 import argparse
-import math
+import json
 import os
 import shlex
+import shutil
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import torch
 
-from nnunetv2_pgl.errors import one_line
+from nnunetv2_pgl.errors import PGLError, one_line
+from nnunetv2_pgl.extension_folder import extension_folder
 from pretraining.demo.datasets import FILE_ENDING, write_labelled_dataset, write_unlabelled_dataset
-from pretraining.demo.folder import (
-    CONFIGURATION,
-    FOLD,
-    LABELLED_ID,
-    LABELLED_NAME,
-    RUN_NAME,
-    TRAINER,
-    UNLABELLED_ID,
-    UNLABELLED_NAME,
-    DemoFolder,
-    DemoFolderError,
-)
+from pretraining.demo.phantoms import LABELS
 from pretraining.demo.pictures import PredictedCase, draw_phantom, draw_predictions, read_volume
-from pretraining.demo.results import CaseResult, dice_table, read_results
-from pretraining.launching.commands import CommandError, CommandRunner
+from pretraining.launching.commands import CommandRunner
 
-N_UNLABELLED, N_TRAIN, N_TEST = 24, 8, 4
-# Chosen so that the demo takes minutes on two CPU cores; real runs keep the defaults.
-PRETRAIN_OPTIONS = "-patch 16 32 40 -strides 8 8 8 -epochs 6 -pairs 96 -save_every 1"
-N_PROCESSES = "2"
+UNLABELLED_ID, UNLABELLED_NAME, N_UNLABELLED = 501, "PGLDemoUnlabelled", 16
+LABELLED_ID, LABELLED_NAME, N_TRAIN, N_TEST = 502, "PGLDemoTorso", 16, 4
+RUN_NAME = "demo"
+TRAINER, CONFIGURATION, FOLD = "nnUNetTrainerPGL_demo", "3d_fullres", "0"
+# Scans, views and steps are chosen so that the demo takes minutes on two CPU cores; real runs keep the defaults.
+SHAPE, SPACING = (20, 32, 40), (14.0, 9.4, 9.4)
+PRETRAIN_OPTIONS = "-patch 16 24 32 -strides 8 8 8 -b 4 -epochs 4 -pairs 32 -save_every 1"
+# Work is short and starting a process takes seconds, so there is one at a time. Planning does not work with 0.
+ONE_PROCESS = {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1"}
+
+_MARKER = "pgl_demo.txt"
+_WRITTEN_NAMES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "logs", "predictions", "pictures", _MARKER)
+
+
+class DemoFolderError(PGLError):
+    """The demo may not write into the folder; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class DemoFolder:
+    """Where the demo keeps what; all of it lies in ``root``."""
+
+    root: Path
+
+    @property
+    def raw(self) -> Path:
+        """The folder for nnUNet_raw."""
+        return self.root / "nnUNet_raw"
+
+    @property
+    def preprocessed(self) -> Path:
+        """The folder for nnUNet_preprocessed."""
+        return self.root / "nnUNet_preprocessed"
+
+    @property
+    def results(self) -> Path:
+        """The folder for nnUNet_results."""
+        return self.root / "nnUNet_results"
+
+    @property
+    def labelled(self) -> Path:
+        """The raw dataset with labels."""
+        return self.raw / f"Dataset{LABELLED_ID}_{LABELLED_NAME}"
+
+    @property
+    def model(self) -> Path:
+        """The folder of the fine-tuned model."""
+        return self.results / self.labelled.name / f"{TRAINER}__nnUNetPlans__{CONFIGURATION}"
+
+    @property
+    def predictions(self) -> Path:
+        """The segmentations of the test scans."""
+        return self.root / "predictions"
+
+    def prepare(self, overwrite: bool) -> None:
+        """Create the folder, or remove all that a former demo wrote into it.
+
+        Raises:
+            DemoFolderError: The folder holds something else, or a former demo and ``overwrite`` is not set.
+        """
+        if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+            if not (self.root / _MARKER).is_file():
+                raise DemoFolderError(f"{self.root} exists and holds no former demo; choose another folder with -o")
+            if not overwrite:
+                raise DemoFolderError(f"{self.root} holds a former demo; add --overwrite, or choose another with -o")
+            for name in _WRITTEN_NAMES:
+                path = self.root / name
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+        for folder in (self.raw, self.preprocessed, self.results):
+            folder.mkdir(parents=True)
+        (self.root / _MARKER).write_text("Written by pgl_demo, which may overwrite this folder.\n", encoding="utf-8")
 
 
 def demo_entry() -> None:
@@ -43,7 +105,7 @@ def demo_entry() -> None:
     try:
         folder.prepare(arguments.overwrite)
         _run_demo(folder, arguments.device, arguments.seed)
-    except (DemoFolderError, CommandError, OSError) as error:
+    except (PGLError, OSError) as error:
         sys.exit(one_line(f"pgl_demo: {error}"))
 
 
@@ -70,90 +132,98 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run_demo(folder: DemoFolder, device: str, seed: int) -> None:
     start = time.monotonic()
-    runner = CommandRunner(folder.root / "logs", _environment(folder))
-    _announce_variables(folder, runner)
-    _write_datasets(folder, seed)
-    for command in _commands(folder, device, seed):
-        begin = time.monotonic()
-        runner.run(command)
-        print(f"({time.monotonic() - begin:.0f} s)", flush=True)
-    results = read_results(folder.predictions / "summary.json", FILE_ENDING)
-    pictures = _draw_pictures(folder, results)
-    print(f"\nDice on {len(results)} test scans\n{dice_table(results)}\n\nPictures")
-    for picture in pictures:
-        print(f"  {picture}")
-    print(f"\nThe demo took {(time.monotonic() - start) / 60:.1f} minutes. All of it is in {folder.root}")
-
-
-def _environment(folder: DemoFolder) -> dict[str, str]:
-    """The variables of the commands: nnU-Net's folders are the demo's, whatever the user has set."""
-    environment = dict(os.environ)
-    environment.pop("PGL_CHECKPOINT", None)  # the demo's own run is the one to start from
-    # As many processes as there are cores; nnU-Net's defaults are meant for larger machines.
-    environment.setdefault("nnUNet_n_proc_DA", N_PROCESSES)
-    environment.setdefault("nnUNet_def_n_proc", N_PROCESSES)
-    return {
-        **environment,
+    # nnU-Net's folders are the demo's, whatever the user has set, and its encoder is the one to start from.
+    folders = {
         "nnUNet_raw": str(folder.raw),
         "nnUNet_preprocessed": str(folder.preprocessed),
         "nnUNet_results": str(folder.results),
     }
-
-
-def _announce_variables(folder: DemoFolder, runner: CommandRunner) -> None:
-    """Set nnUNet_extTrainer and print what a user would type to have the same variables."""
-    runner.set_variable("nnUNet_extTrainer", runner.output_of(["pgl_extension"]))
+    environment = {name: value for name, value in os.environ.items() if name != "PGL_CHECKPOINT"}
+    environment |= {**folders, **ONE_PROCESS, "nnUNet_extTrainer": str(extension_folder())}
+    runner = CommandRunner(folder.root / "logs", environment)
     print("The demo runs the following with these variables, set for its own commands only:\n")
-    print(f'export nnUNet_raw="{folder.raw}"')
-    print(f'export nnUNet_preprocessed="{folder.preprocessed}"')
-    print(f'export nnUNet_results="{folder.results}"')
-    print('export nnUNet_extTrainer="$(pgl_extension)"', flush=True)
-
-
-def _write_datasets(folder: DemoFolder, seed: int) -> None:
+    for name, value in {**folders, "nnUNet_extTrainer": "$(pgl_extension)"}.items():
+        print(f'export {name}="{value}"')
     print(f"\nGenerating {N_UNLABELLED} scans without and {N_TRAIN} + {N_TEST} with labels ...", flush=True)
-    write_unlabelled_dataset(folder.raw, UNLABELLED_ID, UNLABELLED_NAME, N_UNLABELLED, seed)
-    write_labelled_dataset(folder.raw, LABELLED_ID, LABELLED_NAME, N_TRAIN, N_TEST, seed)
-
-
-def _commands(folder: DemoFolder, device: str, seed: int) -> list[list[str]]:
-    """The commands of the demo in their order."""
-    dataset = str(LABELLED_ID)
-    on_device = ["-device", device]
-    pretrain = ["pgl_pretrain", "-d", str(UNLABELLED_ID), "-o", RUN_NAME, *shlex.split(PRETRAIN_OPTIONS)]
-    predict = ["nnUNetv2_predict", "-i", str(folder.labelled / "imagesTs"), "-o", str(folder.predictions)]
-    predict += ["-d", dataset, "-c", CONFIGURATION, "-f", FOLD, "-tr", TRAINER, *on_device]
-    evaluate = ["nnUNetv2_evaluate_folder", str(folder.labelled / "labelsTs"), str(folder.predictions)]
-    evaluate += ["-djfile", str(folder.model / "dataset.json"), "-pfile", str(folder.model / "plans.json")]
-    plan = ["nnUNetv2_plan_and_preprocess", "-d", dataset, "-c", CONFIGURATION, "-np", N_PROCESSES]
-    return [
-        [*pretrain, "-np", N_PROCESSES, "-seed", str(seed), *on_device],
-        [*plan, "--verify_dataset_integrity"],
-        ["nnUNetv2_train", dataset, CONFIGURATION, FOLD, "-tr", TRAINER, *on_device],
-        [*predict, "--disable_tta", "-npp", "1", "-nps", "1"],
-        [*evaluate, "-np", N_PROCESSES],
-    ]
-
-
-def _draw_pictures(folder: DemoFolder, results: list[CaseResult]) -> list[Path]:
-    """Draw the demo's own pictures; return them and those that the commands have drawn, in the demo's order."""
-    phantom, predictions = folder.pictures / "phantom.png", folder.pictures / "predictions.png"
-    first = f"{LABELLED_NAME}_000"
-    image = read_volume(folder.labelled / "imagesTr" / f"{first}_0000{FILE_ENDING}")
-    draw_phantom(image, read_volume(folder.labelled / "labelsTr" / f"{first}{FILE_ENDING}"), phantom)
-    chosen = {"Worst": results[0], "Best": results[-1]}
-    draw_predictions([_predicted_case(folder, which, result) for which, result in chosen.items()], predictions)
-    drawn = [folder.pretraining / "views.png", folder.pretraining / "progress.png"]
-    drawn.append(folder.model / f"fold_{FOLD}" / "progress.png")
-    return [phantom, *(picture for picture in drawn if picture.is_file()), predictions]
-
-
-def _predicted_case(folder: DemoFolder, which: str, result: CaseResult) -> PredictedCase:
-    segmentation = f"{result.case}{FILE_ENDING}"
-    dice = "undefined" if math.isnan(result.mean_dice) else f"{result.mean_dice:.3f}"
-    return PredictedCase(
-        title=f"{which} case, {result.case}: mean Dice {dice}",
-        image=read_volume(folder.labelled / "imagesTs" / f"{result.case}_0000{FILE_ENDING}"),
-        truth=read_volume(folder.labelled / "labelsTs" / segmentation),
-        prediction=read_volume(folder.predictions / segmentation),
+    write_unlabelled_dataset(
+        folder.raw, UNLABELLED_ID, UNLABELLED_NAME, N_UNLABELLED, seed, shape=SHAPE, spacing=SPACING
     )
+    write_labelled_dataset(folder.raw, LABELLED_ID, LABELLED_NAME, N_TRAIN, N_TEST, seed, shape=SHAPE, spacing=SPACING)
+    for command in demo_commands(folder, device, seed):
+        begin = time.monotonic()
+        runner.run(command)
+        print(f"({time.monotonic() - begin:.0f} s)", flush=True)
+    results = read_results(folder.predictions / "summary.json")
+    print(f"\nDice on {len(results)} test scans\n{dice_table(results)}\n\nPictures")
+    for picture in _draw_pictures(folder, results):
+        print(f"  {picture}")
+    print(f"\nThe demo took {(time.monotonic() - start) / 60:.1f} minutes. All of it is in {folder.root}")
+
+
+def demo_commands(folder: DemoFolder, device: str, seed: int) -> list[list[str]]:
+    """The commands of the demo in their order."""
+    data, model = f"-d {LABELLED_ID} -c {CONFIGURATION}", f"-f {FOLD} -tr {TRAINER}"
+    images, truth, predictions = (
+        shlex.quote(str(path))
+        for path in (folder.labelled / "imagesTs", folder.labelled / "labelsTs", folder.predictions)
+    )
+    dataset_json, plans = (shlex.quote(str(folder.model / name)) for name in ("dataset.json", "plans.json"))
+    commands = [
+        f"pgl_pretrain -d {UNLABELLED_ID} -o {RUN_NAME} {PRETRAIN_OPTIONS} -np 1 -seed {seed} -device {device}",
+        f"nnUNetv2_plan_and_preprocess {data} -npfp 1 -np 1",
+        f"nnUNetv2_train {LABELLED_ID} {CONFIGURATION} {FOLD} -tr {TRAINER} -device {device}",
+        f"nnUNetv2_predict -i {images} -o {predictions} {data} {model} -device {device} --disable_tta -npp 1 -nps 1",
+        f"nnUNetv2_evaluate_folder {truth} {predictions} -djfile {dataset_json} -pfile {plans} -np 1",
+    ]
+    return [shlex.split(command) for command in commands]
+
+
+def read_results(summary: Path) -> pd.DataFrame:
+    """Read a summary.json of nnUNetv2_evaluate_folder.
+
+    Args:
+        summary: The file.
+
+    Returns:
+        The Dice, a row for each case, the worst first, and a column for each organ and for the mean over them; nan
+        where neither truth nor prediction has the organ, which the mean leaves out.
+    """
+    dice = {
+        Path(case["prediction_file"]).name.removesuffix(FILE_ENDING): {
+            organ: float(case["metrics"][str(label)]["Dice"]) for organ, label in LABELS.items()
+        }
+        for case in json.loads(summary.read_text(encoding="utf-8"))["metric_per_case"]
+    }
+    results = pd.DataFrame.from_dict(dice, orient="index")
+    return results.assign(mean=results.mean(axis=1)).sort_values("mean")
+
+
+def dice_table(results: pd.DataFrame) -> str:
+    """The Dice as text: one line for each organ with mean, worst and best case, and the mean over organs."""
+    table = results.agg(["mean", "min", "max"]).T.rename(columns={"min": "worst", "max": "best"})
+    table.index = [f"{name.replace('_', ' '):<14}" for name in table.index]
+    text: str = table.to_string(float_format="%.3f")
+    return text
+
+
+def _draw_pictures(folder: DemoFolder, results: pd.DataFrame) -> list[Path]:
+    """Draw the demo's own pictures; return them and those that the commands have drawn, in the demo's order."""
+    phantom, predictions = (folder.root / "pictures" / name for name in ("phantom.png", "predictions.png"))
+    images, labels = folder.labelled / "imagesTr", folder.labelled / "labelsTr"
+    first = f"{LABELLED_NAME}_000"
+    draw_phantom(
+        read_volume(images / f"{first}_0000{FILE_ENDING}"), read_volume(labels / f"{first}{FILE_ENDING}"), phantom
+    )
+    cases = [
+        PredictedCase(
+            title=f"{which} case, {case}: mean Dice {results['mean'][case]:.3f}",
+            image=read_volume(folder.labelled / "imagesTs" / f"{case}_0000{FILE_ENDING}"),
+            truth=read_volume(folder.labelled / "labelsTs" / f"{case}{FILE_ENDING}"),
+            prediction=read_volume(folder.predictions / f"{case}{FILE_ENDING}"),
+        )
+        for which, case in {"Worst": results.index[0], "Best": results.index[-1]}.items()
+    ]
+    draw_predictions(cases, predictions)
+    pretraining = folder.results / "PGL" / RUN_NAME
+    drawn = [pretraining / "views.png", pretraining / "progress.png", folder.model / f"fold_{FOLD}" / "progress.png"]
+    return [phantom, *(picture for picture in drawn if picture.is_file()), predictions]

@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from pretraining.demo.folder import DemoFolder, DemoFolderError
 from pretraining.demo.phantoms import LABELS, make_phantom
 from pretraining.demo.pictures import PredictedCase, Volume, draw_phantom, draw_predictions
-from pretraining.demo.results import dice_table, read_results
-from pretraining.demo.run import demo_entry
+from pretraining.demo.run import DemoFolder, DemoFolderError, demo_commands, demo_entry, dice_table, read_results
 from pretraining.launching.commands import CommandError, CommandRunner, CommandStopped, find_command
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="the stand-in commands are scripts with a #! line")
@@ -97,6 +95,22 @@ def test_demo_folder_is_replaced_only_on_request(tmp_path: Path) -> None:
     assert (folder.root / "notes.txt").exists()
 
 
+def test_commands_name_the_files_of_the_demo_whatever_its_folder_is_called(tmp_path: Path) -> None:
+    folder = DemoFolder(tmp_path / "a demo's folder")
+    commands = demo_commands(folder, "cpu", 7)
+    assert [command[0] for command in commands] == [
+        "pgl_pretrain",
+        "nnUNetv2_plan_and_preprocess",
+        "nnUNetv2_train",
+        "nnUNetv2_predict",
+        "nnUNetv2_evaluate_folder",
+    ]
+    pretrain, _, _, predict, evaluate = commands
+    assert pretrain[pretrain.index("-seed") + 1] == "7"
+    assert predict[predict.index("-i") + 1] == str(folder.labelled / "imagesTs")
+    assert evaluate[1:3] == [str(folder.labelled / "labelsTs"), str(folder.predictions)]
+
+
 def test_entry_point_ends_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "thesis.txt").touch()
     monkeypatch.setattr(sys, "argv", ["pgl_demo", "-o", str(tmp_path)])
@@ -112,9 +126,9 @@ def test_results_are_sorted_and_undefined_dice_is_left_out(tmp_path: Path) -> No
     summary = tmp_path / "summary.json"
     cases = [case("good", [0.9] * 7), case("bad", [0.2] * 6 + [float("nan")])]
     summary.write_text(json.dumps({"metric_per_case": cases}))
-    results = read_results(summary, ".nii.gz")
-    assert [result.case for result in results] == ["bad", "good"]
-    assert results[0].mean_dice == pytest.approx(0.2)
+    results = read_results(summary)
+    assert list(results.index) == ["bad", "good"]
+    assert results["mean"]["bad"] == pytest.approx(0.2)
     table = dice_table(results).splitlines()
     assert len(table) == 1 + 7 + 1
     assert table[1].split() == ["liver", "0.550", "0.200", "0.900"]

@@ -18,6 +18,7 @@ from nnunetv2_pgl.checkpoint import load_checkpoint, save_checkpoint
 from nnunetv2_pgl.networks import PGLSegmenter, ResNet50Encoder
 from nnunetv2_pgl.trainers import (
     nnUNetTrainerPGL,
+    nnUNetTrainerPGL_demo,
     nnUNetTrainerPGLScratch,
 )
 from nnunetv2_pgl.trainers.plans import network_strides
@@ -279,3 +280,11 @@ def test_threads_are_those_of_the_cores_to_run_on(
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
+
+
+def test_the_demo_trains_with_single_patches_and_without_mirroring(workplace: Workplace) -> None:
+    trainer = workplace.make(nnUNetTrainerPGL_demo)
+    assert trainer.configuration_manager.batch_size == 1
+    *_, mirrored_axes = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    assert mirrored_axes is None
+    assert trainer.inference_allowed_mirroring_axes is None

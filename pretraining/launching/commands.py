@@ -80,24 +80,6 @@ class CommandRunner:
         if exit_code:
             raise CommandError(f"{name} ended with exit code {exit_code}; its output is in {log}")
 
-    def output_of(self, command: Sequence[str]) -> str:
-        """What a command prints, without the white space around it.
-
-        Raises:
-            CommandError: It is missing or ends with an exit code other than 0.
-        """
-        executable = find_command(command[0])
-        result = subprocess.run(
-            [executable, *command[1:]], env=self._environment, capture_output=True, text=True, check=False
-        )
-        if result.returncode:
-            reason = result.stderr.strip().splitlines()
-            raise CommandError(
-                f"{shlex.join(command)} ended with exit code {result.returncode}"
-                + (f": {reason[-1]}" if reason else "")
-            )
-        return result.stdout.strip()
-
     def _stream(self, command: Sequence[str], write_log: Callable[[str], object]) -> int:
         """Copy the output piece by piece, not by line, so that progress bars move; return the exit code."""
         decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode

@@ -35,7 +35,6 @@ from nnunetv2_pgl.networks import PaddingName, ResNet50Encoder
 from nnunetv2_pgl.networks.hardware import autocast_type
 from pretraining.alignment import align
 from pretraining.data import Volume
-from pretraining.launching.errors import TrainingError
 from pretraining.objectives import PGL, local_consistency_loss
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.presets import recommended
@@ -174,7 +173,7 @@ class Variant(PGL):
         rows = []
         for pair, lateral in enumerate(self.lateral):
             if lateral is None:
-                raise TrainingError("an arm with both sides needs scans that tell which axis is lateral")
+                raise PGLError("an arm with both sides needs scans that tell which axis is lateral")
             axis, length = lateral
             start, bin_size = self._starts[pair, axis], self._overlap[pair, axis] / size[axis]
             centres = start + (cells[axis] + 0.5) * bin_size
@@ -275,7 +274,7 @@ def _train(objective: Variant, volumes: Sequence[Volume], config: PretrainConfig
             objective.lateral = drawn[number * config.batch_size : (number + 1) * config.batch_size]
             losses.append(float(step(number, batches)[0][0]))
             if not math.isfinite(losses[-1]):
-                raise TrainingError(f"{name}: the loss or its gradient is not finite in step {number}")
+                raise PGLError(f"{name}: the loss or its gradient is not finite in step {number}")
             if number % 60 == 59:
                 print(f"{name}: step {number + 1} of {steps}, loss {fmean(losses[-60:]):.3f}", flush=True)
     return fmean(losses[-30:])

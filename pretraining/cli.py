@@ -91,7 +91,7 @@ def pretrain_entry() -> None:
         end("pgl_pretrain: interrupted; add --c to go on from what was saved last")
     except ProcessLost as lost:
         end_after_another(f"pgl_pretrain: {lost}" if str(lost) else "")
-    except (ValueError, OSError) as error:  # PGLError is a ValueError
+    except (PGLError, OSError) as error:
         end(one_line(f"pgl_pretrain: {error}"))
 
 
@@ -118,5 +118,5 @@ def preview_entry() -> None:
         for line in [*in_few_lines(skipped), *axis_warnings(volumes, config.views)]:
             print(f"WARNING: {line}")
         print(*geometry_lines(volumes, config), arguments.o, sep="\n")
-    except (ValueError, OSError) as error:  # PGLError is a ValueError
+    except (PGLError, OSError) as error:
         sys.exit(one_line(f"pgl_preview: {error}"))

@@ -73,7 +73,7 @@ def test_no_cuda(nnunet: Path, pgl_pretrain: Callable[..., str], monkeypatch: py
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("-strides", "3", "8", "8"), "-strides (3, 8, 8)"),
+        (("-strides", "3", "8", "8"), "-strides 3 8 8: give powers of two from 1 to 16"),
         (("-scale", "1.4", "1.1"), "-scale 1.4 1.1"),
         (("-b", "6", "-accumulate", "4"), "not a multiple"),
         (("-spacing", "3", "1"), "-spacing 3 1"),

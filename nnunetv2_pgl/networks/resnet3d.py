@@ -155,6 +155,7 @@ class ResNet50Encoder(nn.Module):
         shifts = _shifted_axes(layer_strides) if centred else {}
         none = (False, False, False)
 
+        self.in_channels = in_channels
         self.conv = StridedConv(in_channels, 64, 7, layer_strides["stem"], shifts.get("stem", none), padding)
         self.norm = make_norm(norm, 64)
         self.pool = StridedMaxPool(layer_strides["pool"], shifts.get("pool", none))

@@ -119,7 +119,7 @@ def process_group(kind: str) -> Iterator[Processes]:
         kind: Type of the device: NCCL serves "cuda", gloo the others.
 
     Raises:
-        TrainingError: If what the environment says of them is incomplete or contradictory.
+        PGLError: If what the environment says of them is incomplete or contradictory.
         ProcessLost: If another process ended.
     """
     place = place_in_environment()

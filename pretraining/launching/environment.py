@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from pretraining.launching.errors import TrainingError
+from nnunetv2_pgl.errors import PGLError
 
 _LARGEST_PORT = 65535
 
@@ -36,7 +36,7 @@ def place_in_environment() -> Place:
     alone: so would the others.
 
     Raises:
-        TrainingError: Some of the variables are missing or impossible; the message names them.
+        PGLError: Some of the variables are missing or impossible; the message names them.
     """
     if "WORLD_SIZE" not in os.environ and "RANK" in os.environ:
         _refuse_missing("WORLD_SIZE", given=("RANK",))
@@ -80,7 +80,7 @@ def _refuse_missing(*names: str, given: Sequence[str]) -> NoReturn:
 def _refuse(*names: str, why: str) -> NoReturn:
     given = " and ".join(f"{name}={os.environ[name]}" for name in names)
     unset = " and ".join(name for name in ("WORLD_SIZE", "RANK") if name in os.environ)
-    raise TrainingError(
+    raise PGLError(
         f"the environment has {given}, {why}; unset {unset} to train with this process alone or with -num_gpus N, or "
         "start all processes with torchrun, which sets what is needed"
     )

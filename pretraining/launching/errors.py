@@ -10,8 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from nnunetv2_pgl.errors import PGLError
-
 STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: not finished, try again
 HOW_TO_GO_ON = "Add --c to go on from what was saved last; torchrun --max-restarts N does so by itself"
 
@@ -20,10 +18,6 @@ _UNTIL_THE_LAUNCHER_LOOKS = 5.0  # seconds; it looks ten times a second
 
 class Stopped(Exception):  # noqa: N818 - it is no error
     """A signal has asked the run to end, and it has saved what it had; the message says so."""
-
-
-class TrainingError(PGLError):
-    """A run that cannot go on; the message says why and what to do."""
 
 
 class ProcessLost(RuntimeError):  # noqa: N818 - it describes the process

@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, ProcessFailure, SignalException, start_processes
 
-from pretraining.launching.errors import HOW_TO_GO_ON, Stopped, TrainingError, end, is_one_of_several
+from nnunetv2_pgl.errors import PGLError
+from pretraining.launching.errors import HOW_TO_GO_ON, Stopped, end, is_one_of_several
 
 _HANGUPS = [getattr(signal, name) for name in ("SIGHUP", "SIGQUIT") if hasattr(signal, name)]
 _BETWEEN_LOOKS = 0.1  # seconds
@@ -29,11 +30,11 @@ def launch(arguments: Sequence[str], count: int) -> None:
     Raises:
         SystemExit: With the line and the exit code of the process that ended first.
         Stopped: If this process was asked to end, and none of them had a line for it.
-        TrainingError: If a process was killed, or ended without a line, or this one is itself one of several.
+        PGLError: If a process was killed, or ended without a line, or this one is itself one of several.
     """
     if is_one_of_several():  # each of which would start as many
         given = " and ".join(f"{name}={os.environ[name]}" for name in ("WORLD_SIZE", "RANK") if name in os.environ)
-        raise TrainingError(
+        raise PGLError(
             f"-num_gpus starts the processes, but the environment has {given}: this one is already one of several; "
             "leave out -num_gpus, or unset WORLD_SIZE and RANK"
         )
@@ -97,7 +98,7 @@ def _explain(rank: int, failure: ProcessFailure, count: int, asked: signal.Signa
         how = f"{failure.signal_name()}, often sent by the system for lack of memory"
     else:
         how = f"exit code {failure.exitcode} (its message, if any, is above)"
-    raise TrainingError(f"training process {rank} of {count} ended with {how}; the others were stopped. {HOW_TO_GO_ON}")
+    raise PGLError(f"training process {rank} of {count} ended with {how}; the others were stopped. {HOW_TO_GO_ON}")
 
 
 def _raise_as_torch_does(number: int, frame: object) -> NoReturn:

@@ -26,8 +26,8 @@ def check_config(config: PretrainConfig) -> None:
 def _problems(config: PretrainConfig) -> Iterator[str]:
     if config.batch_size % config.accumulate:
         yield f"-b {config.batch_size}: not a multiple of -accumulate {config.accumulate}"
-    if any(stride not in (1, 2, 4, 8, 16) for stride in config.encoder_strides):
-        yield f"-strides {config.encoder_strides}: powers of two between 1 and 16"
+    if config.planned_network is None and any(stride not in (1, 2, 4, 8, 16) for stride in config.encoder_strides):
+        yield f"-strides {spelled(config.encoder_strides)}: give powers of two from 1 to 16"
     if config.weights is not None:
         given = f"-weights {spelled(config.weights)}"
         if len(config.weights) != len(config.datasets):
@@ -85,7 +85,9 @@ def _problems_of_instance_norm(config: PretrainConfig) -> Iterator[str]:
     norm = config.norm if network is None else str(network.kwargs.get("norm_op"))
     if "instance" not in norm.lower():
         return
-    deepest = config.stages[-1] if config.method in ("pgl", "pgl_nce") else len(config.stage_strides) - 1
+    # Methods that restore images use all stages.
+    method = METHODS[config.method]
+    deepest = config.stages[-1] if method.aligns and not method.has_decoder else len(config.stage_strides) - 1
     remedy = "smaller -strides or -norm batch" if network is None else "or a plan for such patches"
     for strides in config.stage_strides[: deepest + 1]:
         if _has_a_single_cell(config, strides):

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.files import load_json
 from nnunetv2_pgl.networks import PAPER_STRIDES, PlannedNetwork, resnet_stage_strides
 from pretraining.option_fields import require_types
@@ -131,12 +132,12 @@ class PretrainConfig(PretrainSettings):
         """Reads a ``config.json``.
 
         Raises:
-            ValueError: If it is not one; the message names the file.
+            PGLError: If it is not one; the message names the file.
         """
         try:
             return cls.from_dict(load_json(path))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path}: not the settings of a pre-training run ({error})") from error
+            raise PGLError(f"{path}: not the settings of a pre-training run ({error})") from error
 
     def differences(self, other: PretrainConfig) -> list[tuple[str, Any, Any]]:
         """Settings that differ: name, own value, other value."""

@@ -15,6 +15,8 @@ from nnunetv2_pgl.environment import versions
 from nnunetv2_pgl.methods import METHODS
 from nnunetv2_pgl.networks import Encoder, PlannedEncoder
 from nnunetv2_pgl.nnssl import adaptation_plan
+from pretraining.data.default_preprocessing import HU_RANGE
+from pretraining.data.planned_preprocessing import CT_SCHEME
 from pretraining.objectives import Objective
 from pretraining.settings.config import PretrainConfig
 
@@ -77,10 +79,11 @@ def _architecture(name: str, encoder: Encoder) -> dict[str, Any]:
         "centred": encoder.centred,
         "padding": encoder.padding,
         "strides": list(encoder.strides),
+        "in_channels": encoder.in_channels,
     }
     if isinstance(encoder, PlannedEncoder):
-        return {**architecture, "in_channels": encoder.in_channels, "network": encoder.network.to_dict()}
-    return {**architecture, "in_channels": encoder.conv.in_channels}
+        architecture["network"] = encoder.network.to_dict()
+    return architecture
 
 
 def _weights(encoder: Encoder) -> dict[str, Tensor]:
@@ -100,7 +103,7 @@ def _intensity(is_ct: bool, planned: dict[str, Any] | None) -> dict[str, Any]:
         schemes, properties = planned["normalization_schemes"], planned["foreground_intensity_properties_per_channel"]
         clips = [
             [properties[str(number)][key] for key in ("percentile_00_5", "percentile_99_5")]
-            if scheme == "CTNormalization"
+            if scheme == CT_SCHEME
             else None
             for number, scheme in enumerate(schemes)
         ]
@@ -114,7 +117,7 @@ def _intensity(is_ct: bool, planned: dict[str, Any] | None) -> dict[str, Any]:
             "foreground_intensity_properties_per_channel": properties,
         }
     if is_ct:
-        return {"modality": "ct", "clip": [-1024.0, 325.0], "normalisation": "z-score per scan"}
+        return {"modality": "ct", "clip": [float(bound) for bound in HU_RANGE], "normalisation": "z-score per scan"}
     return {"modality": "other", "clip": None, "normalisation": "z-score per scan and channel"}
 
 

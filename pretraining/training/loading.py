@@ -19,8 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from nnunetv2_pgl.errors import PGLError
 from pretraining.data import DataError, Volume
-from pretraining.launching.errors import HOW_TO_GO_ON, ProcessLost, TrainingError
+from pretraining.launching.errors import HOW_TO_GO_ON, ProcessLost
 from pretraining.launching.stopping import outlive_signals
 from pretraining.settings.config import PretrainConfig
 from pretraining.training.memory import is_out_of_memory, require_shared_memory
@@ -46,7 +47,7 @@ class PairLoader:
         local_processes: Training processes on this machine, which share its memory.
 
     Raises:
-        TrainingError: The machine lacks shared memory.
+        PGLError: The machine lacks shared memory.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class PairLoader:
 
         Raises:
             DataError: If a scan cannot be read.
-            TrainingError: If a loading process has died, at whatever point that is noticed.
+            PGLError: If a loading process has died, at whatever point that is noticed.
         """
         self.sampler.first_step = first_step
         with self.explaining_deaths():
@@ -91,7 +92,7 @@ class PairLoader:
         """Around all that is done while there are loading processes; on an error they are ended.
 
         Raises:
-            TrainingError: See `batches`.
+            PGLError: See `batches`.
         """
         try:
             yield
@@ -132,7 +133,7 @@ class PairLoader:
         scan, code = self.scans[note[1]], worker.exitcode or 0
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         lacking = "shared memory" if hasattr(signal, "SIGBUS") and code == -signal.SIGBUS else "memory"
-        raise TrainingError(
+        raise PGLError(
             f"a data loading process {how} {'while' if note[2] else 'after'} it read {scan.name} ({scan.path}). If "
             f"{lacking} ran out, lower nnUNet_n_proc_DA; if this scan does it again, --verify_dataset_integrity "
             f"redoes what is damaged. {HOW_TO_GO_ON}"

@@ -14,9 +14,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.networks.hardware import autocast_type
 from pretraining.launching.distributed import Processes
-from pretraining.launching.errors import Stopped, TrainingError
+from pretraining.launching.errors import Stopped
 from pretraining.launching.stopping import Agreement, StopSignals
 from pretraining.settings.config import PretrainConfig
 from pretraining.training.correspondence import calibrate_norms, measure_correspondence
@@ -71,7 +72,7 @@ def train(
 
     Raises:
         Stopped: If the run was asked to end, and has saved its state.
-        TrainingError: If the loss is not finite any more, a loading process has died, or there is too little memory for
+        PGLError: If the loss is not finite any more, a loading process has died, or there is too little memory for
             them.
         DataError: If a scan cannot be read.
         CheckpointError: If a run cannot be continued.
@@ -235,7 +236,7 @@ class Run:
         so_far = self.state.so_far
         loss = float(so_far.total[0]) / so_far.steps
         if not math.isfinite(loss):
-            raise TrainingError(
+            raise PGLError(
                 f"the loss or its gradient is not finite in epoch {self.state.epoch} of {self.folder}, and nothing was "
                 "saved since: start a new run with a lower -lr"
             )

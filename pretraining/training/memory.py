@@ -11,9 +11,9 @@ from contextlib import contextmanager
 
 import torch
 
+from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.networks.hardware import autocast_type
 from pretraining.launching.distributed import Processes
-from pretraining.launching.errors import TrainingError
 from pretraining.settings.config import PretrainConfig
 from pretraining.training.footprint import available_memory, bytes_of_step
 from pretraining.training.start import initial_state
@@ -33,7 +33,7 @@ def require_fitting_batch(config: PretrainConfig, device: str, processes: Proces
     which `explained` tries what fits: that is more exact, since convolutions there take as much workspace as they find.
 
     Raises:
-        TrainingError: Names the largest batch that fits.
+        PGLError: Names the largest batch that fits.
     """
     available = available_memory()
     if device != "cpu" or available is None:
@@ -56,14 +56,14 @@ def require_shared_memory(needed: int) -> None:
         needed: Bytes that the batches take between loading and use.
 
     Raises:
-        TrainingError: Names what is needed and how to get it.
+        PGLError: Names what is needed and how to get it.
     """
     if not hasattr(os, "statvfs") or not os.path.isdir(_SHARED_MEMORY):
         return
     free = os.statvfs(_SHARED_MEMORY)
     available = free.f_bavail * free.f_frsize
     if needed > available:
-        raise TrainingError(
+        raise PGLError(
             f"the data loading processes need {needed / _MIB:.0f} MiB of shared memory, but {_SHARED_MEMORY} has "
             f"{available / _MIB:.0f} MiB free: start the container with --shm-size={-(-needed * 2 // 2**30)}g (or "
             "--ipc=host), or lower nnUNet_n_proc_DA (0 loads in the training process)"
@@ -75,7 +75,7 @@ def explained(config: PretrainConfig, device: str, processes: Processes, workers
     """Turns an error for lack of memory, raised by training, into one that names the largest batch that fits.
 
     Raises:
-        TrainingError: Instead of that error, in the first process that runs out of memory.
+        PGLError: Instead of that error, in the first process that runs out of memory.
         ProcessLost: In the others that do.
     """
     try:
@@ -122,7 +122,7 @@ def _largest_part(config: PretrainConfig, device: str, processes: Processes, wor
     """Pairs of a part that fit, fewer than those of the part that did not; 0 if none.
 
     Raises:
-        TrainingError: If not even the networks fit.
+        PGLError: If not even the networks fit.
     """
     most = _pairs_of_part(config, processes) - 1
     if device == "cuda":
@@ -132,7 +132,7 @@ def _largest_part(config: PretrainConfig, device: str, processes: Processes, wor
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            raise TrainingError(
+            raise PGLError(
                 "the networks alone do not fit into the memory that the device has left; is another job there? "
                 + _reason(error)
             ) from error
@@ -173,11 +173,11 @@ def _pairs_of_part(config: PretrainConfig, processes: Processes) -> int:
     return config.batch_size // (config.accumulate * processes.count)
 
 
-def _too_large(config: PretrainConfig, processes: Processes, part: int, reason: str) -> TrainingError:
+def _too_large(config: PretrainConfig, processes: Processes, part: int, reason: str) -> PGLError:
     """The error for a part of which ``part`` pairs would fit."""
     tried = f"-b {config.batch_size} does not fit"
     if part < 1:
-        return TrainingError(f"{tried}, nor does one pair at a time: use a smaller -patch. {reason}")
+        return PGLError(f"{tried}, nor does one pair at a time: use a smaller -patch. {reason}")
     whole = part * processes.count * config.accumulate
     advice = f"The largest batch that fits is -b {whole}"
     per_process = config.batch_size // processes.count
@@ -186,4 +186,4 @@ def _too_large(config: PretrainConfig, processes: Processes, part: int, reason: 
     ]
     if parts:
         advice += f"; -b {config.batch_size} -accumulate {parts[0]} computes the same batch in parts that fit"
-    return TrainingError(f"{tried}. {advice}. {reason}")
+    return PGLError(f"{tried}. {advice}. {reason}")

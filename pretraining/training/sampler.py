@@ -11,6 +11,7 @@ from itertools import pairwise
 import numpy as np
 from torch.utils.data import Sampler
 
+from nnunetv2_pgl.errors import PGLError
 from pretraining.data import DataError
 
 _LONGEST_PASS = (
@@ -56,7 +57,7 @@ class PairSampler(Sampler[list[tuple[int, int]]]):
         weighted: WeightedOrder | None = None,
     ):
         if batch_size % (processes * accumulate):
-            raise ValueError(
+            raise PGLError(
                 f"a batch of {batch_size} pairs cannot be divided evenly over {processes} processes and {accumulate} "
                 "accumulated parts; choose -b as a multiple of both"
             )

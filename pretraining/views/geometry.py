@@ -10,6 +10,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from nnunetv2_pgl.errors import PGLError
+
 _Triple: TypeAlias = tuple[float, float, float]
 
 _TRIES = 64
@@ -95,9 +97,9 @@ def sample_view_pair(
                 ViewGeometry(starts[0], sizes[0], (first[0], first[1], first[2])),
                 ViewGeometry(starts[1], sizes[1], (second[0], second[1], second[2])),
             )
-    raise ValueError(
+    raise PGLError(
         f"no pair of views of a {tuple(volume_shape)} scan overlaps by {min_overlap:.0%}: boxes of {scale[0]} to "
-        f"{scale[1]} times the view differ too much in size; lower min_overlap or narrow scale"
+        f"{scale[1]} times the view differ too much in size; lower -min_overlap or narrow -scale"
     )
 
 

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_pgl.checkpoint import load_checkpoint
+from nnunetv2_pgl.errors import PGLError
 from pretraining.data import Volume
 from pretraining.demo.datasets import write_unlabelled_dataset
 from pretraining.launching.distributed import Processes
-from pretraining.launching.errors import Stopped, TrainingError
+from pretraining.launching.errors import Stopped
 from pretraining.launching.stopping import Agreement, StopSignals
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.table import RunOptions
@@ -114,7 +115,7 @@ def test_out_of_memory_names_the_largest_batch_that_fits() -> None:
     used = torch.cuda.memory_reserved() + 2 * GIB
     torch.cuda.set_per_process_memory_fraction(used / torch.cuda.get_device_properties(DEVICE).total_memory)
     try:
-        with pytest.raises(TrainingError) as caught:
+        with pytest.raises(PGLError) as caught:
             pretrain(replace(config, batch_size=64, pairs_per_epoch=64), options("large"))
         line = str(caught.value)
         assert "\n" not in line

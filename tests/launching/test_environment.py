@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from nnunetv2_pgl.errors import PGLError
 from pretraining.launching.environment import Place, place_in_environment
-from pretraining.launching.errors import TrainingError, end
+from pretraining.launching.errors import end
 from tests.machine import Machine, output_of
 
 NAMES = ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -59,7 +60,7 @@ def test_an_impossible_place(
     environment: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     put(environment, monkeypatch)
-    with pytest.raises(TrainingError) as refused:
+    with pytest.raises(PGLError) as refused:
         place_in_environment()
     assert message in str(refused.value)
     unset = [name for name in ("WORLD_SIZE", "RANK") if f"{name}=" in environment]

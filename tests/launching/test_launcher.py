@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pretraining.launching.errors import Stopped, TrainingError
+from nnunetv2_pgl.errors import PGLError
+from pretraining.launching.errors import Stopped
 from pretraining.launching.launcher import launch
 
 BEGIN = """
@@ -67,7 +68,7 @@ def test_processes_are_started_whatever_the_scheduler_counts(monkeypatch: pytest
 def test_one_of_several_starts_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    with pytest.raises(TrainingError, match="has WORLD_SIZE=2 and RANK=1: this one is already one of several"):
+    with pytest.raises(PGLError, match="has WORLD_SIZE=2 and RANK=1: this one is already one of several"):
         run("")
 
 
@@ -93,13 +94,13 @@ def test_lines_that_all_have_are_printed_once(capfd: pytest.CaptureFixture[str])
 
 
 def test_a_killed_process_is_named(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(TrainingError, match=r"training process 1 of 2 ended with SIGKILL, .*--c"):
+    with pytest.raises(PGLError, match=r"training process 1 of 2 ended with SIGKILL, .*--c"):
         run("os.kill(os.getpid(), signal.SIGKILL) if rank == 1 else time.sleep(60)")
     assert capfd.readouterr().err.strip() == ""
 
 
 def test_a_process_without_a_word_is_named() -> None:
-    with pytest.raises(TrainingError, match=r"training process 0 of 2 ended with exit code 7 \(its message, if any"):
+    with pytest.raises(PGLError, match=r"training process 0 of 2 ended with exit code 7 \(its message, if any"):
         run("sys.exit(7) if rank == 0 else time.sleep(60)")
 
 

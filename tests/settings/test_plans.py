@@ -152,9 +152,10 @@ def test_settings_that_no_run_can_have(options: list[str], message: str) -> None
         check_config(settings(*options))
 
 
-def test_levels_are_the_deepest_whose_cells_are_fine_enough() -> None:
+def test_stages_are_the_deepest_whose_cells_are_fine_enough() -> None:
     assert PretrainConfig(datasets=()).stages == (3,)
     config = settings("-a", "resenc_m", "-patch", "128", "128", "128")
     assert config.stage_strides[-1] == (32, 32, 32)
     assert config.stage_strides[config.stages[-1]] == (16, 16, 16)
+    check_config(config)  # the rule for -strides is the ResNet-50's
     assert settings("-align_stages", "3", "1", "3").stages == (1, 3)

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
+from nnunetv2_pgl.errors import PGLError
 from pretraining.data import DataError
-from pretraining.launching.errors import TrainingError
 from pretraining.settings.config import PretrainConfig
 from pretraining.training.loading import PairLoader
 from pretraining.training.sampler import PairSampler
@@ -130,13 +130,13 @@ def test_spawned_workers_give_the_same_crops(spawning: None) -> None:
 
 
 def test_a_spawned_worker_that_died_is_told(spawning: None) -> None:
-    with pytest.raises(TrainingError, match="killed by SIGKILL while it read case_2"):
+    with pytest.raises(PGLError, match="killed by SIGKILL while it read case_2"):
         read_all("die", 1)
 
 
 def test_the_scan_of_a_killed_worker_is_named() -> None:
     message = r"killed by SIGKILL while it read case_2 \(/store/case_2\.b2nd\)[^\n]*--c[^\n]*\Z"
-    with pytest.raises(TrainingError, match=message):
+    with pytest.raises(PGLError, match=message):
         read_all("die", 1)
 
 
@@ -154,19 +154,19 @@ def test_a_worker_that_dies_between_two_steps_is_told() -> None:
             os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # torch looks for those that nobody waited for
             return sum(1 for _ in batches)
 
-    with pytest.raises(TrainingError, match=r"killed by SIGKILL (while|after) it read case_\d"):
+    with pytest.raises(PGLError, match=r"killed by SIGKILL (while|after) it read case_\d"):
         read_after_its_death()
 
 
 def test_the_scan_of_a_worker_that_left_is_named() -> None:
-    with pytest.raises(TrainingError, match=r"ended with exit code 3 while it read case_2 \(/store/case_2\.b2nd\)"):
+    with pytest.raises(PGLError, match=r"ended with exit code 3 while it read case_2 \(/store/case_2\.b2nd\)"):
         read_all("leave", 1)
 
 
 def test_the_scan_of_a_worker_that_lingers_is_named() -> None:
     """Its files close long before it has an exit code. Rarely, one of torch's threads misses them and aborts it."""
     how = r"(ended with exit code 3|was killed by SIGABRT)"
-    with pytest.raises(TrainingError, match=how + r" while it read case_2 \(/store/case_2\.b2nd\)"):
+    with pytest.raises(PGLError, match=how + r" while it read case_2 \(/store/case_2\.b2nd\)"):
         read_all("linger", 1)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pretraining.launching.errors import TrainingError
+from nnunetv2_pgl.errors import PGLError
 from pretraining.objectives import ModelsGenesis
 from pretraining.settings.config import PretrainConfig
 from pretraining.training.loading import PairLoader, parts_on_device
@@ -31,7 +31,7 @@ def with_free(patch: pytest.MonkeyPatch, free: int) -> None:
 def test_shared_memory_that_is_too_small_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with_free(monkeypatch, 64 * MIB)
     require_shared_memory(64 * MIB)
-    with pytest.raises(TrainingError) as caught:
+    with pytest.raises(PGLError) as caught:
         require_shared_memory(900 * MIB)
     message = str(caught.value)
     assert "need 900 MiB of shared memory, but /dev/shm has 64 MiB free" in message
@@ -58,7 +58,7 @@ def test_a_loader_counts_what_is_under_way(
     if fits:
         PairLoader(scans, *arguments)
     else:
-        with pytest.raises(TrainingError, match=f"need {5 * unit // MIB if workers == 2 else 6 * unit // MIB} MiB"):
+        with pytest.raises(PGLError, match=f"need {5 * unit // MIB if workers == 2 else 6 * unit // MIB} MiB"):
             PairLoader(scans, *arguments)
 
 

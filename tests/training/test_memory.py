@@ -11,9 +11,9 @@ import pytest
 import torch
 from numpy.random import default_rng
 
+from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.methods import METHODS
 from pretraining.launching.distributed import Processes
-from pretraining.launching.errors import TrainingError
 from pretraining.objectives import ModelsGenesis, Objective
 from pretraining.settings.config import PretrainConfig
 from pretraining.training import footprint, memory
@@ -56,7 +56,7 @@ def bytes_saved(objective: Objective, pairs: int) -> int:
 def refusal(config: PretrainConfig, processes: Processes = ALONE) -> str | None:
     try:
         memory.require_fitting_batch(config, "cpu", processes, workers=1)
-    except TrainingError as error:
+    except PGLError as error:
         return str(error)
     return None
 
@@ -119,7 +119,7 @@ def test_an_allocation_that_fails_while_training_names_a_batch(monkeypatch: pyte
     monkeypatch.setattr(memory, "available_memory", lambda: 100 * GIB)
     config = replace(CONFIG, batch_size=4)
     message = r"-b 4 does not fit\. The largest batch that fits is -b 3;"
-    with pytest.raises(TrainingError, match=message) as caught, memory.explained(config, "cpu", ALONE, 0):
+    with pytest.raises(PGLError, match=message) as caught, memory.explained(config, "cpu", ALONE, 0):
         torch.empty(2**60, dtype=torch.uint8)
     assert "\n" not in str(caught.value)
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from nnunetv2_pgl.errors import PGLError
 from pretraining.launching.distributed import Processes
-from pretraining.launching.errors import ProcessLost, TrainingError
+from pretraining.launching.errors import ProcessLost
 from pretraining.settings.config import PretrainConfig
 from pretraining.training import memory
 from pretraining.training.loading import PairLoader
@@ -68,7 +69,7 @@ def test_networks_that_do_not_fit_are_told_of(monkeypatch: pytest.MonkeyPatch) -
         raise torch.cuda.OutOfMemoryError(TEXT)
 
     monkeypatch.setattr(memory, "initial_state", full)
-    with pytest.raises(TrainingError) as caught, memory.explained(CONFIG, "cuda", Processes(), 0):
+    with pytest.raises(PGLError) as caught, memory.explained(CONFIG, "cuda", Processes(), 0):
         full()
     line = "the networks alone do not fit into the memory that the device has left; is another job there? "
     assert str(caught.value) == line + FACTS
@@ -79,7 +80,7 @@ def test_what_is_done_and_said(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> Non
     loader._workers = [gpu]  # type: ignore[list-item]
     monkeypatch.setattr(PairLoader, "_dead_worker", lambda _: pytest.fail("waits for a loading process to be dead"))
     with (
-        pytest.raises(TrainingError) as caught,
+        pytest.raises(PGLError) as caught,
         memory.explained(CONFIG, "cuda", Processes(), 0),
         loader.explaining_deaths(),
     ):
@@ -110,7 +111,7 @@ def test_one_of_several_processes_tries(gpu: Gpu) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    (explained,) = (error for error in ended if isinstance(error, TrainingError))
+    (explained,) = (error for error in ended if isinstance(error, PGLError))
     (lost,) = (error for error in ended if isinstance(error, ProcessLost))
     assert str(explained).startswith("-b 128 does not fit. The largest batch that fits is -b 80;")
     assert str(lost) == ""

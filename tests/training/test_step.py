@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.methods import METHODS
 from nnunetv2_pgl.networks import ResNet50Encoder
-from pretraining.launching.errors import TrainingError
 from pretraining.objectives import PGL, Objective, local_contrastive_loss
 from pretraining.objectives.deform import Deformations, deform
 from pretraining.settings.config import PretrainConfig
@@ -330,7 +330,7 @@ def test_it_stops_the_run_and_nothing_of_it_is_saved(
     monkeypatch.setattr(PGL, "forward", spoiling)
     name = f"spoilt_{spoilt}_{accumulate}"
     config = replace(make.config(), method="pgl_nce", padding="replicate", accumulate=accumulate)
-    with pytest.raises(TrainingError) as stop:
+    with pytest.raises(PGLError) as stop:
         pretrain(config, RunOptions(name, False, "cpu", 1, 1))
     folder = RunFolder.named(name)
     assert f"gradient is not finite in epoch {epochs_saved} of {folder.path}" in str(stop.value)

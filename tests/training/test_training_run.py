@@ -12,11 +12,11 @@ import pytest
 from matplotlib.image import imread
 
 from nnunetv2_pgl.checkpoint import load_checkpoint
+from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.networks import ResNet50Encoder
 from nnunetv2_pgl.transfer import load_encoder
 from pretraining.data import DataError
 from pretraining.demo.datasets import write_unlabelled_dataset
-from pretraining.launching.errors import TrainingError
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.presets import published_for_mae
 from pretraining.settings.table import RunOptions
@@ -220,6 +220,6 @@ def test_mae_with_the_settings_published_for_it(folders: Path) -> None:
 
 
 def test_infinite_loss_stops_the_run(folders: Path) -> None:
-    with pytest.raises(TrainingError, match="not finite in epoch"):
+    with pytest.raises(PGLError, match="not finite in epoch"):
         pretrain(replace(CONFIG, learning_rate=1e30, optimizer="sgd", warmup_epochs=0), options("diverged"))
     assert not RunFolder.named("diverged").final.exists()

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nnunetv2_pgl.checkpoint import load_encoder_network
-from nnunetv2_pgl.networks import Encoder, PlannedEncoder, PlannedName, PlannedNetwork, ResNet50Encoder
+from nnunetv2_pgl.networks import Encoder, PlannedEncoder, PlannedNetwork, ResNet50Encoder
 
 _VIEW = (48, 48, 48)
-_UNTRAINED: tuple[PlannedName, ...] = ("plain", "resenc_m")
+_UNTRAINED: tuple[str, ...] = ("plain", "resenc_m")
 
 
 def main() -> None:

@@ -19,13 +19,7 @@ from nnunetv2_pgl.checkpoint import EncoderCheckpoint
 from nnunetv2_pgl.methods import METHODS
 from nnunetv2_pgl.networks.planned import PLANNERS
 
-_NETWORKS = {
-    "resnet50": "3D ResNet-50",
-    "plain": "PlainConvUNet",
-    "resenc_m": "ResEnc-M",
-    "resenc_l": "ResEnc-L",
-    "resenc_xl": "ResEnc-XL",
-}
+_NETWORKS = {"resnet50": "3D ResNet-50", **{name: planner.title for name, planner in PLANNERS.items()}}
 # The Hub's identifiers (huggingface.co/docs/hub/repositories-licenses, May 2024) except those of single models: SPDX's
 # in lower case.
 _IDENTIFIERS = (
@@ -77,7 +71,7 @@ def model_card(checkpoint: EncoderCheckpoint, licence: Licence, digest: str) -> 
     """
     pgl, architecture = checkpoint.pgl, checkpoint.architecture
     name, channels = str(architecture.get("name")), architecture.get("in_channels", 1)
-    planner, plans = PLANNERS.get(name, PLANNERS["plain"])
+    _, planner, plans = PLANNERS.get(name, PLANNERS["plain"])
     method, intensity, manifest = str(pgl.get("method")), _table(pgl, "intensity"), _table(pgl, "manifest")
     per_source = _table(manifest, "scans_per_source")
     datasets = pgl.get("datasets")

@@ -2,7 +2,7 @@
 
 from nnunetv2_pgl.networks.feature_grid import FeatureGrid
 from nnunetv2_pgl.networks.padding import PaddingName
-from nnunetv2_pgl.networks.planned import PlanError, PlannedEncoder, PlannedName, PlannedNetwork, PlannedSegmenter
+from nnunetv2_pgl.networks.planned import PLANNERS, PlanError, PlannedEncoder, PlannedNetwork, PlannedSegmenter
 from nnunetv2_pgl.networks.resnet3d import PAPER_STRIDES, NormName, ResNet50Encoder, resnet_stage_strides
 from nnunetv2_pgl.networks.segmenter import PGLSegmenter
 
@@ -11,6 +11,7 @@ Segmenter = PGLSegmenter | PlannedSegmenter
 
 __all__ = [
     "PAPER_STRIDES",
+    "PLANNERS",
     "Encoder",
     "FeatureGrid",
     "NormName",
@@ -18,7 +19,6 @@ __all__ = [
     "PaddingName",
     "PlanError",
     "PlannedEncoder",
-    "PlannedName",
     "PlannedNetwork",
     "PlannedSegmenter",
     "ResNet50Encoder",

@@ -6,7 +6,7 @@ import json
 import pydoc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,13 +21,21 @@ from nnunetv2_pgl.networks.hardware import lay_out, memory_format_for, use_own_i
 from nnunetv2_pgl.networks.padding import PaddingName, pad_by_replication, require_padding
 from nnunetv2_pgl.networks.strided import Triple
 
-PlannedName = Literal["plain", "resenc_m", "resenc_l", "resenc_xl"]
-# nnU-Net's planner for each of them, and the plans that it writes.
-PLANNERS: dict[str, tuple[str, str]] = {
-    "plain": ("ExperimentPlanner", "nnUNetPlans"),
-    "resenc_m": ("nnUNetPlannerResEncM", "nnUNetResEncUNetMPlans"),
-    "resenc_l": ("nnUNetPlannerResEncL", "nnUNetResEncUNetLPlans"),
-    "resenc_xl": ("nnUNetPlannerResEncXL", "nnUNetResEncUNetXLPlans"),
+
+class Planner(NamedTuple):
+    """How nnU-Net plans a network: its title, the planner's class, and the plans that this one writes."""
+
+    title: str
+    planner: str
+    plans: str
+
+
+# nnU-Net's own networks, as `pgl_pretrain -a` names them.
+PLANNERS = {
+    "plain": Planner("PlainConvUNet", "ExperimentPlanner", "nnUNetPlans"),
+    "resenc_m": Planner("ResEnc-M", "nnUNetPlannerResEncM", "nnUNetResEncUNetMPlans"),
+    "resenc_l": Planner("ResEnc-L", "nnUNetPlannerResEncL", "nnUNetResEncUNetLPlans"),
+    "resenc_xl": Planner("ResEnc-XL", "nnUNetPlannerResEncXL", "nnUNetResEncUNetXLPlans"),
 }
 
 _MODULE = "dynamic_network_architectures.architectures.unet"
@@ -119,7 +127,7 @@ class PlannedNetwork:
         return network
 
     @classmethod
-    def preset(cls, name: PlannedName, patch_size: Sequence[int], spacing: Sequence[float]) -> PlannedNetwork:
+    def preset(cls, name: str, patch_size: Sequence[int], spacing: Sequence[float]) -> PlannedNetwork:
         """The network that nnU-Net plans for patches of this size and spacing (its topology, widths and blocks)."""
         _, strides, kernels, _, _ = get_pool_and_conv_props(list(spacing), list(patch_size), _LEAST_CELLS, 999999)
         stages = len(strides)

@@ -102,8 +102,8 @@ class ModelNetwork:
 def how_to_plan(architecture: str, plans: PlansManager) -> str:
     """The command that plans for one of nnU-Net's networks, and the option that trains with it."""
     dataset = plans.dataset_name.split("_")[0].removeprefix("Dataset").lstrip("0")
-    planner, name = PLANNERS.get(architecture, PLANNERS["plain"])
-    option = "" if name == PLANNERS["plain"][1] else f" -pl {planner}"
+    _, planner, name = PLANNERS.get(architecture, PLANNERS["plain"])
+    option = "" if name == PLANNERS["plain"].plans else f" -pl {planner}"
     return f"plan with nnUNetv2_plan_experiment -d {dataset}{option} and train with -p {name}"
 
 

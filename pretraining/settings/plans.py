@@ -11,7 +11,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.files import load_json
-from nnunetv2_pgl.networks import PlanError, PlannedNetwork
+from nnunetv2_pgl.networks import PLANNERS, PlanError, PlannedNetwork
 from pretraining.data.planned_preprocessing import PlannedPreprocessing
 
 _MOST_NAMES = 5
@@ -105,8 +105,8 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _name(network: PlannedNetwork, plans_name: str, asked: str | None, where: str) -> str:
     """Our name for the plan's network: sizes of residual encoders go by the names of nnU-Net's plans."""
-    size = next((size for size in ("XL", "L", "M") if plans_name == f"nnUNetResEncUNet{size}Plans"), None)
-    found = "plain" if not network.is_residual else f"resenc_{size.lower()}" if size else asked or "resenc_m"
+    named = next((name for name, planner in PLANNERS.items() if planner.plans == plans_name), "plain")
+    found = "plain" if not network.is_residual else asked or "resenc_m" if named == "plain" else named
     if asked is not None and asked != found:
         raise PGLError(f"-a {asked}: {where} is a plan of {found}; leave -a out, or name a plan of {asked} with -p")
     return found

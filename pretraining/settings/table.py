@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nnunetv2_pgl.methods import METHODS
-from nnunetv2_pgl.networks import PaddingName, PlannedName
+from nnunetv2_pgl.networks import PLANNERS, PaddingName
 from pretraining.data import resolve_source
 from pretraining.option_fields import setting
 from pretraining.settings.values import names_in, parse_spacing
 from pretraining.views import ViewSettings
 
 Triple = tuple[int, int, int]
-Architecture = Literal["resnet50"] | PlannedName
 OptimizerName = Literal["lars", "sgd", "adamw", "nnunet"]
 Spacing = Literal["median", "native"] | tuple[float, float, float]
 
@@ -84,12 +83,13 @@ class PretrainSettings:
         name="m",
         values=tuple(METHODS),
     )
-    architecture: Architecture = setting(
+    architecture: str = setting(
         "resnet50",
         "encoder: the paper's ResNet-50, or that of nnU-Net's networks",
         group=TRAINING,
         name="a",
         default_text="resnet50, or the plan's",
+        values=("resnet50", *PLANNERS),
     )
     network: dict[str, Any] | None = setting(
         None, "`PlannedNetwork` as plain values; None: what nnU-Net plans for views of this size"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nnunetv2_pgl.methods import METHODS
+from nnunetv2_pgl.networks import PLANNERS
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.presets import published_for_mae, recommended
 from pretraining.settings.table import DEFAULT_PLANS
@@ -72,9 +73,8 @@ def next_commands(config: PretrainConfig, folder: RunFolder) -> list[str]:
     else:
         dataset, configuration = "DATASET", "3d_fullres"
         first_line = "Next, for a data set with labels (DATASET is its id):"
-        size = config.architecture.removeprefix("resenc_").upper() if config.architecture.startswith("resenc_") else ""
-        plans = f"nnUNetResEncUNet{size}Plans" if size else DEFAULT_PLANS
-        planner = f" -pl nnUNetPlannerResEnc{size}" if size else ""
+        _, planner, plans = PLANNERS.get(config.architecture, PLANNERS["plain"])
+        planner = "" if plans == DEFAULT_PLANS else f" -pl {planner}"
         prepare = f"nnUNetv2_plan_and_preprocess -d {dataset} -c {configuration}{planner}"
     option = "" if plans == DEFAULT_PLANS else f" -p {plans}"
     return [

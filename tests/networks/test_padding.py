@@ -16,9 +16,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from nnunetv2_pgl.checkpoint import load_checkpoint, load_encoder_network, save_checkpoint
 from nnunetv2_pgl.info import describe
 from nnunetv2_pgl.networks import (
+    PLANNERS,
     Encoder,
     PlannedEncoder,
-    PlannedName,
     PlannedNetwork,
     ResNet50Encoder,
     padding,
@@ -230,8 +230,8 @@ def test_so_it_is_in_nnunets_encoders(kind: str) -> None:
     assert min(unlike_cells(zeros, (8, 16, 16))) > 1e-3
 
 
-@pytest.mark.parametrize("name", get_args(PlannedName))
-def test_no_convolution_of_nnunets_presets_pads_with_zeros(name: PlannedName) -> None:
+@pytest.mark.parametrize("name", PLANNERS)
+def test_no_convolution_of_nnunets_presets_pads_with_zeros(name: str) -> None:
     network = PlannedNetwork.preset(name, (16, 96, 96), (3.0, 1.0, 1.0))
     with torch.device("meta"):
         encoder, stock = PlannedEncoder(network, 1, "replicate"), PlannedEncoder(network, 1)

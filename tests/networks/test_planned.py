@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from nnunetv2_pgl.networks import (
     PlanError,
     PlannedEncoder,
-    PlannedName,
     PlannedNetwork,
     PlannedSegmenter,
     ResNet50Encoder,
@@ -132,7 +131,7 @@ def raw_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("name", "planner"), [("plain", ExperimentPlanner), ("resenc_l", ResEncUNetPlanner)])
 @pytest.mark.parametrize(("shape", "spacing"), [((64, 96, 96), (1.0, 1.0, 1.0)), ((20, 96, 100), (5.0, 0.8, 0.8))])
 def test_preset_is_what_nnunet_plans(
-    name: PlannedName,
+    name: str,
     planner: type[ExperimentPlanner],
     shape: tuple[int, int, int],
     spacing: tuple[float, float, float],

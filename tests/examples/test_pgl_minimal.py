@@ -47,7 +47,7 @@ def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Pa
     """What one step prints, and the checkpoint."""
     path = tmp_path_factory.mktemp("encoder") / "encoder.pth"
     command = [sys.executable, str(EXAMPLE), str(folder), "mr", str(path), "--steps", "1"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout, path
+    return subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout, path
 
 
 def first_step(folder: Path, store: Path) -> tuple[float, PGL]:

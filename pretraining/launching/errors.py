@@ -13,7 +13,7 @@ from typing import NoReturn
 from nnunetv2_pgl.errors import PGLError
 
 STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: not finished, try again
-HOW_TO_GO_ON = "Add --c to go on from what was saved last; torchrun --max-restarts N does so by itself"
+HOW_TO_GO_ON = "Add --c to continue from the last saved state; torchrun --max-restarts N does so by itself"
 
 _UNTIL_THE_LAUNCHER_LOOKS = 5.0  # seconds; it looks ten times a second
 
@@ -23,7 +23,7 @@ class Stopped(Exception):  # noqa: N818 - it is no error
 
 
 class TrainingError(PGLError):
-    """A run that cannot go on; the message says why and what to do."""
+    """A run that cannot continue; the message says why and what to do."""
 
 
 class ProcessLost(RuntimeError):  # noqa: N818 - it describes the process

@@ -104,9 +104,7 @@ def test_masks_are_recognised_by_their_values(tmp_path: Path) -> None:
     names, reasons = used(find_scans([str(folder)], "mr")[0], tmp_path)
     assert names == {"ct", "grey", "halves", "phantom", "grey_levels"}
     assert reasons.keys() == {"liver", "liver_as_float", "bright", "organs", "some", "ignored"}
-    assert reasons["liver"] == (
-        "holds only the values 0, 1: a segmentation, not a scan (--use_masks takes it all the same)"
-    )
+    assert reasons["liver"] == ("holds only the values 0, 1: a segmentation, not a scan (--use_masks accepts it)")
     assert "0, 255:" in reasons["bright"]
     assert "0, 1, ..., 15:" in reasons["organs"]
     names, reasons = used(find_scans([str(folder)], "mr", use_masks=True)[0], tmp_path)
@@ -129,7 +127,7 @@ def test_files_that_are_no_scans_are_counted_by_ending(tmp_path: Path, caplog: L
     assert [scan.name for scan in scans] == ["ct", "detached", "detached2"]
     assert skipped == []
     assert caplog.messages == [
-        "in: files passed over, which are no scans: 3 hidden, 2 .txt, 1 without ending, 1 .raw, 1 .hdr, 1 .img, "
+        "in: ignored files that are not scans: 3 hidden, 2 .txt, 1 without ending, 1 .raw, 1 .hdr, 1 .img, "
         "1 .csv, 1 .mgz"
     ]
     names, reasons = used(scans, tmp_path)

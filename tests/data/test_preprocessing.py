@@ -141,8 +141,8 @@ def test_scans_that_cannot_be_used_do_not_decide_the_median_spacing(
     assert sorted(item.name for item in skipped) == ["damaged", "flat", "holes"]
     assert sorted(headers) == ["a", "b", "damaged", "flat", "holes"], "each is read once, whatever the spacing"
     (line,) = (record.getMessage() for record in caplog.records)
-    assert line.startswith("3 scans that were counted for the median spacing cannot be used: without them it is ")
-    assert "3 x 0.8 x 0.8 mm, not 1 x 0.5 x 0.5 mm" in line
+    assert line.startswith("3 scans could not be used, which changes the median spacing from ")
+    assert "from 1 x 0.5 x 0.5 to 3 x 0.8 x 0.8 mm: " in line
     assert f"PGL_spacing_1.00x0.50x0.50 below {tmp_path / 'preprocessed'}" in line
 
     read = []

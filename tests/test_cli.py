@@ -245,6 +245,16 @@ def test_a_small_view_keeps_two_cells(patch: tuple[int, int, int], strides: tupl
     assert replace(config, views=replace(config.views, size=patch)).encoder_strides == strides
 
 
+@pytest.mark.parametrize("given", ["a", "1.5", "0"])
+def test_what_is_not_a_whole_number_is_refused(
+    given: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["pgl_preview", "-d", "501", "-n", given])
+    with pytest.raises(SystemExit):
+        cli.preview_entry()
+    assert f"argument -n/--n: must be a whole number of at least 1, got '{given}'" in capsys.readouterr().err
+
+
 def test_preview_draws(nnunet: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from matplotlib.image import imread
 

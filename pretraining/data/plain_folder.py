@@ -84,7 +84,7 @@ def find_in_folder(source: Source, modality: str | None, use_masks: bool = False
     _warn_of_modalities(folder, [item.stack.frames[0].modality for item in found.series], modality)
     if masks:
         logger.warning(
-            "%s: passed over as segmentations by their names: %d file%s, such as %s (--use_masks takes them)",
+            "%s: ignored as segmentations by their names: %d file%s, such as %s (--use_masks takes them)",
             *(folder.name, len(masks), "s" if masks[1:] else "", masks[0].relative_to(folder)),
         )
     log_unused(folder.name, unused)

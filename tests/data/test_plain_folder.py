@@ -37,7 +37,7 @@ def used(scans: list[Scan], tmp_path: Path) -> tuple[set[str], dict[str, str]]:
 
 def counted(caplog: Log) -> int:
     """Files in the lines that count some."""
-    lines = [record.getMessage() for record in caplog.records if "passed over" in record.getMessage()]
+    lines = [record.getMessage() for record in caplog.records if ": ignored " in record.getMessage()]
     numbers = [re.findall(r"\b(\d+) (?:\.|without|other|hidden|file)", line) for line in lines]
     return sum(int(number) for line in numbers for number in line)
 
@@ -66,7 +66,7 @@ def test_masks_are_recognised_by_name(tmp_path: Path, name: str, caplog: Log) ->
         scans, skipped = find_scans([str(tmp_path / "in")])
     assert [scan.name for scan in scans] == ["ct"]
     assert skipped == []
-    line = f"in: passed over as segmentations by their names: 1 file, such as {name} (--use_masks takes them)"
+    line = f"in: ignored as segmentations by their names: 1 file, such as {name} (--use_masks takes them)"
     assert line in caplog.messages
     assert len(find_scans([str(tmp_path / "in")], use_masks=True)[0]) == 2
 
@@ -152,7 +152,7 @@ def test_what_would_end_or_stop_the_process_is_named(tmp_path: Path, monkeypatch
         assert len(scans) == 1
         names = [item.name for item in skipped]
         assert names == ["M\\udcfcller_0000.nii.gz", "pipe", "pipe.nii.gz"][: 1 + pipes]
-        assert "no UTF-8 text" in skipped[0].reason
+        assert "not UTF-8 text" in skipped[0].reason
         "\n".join(map(str, skipped)).encode()
 
 

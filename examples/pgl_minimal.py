@@ -87,7 +87,7 @@ architecture = {**architecture, "strides": list(STRIDES), "in_channels": 1}
 made = {"method": "pgl", "architecture": architecture, "num_scans": len(scans), "view_size": list(VIEW)}
 save_checkpoint(EncoderCheckpoint(encoder.state_dict(), made, nnssl_adaptation_plan={}), arguments.checkpoint)
 print(f"""
-Next, for a data set with labels (DATASET is its id):
+Next, for a dataset with labels (DATASET is its id):
   nnUNetv2_plan_and_preprocess -d DATASET -c 3d_fullres
   export nnUNet_extTrainer="$(pgl_extension)"
   export PGL_CHECKPOINT="{arguments.checkpoint.resolve()}"

@@ -13,7 +13,7 @@ from nnunetv2_pgl.errors import one_line
 
 _METRICS = (
     *("loss", "feature_std", "flipped_right", "unflipped_right", "decoy", "position_code", "ceiling"),
-    *("correspondence", "chance", "miss_distance", "deformed", "restoration"),  # the former two of version 0.1.0
+    *("correspondence", "chance", "miss_distance", "deformed", "restoration"),  # the first two: of version 0.1.0
 )
 
 
@@ -43,7 +43,7 @@ def describe(checkpoint: EncoderCheckpoint) -> list[str]:
     facts: dict[str, Any] = {
         "method": pgl.get("method"),
         "encoder": _listed(architecture),
-        "network": _network(network) if network else "the paper's",
+        "network": _network(network) if network else "3D ResNet-50 (the paper's)",
         "parameters": f"{parameters:,} in {len(weights)} tensors",
         "decoder": f"{len(decoder)} tensors" if decoder else "none",
         "data": _listed(pgl.get("datasets")),
@@ -51,10 +51,10 @@ def describe(checkpoint: EncoderCheckpoint) -> list[str]:
         "epochs": pgl.get("epochs"),
         "views": f"{pgl['view_size']} voxels (z, y, x)" if pgl.get("view_size") else None,
         "spacing": f"{pgl['spacing']} mm (z, y, x)" if pgl.get("spacing") else None,
-        "intensities": pgl.get("intensity"),
+        "intensities": _listed(pgl.get("intensity")),
         "last epoch": _listed({k: metrics[k] for k in _METRICS if k in metrics}) if isinstance(metrics, dict) else None,
-        "made": pgl.get("created"),
-        "with": _listed(pgl.get("versions")),
+        "created": pgl.get("created"),
+        "versions": _listed(pgl.get("versions")),
     }
     lines = [f"{name:<13} {'unknown' if value is None else one_line(value)}" for name, value in facts.items()]
     for citation in checkpoint.citations:

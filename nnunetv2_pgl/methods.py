@@ -55,7 +55,7 @@ MEASURES = {
     "mean_error": "error of each view's mean {:.4f}",
     "deformed": "the deformed views' own error {:.4f}",
     "feature_std": "feature_std {:.3f} (1: spread out, 0: collapsed)",
-    "within_views": "of which between the places of a view {:.0%}",
+    "within_views": "share of it between positions within a view {:.0%}",
     "interpolated": "aligned points between cell centres {:.0%}",
 }
 
@@ -71,7 +71,7 @@ class Method:
         citations: What to cite: the method's papers, and PGL's, whose encoder, views and comparison all methods share.
         colour: In figures; of Okabe and Ito's palette, which the colour-blind can tell apart.
         options: Of ``pgl_pretrain``, with which ``pgl_compare`` pre-trains it.
-        settings: Of a run that it uses and not every method does, as in ``config.json``.
+        settings: Settings of a run that only some methods use, this one among them, as in ``config.json``.
         aligns: Whether it aligns feature maps, and so has stages to choose.
         has_decoder: Whether it trains a segmenter's decoder, not the encoder alone.
     """

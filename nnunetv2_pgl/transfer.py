@@ -239,7 +239,7 @@ def _require_channels(own: Mapping[str, Tensor], given: Mapping[str, Tensor], na
         return
     cascade = f" (and {others} of the previous stage's segmentation, which need none)" if others else ""
     raise CheckpointError(
-        f"{name}: an encoder for {there} image channels, this data set has {images}{cascade}: one channel can be "
+        f"{name}: an encoder for {there} image channels, this dataset has {images}{cascade}: one channel can be "
         f"repeated, and several be summed to one, nothing else; pre-train on scans of {images} channels, or one "
         "channel at a time"
     )

@@ -1,4 +1,4 @@
-"""Standalone PGL pre-training, in the order in which a scan walks through it.
+"""Standalone PGL pre-training, in the order in which a scan passes through it.
 
 scans -> data (find, preprocess, store) -> views (geometry, rendering, intensity) -> encoder, online and target
 -> alignment -> objectives -> training -> checkpoint. A part knows the parts before it, never those after it.

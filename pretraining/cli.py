@@ -34,12 +34,12 @@ from pretraining.views.body_axes import axis_warnings
 
 _EPILOG = """examples:
   pgl_pretrain -d 501                                  one GPU, the recommended settings
-  pgl_pretrain -d 501 --paper                          the paper to the letter
-  pgl_pretrain -d 501 502 /data/scans -o pool          two nnU-Net data sets and a folder, pooled
+  pgl_pretrain -d 501 --paper                          the paper's settings
+  pgl_pretrain -d 501 502 /data/scans -o pool          two nnU-Net datasets and a folder, pooled
   pgl_pretrain -d 501 -b 32 -num_gpus 4                four GPUs, 8 pairs each
   pgl_pretrain -d 501 -plans_from 17 -p nnUNetResEncUNetLPlans    the encoder, patches and voxels of an nnU-Net plan
   pgl_pretrain -d 501 --c                              continue where it stopped
-  torchrun --nproc_per_node=4 -m pretraining -d 501    the same four processes by torchrun, also over several nodes
+  torchrun --nproc_per_node=4 -m pretraining -d 501 -b 32    the same by torchrun, which also runs on several nodes
 
 Scans come from $nnUNet_raw, volumes go to $nnUNet_preprocessed, the run to $nnUNet_results/PGL/NAME. Data loading uses
 nnUNet_n_proc_DA workers. Options may be written with one dash or two.
@@ -55,7 +55,7 @@ def _run(arguments: argparse.Namespace) -> None:
     options = RunOptions(**given_values(arguments, RunOptions))
     require_ranges(options)
     if arguments.datasets is None and not (options.resume and options.name):
-        raise PGLError("-d is missing: give data set ids, names or folders of scans")
+        raise PGLError("-d is missing: give dataset ids, names or folders of scans")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise PGLError("no CUDA device was found: add -device cpu (or mps)")
     folder = RunFolder.named(options.name or _default_name(settings_of(arguments)))
@@ -88,7 +88,7 @@ def pretrain_entry() -> None:
     except Stopped as stopped:
         end(f"pgl_pretrain: {stopped}", STOPPED_EXIT_CODE)
     except KeyboardInterrupt:
-        end("pgl_pretrain: interrupted; add --c to go on from what was saved last")
+        end("pgl_pretrain: interrupted; add --c to continue from the last saved state")
     except ProcessLost as lost:
         end_after_another(f"pgl_pretrain: {lost}" if str(lost) else "")
     except (PGLError, OSError) as error:
@@ -108,7 +108,7 @@ def preview_entry() -> None:
     arguments = parser.parse_args()
     try:
         if arguments.datasets is None:
-            raise PGLError("-d is missing: give data set ids, names or folders of scans")
+            raise PGLError("-d is missing: give dataset ids, names or folders of scans")
         config = settings_of(arguments)
         options = RunOptions(**given_values(arguments, RunOptions))
         require_ranges(options)

@@ -33,7 +33,7 @@ class Option:
         rising: Whether of two values the second must not be smaller than the first.
         default_text: How the default reads where it is not a plain value.
         values: The words that the option takes, where they are not those of the field's type.
-        parse: Makes the value from the texts given; raises PGLError, for which it also gets the option.
+        parse: Makes the value from the texts given; gets the texts and the option's name, for its PGLError.
         one_text: Whether the option takes a single text whatever the field's type, for ``parse``.
     """
 
@@ -178,7 +178,7 @@ def spelled(value: Any) -> str:
 
 
 def _arguments(option: Option, hint: Any) -> dict[str, Any]:
-    """Of argparse's ``add_argument``."""
+    """Keyword arguments for argparse's ``add_argument``."""
     arguments: dict[str, Any] = {"help": option.help.replace("%", "%%"), "metavar": option.metavar}
     kinds = [kind for kind in _alternatives(hint) if kind is not NoneType]
     words = words_of(option, hint)

@@ -136,14 +136,14 @@ def test_names_are_read_whatever_editor_has_saved_them(content: bytes, tmp_path:
 def test_what_is_no_text_is_refused(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "names.txt"
     file.write_bytes(content)
-    with pytest.raises(PGLError, match=r"^-exclude .*names\.txt: is no text in UTF-8 \(.*\); save it as UTF-8$"):
+    with pytest.raises(PGLError, match=r"^-exclude .*names\.txt: is not a text in UTF-8 \(.*\); save it as UTF-8$"):
         names_in(file, "-exclude")
 
 
 def test_marks_alone_are_no_names(tmp_path: Path) -> None:
     file = tmp_path / "names.txt"
     file.write_bytes(b"\xef\xbb\xbf\r\n")
-    with pytest.raises(PGLError, match="holds no names; give one a line"):
+    with pytest.raises(PGLError, match="holds no names; give one per line"):
         names_in(file, "-exclude")
 
 
@@ -245,6 +245,16 @@ def test_a_small_view_keeps_two_cells(patch: tuple[int, int, int], strides: tupl
     assert replace(config, views=replace(config.views, size=patch)).encoder_strides == strides
 
 
+@pytest.mark.parametrize("given", ["a", "1.5", "0"])
+def test_what_is_not_a_whole_number_is_refused(
+    given: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["pgl_preview", "-d", "501", "-n", given])
+    with pytest.raises(SystemExit):
+        cli.preview_entry()
+    assert f"argument -n/--n: must be a whole number of at least 1, got '{given}'" in capsys.readouterr().err
+
+
 def test_preview_draws(nnunet: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from matplotlib.image import imread
 
@@ -256,8 +266,8 @@ def test_preview_draws(nnunet: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert imread(output).std() > 0.05
     *_, cells, flipped, unflipped, warning, last = capsys.readouterr().out.splitlines()
     assert cells.startswith("Cells of 2 x 4 x 8 voxels")
-    assert flipped.startswith("In pairs with a relative flip, a code of the place in the view finds ")
-    assert unflipped.startswith("In pairs without one, a code of the place in the view finds ")
+    assert flipped.startswith("Pairs with a relative flip: of the cells, ")
+    assert unflipped.startswith("Pairs without a relative flip: of the cells, ")
     assert warning.startswith("WARNING: the scans are little larger than the views")
     assert last == str(output)
 

@@ -173,7 +173,7 @@ def test_a_plan_cannot_name_what_is_to_be_called(tmp_path: Path) -> None:
     witness = tmp_path / "witness"
     for name in ("subprocess.Popen", "torch.nn.modules.module.functools.partial", "nowhere.LeakyReLU", ["x"], 3):
         network = small_network(nonlin=name, nonlin_kwargs={"args": ["touch", str(witness)]})
-        with pytest.raises(PlanError, match=r"its nonlin is .*, which is no layer of PyTorch"):
+        with pytest.raises(PlanError, match=r"its nonlin is .*, which is not a layer of PyTorch"):
             PlannedNetwork.of_dict(network.to_dict(), "plans.json")
     assert not witness.exists()
 

@@ -181,7 +181,7 @@ def test_a_first_convolution_that_is_not_loaded_stays_random() -> None:
 
 def test_the_advice_names_the_image_channels() -> None:
     with pytest.raises(
-        CheckpointError, match=r"^file\.pth: an encoder for 3 image channels, this data set has 2 "
+        CheckpointError, match=r"^file\.pth: an encoder for 3 image channels, this dataset has 2 "
     ) as no:
         load_encoder(
             encoder_of("plain", in_channels=9), encoder_of("plain", in_channels=3).state_dict(), "file.pth", True, 2
@@ -194,7 +194,7 @@ def test_the_advice_names_the_image_channels() -> None:
 
 
 def test_what_is_refused_whatever_is_allowed() -> None:
-    with pytest.raises(CheckpointError, match=r"file\.pth: an encoder for 2 image channels, this data set has 3: one"):
+    with pytest.raises(CheckpointError, match=r"file\.pth: an encoder for 2 image channels, this dataset has 3: one"):
         load_encoder(
             encoder_of("plain", in_channels=3), encoder_of("plain", in_channels=2).state_dict(), "file.pth", True
         )

@@ -1,4 +1,4 @@
-"""A data set as it is found in a download: its files, its terms, and which part each case goes to.
+"""A dataset as it is found in a download: its files, its terms, and which part each case goes to.
 
 Test sets and folds are chosen by ``numpy.random.RandomState`` on purpose: numpy guarantees that its numbers never
 change.
@@ -27,11 +27,11 @@ Fold = dict[str, list[str]]
 
 @dataclass(frozen=True)
 class Licence:
-    """Terms of a data set.
+    """Terms of a dataset.
 
     Attributes:
         name: Name of the licence.
-        reference: Where the data set's makers state it.
+        reference: Where the dataset's makers state it.
         consequence: What it means here, as a sentence.
     """
 
@@ -55,7 +55,7 @@ Rewrite = Callable[[Case, Path, Path], None]
 
 @dataclass(frozen=True)
 class Collection:
-    """The cases of one data set.
+    """The cases of one dataset.
 
     Attributes:
         name: Name of the dataset without its id.
@@ -64,11 +64,11 @@ class Collection:
         licence: Terms of the data.
         training: Cases for imagesTr, and labelsTr if they have labels.
         test: Cases for imagesTs, and labelsTs if they have labels.
-        expected: Number of scans of the whole data set, as published.
+        expected: Number of scans of the whole dataset, as published.
         labels: Label names and values; None for images alone.
         folds: Training and validation cases, for splits_final.json.
         split: How test set and folds were chosen.
-        missing: A line for each scan of the data set that is not among the cases, with the reason.
+        missing: A line for each scan of the dataset that is not among the cases, with the reason.
         notes: What else the user should know, a line each.
         rewrite_image: Makes the image file; None copies or links it as it is.
         rewrite_label: The same for label files.
@@ -105,7 +105,7 @@ def hold_out(cases: Sequence[str], number: int, seed: int) -> frozenset[str]:
     """Choose the test set.
 
     Args:
-        cases: All cases of the data set as published, not only those at hand, so that a case's part does not depend
+        cases: All cases of the dataset as published, not only those at hand, so that a case's part does not depend
             on which others were downloaded.
         number: Size of the test set.
         seed: Decides which; the order of ``cases`` has no influence.
@@ -189,7 +189,7 @@ def complete_cases(
     """Join images and labels.
 
     Args:
-        names: The cases of the data set as published.
+        names: The cases of the dataset as published.
         images: Image file of each case found.
         labels: Label file of each case found; None for images alone.
 

@@ -25,7 +25,7 @@ def convert_entry() -> None:
     except (PGLError, OSError) as error:
         sys.exit(one_line(f"pgl_convert: {error}"))
     except KeyboardInterrupt:
-        sys.exit("pgl_convert: interrupted; the same command goes on where it stopped")
+        sys.exit("pgl_convert: interrupted; run the same command again to continue")
 
 
 def _convert(arguments: argparse.Namespace) -> None:
@@ -38,7 +38,7 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 
 def _shortfall(collection: Collection) -> list[str]:
-    """What is not as the data set was published."""
+    """What is not as the dataset was published."""
     lines = [f"Note: {note}." for note in collection.notes]
     if not collection.missing:
         return lines
@@ -69,8 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pgl_convert",
         allow_abbrev=False,
-        description="Makes an nnU-Net dataset of a data set of the paper's experiment (docs/reproduce.md).",
-        epilog="pgl_convert DATASET -h lists the options of a data set.",
+        description="Makes an nnU-Net dataset from a download of the paper's experiment (docs/reproduce.md).",
+        epilog="pgl_convert DATASET -h lists the options of a dataset.",
     )
     choice = parser.add_subparsers(required=True, metavar="DATASET")
 
@@ -100,15 +100,15 @@ def _parser() -> argparse.ArgumentParser:
 def _add(
     choice: Any, name: str, description: str, default_id: str, *, links: bool = False, splits: bool = False
 ) -> argparse.ArgumentParser:
-    """A sub-command with the options that all data sets have.
+    """A sub-command with the options that all datasets have.
 
     Args:
         choice: The sub-commands.
-        name: Of the data set.
+        name: Of the dataset.
         description: What it is.
         default_id: Id of the dataset if the user names none.
         links: Whether files can be linked to, since none of them is changed.
-        splits: Whether the data set is divided by a seed.
+        splits: Whether the dataset is divided by a seed.
     """
     parser: argparse.ArgumentParser = choice.add_parser(
         name, help=description, description=description, allow_abbrev=False

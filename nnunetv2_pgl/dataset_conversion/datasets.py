@@ -1,4 +1,4 @@
-"""The single data sets of the paper's experiment: RibFrac, KiTS19 and BCV; the decathlon's tasks are in ``msd``."""
+"""The single datasets of the paper's experiment: RibFrac, KiTS19 and BCV; the decathlon's tasks are in ``msd``."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ def export_entry() -> None:
         sys.exit("pgl_export: interrupted; nothing was written")
     print(
         f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}\n"
-        "Nothing was sent anywhere. Read README.md first: it names the data sets and the settings of the run, and has "
+        "Nothing was sent anywhere. Read README.md first: it names the datasets and the settings of the run, and has "
         "no contact yet.\n"
         "To publish it on the Hugging Face Hub, with its client (pip install huggingface_hub):\n"
         f'  hf upload OWNER/NAME "{folder}"'

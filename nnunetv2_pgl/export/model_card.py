@@ -46,7 +46,7 @@ class Licence:
 
     @classmethod
     def of(cls, text: str) -> Licence:
-        """Of an SPDX identifier in any case, or of a text."""
+        """Licence from an SPDX identifier in any case, or from a text."""
         identifier = re.sub(r"-(only|or-later)$", "", text.lower())
         return cls(text, identifier if identifier in _KNOWN else "other")
 

@@ -114,7 +114,7 @@ class PlannedNetwork:
                 layer = kwargs.get(key)
                 if layer is not None and not _is_layer(layer):
                     raise PlanError(
-                        f"{name}: its {key} is {str(layer)[:80]!r}, which is no layer of PyTorch; plan again"
+                        f"{name}: its {key} is {str(layer)[:80]!r}, which is not a layer of PyTorch; plan again"
                     )
             numbers = (*network.channels, *(stride for stage in network.strides for stride in stage))
             stages = {len(network.channels), len(network.strides), kwargs["n_stages"]}

@@ -107,7 +107,7 @@ class nnUNetTrainerPGL_paper(nnUNetTrainerPGL):
         super().on_epoch_start()
 
     def run_training(self) -> None:
-        """nnU-Net's, which ends in good order when the Dice has stopped rising."""
+        """nnU-Net's, which ends normally when the Dice has stopped rising."""
         try:
             super().run_training()
         except _StoppedRising:

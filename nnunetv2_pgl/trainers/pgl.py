@@ -33,7 +33,7 @@ class nnUNetTrainerPGL(nnUNetTrainer):
     goes into the plan's network, deep supervision and all. Loss, optimiser, augmentation and length are nnU-Net's; the
     learning rate warms up linearly during the first 5 % of the epochs.
 
-    Which checkpoint is used, and what did not fit, is said in the log and recorded in the fold's
+    Which checkpoint is used, and what did not fit, is logged and recorded in the fold's
     ``pgl_checkpoint.json``; without one the training does not start. Continuing (``--c``), validation and prediction do
     not need it. Plans with the key ``pgl_run`` set cases, seed and start of a training (see `PlannedRun`).
     """
@@ -145,7 +145,7 @@ class nnUNetTrainerPGL(nnUNetTrainer):
         return list(run.training_cases), list(run.validation_cases)
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        """nnU-Net's; with ``pgl_run`` their batches follow its seed, also where a training goes on."""
+        """nnU-Net's; with ``pgl_run`` their batches follow its seed, also where a training is continued."""
         run = self._planned_run
         if run is None:
             loaders: tuple[Any, Any] = super().get_dataloaders()
@@ -224,7 +224,7 @@ class nnUNetTrainerPGL(nnUNetTrainer):
             self.enable_deep_supervision = False
 
     def _network_without_checkpoint(self) -> ModelNetwork:
-        """That of the plans, else of the folds that are there, else the paper's; to go on, that of the folds."""
+        """The plans' network, else that of existing folds, else the paper's; to continue a fold, that of the folds."""
         stored, planned = self._stored_network(), self.plans_manager.plans.get(PLANS_KEY)
         if stored is not None and (self._restoring or planned is None):
             return stored

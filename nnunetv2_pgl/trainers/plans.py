@@ -39,8 +39,8 @@ class ModelNetwork:
 
     Attributes:
         architecture: "resnet50", "plan", or the name of one of nnU-Net's networks.
-        norm: Of the ResNet-50: its checkpoint's; without one instance norm, since batch norm is no good at nnU-Net's
-            two patches per batch.
+        norm: Of the ResNet-50: its checkpoint's; without one instance norm, since batch norm works badly with
+            nnU-Net's two patches per batch.
         centred: See `ResNet50Encoder`.
     """
 

@@ -119,7 +119,7 @@ class PretrainedEncoder:
 
     @cached_property
     def sha256(self) -> str:
-        """Of the file."""
+        """SHA-256 of the checkpoint file."""
         return sha256_of(self.path)
 
     def axes(self, plans: Mapping[str, Any]) -> tuple[int, int, int]:

@@ -90,7 +90,7 @@ def without_timing(transform: Any) -> None:
 
 @contextmanager
 def _random_state(seed: np.random.SeedSequence) -> Iterator[None]:
-    """Within, torch (on the CPU), numpy and random draw by the seed; afterwards go on as if nothing had been drawn."""
+    """Within, torch (on the CPU), numpy and random draw by the seed; their states are restored afterwards."""
     before = torch.get_rng_state(), np.random.get_state(), random.getstate()
     torch.default_generator.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
     np.random.seed(seed.generate_state(4))
@@ -104,7 +104,7 @@ def _random_state(seed: np.random.SeedSequence) -> Iterator[None]:
 
 
 def _end_with_the_parent() -> None:
-    """Ends this loading process when the training is killed: batchgenerators' would wait for it for ever."""
+    """Ends this loading process when the training is killed: batchgenerators' would wait for it forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_wait_for_the_end_of, args=(parent, os.getppid()), daemon=True).start()

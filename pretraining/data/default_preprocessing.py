@@ -80,10 +80,11 @@ def preprocess_without_plan(
             warnings.append(
                 f"channel {index} is declared CT but has no value below {_SURELY_AIR}: probably not Hounsfield units"
             )
-        _fill(data[index], array[index], spacing, target, ct)
+        if not _fill(data[index], array[index], spacing, target, ct):
+            raise BadScan(f"channel {index} is constant once resampled")
     mean, std = zip(*(moments(channel) for channel in data), strict=True)
     if min(std) == 0:
-        raise BadScan(f"channel {std.index(0)} is constant once clipped to {HU_RANGE} HU")
+        raise BadScan(f"channel {std.index(0)} is constant once clipped to [{HU_RANGE[0]}, {HU_RANGE[1]}] HU")
     stored = [old * before / after for old, before, after in zip(spacing, array.shape[1:], shape, strict=True)]
     return PreprocessedScan(data, (stored[0], stored[1], stored[2]), mean, std, bbox, tuple(warnings))
 
@@ -114,12 +115,12 @@ def _slabs(channel: np.ndarray) -> Iterator[np.ndarray]:
 
 def _fill(
     stored: np.ndarray, channel: np.ndarray, spacing: tuple[float, ...], target: tuple[float, ...], is_ct: bool
-) -> None:
-    """Resample a channel, and round or z-score it into ``stored``."""
+) -> bool:
+    """Resample a channel, and round or z-score it into ``stored``; False if it is constant and has no z-score."""
     if is_ct:
         for where, block in resampled(channel, spacing, target, HU_RANGE):
             stored[where] = np.rint(block)
-        return
+        return True
     if stored.shape != channel.shape:
         values = np.empty(stored.shape, np.float32)
         for where, block in resampled(channel, spacing, target):
@@ -127,6 +128,7 @@ def _fill(
         channel = values
     mean, std = moments(channel)
     if std == 0:
-        raise BadScan("a channel is constant once resampled")
+        return False
     for out, slab in zip(_slabs(stored), _slabs(channel), strict=True):
         out[...] = (slab.astype(np.float64) - mean) / std
+    return True

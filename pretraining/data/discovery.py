@@ -149,7 +149,7 @@ def leave_out(scans: Sequence[Scan], skipped: Sequence[Skipped], names: Sequence
         )
     left = [scan for scan in scans if not unwanted & {scan.name, scan.identifier}]
     if not left:
-        raise DataError("-exclude: leaves no scan")
+        raise DataError("-exclude names every scan: leave at least one")
     return left
 
 

@@ -84,7 +84,7 @@ def find_in_folder(source: Source, modality: str | None, use_masks: bool = False
     _warn_of_modalities(folder, [item.stack.frames[0].modality for item in found.series], modality)
     if masks:
         logger.warning(
-            "%s: passed over as segmentations by their names: %d file%s, such as %s (--use_masks takes them)",
+            "%s: ignored as segmentations by their names: %d file%s, such as %s (--use_masks takes them)",
             *(folder.name, len(masks), "s" if masks[1:] else "", masks[0].relative_to(folder)),
         )
     log_unused(folder.name, unused)
@@ -97,7 +97,7 @@ def _special_file(file: Path) -> str:
         kind = file.stat().st_mode
     except OSError:
         return ""  # for the reader to report
-    return "" if stat.S_ISREG(kind) else "is no file but a pipe, socket or device"
+    return "" if stat.S_ISREG(kind) else "is a pipe, socket or device, not a file"
 
 
 def _warn_of_copies(folder: Path, series: Sequence[Series]) -> None:
@@ -115,15 +115,15 @@ def _warn_of_copies(folder: Path, series: Sequence[Series]) -> None:
 
 
 def _warn_of_modalities(folder: Path, found: Sequence[str], modality: str | None) -> None:
-    """Warn where DICOM files are not CT, and where the user overrules what they say."""
+    """Warn where DICOM files are not CT, and where the user overrides what they say."""
     others = Counter(name for name in found if name and (name == "CT") != (modality != "mr"))
     if not others:
         return
     series = ", ".join(f"{count} {name}" for name, count in others.most_common())
     if modality is None:
-        logger.warning("%s: DICOM series that are no CT, and are not treated as CT: %s", folder.name, series)
+        logger.warning("%s: DICOM series that are not CT are treated as non-CT: %s", folder.name, series)
     else:
-        logger.warning("%s: -modality %s overrules what DICOM files say: %s", folder.name, modality, series)
+        logger.warning("%s: -modality %s overrides what DICOM files say: %s", folder.name, modality, series)
 
 
 def _unused(scans: Sequence[Scan], others: Sequence[Path]) -> list[Path]:

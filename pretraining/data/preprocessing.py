@@ -1,4 +1,4 @@
-"""Preprocess a pool of scans: choose the spacing, do in parallel what is not yet there, and go on past bad scans."""
+"""Preprocess a pool of scans: choose the spacing, do in parallel what is not yet there, and continue past bad scans."""
 
 import logging
 import math
@@ -48,7 +48,7 @@ def preprocess(
         processes: Number of worker processes. One works in the calling process.
         progress: Show a progress bar.
         planned: Preprocess by this plan with nnU-Net's preprocessor; ``spacing`` is then ignored.
-        verify: Compare stored volumes with their checksums, and redo those that are damaged.
+        verify: Compare stored volumes with their checksums, and preprocess damaged ones again.
 
     Returns:
         The volumes in the order of the scans, named as these, and the scans left out with the reason.
@@ -85,10 +85,10 @@ def preprocess(
         if target is None or better is None or not _differ(target, better):
             return [results[scan.name] for scan in usable], skipped
         logger.warning(
-            "%d scans that were counted for the median spacing cannot be used: without them it is %s mm, not %s mm, "
-            "and the others are preprocessed for it; their volumes in %s below %s are kept, so that this is not "
-            "repeated at every start: name the scans that are left out with -exclude, and the folder can be deleted",
-            *(len(spacings) - len(usable), _in_words(better), _in_words(target), folder_name, root),
+            "%d scans could not be used, which changes the median spacing from %s to %s mm: preprocessing the others "
+            "again at the new spacing. To avoid this, name those scans with -exclude; then the old volumes in %s below "
+            "%s are no longer needed. Until then, keep them: each start looks for them first",
+            *(len(spacings) - len(usable), _in_words(target), _in_words(better), folder_name, root),
         )
         target = better  # each time with fewer scans, so this ends
 
@@ -168,7 +168,7 @@ def _damaged(tasks: Sequence[Task], processes: int, progress: bool) -> list[Task
             if outcome is not True:
                 damaged.append(task)
                 logger.warning(
-                    "%s: %s is damaged, or was stored without a checksum by an earlier version: it is made again",
+                    "%s: %s is damaged, or was stored without a checksum by an earlier version: preprocessing it again",
                     *(task.scan.source, task.path),
                 )
     return damaged

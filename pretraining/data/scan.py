@@ -24,7 +24,7 @@ class DataError(PGLError):
     """The data as a whole cannot be used: one line that says what is wrong and what to do."""
 
 
-class BadScan(PGLError):  # noqa: N818 - it describes the scan; the run goes on without it
+class BadScan(PGLError):  # noqa: N818 - it describes the scan; the run continues without it
     """One scan cannot be used. The message is the reason, as shown to the user."""
 
 
@@ -121,7 +121,7 @@ def in_few_lines(skipped: Iterable[Skipped], most: int = 3) -> list[str]:
 
 
 def log_unused(source: str, files: Iterable[Path]) -> None:
-    """Log the number of files that are no scans, by their endings."""
+    """Log the number of files that are not scans, by their endings."""
     counts = Counter(
         "hidden" if file.name.startswith(".") else file.suffix.lower() or "without ending" for file in files
     )
@@ -130,13 +130,13 @@ def log_unused(source: str, files: Iterable[Path]) -> None:
     if others := counts.total() - sum(count for _, count in common):
         parts.append(f"{others} other{'s' if others > 1 else ''}")
     if parts:
-        logger.warning("%s: files passed over, which are no scans: %s", source, ", ".join(parts))
+        logger.warning("%s: ignored files that are not scans: %s", source, ", ".join(parts))
 
 
 def path_problem(file: Path) -> str:
     """What is wrong with a path that is not UTF-8, with which SimpleITK ends the process; empty if nothing is."""
     path = os.fspath(file)
-    return "" if printable(path) == path else f"its path is no UTF-8 text ({printable(path)}): rename it"
+    return "" if printable(path) == path else f"its path is not UTF-8 text ({printable(path)}): rename it"
 
 
 def printable(name: str) -> str:

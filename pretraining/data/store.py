@@ -15,6 +15,7 @@ from pretraining.data.reading.orientation import LATERAL, Orientation, body_axes
 from pretraining.data.scan import DataError
 
 FORMAT_VERSION = 1
+_REMEDY = "delete it, and the scan is preprocessed again"
 _DTYPES = ("int16", "float16", "float32")
 _LARGEST_CHUNK = 1024**3  # bytes that reading decompresses at once; ours are about as large as a crop
 _OPEN_ARRAYS = 16  # what a process has read of them stays mapped: at 64, 140 MiB of 2.5 MB files
@@ -86,7 +87,7 @@ class Volume:
                 path, str(record["name"]), str(record["source"]), shape, spacing, mean, std, is_ct, dtype, orientation
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise DataError(f"{path.with_suffix('.json')} is damaged ({error!r}): delete it to redo it") from error
+            raise DataError(f"{path.with_suffix('.json')} is damaged ({error!r}): {_REMEDY}") from error
 
     @property
     def lateral_axis(self) -> int | None:
@@ -124,7 +125,8 @@ class Volume:
             return values
         except (OSError, RuntimeError, ValueError) as error:
             raise DataError(
-                f"{self.path} cannot be read ({error}): add --verify_dataset_integrity to redo what is damaged"
+                f"{self.path} cannot be read ({error}): add --verify_dataset_integrity to preprocess damaged scans "
+                "again"
             ) from error
 
     def fits_its_file(self) -> bool:
@@ -175,8 +177,8 @@ def read_record(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): preprocess the scan again") from error
     except ValueError as error:
-        raise DataError(f"{path} is damaged ({error}): delete it to redo the scan") from error
+        raise DataError(f"{path} is damaged ({error}): {_REMEDY}") from error
     version = record.get("format_version") if isinstance(record, dict) else None
     if version != FORMAT_VERSION:
-        raise DataError(f"{path} has format {version}, this version reads {FORMAT_VERSION}: delete it to redo the scan")
+        raise DataError(f"{path} has format {version}, this version reads {FORMAT_VERSION}: {_REMEDY}")
     return record

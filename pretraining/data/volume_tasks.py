@@ -105,7 +105,7 @@ def make_volume(task: Task) -> tuple[Volume, tuple[str, ...]]:
         return stored[0], ()
     discard_record(task.path)
     try:
-        files = _hashed(_file_entries(scan))  # before reading: a file that changes meanwhile is redone next time
+        files = _hashed(_file_entries(scan))  # before reading: a file that changes meanwhile is read again next time
         array, spacing, _ = read_scan(scan)
     except OSError as error:
         raise BadScan(f"{error.filename or scan.files[0]} cannot be read ({error.strerror or error})") from error
@@ -166,8 +166,8 @@ def complete_records(tasks: Sequence[Task], processes: int, progress: bool) -> I
             yield task, volume
     if failed:
         logger.warning(
-            "%d records of an earlier version stay without the orientation of their scan or the hash of its files, and "
-            "are completed again by each run; the first because: %s",
+            "%d records of an earlier version could not be completed (orientation, file hashes); each run will try "
+            "again. First error: %s",
             *(len(failed), failed[0]),
         )
 
@@ -207,5 +207,5 @@ def _are_hashed(entries: Sequence[Entry]) -> bool:
 
 
 def _identities(entries: Sequence[Entry]) -> list[tuple[str, int, int]]:
-    """Name, size and time of change: moving a whole dataset is no change."""
+    """Name, size and time of change: moving a whole dataset does not count as a change."""
     return [(Path(entry["path"]).name, entry["size"], entry["mtime_ns"]) for entry in entries]

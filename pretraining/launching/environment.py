@@ -64,7 +64,7 @@ def _number(name: str, least: int, default: int | None = None, below: str = "", 
     try:
         number = int(os.environ[name])
     except ValueError:
-        _refuse(name, why="which is no whole number")
+        _refuse(name, why="which is not a whole number")
     if number < least:
         _refuse(name, why=f"which is less than {least}")
     if count is not None and number >= count:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: not finished, try again
-HOW_TO_GO_ON = "Add --c to go on from what was saved last; torchrun --max-restarts N does so by itself"
+HOW_TO_GO_ON = "Add --c to continue from the last saved state; torchrun --max-restarts N does so by itself"
 
 _UNTIL_THE_LAUNCHER_LOOKS = 5.0  # seconds; it looks ten times a second
 

@@ -18,7 +18,7 @@ from pretraining.launching.errors import HOW_TO_GO_ON, Stopped, end, is_one_of_s
 
 _HANGUPS = [getattr(signal, name) for name in ("SIGHUP", "SIGQUIT") if hasattr(signal, name)]
 _BETWEEN_LOOKS = 0.1  # seconds
-_UNTIL_KILLED = 30  # seconds after SIGTERM, as Slurm leaves; other signals are those of who can wait
+_UNTIL_KILLED = 30  # seconds after SIGTERM, as Slurm leaves; after other signals, four times as long
 
 
 def launch(arguments: Sequence[str], count: int) -> None:
@@ -68,7 +68,7 @@ def launch(arguments: Sequence[str], count: int) -> None:
             result = processes.wait(0)
         if result is not None and result.failures:
             failures = list(result.failures.items())  # in the order in which they ended
-            if asked is not None:  # the signal was for all: who has a line speaks for them
+            if asked is not None:  # the signal was for all: prefer a process that left a message
                 failures.sort(key=lambda item: not os.path.exists(item[1].error_file))
             _explain(*failures[0], count, asked)
 
@@ -93,7 +93,7 @@ def _explain(rank: int, failure: ProcessFailure, count: int, asked: signal.Signa
         end(failure.message, failure.exitcode)
     print(file=sys.stderr)  # below the progress bar
     if asked is not None:
-        raise Stopped(f"stopped by {asked.name}; add --c to go on from what was saved last")
+        raise Stopped(f"stopped by {asked.name}; add --c to continue from the last saved state")
     if failure.exitcode < 0:
         how = f"{failure.signal_name()}, often sent by the system for lack of memory"
     else:

@@ -110,7 +110,7 @@ def as_arrays(
         rng: Source of the shuffles.
 
     Returns:
-        Of the view what `deform.Deformations` holds of a batch, under the same names.
+        For one view, the arrays that `deform.Deformations` holds for a batch, under the same names.
     """
     windows = np.zeros((settings.max_windows, 2, 3), dtype=np.int64)
     for boxes in (draw.inside, draw.outside):
@@ -169,7 +169,7 @@ def _draw_blocks(view_size: Sequence[int], settings: Deformation, rng: np.random
 
 
 def _longest_edges(view_size: Sequence[int], settings: Deformation) -> list[int]:
-    """Of the blocks to shuffle."""
+    """Longest edge per axis of the blocks to shuffle, in voxels."""
     return [min(n, max(2, math.floor(n * settings.block_size))) for n in view_size]
 
 

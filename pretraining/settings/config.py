@@ -60,7 +60,7 @@ class PretrainConfig(PretrainSettings):
 
     @property
     def encoder_strides(self) -> Triple:
-        """Those of nnU-Net's network, those given, or the paper's, halved on an axis until a view keeps two cells."""
+        """Strides of nnU-Net's network, else as given, else the paper's, halved until a view keeps two cells."""
         if self.planned_network is not None:
             return self.planned_network.strides[-1]
         if self.strides is not None:

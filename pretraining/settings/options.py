@@ -35,17 +35,22 @@ class OptionParser(argparse.ArgumentParser):
 
 def positive(text: str) -> int:
     """A whole number of at least 1, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
+    return _integer(text, least=1)
 
 
 def natural(text: str) -> int:
     """A whole number of at least 0, for argparse."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must not be negative, got {value}")
+    return _integer(text, least=0)
+
+
+def _integer(text: str, least: int) -> int:
+    required = f"must be a whole number of at least {least}, got {text!r}"
+    try:
+        value = int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(required) from error
+    if value < least:
+        raise argparse.ArgumentTypeError(required)
     return value
 
 
@@ -81,7 +86,7 @@ def settings_of(arguments: argparse.Namespace) -> PretrainConfig:
 
 
 def _published(arguments: argparse.Namespace) -> PretrainConfig:
-    """Those of mae; with another optimiser, weight decay and warm-up are not those of nnU-Net's SGD either."""
+    """The settings published for mae; another optimiser than its own gets the recommended weight decay and warm-up."""
     if arguments.paper:
         raise PGLError(
             "--paper -m mae: PGL's paper has no mae; leave --paper out, -m mae has the settings published for it"
@@ -117,7 +122,7 @@ def _from_plan(plan: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     if options.plans_from is None:
         if plan:
             name = "-p" if "plans_name" in plan else "-configuration"
-            raise PGLError(f"{name} is for -plans_from, which is missing: give the id of the data set that is planned")
+            raise PGLError(f"{name} is for -plans_from, which is missing: give the id of the dataset that is planned")
         return {}
     if "spacing" in given:
         raise PGLError("-spacing: the plan of -plans_from decides it; leave one of them out")

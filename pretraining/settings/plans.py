@@ -21,7 +21,7 @@ def settings_of_plan(dataset: str, plans_name: str, configuration: str, architec
     """Settings of `PretrainConfig` as a plan has them; those of the views are under ``views``.
 
     Args:
-        dataset: Id or name of a data set that is planned.
+        dataset: Id or name of a dataset that is planned.
         plans_name: Such as nnUNetResEncUNetLPlans.
         configuration: Of the plan, 3D.
         architecture: As asked for; None for the plan's own network. With the paper's ResNet-50 the plan decides
@@ -39,7 +39,7 @@ def settings_of_plan(dataset: str, plans_name: str, configuration: str, architec
         raise
     except Exception as error:  # nnU-Net checks little of what it reads
         raise PGLError(
-            f"{file}: not a plan as nnU-Net writes it ({type(error).__name__}: {error}); plan the data set again"
+            f"{file}: not a plan as nnU-Net writes it ({type(error).__name__}: {error}); plan the dataset again"
         ) from error
 
 
@@ -97,9 +97,9 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         plans = load_json(file)
     except (OSError, ValueError) as error:
-        raise PGLError(f"{file}: cannot be read ({error}); plan the data set again") from error
+        raise PGLError(f"{file}: cannot be read ({error}); plan the dataset again") from error
     if not isinstance(plans, dict):
-        raise PGLError(f"{file}: holds no plans; plan the data set again")
+        raise PGLError(f"{file}: holds no plans; plan the dataset again")
     return plans
 
 

@@ -7,7 +7,7 @@ from pretraining.views import ViewSettings
 
 
 def recommended() -> PretrainConfig:
-    """The settings chosen by how much anatomy they teach (docs/results/anatomy.md), but for the data sets.
+    """The settings chosen by how much anatomy they teach (docs/results/anatomy.md), but for the datasets.
 
     They differ from the paper's in what takes the place in the view away and in the rates of small batches.
     """
@@ -25,7 +25,7 @@ def recommended() -> PretrainConfig:
 
 
 def published_for_mae() -> PretrainConfig:
-    """The settings that nnssl's masked autoencoding was published with, but for the data sets; see docs/method.md.
+    """The settings that nnssl's masked autoencoding was published with, but for the datasets; see docs/method.md.
 
     Its 8 patches are the views of 4 pairs.
     """

@@ -29,7 +29,7 @@ class PretrainSettings:
 
     datasets: tuple[str, ...] = setting(
         MISSING,
-        "nnU-Net data set ids or names, or folders of scans (NIfTI, NRRD, MHA, DICOM series), which are pooled; "
+        "nnU-Net dataset ids or names, or folders of scans (NIfTI, NRRD, MHA, DICOM series), which are pooled; "
         "imagesTr and imagesTs are used, labels are not needed",
         group=SCANS,
         name="d",
@@ -38,9 +38,9 @@ class PretrainSettings:
     )
     modality: Literal["ct", "mr"] | None = setting(
         None,
-        "overrules channel_names of data sets and what DICOM files say, for all sources",
+        "overrides channel_names of datasets and what DICOM files say, for all sources",
         group=SCANS,
-        default_text="these decide; other files of folders are ct",
+        default_text="what these say; files that do not say are ct",
     )
     use_masks: bool = setting(
         False, "take files of folders that look like segmentations by name or values, too", group=SCANS
@@ -55,8 +55,8 @@ class PretrainSettings:
     )
     exclude: tuple[str, ...] = setting(
         (),
-        "text file (UTF-8, or UTF-16 as Windows saves it) with names of scans to leave out, one a line, such as those "
-        "of a test set",
+        "text file (UTF-8, or UTF-16 as Windows saves it) with names of scans to leave out, one per line, such as "
+        "those of a test set",
         group=SCANS,
         metavar="FILE",
         default_text="",
@@ -95,7 +95,7 @@ class PretrainSettings:
         None, "`PlannedNetwork` as plain values; None: what nnU-Net plans for views of this size"
     )
     plans: str | None = setting(
-        None, "data set, plans and configuration that preprocessing, network and size of the views come from"
+        None, "dataset, plans and configuration that preprocessing, network and size of the views come from"
     )
     norm: Literal["batch", "instance"] = setting("batch", "norm of the ResNet-50", group=TRAINING)
     padding: PaddingName = setting(
@@ -120,7 +120,13 @@ class PretrainSettings:
         default_text="the deepest with cells of at most 16 voxels",
     )
     views: ViewSettings = field(default_factory=ViewSettings)
-    epochs: int = setting(500, "an epoch draws one pair of views per scan", group=TRAINING, metavar="N", least=1)
+    epochs: int = setting(
+        500,
+        "number of epochs; without -pairs, each draws one pair of views per training scan",
+        group=TRAINING,
+        metavar="N",
+        least=1,
+    )
     pairs_per_epoch: int | None = setting(
         None,
         "pairs per epoch",
@@ -153,11 +159,15 @@ class PretrainSettings:
         default_text="0.2 per 128 pairs for lars, 0.3 per 256 for sgd, 2e-3 for adamw, 0.01 for nnunet",
     )
     weight_decay: float = setting(
-        1.5e-6, "weight decay, not on biases and norms (mae: with nnunet)", group=TRAINING, name="wd", least=0
+        1.5e-6,
+        "weight decay, not on biases and norms; mae's default holds with -optimizer nnunet only",
+        group=TRAINING,
+        name="wd",
+        least=0,
     )
     warmup_epochs: int = setting(
         2,
-        "epochs of linear warm-up, then cosine or polynomial decay (mae: with nnunet)",
+        "epochs of linear warm-up, then cosine or polynomial decay; mae's default holds with -optimizer nnunet only",
         group=TRAINING,
         name="warmup",
         metavar="N",
@@ -205,7 +215,10 @@ class PlanOptions:
     """A plan of nnU-Net's to follow; `settings_of_plan` makes settings of it."""
 
     plans_from: str | None = setting(
-        None, "data set, planned by nnU-Net, that will be fine-tuned on; needs no labels here", group=PLAN, metavar="ID"
+        None,
+        "dataset to fine-tune on, already planned by nnU-Net; its labels are not read",
+        group=PLAN,
+        metavar="ID",
     )
     plans_name: str = setting(DEFAULT_PLANS, "name of its plans", group=PLAN, name="p", metavar="PLANS")
     configuration: str = setting("3d_fullres", "configuration of the plans", group=PLAN, metavar="NAME")
@@ -216,7 +229,7 @@ class RunOptions:
     """How to run, as opposed to what (`PretrainConfig`); may change when a run is continued."""
 
     name: str = setting(
-        "", "name of the run", group=RUN, name="o", metavar="NAME", default_text="from method, encoder and data sets"
+        "", "name of the run", group=RUN, name="o", metavar="NAME", default_text="from method, encoder and datasets"
     )
     resume: bool = setting(
         False, "continue the run from its checkpoint_latest.pth, or start it where there is none", group=RUN, name="c"

@@ -28,7 +28,7 @@ def parse_spacing(given: Sequence[str], option: str) -> Any:
 
 
 def names_in(file: Path, option: str) -> tuple[str, ...]:
-    """Names in a text file, one a line, each once and sorted.
+    """Names in a text file, one per line, each once and sorted.
 
     The file is UTF-8, or UTF-16 with a byte order mark, as editors and shells of Windows write it; lines end as they do
     on any system.
@@ -43,11 +43,11 @@ def names_in(file: Path, option: str) -> tuple[str, ...]:
     try:
         text = content.decode("utf-16" if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8")
     except UnicodeDecodeError as error:
-        raise PGLError(f"{option} {file}: is no text in UTF-8 ({error}); save it as UTF-8") from error
+        raise PGLError(f"{option} {file}: is not a text in UTF-8 ({error}); save it as UTF-8") from error
     if "\0" in text:  # UTF-16 without a mark, UTF-32, or no text at all
-        raise PGLError(f"{option} {file}: is no text in UTF-8 (it has bytes that are zero); save it as UTF-8")
+        raise PGLError(f"{option} {file}: is not a text in UTF-8 (it has bytes that are zero); save it as UTF-8")
     lines = text.replace("\N{BOM}", "").splitlines()  # files that were joined have several marks
     names = tuple(sorted({line.strip() for line in lines} - {""}))
     if not names:
-        raise PGLError(f"{option} {file}: holds no names; give one a line")
+        raise PGLError(f"{option} {file}: holds no names; give one per line")
     return names

@@ -213,6 +213,6 @@ class _Counts:
 
 
 def _shares(axis: Sequence[tuple[Tensor, Tensor]]) -> AxisShares | None:
-    """Of the cells of all pairs that are flipped along an axis, (right, mirrored) each."""
+    """Shares over all pairs that are flipped along an axis, from one (right, mirrored) per pair."""
     right, mirrored = (mean_of(torch.cat([pair[i] for pair in axis])) if axis else None for i in (0, 1))
     return None if right is None or mirrored is None else AxisShares(right, mirrored)

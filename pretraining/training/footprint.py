@@ -46,7 +46,7 @@ def bytes_of_step(config: PretrainConfig, workers: int, processes: int) -> tuple
     trained = 4 * sum(p.numel() for p in objective.parameters() if p.requires_grad)
     state = weights + (1 + (config.optimizer_name == "adamw")) * trained  # with momentum and AdamW's second one
     buckets = trained * (processes > 1)  # in which processes exchange gradients
-    saved = state  # the copy that is written while training goes on
+    saved = state  # the copy that is written while training continues
     fixed = state + buckets + saved + _OVERHEAD * max(trained, few - _PAIRS[0] * per_pair) + _LIBRARIES
     crop = 2 * config.encoder_channels * torch.Size(largest_source_box(config.views.size, config.views.scale)).numel()
     loaded = 2 * (crop + bytes_drawn(config))
@@ -138,7 +138,7 @@ def _left_in_system() -> Iterator[int]:
 
 
 def _left_in_control_groups() -> Iterator[int]:
-    """Of the limits that containers and Slurm set."""
+    """Limits set by containers and Slurm, in bytes left."""
     for folder in _control_groups():
         for limit, used, cache in _LIMITS:
             try:

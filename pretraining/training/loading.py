@@ -77,7 +77,7 @@ class PairLoader:
 
     @contextmanager
     def batches(self, first_step: int = 0) -> Iterator[Iterator[ViewPairBatch]]:
-        """The parts of all steps from one on, on the device; loading goes on whatever is done between two of them.
+        """The parts of all steps from one on, on the device; loading continues whatever is done between two of them.
 
         Raises:
             DataError: If a scan cannot be read.
@@ -123,8 +123,7 @@ class PairLoader:
 
     def _explain(self, error: BaseException) -> None:
         """Names the loading process that has died, if one has and that may be the reason of the error."""
-        # Neither torch's error nor what breaks when the other end is gone; or one that no loading process is needed
-        # for, which would take 10 s to rule out.
+        # Other errors cannot come from a dead loading process. Asking takes up to 10 s.
         if not isinstance(error, RuntimeError | OSError | EOFError) or isinstance(error, ProcessLost):
             return
         if is_out_of_memory(error) or (worker := self._dead_worker()) is None:
@@ -136,7 +135,7 @@ class PairLoader:
         raise PGLError(
             f"a data loading process {how} {'while' if note[2] else 'after'} it read {scan.name} ({scan.path}). If "
             f"{lacking} ran out, lower nnUNet_n_proc_DA; if this scan does it again, --verify_dataset_integrity "
-            f"redoes what is damaged. {HOW_TO_GO_ON}"
+            f"preprocesses damaged scans again. {HOW_TO_GO_ON}"
         ) from error
 
     def _dead_worker(self) -> BaseProcess | None:

@@ -220,15 +220,15 @@ class Run:
         so_far = self.state.so_far
         if so_far.steps:
             self._require_finite_loss()
-            so_far.sums = self.processes.mean(so_far.total)  # each process goes on with the mean, so the mean is kept
+            so_far.sums = self.processes.mean(so_far.total)  # each process continues with the mean, so the mean is kept
         if self.processes.is_main:
             self._save()
             self.writer.wait()
-        self.processes.barrier()  # who ends first brings the others to an end
+        self.processes.barrier()  # a process that exits early would make the others fail
         done, epoch = so_far.steps or self.steps_per_epoch, self.state.epoch - (not so_far.steps)
         raise Stopped(
             f"stopped by {signal} after step {done} of {self.steps_per_epoch} in epoch {epoch}, which "
-            f"{self.folder / 'checkpoint_latest.pth'} holds. Add --c to go on"
+            f"{self.folder / 'checkpoint_latest.pth'} holds. Add --c to continue"
         )
 
     def _require_finite_loss(self) -> float:

@@ -78,7 +78,7 @@ class ByGeometry:
 
     @classmethod
     def of(cls, places: Sequence[Places]) -> ByGeometry:
-        """Of all pairs together."""
+        """Expected shares over all pairs together."""
         flipped = torch.cat([part.flips.any(dim=1) for part in places])
         in_view = torch.cat([part.share(part.near_in_view) for part in places])
         in_scan = torch.cat([part.share(part.near_in_scan) for part in places])
@@ -90,14 +90,14 @@ class ByGeometry:
         )
 
     def lines(self) -> list[str]:
-        """As sentences, and a warning where the place in the view alone finds many cells."""
+        """Lines for the user, and a warning where the position in the view alone is right for many cells."""
         kinds = (
             ("with a relative flip", self.position_code, self.ceiling),
-            ("without one", self.unflipped_position_code, self.unflipped_ceiling),
+            ("without a relative flip", self.unflipped_position_code, self.unflipped_ceiling),
         )
         lines = [
-            f"In pairs {kind}, a code of the place in the view finds {in_view:.1%} of the cells, a perfect code of the "
-            f"place in the scan {in_scan:.1%}"
+            f"Pairs {kind}: of the cells, {in_view:.1%} can be matched to the right location by their position in the "
+            f"view alone (position-only baseline), {in_scan:.1%} at most (upper bound)"
             for kind, in_view, in_scan in kinds
             if in_view is not None and in_scan is not None
         ]
@@ -105,14 +105,14 @@ class ByGeometry:
 
 
 def place_warnings(record: Mapping[str, float | None]) -> list[str]:
-    """A line where the views of a run or of a preview let a code of the place in the view pass for knowledge."""
+    """A line where the views of a run or of a preview are so alike that the position in the view suffices."""
     by_place = record.get("unflipped_position_code") or 0.0
     if by_place <= _LARGEST_SHARE_BY_PLACE:
         return []
     return [
         f"WARNING: the scans are little larger than the views: in pairs without a relative flip, {by_place:.0%} of the "
-        "cells find their place by where they lie in the view alone, and such pairs teach nothing else. Use a smaller "
-        "-patch or a finer -spacing, and keep flips and -padding replicate"
+        "cells can be matched to the right location by their position in the view alone, so such pairs teach little "
+        "about anatomy. Use a smaller -patch or a finer -spacing, and keep flips and -padding replicate"
     ]
 
 
@@ -128,7 +128,7 @@ def geometry_of_pairs(geometries: Sequence[GeometryBatch], grid: FeatureGrid, ce
 
 
 def halves(geometries: GeometryBatch) -> tuple[GeometryBatch, GeometryBatch]:
-    """Those of the first and of the second views of the pairs of a batch."""
+    """Geometries of the first and of the second views of the pairs of a batch."""
     parts = [t.chunk(2) for t in (geometries.starts, geometries.sizes, geometries.flips)]
     return GeometryBatch(*(part[0] for part in parts)), GeometryBatch(*(part[1] for part in parts))
 
@@ -153,7 +153,7 @@ class Places:
 
     @classmethod
     def of(cls, one: GeometryBatch, two: GeometryBatch, grid: FeatureGrid, cells: Sequence[int]) -> Places:
-        """Of the first and second views of pairs."""
+        """Finds the nearest aligned cells of the first and second views of pairs."""
         size = tuple(cells)
         firsts, seconds = sampled_places(one, two, grid, size), sampled_places(two, one, grid, size)
         view, scan = (

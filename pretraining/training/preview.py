@@ -49,7 +49,7 @@ def draw_pairs(volumes: Sequence[Volume], settings: ViewSettings, seed: int, pat
 
 
 def geometry_lines(volumes: Sequence[Volume], config: PretrainConfig) -> list[str]:
-    """Cells that codes of places find in views of these scans, and a warning if the place in the view finds many."""
+    """Baseline and upper bound of the correspondence in views of these scans, and a warning if the first is high."""
     with torch.device("meta"):
         encoder = make_encoder(config)
     size, stage = config.views.size, config.stages[-1]

@@ -107,14 +107,14 @@ def correspondence_lines(record: Mapping[str, float]) -> list[str]:
     lines = []
     if "flipped_right" in record:
         lines.append(
-            f"flipped pairs: {record['flipped_right']:.1%} of the cells find their place (code of the place in the "
-            f"view {record['position_code']:.1%}, at most {record['ceiling']:.1%}), {record['decoy']:.1%} the same "
-            "place of the view"
+            f"flipped pairs: {record['flipped_right']:.1%} of cells matched to the right location (position-only "
+            f"baseline {record['position_code']:.1%}, upper bound {record['ceiling']:.1%}), {record['decoy']:.1%} to "
+            "the same position in the view"
         )
     if "unflipped_right" in record:
         lines.append(
-            f"pairs without a flip: {record['unflipped_right']:.1%} (code of the place in the view "
-            f"{record['unflipped_position_code']:.1%}, at most {record['unflipped_ceiling']:.1%})"
+            f"pairs without a flip: {record['unflipped_right']:.1%} (position-only baseline "
+            f"{record['unflipped_position_code']:.1%}, upper bound {record['unflipped_ceiling']:.1%})"
         )
     return lines
 
@@ -154,17 +154,17 @@ def plot_progress(history: Sequence[dict[str, Any]], baseline: dict[str, float] 
     miss, decay = share.twinx(), rate.twinx()
 
     _curve(loss, history, "loss", "training loss", "tab:blue")
-    _curve(share, history, "flipped_right", "flipped pairs: cells that\nfind their place", "tab:green")
-    _curve(share, history, "ceiling", "at most", "tab:green", linestyle=":")
-    _curve(share, history, "decoy", "the same place of\nthe view instead", "tab:red")
-    _curve(share, history, "unflipped_right", "pairs without flip", "tab:blue")
-    _curve(share, history, "unflipped_position_code", "code of the place\nin the view", "tab:blue", linestyle=":")
+    _curve(share, history, "flipped_right", "flipped pairs: cells matched\nto the right location", "tab:green")
+    _curve(share, history, "ceiling", "upper bound", "tab:green", linestyle=":")
+    _curve(share, history, "decoy", "to the same position\nin the view instead", "tab:red")
+    _curve(share, history, "unflipped_right", "pairs without a flip", "tab:blue")
+    _curve(share, history, "unflipped_position_code", "position-only baseline", "tab:blue", linestyle=":")
     _curve(share, history, "correspondence", "all pairs\n(version 0.1.0)", "tab:cyan")
     if baseline and "flipped_right" in baseline:
         share.axhline(baseline["flipped_right"], color="tab:orange", linestyle="--", label="before training")
     _curve(miss, history, "miss_distance", "distance of the others", "tab:gray", alpha=0.5)
     _curve(spread, history, "feature_std", "feature spread\n(1: even, 0: collapsed)", "tab:purple")
-    _curve(spread, history, "within_views", "share of it between\nplaces of a view", "tab:olive")
+    _curve(spread, history, "within_views", "share of it between\npositions within a view", "tab:olive")
     spread.axhline(COLLAPSE_BELOW, color="tab:gray", linestyle=":")
     _curve(rate, history, "learning_rate", "learning rate", "tab:brown")
     _curve(decay, history, "tau", "tau", "tab:pink")

@@ -61,7 +61,7 @@ class RunFolder:
 
     @property
     def latest(self) -> Path:
-        """Everything needed to go on."""
+        """Everything needed to continue."""
         return self.path / "checkpoint_latest.pth"
 
     @property
@@ -78,8 +78,8 @@ class RunFolder:
         if self.latest.exists() or self.final.exists():
             if not self.config_file.exists():
                 raise PGLError(
-                    f"{self.path} holds a run without its config.json, which is needed to go on: put it back, choose "
-                    "another name with -o, or delete the folder"
+                    f"{self.path} holds a run without its config.json, which is needed to continue it: put it back, "
+                    "choose another name with -o, or delete the folder"
                 )
             raise PGLError(
                 f"{self.path} already holds a run: add --c to continue it, choose another name with -o, or delete it"
@@ -141,7 +141,7 @@ class RunFolder:
             ) from error
 
     def claim(self) -> None:
-        """Notes that this torchrun job has started the run, so that its restarts go on without ``--c``."""
+        """Notes that this torchrun job has started the run, so that its restarts continue without ``--c``."""
         if (job := _torchrun_job()) is not None:
             self._claim_file.write_text(job + "\n")
 
@@ -159,7 +159,7 @@ class RunFolder:
         return self.path / "torchrun_id.txt"
 
     def neighbours(self) -> str:
-        """Which runs there are, as a hint for who has named none."""
+        """Names of existing runs, as a hint for an error."""
         others = sorted(file.parent.name for file in self.path.parent.glob("*/config.json"))
         return f", or name one that is there with -o: {', '.join(others[:5])}" if others else ""
 
@@ -195,6 +195,6 @@ def require_same(given: PretrainConfig, stored: PretrainConfig, folder: RunFolde
     if different:
         listed = "; ".join(f"{name}: the run has {theirs}, you gave {own}" for name, own, theirs in different)
         raise PGLError(
-            f"--c continues {folder.path} with its own settings, and these differ: {listed}. Leave them out to go on "
-            "with the run's values, or start a new run with -o"
+            f"--c continues {folder.path} with its own settings, and these differ: {listed}. Leave them out to "
+            "continue with the run's values, or start a new run with -o"
         )

@@ -14,9 +14,8 @@ from torch.utils.data import Sampler
 from nnunetv2_pgl.errors import PGLError
 from pretraining.data import DataError
 
-_LONGEST_PASS = (
-    100_000  # draws in which weights of any digits come true; their rounding is below a thousandth of a per cent
-)
+# Draws per pass at most; weights are rounded to that, by less than 0.001 %.
+_LONGEST_PASS = 100_000
 LARGEST_UNIT = 16  # pairs that a loading process reads at a time; of the paper's views some 32 MB
 
 

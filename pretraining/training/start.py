@@ -65,7 +65,7 @@ def draw_of(method: str) -> Draw:
 
 
 def bytes_drawn(config: PretrainConfig) -> int:
-    """Of what a loading process draws for a view besides its geometry and intensity."""
+    """Bytes that a loading process draws for a view besides its geometry and intensity."""
     drawn = draw_of(config.method)(config.views.size, np.random.default_rng(0))
     return sum(values.nbytes for values in drawn.values())
 

@@ -102,7 +102,7 @@ class Stepper:
         return moved, math.nan if not moved and scale <= 1 else 0.0
 
     def _norm(self) -> Tensor:
-        """Of each parameter's gradients, added up: not finite if one is not; on the device, which is not waited for."""
+        """Sum of the gradients' norms: not finite if one is not; on the device, which is not waited for."""
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         return torch.stack([norm.float() for norm in torch._foreach_norm(gradients)]).sum()
 

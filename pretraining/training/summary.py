@@ -17,18 +17,19 @@ from pretraining.training.run_folder import RunFolder
 def opening_lines(config: PretrainConfig, pool: Pool, device: str, processes: int) -> list[str]:
     """What to cite, and what is going to be trained on what."""
     spacing = median_spacing(pool.volumes)
-    held_out = f"{len(pool.validation)} held out" if pool.validation else "none held out, the metric uses the same"
+    held_out = f"{len(pool.validation)} held out" if pool.validation else "none held out"
+    measured_on = "" if pool.validation else ": the correspondence is measured on training scans"
     return [
         "Please cite the following when using this encoder:",
         *(text for entry in METHODS[config.method].citations for text in entry["apa_citations"]),
         "",
         *_preset_lines(config),
-        f"{len(pool.training)} scans to train on, {held_out}; spacing {_numbers(spacing)} mm (z, y, x)",
+        f"{len(pool.training)} scans to train on, {held_out}{measured_on}; spacing {_numbers(spacing)} mm (z, y, x)",
         f"views of {_numbers(config.views.size)} voxels, encoder strides {_numbers(config.encoder_strides)}, padding "
         f"{config.padding}, method {config.method}",
         f"{config.epochs} epochs of {steps_per_epoch(config, len(pool.training))} steps of {config.batch_size} pairs, "
         f"{config.optimizer_name}, peak learning rate {config.peak_learning_rate:g}",
-        f"device {device}, {processes} process(es)",
+        f"device {device}, {processes} process{'es' if processes > 1 else ''}",
     ]
 
 
@@ -58,8 +59,8 @@ def _preset_lines(config: PretrainConfig) -> list[str]:
         lines.append(f"WARNING: {config.method} does not use {', '.join(unused)}")
     if config.preset == "paper" and config.optimizer is None and config.optimizer_name != "lars":
         lines.append(
-            f"{config.optimizer_name} in place of the paper's lars, which lags behind with {config.batch_size} "
-            "pairs per step; -optimizer lars overrules that"
+            f"{config.optimizer_name} instead of the paper's lars, which learns more slowly with {config.batch_size} "
+            "pairs per step; -optimizer lars overrides this"
         )
     return lines
 
@@ -72,7 +73,7 @@ def next_commands(config: PretrainConfig, folder: RunFolder) -> list[str]:
         prepare = f"nnUNetv2_preprocess -d {dataset} -plans_name {plans} -c {configuration}"
     else:
         dataset, configuration = "DATASET", "3d_fullres"
-        first_line = "Next, for a data set with labels (DATASET is its id):"
+        first_line = "Next, for a dataset with labels (DATASET is its id):"
         _, planner, plans = PLANNERS.get(config.architecture, PLANNERS["plain"])
         planner = "" if plans == DEFAULT_PLANS else f" -pl {planner}"
         prepare = f"nnUNetv2_plan_and_preprocess -d {dataset} -c {configuration}{planner}"

@@ -66,7 +66,7 @@ class NormaliseOnGPU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Of weight and bias, the gradients are those of this process's batch."""
+        """Gradients; those of weight and bias are of this process's batch alone."""
         x, weight, mean, factor, counts = ctx.saved_tensors
         grad = gradients[0].contiguous(memory_format=_layout(x))
         *own, grad_weight, grad_bias = torch.batch_norm_backward_reduce(grad, x, mean, factor, weight, True, True, True)
@@ -97,7 +97,7 @@ class NormaliseOnCPU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Of weight and bias, the gradients are those of this process's batch."""
+        """Gradients; those of weight and bias are of this process's batch alone."""
         x, weight, mean, var = ctx.saved_tensors
         grad = gradients[0].contiguous(memory_format=_layout(x))
         # With constant statistics: grad_x = w r grad, grad_weight = sum of grad (x - mean) r, grad_bias = sum of grad.

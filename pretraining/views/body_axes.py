@@ -31,7 +31,7 @@ def axis_warnings(volumes: Sequence[Volume], views: ViewSettings) -> list[str]:
 
 
 def _of_other_order(volumes: Sequence[Volume], views: ViewSettings) -> list[str]:
-    """Along which axis of the body each axis runs; which way does not matter, since flips and views do not mind."""
+    """Along which axis of the body each axis runs; the direction does not matter."""
     known = [(volume, body_axes(volume.orientation)) for volume in volumes if volume.orientation is not None]
     counts = Counter(axes for _, axes in known)
     if len(counts) < 2:

@@ -97,7 +97,7 @@ def apply_intensity_(views: Tensor, draws: Tensor, generator: torch.Generator | 
 
 
 def change_together(views: Tensor, chosen: Tensor, amounts: Tensor, step: Step) -> None:
-    """Changes the chosen views all in one call, as a GPU likes it.
+    """Changes the chosen views all in one call, which is fastest on a GPU.
 
     Args:
         views: (B, C, D, H, W), changed in place.

@@ -166,7 +166,7 @@ class ViewPairDataset(Dataset[dict[str, Any]]):
         shown instead, with a warning.
 
         Raises:
-            DataError: No scan of the pool gives views of more than one value, or one cannot be read.
+            DataError: Every scan of the pool is nearly constant, or one cannot be read.
         """
         draw, index = key
         rng = np.random.default_rng((self.seed, draw))
@@ -177,8 +177,8 @@ class ViewPairDataset(Dataset[dict[str, Any]]):
                     return sample | {"drawn": self._drawn(rng)}
             self._report(other)
         raise DataError(
-            "no scan of the pool gives views of more than one value: give scans that show something, or larger views "
-            "with -patch"
+            "every pair drawn from the pool had a nearly constant view: check the scans with pgl_preview, or use a "
+            "larger -patch"
         )
 
     def _report(self, index: int) -> None:
@@ -186,8 +186,8 @@ class ViewPairDataset(Dataset[dict[str, Any]]):
         if not self._reported[index]:
             self._reported[index] = True
             logger.warning(
-                "%s shows one value nearly everywhere: of %d pairs of its views none was without a view of a single "
-                "value. Other scans are shown in its place; leave it out with -exclude",
+                "%s is nearly constant: each of %d pairs drawn had a view without contrast. Other scans are used "
+                "instead; leave it out with -exclude",
                 *(getattr(self.scans[index], "name", f"scan {index}"), _TRIES),
             )
 

@@ -70,7 +70,7 @@ def render_crops(
 
     Returns:
         (B, C, *view_size), float64 if the crops are, otherwise float32. Beyond the centres of a crop's outermost voxels
-        the nearest value goes on.
+        the nearest value continues.
     """
     starts = geometries.starts - origins
     positions = []
@@ -86,7 +86,7 @@ def render_crops(
 def render_by_matrices(
     crops: Tensor, positions: tuple[Tensor, Tensor, Tensor], extents: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """All views at once by three batched matrix products: few kernels, as a GPU likes it.
+    """All views at once by three batched matrix products: few kernels, which is fastest on a GPU.
 
     Args:
         crops: See `render_crops`.

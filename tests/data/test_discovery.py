@@ -84,7 +84,7 @@ def test_other_files_of_a_data_set_are_counted(raw: Path, caplog: pytest.LogCapt
     make_dataset(raw / "Dataset005_O", [*files, "labelsTr/a.nii.gz"], {"0": "CT"})
     with caplog.at_level(logging.WARNING):
         assert len(find_scans(["5"])[0]) == 1
-    line = "Dataset005_O: files passed over, which are no scans: 1 hidden, 1 .txt, 1 .dcm"
+    line = "Dataset005_O: ignored files that are not scans: 1 hidden, 1 .txt, 1 .dcm"
     assert caplog.messages == [line]
 
 
@@ -171,7 +171,7 @@ def test_a_test_set_is_left_out_by_the_names_of_its_cases(raw: Path) -> None:
         DataError, match=r"no scan is named case_7 \(1 of 2 names are unknown; one that is known: case_0"
     ):
         leave_out(scans, skipped, ["case_1", "case_7"])
-    with pytest.raises(DataError, match="leaves no scan"):
+    with pytest.raises(DataError, match="-exclude names every scan: leave at least one"):
         leave_out(scans, skipped, ["case_0", "case_1", "case_2"])
 
 

@@ -37,7 +37,7 @@ def used(scans: list[Scan], tmp_path: Path) -> tuple[set[str], dict[str, str]]:
 
 def counted(caplog: Log) -> int:
     """Files in the lines that count some."""
-    lines = [record.getMessage() for record in caplog.records if "passed over" in record.getMessage()]
+    lines = [record.getMessage() for record in caplog.records if ": ignored " in record.getMessage()]
     numbers = [re.findall(r"\b(\d+) (?:\.|without|other|hidden|file)", line) for line in lines]
     return sum(int(number) for line in numbers for number in line)
 
@@ -66,7 +66,7 @@ def test_masks_are_recognised_by_name(tmp_path: Path, name: str, caplog: Log) ->
         scans, skipped = find_scans([str(tmp_path / "in")])
     assert [scan.name for scan in scans] == ["ct"]
     assert skipped == []
-    line = f"in: passed over as segmentations by their names: 1 file, such as {name} (--use_masks takes them)"
+    line = f"in: ignored as segmentations by their names: 1 file, such as {name} (--use_masks takes them)"
     assert line in caplog.messages
     assert len(find_scans([str(tmp_path / "in")], use_masks=True)[0]) == 2
 
@@ -104,9 +104,7 @@ def test_masks_are_recognised_by_their_values(tmp_path: Path) -> None:
     names, reasons = used(find_scans([str(folder)], "mr")[0], tmp_path)
     assert names == {"ct", "grey", "halves", "phantom", "grey_levels"}
     assert reasons.keys() == {"liver", "liver_as_float", "bright", "organs", "some", "ignored"}
-    assert reasons["liver"] == (
-        "holds only the values 0, 1: a segmentation, not a scan (--use_masks takes it all the same)"
-    )
+    assert reasons["liver"] == ("holds only the values 0, 1: a segmentation, not a scan (--use_masks accepts it)")
     assert "0, 255:" in reasons["bright"]
     assert "0, 1, ..., 15:" in reasons["organs"]
     names, reasons = used(find_scans([str(folder)], "mr", use_masks=True)[0], tmp_path)
@@ -129,7 +127,7 @@ def test_files_that_are_no_scans_are_counted_by_ending(tmp_path: Path, caplog: L
     assert [scan.name for scan in scans] == ["ct", "detached", "detached2"]
     assert skipped == []
     assert caplog.messages == [
-        "in: files passed over, which are no scans: 3 hidden, 2 .txt, 1 without ending, 1 .raw, 1 .hdr, 1 .img, "
+        "in: ignored files that are not scans: 3 hidden, 2 .txt, 1 without ending, 1 .raw, 1 .hdr, 1 .img, "
         "1 .csv, 1 .mgz"
     ]
     names, reasons = used(scans, tmp_path)
@@ -154,7 +152,7 @@ def test_what_would_end_or_stop_the_process_is_named(tmp_path: Path, monkeypatch
         assert len(scans) == 1
         names = [item.name for item in skipped]
         assert names == ["M\\udcfcller_0000.nii.gz", "pipe", "pipe.nii.gz"][: 1 + pipes]
-        assert "no UTF-8 text" in skipped[0].reason
+        assert "not UTF-8 text" in skipped[0].reason
         "\n".join(map(str, skipped)).encode()
 
 

@@ -16,7 +16,9 @@ from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_spacing
 
 from pretraining.data import DataError, Scan, Volume, find_scans, preprocess
+from pretraining.data.default_preprocessing import preprocess_without_plan
 from pretraining.data.reading import read_geometry, read_scan
+from pretraining.data.scan import BadScan
 from tests.full_disk import room_for
 
 Write = Callable[..., Path]
@@ -141,8 +143,8 @@ def test_scans_that_cannot_be_used_do_not_decide_the_median_spacing(
     assert sorted(item.name for item in skipped) == ["damaged", "flat", "holes"]
     assert sorted(headers) == ["a", "b", "damaged", "flat", "holes"], "each is read once, whatever the spacing"
     (line,) = (record.getMessage() for record in caplog.records)
-    assert line.startswith("3 scans that were counted for the median spacing cannot be used: without them it is ")
-    assert "3 x 0.8 x 0.8 mm, not 1 x 0.5 x 0.5 mm" in line
+    assert line.startswith("3 scans could not be used, which changes the median spacing from ")
+    assert "from 1 x 0.5 x 0.5 to 3 x 0.8 x 0.8 mm: " in line
     assert f"PGL_spacing_1.00x0.50x0.50 below {tmp_path / 'preprocessed'}" in line
 
     read = []
@@ -458,3 +460,10 @@ def test_a_spacing_that_no_memory_could_hold_is_named(tmp_path: Path, write_scan
     volumes, skipped = run(tmp_path / "in", spacing=(2.0, 1.0, 1.0))
     assert [volume.name for volume in volumes] == ["ct"]
     assert skipped["odd"].startswith("has a spacing of 2000 x 1000 x 1000 mm, and would be of 12000 x 20000 x 24000")
+
+
+def test_a_channel_without_a_z_score_is_named() -> None:
+    array = np.random.default_rng(0).normal(size=(2, 6, 6, 6)).astype(np.float32)
+    array[1] = 3
+    with pytest.raises(BadScan, match="channel 1 is constant once resampled"):
+        preprocess_without_plan(array, (1, 1, 1), (False, False), None)

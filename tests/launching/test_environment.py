@@ -42,16 +42,16 @@ def test_the_place_of_a_process(environment: str, place: Place, monkeypatch: pyt
         ("RANK=1", "has RANK=1, but WORLD_SIZE is not set, so that"),
         ("WORLD_SIZE=2 RANK=1", "has WORLD_SIZE=2 and RANK=1, but MASTER_ADDR and MASTER_PORT are not set, so that"),
         ("WORLD_SIZE=2 RANK=1 MASTER_PORT=1 MASTER_ADDR=", "but MASTER_ADDR is not set, so that"),
-        ("WORLD_SIZE=two", "has WORLD_SIZE=two, which is no whole number"),
-        ("WORLD_SIZE= RANK=0", "has WORLD_SIZE=, which is no whole number"),
+        ("WORLD_SIZE=two", "has WORLD_SIZE=two, which is not a whole number"),
+        ("WORLD_SIZE= RANK=0", "has WORLD_SIZE=, which is not a whole number"),
         ("WORLD_SIZE=0", "has WORLD_SIZE=0, which is less than 1"),
-        ("WORLD_SIZE=2 RANK=1.0", "has RANK=1.0, which is no whole number"),
+        ("WORLD_SIZE=2 RANK=1.0", "has RANK=1.0, which is not a whole number"),
         ("WORLD_SIZE=2 RANK=-1", "has RANK=-1, which is less than 0"),
         ("WORLD_SIZE=2 RANK=2", "has RANK=2, but WORLD_SIZE is 2, so that it can be at most 1"),
         ("WORLD_SIZE=1 RANK=1", "has RANK=1, but WORLD_SIZE is 1, so that it can be at most 0"),
-        ("WORLD_SIZE=2 RANK=1 MASTER_ADDR=a MASTER_PORT=b", "has MASTER_PORT=b, which is no whole number"),
+        ("WORLD_SIZE=2 RANK=1 MASTER_ADDR=a MASTER_PORT=b", "has MASTER_PORT=b, which is not a whole number"),
         ("WORLD_SIZE=2 RANK=1 MASTER_ADDR=a MASTER_PORT=65536", "has MASTER_PORT=65536, but a port is at most 65535"),
-        (f"WORLD_SIZE=2 RANK=1 LOCAL_RANK=x {MEETING}", "has LOCAL_RANK=x, which is no whole number"),
+        (f"WORLD_SIZE=2 RANK=1 LOCAL_RANK=x {MEETING}", "has LOCAL_RANK=x, which is not a whole number"),
         (f"WORLD_SIZE=2 RANK=1 LOCAL_RANK=2 {MEETING}", "has LOCAL_RANK=2, but LOCAL_WORLD_SIZE is 2"),
         (f"WORLD_SIZE=2 RANK=1 LOCAL_WORLD_SIZE=4 {MEETING}", "has LOCAL_WORLD_SIZE=4, but WORLD_SIZE, which"),
     ],
@@ -72,7 +72,7 @@ def test_an_impossible_place(
 
 def test_the_command_ends_with_one_line(machine: Machine) -> None:
     """Rather than train alone, as each of the others would."""
-    for variables, why in (({"WORLD_SIZE": "2"}, "RANK is not set"), ({"WORLD_SIZE": "x"}, "is no whole number")):
+    for variables, why in (({"WORLD_SIZE": "2"}, "RANK is not set"), ({"WORLD_SIZE": "x"}, "is not a whole number")):
         output = output_of(machine.start("pgl_pretrain", "-d", "501", "-device", "cpu", **variables), 1)
         assert output.startswith(f"pgl_pretrain: the environment has WORLD_SIZE={variables['WORLD_SIZE']}, ")
         assert why in output

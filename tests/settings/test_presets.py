@@ -135,7 +135,7 @@ def test_the_log_warns_of_what_the_method_does_not_use() -> None:
 
 def test_the_log_says_where_lars_gave_way() -> None:
     (_, line) = preset_lines(settings("--paper -b 8"))
-    assert line.startswith("adamw in place of the paper's lars, which lags behind with 8 pairs per step")
+    assert line.startswith("adamw instead of the paper's lars, which learns more slowly with 8 pairs per step")
     assert "-optimizer lars" in line
     for options in (
         "--paper",

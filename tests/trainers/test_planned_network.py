@@ -304,7 +304,7 @@ def test_the_previous_stage_is_not_pre_trained_for(workplace: Workplace, save_pl
     assert torch.equal(stem[:, :3], before)
     assert not stem[:, 3:].any()
     dataset_json = {**dataset_json, "channel_names": {"0": "T1", "1": "T2"}}
-    with pytest.raises(SystemExit, match=r"this data set has 2 \(and 7 of .*; pre-train on scans of 2 channels"):
+    with pytest.raises(SystemExit, match=r"this dataset has 2 \(and 7 of .*; pre-train on scans of 2 channels"):
         nnUNetTrainerPGL(plans, "3d_cascade_fullres", 1, dataset_json, CPU).initialize()
 
 

@@ -41,18 +41,18 @@ def test_curves_of_a_run_that_began_with_the_first_version(tmp_path: Path, monke
     baseline = {"correspondence": 0.2, "miss_distance": 9.0}
     found = curves([OF_010, RECORD], baseline, tmp_path / "a.png", monkeypatch)
     assert found["all pairs (version 0.1.0)"] == [(0, 0.25)]
-    assert found["flipped pairs: cells that find their place"] == [(1, 0.5)]
-    assert found["the same place of the view instead"] == [(1, 0.0625)]
-    assert found["at most"] == [(1, 0.96875)]
-    assert found["pairs without flip"] == [(1, 0.75)]
-    assert found["code of the place in the view"] == [(1, 0.625)]
+    assert found["flipped pairs: cells matched to the right location"] == [(1, 0.5)]
+    assert found["to the same position in the view instead"] == [(1, 0.0625)]
+    assert found["upper bound"] == [(1, 0.96875)]
+    assert found["pairs without a flip"] == [(1, 0.75)]
+    assert found["position-only baseline"] == [(1, 0.625)]
     assert found["distance of the others"] == [(0, 9), (1, 3)]
     assert "before training" not in found
 
 
 def test_curves_of_the_first_version_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = curves([OF_010], {"correspondence": 0.2, "miss_distance": 9.0}, tmp_path / "a.png", monkeypatch)
-    assert "flipped pairs: cells that find their place" not in found
+    assert "flipped pairs: cells matched to the right location" not in found
     assert found["training loss"] == [(0, 1.5)]
 
 
@@ -63,11 +63,11 @@ def test_curves_and_lines_with_and_without_flips(
     record = {**COMMON, "epoch": 0, "miss_distance": 3.0, **kinds}
     found = curves([record], dict(kinds), tmp_path / "a.png", monkeypatch)
     has_flips = "flipped_right" in kinds
-    assert ("before training" in found) == ("flipped pairs: cells that find their place" in found) == has_flips
+    assert ("before training" in found) == ("flipped pairs: cells matched to the right location" in found) == has_flips
     text = "\n".join(epoch_lines(record, 60))
-    assert "pairs without a flip: 75.0% (code of the place in the view 62.5%, at most 87.5%)" in text
-    assert ("flipped pairs: 50.0% of the cells find their place" in text) == has_flips
-    assert ("6.2% the same place of the view" in text) == has_flips
+    assert "pairs without a flip: 75.0% (position-only baseline 62.5%, upper bound 87.5%)" in text
+    assert ("flipped pairs: 50.0% of cells matched to the right location" in text) == has_flips
+    assert ("6.2% to the same position in the view" in text) == has_flips
 
 
 def test_lines_of_the_first_version() -> None:

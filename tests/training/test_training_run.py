@@ -101,7 +101,7 @@ def test_what_is_said_of_the_files_stands_in_the_log(
     with pytest.raises(DataError, match="enough"):
         pretrain(replace(CONFIG, datasets=(str(tmp_path),)), options("said"))
     (log,) = RunFolder.named("said").path.glob("training_log_*.txt")
-    assert "files passed over, which are no scans: 1 .txt" in log.read_text()
+    assert "ignored files that are not scans: 1 .txt" in log.read_text()
 
 
 def test_a_run_leaves_what_it_promises(straight: RunFolder) -> None:
@@ -124,7 +124,7 @@ def test_a_run_leaves_what_it_promises(straight: RunFolder) -> None:
     for word in (
         "train_loss",
         "feature_std",
-        "between the places of a view",
+        "between positions within a view",
         "tau",
         "views/s",
         "time left",

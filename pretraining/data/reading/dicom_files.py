@@ -70,7 +70,7 @@ def read_planes(file: str) -> Iterator[tuple[Frame, np.ndarray]]:
         for frame, pixels in zip(frames_of(file, data, for_sorting=False), planes, strict=False):
             yield frame, _without_padding(_true_values(pixels, frame, data), pixels, data)
         if next(planes, None) is not None:
-            raise BadScan("holds more frames than it announces: export it again")
+            raise BadScan("holds more frames than it declares: export it again")
 
 
 def _true_values(pixels: np.ndarray, frame: Frame, data: Dataset) -> np.ndarray:

@@ -131,9 +131,9 @@ def frames_of(file: str, data: Dataset, for_sorting: bool = True) -> list[Frame]
     label = tuple(part for part in (text("SeriesNumber"), text("SeriesDescription")) if part)
     count, groups = int(data.get("NumberOfFrames") or 1), data.get("PerFrameFunctionalGroupsSequence") or []
     if count * _LEAST_FRAME > os.path.getsize(file):
-        raise BadScan(f"announces {count} frames: it is damaged, fetch it again")
+        raise BadScan(f"declares {count} frames: it is damaged, fetch it again")
     if groups and len(groups) != count:
-        raise BadScan(f"announces {count} frames and describes {len(groups)}: fetch it again")
+        raise BadScan(f"declares {count} frames and describes {len(groups)}: fetch it again")
     common = count, text("SOPInstanceUID"), uids, label, modality, is_grey
     place = text("FrameOfReferenceUID"), size
 

@@ -58,7 +58,7 @@ def find_series(files: Sequence[Path]) -> Found:
         try:
             own = read_frames(str(file)) if may_be_dicom(file) else []
             if not own and file.suffix.lower() in _ENDINGS:
-                raise BadScan(f"{file.name} is no DICOM file, or damaged: fetch it again")
+                raise BadScan(f"{file.name} is not a DICOM file, or is damaged: fetch it again")
             found.others += [] if own else [file]
             frames += own
         except OSError as error:
@@ -76,7 +76,8 @@ def find_series(files: Sequence[Path]) -> Found:
     for (folder, _), alike in _grouped(bad, kinds).items():
         first, others = alike[0], len(alike) - 1
         name = f"{folder.name}/{first.name}" if folder in series_in or folders[folder] > 1 else folder.name
-        found.left_out.append((name, bad[first] + (f"; the same of {others} more there" if others else "")))
+        more = f"; the same for {others} more file{'s' if others > 1 else ''} there" if others else ""
+        found.left_out.append((name, bad[first] + more))
     return found
 
 
@@ -87,7 +88,7 @@ def _add_series(found: Found, frames: list[Frame], label: Sequence[str]) -> None
     try:
         scouts = _scouts(frames)
         if len(scouts) == len(frames):
-            raise BadScan("holds localizers (scout views) alone, which are no volume")
+            raise BadScan("holds only localizers (scout views), which are not a volume")
         slices = _without(frames, scouts)
         pictures = _pictures(slices)
         volumes = _volumes(_without(slices, pictures))
@@ -148,7 +149,7 @@ def _pictures(frames: Sequence[Frame]) -> list[Frame]:
 
 
 def _whole_files(some: Sequence[Frame], frames: Sequence[Frame]) -> list[Frame]:
-    """Those of ``some`` whose files hold no other frame, since all frames of a file are read."""
+    """Frames of ``some`` whose files hold no other frame, since all frames of a file are read."""
     others = Counter(frame.file for frame in frames) - Counter(frame.file for frame in some)
     return [frame for frame in some if frame.file not in others]
 

@@ -13,7 +13,7 @@ from pretraining.data.reading.dicom_files import read_frames, read_planes
 from pretraining.data.reading.dicom_frames import PHASES, Frame
 from pretraining.data.scan import BadScan, Geometry
 
-_LEAST_SLICES = 3  # two radiographs are no volume
+_LEAST_SLICES = 3  # two radiographs are not a volume
 _STEP_TOLERANCE = 0.1  # share of the slice distance
 _MOST_ROUNDED = 0.25  # share of the slice distance; a missing slice moves others by half of it
 _LIKE_A_GAP = 1.6  # times the smallest distance

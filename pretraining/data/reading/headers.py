@@ -101,7 +101,7 @@ def check_geometry(geometry: Geometry, name: str) -> None:
     """
     size = " x ".join(map(str, geometry.shape))
     if min(geometry.shape, default=0) < 1:
-        raise BadScan(f"{name} announces {size} voxels: its header is damaged")
+        raise BadScan(f"{name} declares {size} voxels: its header is damaged")
     if len(geometry.shape) != 3 or min(geometry.shape) == 1:
         kind = "2D" if sum(size > 1 for size in geometry.shape) < 3 else f"{len(geometry.shape)}D"
         raise BadScan(f"{name} is {kind} ({size} voxels), not a 3D scan")
@@ -150,7 +150,7 @@ def _impossible_spacing(name: str, spacing: Sequence[float]) -> BadScan:
 
 def no_nifti(path: str | Path, error: Exception) -> BadScan:
     """The reason for what nibabel raises, one of ``NIFTI_ERRORS``."""
-    return BadScan(f"{Path(path).name} is no readable NIfTI file ({error})")
+    return BadScan(f"{Path(path).name} is not a NIfTI file that can be read ({error})")
 
 
 def nifti_header(file: Path, check: bool = False) -> Any:
@@ -171,7 +171,7 @@ def _nrrd_states_spacing(file: Path) -> bool:
     with file.open("rb") as stream:
         header = re.split(rb"\r?\n\r?\n", stream.read(_MOST_OF_NRRD), maxsplit=1)[0]
     if not header.startswith(b"NRRD"):
-        raise BadScan(f"{file.name} is no NRRD file: give it the ending of its format")
+        raise BadScan(f"{file.name} is not an NRRD file: give it the ending of its format")
     lines = [line.partition(":") for line in header.decode("latin-1").splitlines()]
     fields = {key.strip().lower(): re.findall(r"\([^)]*\)|[^\s()]+", value) for key, _, value in lines}
     axes = fields.get("spacings") or fields.get("space directions") or []

@@ -1,4 +1,4 @@
-"""Read scans as nnU-Net's own readers do, and refuse what is no proper 3D scan."""
+"""Read scans as nnU-Net's own readers do, and refuse what is not a proper 3D scan."""
 
 import math
 import os
@@ -90,7 +90,7 @@ def read_scan(scan: Scan) -> tuple[np.ndarray, tuple[float, float, float], dict[
     check_geometry(Geometry(array.shape[1:], spacing), Path(scan.files[0]).name)
     _check_values(array, scan.channels)
     if scan.may_be_mask and (labels := _few_labels(array)):
-        raise BadScan(f"holds only the values {labels}: a segmentation, not a scan (--use_masks takes it all the same)")
+        raise BadScan(f"holds only the values {labels}: a segmentation, not a scan (--use_masks accepts it)")
     return array, (spacing[0], spacing[1], spacing[2]), properties
 
 
@@ -125,7 +125,7 @@ def _require_memory(shape: Sequence[int], files: Sequence[str]) -> None:
     size, memory = 4 * math.prod(shape) * len(files), memory_of_machine()
     if size > memory:
         raise BadScan(
-            f"{Path(files[0]).name} announces {' x '.join(map(str, shape))} voxels, {size / 2**30:.0f} GiB as float32 "
+            f"{Path(files[0]).name} declares {' x '.join(map(str, shape))} voxels, {size / 2**30:.0f} GiB as float32 "
             f"on a machine with {memory / 2**30:.0f} GiB of memory: check its header"
         )
 

@@ -99,13 +99,13 @@ def _read(file: Path, out: np.ndarray | None) -> bool:
     if voxels.dtype.kind not in "iuf":
         raise BadScan(f"{file.name} has several values per voxel ({voxels.dtype})")
     if voxels.offset > _MOST_BESIDE_VOXELS:
-        raise BadScan(f"{file.name} announces that its voxels begin after {voxels.offset} bytes: fetch it again")
+        raise BadScan(f"{file.name} declares that its voxels begin after {voxels.offset} bytes: fetch it again")
     if voxels.count < 1:
-        raise BadScan(f"{file.name} announces {voxels.count} values: its header is damaged")
+        raise BadScan(f"{file.name} declares {voxels.count} values: its header is damaged")
     if voxels.check_only:
         out = None
     if out is not None and voxels.count != out.size:
-        raise BadScan(f"{file.name} announces {voxels.count} values for {out.size} voxels")
+        raise BadScan(f"{file.name} declares {voxels.count} values for {out.size} voxels")
     try:
         read = _fill(voxels, out)
     except (EOFError, zlib.error) as error:
@@ -123,7 +123,7 @@ def _nifti_voxels(file: Path) -> _Voxels:
     except NIFTI_ERRORS as error:
         raise no_nifti(file, error) from error
     if offset < header.sizeof_hdr:
-        raise BadScan(f"{file.name} announces that its voxels begin at byte {offset}, within its header")
+        raise BadScan(f"{file.name} declares that its voxels begin at byte {offset}, within its header")
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if not math.isfinite(slope) or slope == 0:
         slope, is_unusual = 1.0, intercept != 0 and math.isfinite(intercept)  # nibabel drops it with the slope
@@ -161,10 +161,10 @@ def metaimage_voxels(file: Path) -> _Voxels | None:
         dtype = dtype.newbyteorder(">" if is_big_endian else "<")
     if not place.is_compressed:
         return None if is_big_endian is None else _Voxels(place.file, dtype, count, place.start)
-    there, announced = place.file.stat().st_size - place.start, header.compressed_size
-    if is_big_endian is not None and announced == there:
+    there, declared = place.file.stat().st_size - place.start, header.compressed_size
+    if is_big_endian is not None and declared == there:
         return _Voxels(place.file, dtype, count, compressed_from=place.start)
-    if header.has("HeaderSize") or (place.file == file and not announced):
+    if header.has("HeaderSize") or (place.file == file and not declared):
         raise BadScan(
             f"{file.name} does not say where its compressed voxels lie (CompressedDataSize, HeaderSize) in the way "
             "that SimpleITK understands: write it again without compression"
@@ -172,7 +172,7 @@ def metaimage_voxels(file: Path) -> _Voxels | None:
     return _Voxels(
         *(place.file, np.dtype(np.uint8), count * dtype.itemsize),
         compressed_from=place.start,
-        compressed_size=announced or there,
+        compressed_size=declared or there,
         check_only=True,
     )
 
@@ -194,8 +194,8 @@ def _fill(voxels: _Voxels, out: np.ndarray | None) -> int:
                 beyond, rest = beyond + len(rest), b""
                 if beyond > _MOST_BESIDE_VOXELS:
                     raise BadScan(
-                        f"{voxels.file.name} goes on for more than {_MOST_BESIDE_VOXELS} bytes after its voxels: its "
-                        "header is damaged, or it is no scan"
+                        f"{voxels.file.name} continues for more than {_MOST_BESIDE_VOXELS} bytes after its voxels: "
+                        "its header is damaged, or it is not a scan"
                     )
     return done
 

@@ -136,9 +136,9 @@ class Corpus:
 
     def _headers(self) -> None:
         sizes = {
-            "huge": ((30000, 30000, 30000), "announces 30000 x 30000 x 30000"),
+            "huge": ((30000, 30000, 30000), "declares 30000 x 30000 x 30000"),
             "little_data": ((12, 10, 800), "truncated"),
-            "negative_size": ((12, -10, 8), "announces -960 values"),
+            "negative_size": ((12, -10, 8), "declares -960 values"),
         }
         for name, (size, reason) in sizes.items():
             patched(self.skips(f"{name}.nii", name, reason), {40: struct.pack("<8h", 3, *size, 1, 1, 1, 1)})

@@ -232,7 +232,7 @@ def test_frames_are_put_where_their_groups_say(tmp_path: Path) -> None:
             [(0, 0, 2 * (k % 6)) for k in range(N)],
             r"at the same position, as a\.dcm \(frame 1\) and a\.dcm \(frame 7\)",
         ),
-        (AT[:-1], "announces 12 frames and describes 11"),
+        (AT[:-1], "declares 12 frames and describes 11"),
     ],
 )
 def test_frames_are_checked_as_slices_are(tmp_path: Path, positions: Any, reason: str) -> None:
@@ -359,7 +359,7 @@ def test_files_of_several_kinds_have_a_reason_each(tmp_path: Path) -> None:
         save(dataset(VALUES[0], Modality=modality), tmp_path / "ct" / name)
     _, skipped = read(tmp_path)
     assert skipped == {
-        "ct/a": "a holds no image but SR; the same of 1 more there",
+        "ct/a": "a holds no image but SR; the same for 1 more file there",
         "ct/c": "c holds no image but SEG",
     }
 
@@ -485,11 +485,11 @@ def test_headers_decide_what_is_ct_and_the_option_overrules_them(
 
     ct, mr = (("CT",), (True,)), (("MR",), (False,))
     assert found(None) == {"nifti": ct, "ct": ct, "mr": mr, "untold": ct}
-    assert "DICOM series that are no CT, and are not treated as CT: 1 MR" in caplog.text
+    assert "DICOM series that are not CT are treated as non-CT: 1 MR" in caplog.text
     assert found("ct") == dict.fromkeys(("nifti", "ct", "mr", "untold"), ct)
-    assert "-modality ct overrules what DICOM files say: 1 MR" in caplog.text
+    assert "-modality ct overrides what DICOM files say: 1 MR" in caplog.text
     assert found("mr") == dict.fromkeys(("nifti", "ct", "mr", "untold"), mr)
-    assert "-modality mr overrules what DICOM files say: 1 CT" in caplog.text
+    assert "-modality mr overrides what DICOM files say: 1 CT" in caplog.text
     scans, _ = find_scans([str(tmp_path)])
     volumes, _ = preprocess(scans, tmp_path / "out", spacing="native", crop_size=(8, 8, 8), processes=1, progress=False)
     assert {volume.name: int(volume.read(0, (0, 0, 0), volume.shape[1:]).max()) for volume in volumes}["ct"] == 325
@@ -579,7 +579,7 @@ def test_what_cannot_be_decoded_is_not_called_damaged(tmp_path: Path, syntax: st
     arrays, skipped = read(tmp_path)
     assert list(arrays) == ["good"]
     reason = f"IM0000 is stored as {uid.name}, which cannot be decoded here: export it uncompressed"
-    assert skipped == {"tried": f"{reason}; the same of 11 more there"}
+    assert skipped == {"tried": f"{reason}; the same for 11 more files there"}
 
 
 def test_a_damaged_frame_is_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -618,7 +618,7 @@ def test_more_pixels_than_announced_are_said(tmp_path: Path) -> None:
     data = pydicom.dcmread(path)
     data.PixelData += data.PixelData
     data.save_as(path)
-    with pytest.raises(BadScan, match="IM0003 holds more frames than it announces"):
+    with pytest.raises(BadScan, match="IM0003 holds more frames than it declares"):
         read_scan(find_scans([str(tmp_path)])[0][0])
 
 
@@ -648,7 +648,7 @@ def test_damage_is_named_and_costs_its_own_series_only(tmp_path: Path) -> None:
     save(dataset(VALUES[0], kind=MediaStorageDirectoryStorage, Rows=None, Columns=None), folder / "DICOMDIR")
     scans, skipped = find_scans([str(folder)])
     assert [(item.name, item.reason.partition(" (")[0]) for item in skipped] == [
-        ("in/empty.dcm", "empty.dcm is no DICOM file, or damaged: fetch it again"),
+        ("in/empty.dcm", "empty.dcm is not a DICOM file, or is damaged: fetch it again"),
         ("in/lost.dcm", "lost.dcm holds no image, or is truncated"),
     ]
     assert [scan.name for scan in scans] == ["in_5", "in_6"]
@@ -668,7 +668,7 @@ def test_a_small_file_takes_no_memory_for_what_it_claims(tmp_path: Path) -> None
         file.truncate(9 * 1024**2)
     _, skipped = read(tmp_path)
     assert skipped == {
-        "frames": "a.dcm announces 1000000000 frames: it is damaged, fetch it again",
+        "frames": "a.dcm declares 1000000000 frames: it is damaged, fetch it again",
         "deflated": "a.dcm is deflated: store it in another transfer syntax",
     }
 
@@ -676,7 +676,7 @@ def test_a_small_file_takes_no_memory_for_what_it_claims(tmp_path: Path) -> None
 def test_more_voxels_than_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (scan,), _ = find_scans([str(write_slices(tmp_path / "in", VALUES))])
     monkeypatch.setattr("pretraining.data.reading.reader.memory_of_machine", lambda: 4 * VALUES.size - 1)
-    with pytest.raises(BadScan, match="IM0000 announces 12 x 10 x 14 voxels"):
+    with pytest.raises(BadScan, match="IM0000 declares 12 x 10 x 14 voxels"):
         read_scan(scan)
 
 

@@ -198,7 +198,7 @@ def test_decompression_ends_soon_after_the_voxels(tmp_path: Path, monkeypatch: p
 
 def test_more_than_the_machine_could_hold_is_not_tried(tmp_path: Path) -> None:
     message = reason(write_zeros(tmp_path / "a.nii.gz", nifti_bytes((30000, 30000, 30000)), 2**20))
-    assert "announces 30000 x 30000 x 30000 voxels, 100583 GiB" in message
+    assert "declares 30000 x 30000 x 30000 voxels, 100583 GiB" in message
 
 
 def test_sitk_alone_would_accept_a_truncated_nifti(tmp_path: Path, write_scan: Write, ct_values: np.ndarray) -> None:

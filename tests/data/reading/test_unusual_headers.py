@@ -420,7 +420,7 @@ def test_unusual_nifti_is_looked_through_for_damage(tmp_path: Path, reader: str)
 def test_another_format_under_the_name_of_nrrd_is_no_nrrd(tmp_path: Path) -> None:
     """SimpleITK reads DICOM whatever its name."""
     plane = write_slices(tmp_path / "series", VALUES).joinpath("IM0000").rename(tmp_path / "a.nrrd")
-    assert reason(plane) == "a.nrrd is no NRRD file: give it the ending of its format"
+    assert reason(plane) == "a.nrrd is not an NRRD file: give it the ending of its format"
 
 
 def test_orientation_of_unusual_metaimages(tmp_path: Path) -> None:

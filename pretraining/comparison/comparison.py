@@ -22,8 +22,9 @@ from nnunetv2_pgl.extension_folder import extension_folder
 from nnunetv2_pgl.trainers import nnUNetTrainerPGL
 from nnunetv2_pgl.trainers.plans import PLANS_KEY, RANDOM, RUN_KEY
 from nnunetv2_pgl.trainers.pretrained import VARIABLE as CHECKPOINT
+from pretraining.comparison.files import ComparisonFolder, read_json
 from pretraining.comparison.inits import Initialisation, initialisations, random_network, seen_test_cases
-from pretraining.comparison.settings import ComparisonFolder, ComparisonSettings, read_json
+from pretraining.comparison.settings import ComparisonSettings
 from pretraining.comparison.splits import LabelledDataset, Splits, make_splits
 from pretraining.launching.commands import CommandRunner
 

@@ -17,6 +17,7 @@ from nnunetv2_pgl.environment import variable
 from pretraining.comparison.comparison import Comparison
 from pretraining.comparison.derived import LONGER
 from pretraining.comparison.execution import number_of_training_cases, seconds_in
+from pretraining.comparison.files import read_json
 from pretraining.comparison.inits import Initialisation
 from pretraining.comparison.preparation import missing_cases
 from pretraining.comparison.runs import (
@@ -27,7 +28,6 @@ from pretraining.comparison.runs import (
     state_of_training,
     training_runs,
 )
-from pretraining.comparison.settings import read_json
 
 _CHECKPOINTS = 2  # nnU-Net keeps the best and the final one
 _STEPS = 3  # that are timed

@@ -13,6 +13,7 @@ import pandas as pd
 from nnunetv2_pgl.errors import PGLError
 from pretraining.comparison.comparison import Comparison
 from pretraining.comparison.derived import DECODER, LONGER, SHUFFLED, extra_epochs, require_decoder, write_shuffled
+from pretraining.comparison.files import read_json, write_json
 from pretraining.comparison.inits import Initialisation
 from pretraining.comparison.metrics import measure_case
 from pretraining.comparison.results import read_results, write_results
@@ -26,7 +27,6 @@ from pretraining.comparison.runs import (
     training_runs,
     write_plans,
 )
-from pretraining.comparison.settings import read_json, write_json
 from pretraining.launching.commands import CommandStopped
 
 Failures = dict[str, str]

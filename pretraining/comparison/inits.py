@@ -13,7 +13,8 @@ from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.methods import METHODS
 from nnunetv2_pgl.trainers.plans import RANDOM
 from pretraining.comparison.derived import DECODER, KINDS, LONGER, SHUFFLED, pretraining_length, require_decoder
-from pretraining.comparison.settings import ComparisonFolder, ComparisonSettings, require_name
+from pretraining.comparison.files import ComparisonFolder, require_name
+from pretraining.comparison.settings import ComparisonSettings
 from pretraining.settings.checks import check_config
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.options import OptionParser, add_pretraining_options, settings_of

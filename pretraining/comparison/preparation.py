@@ -12,8 +12,9 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.files import replacing
 from pretraining.comparison.comparison import Comparison
+from pretraining.comparison.files import read_json, write_file, write_json
 from pretraining.comparison.runs import training_runs, write_plans
-from pretraining.comparison.settings import ComparisonSettings, read_json, write_file, write_json
+from pretraining.comparison.settings import ComparisonSettings
 from pretraining.data import find_scans
 
 DEFAULT_PLANS = "nnUNetPlans"

@@ -10,8 +10,8 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 
 from nnunetv2_pgl.extension_folder import VARIABLE as EXTENSION
 from pretraining.comparison.comparison import Comparison, extension_path
+from pretraining.comparison.files import write_file
 from pretraining.comparison.runs import training_runs
-from pretraining.comparison.settings import write_file
 from pretraining.launching.commands import find_command
 
 _HEAD = """#!/bin/bash

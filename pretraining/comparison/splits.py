@@ -15,7 +15,7 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.files import load_json
-from pretraining.comparison.settings import read_json
+from pretraining.comparison.files import read_json
 
 TEST_FRACTION = 0.3
 _TEST_SEED = 12345  # of the test set; the seeds of the repetitions do not change it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from nnunetv2_pgl.environment import versions
@@ -12,21 +12,19 @@ from nnunetv2_pgl.trainers.plans import RANDOM
 from pretraining.comparison.comparison import Comparison, find_trainer
 from pretraining.comparison.derived import LONGER
 from pretraining.comparison.execution import prediction_command, pretraining_command, seconds_in, training_command
+from pretraining.comparison.files import read_json
 from pretraining.comparison.runs import TrainingRun, model_folder, training_runs
-from pretraining.comparison.settings import ComparisonSettings, option_of, read_json
+from pretraining.comparison.settings import ComparisonSettings, flag_of
+from pretraining.option_fields import spelled
 
 _REFERENCES = ("pgl_nce", "pgl")  # what the others are tested against: the first that is compared
 
 
 @dataclass(frozen=True)
-class RunRecord:
+class RunRecord(TrainingRun):
     """A run that is done.
 
     Attributes:
-        init: Name of the initialisation.
-        fraction: Share of the training cases.
-        fold: Of the cross-validation.
-        seed: Of the repetition.
         predictions: Folder of the predicted segmentations, named as the cases.
         file_ending: Of these files.
         training_log: nnU-Net's last log of the training; earlier ones, of a training that was continued, lie beside
@@ -34,10 +32,6 @@ class RunRecord:
         seconds: Time it took; None: unknown.
     """
 
-    init: str
-    fraction: float
-    fold: int
-    seed: int
     predictions: Path
     file_ending: str
     training_log: Path | None
@@ -111,7 +105,7 @@ def _record(comparison: Comparison, run: TrainingRun) -> RunRecord:
     logs = sorted(model_folder(comparison, run).glob("training_log_*.txt"))
     log, seconds = logs[-1] if logs else None, seconds_in(folder.seconds(run.name))
     predictions = folder.predictions(run.name)
-    return RunRecord(run.init, run.fraction, run.fold, run.seed, predictions, file_ending, log, seconds)
+    return RunRecord(**asdict(run), predictions=predictions, file_ending=file_ending, training_log=log, seconds=seconds)
 
 
 def _commands(comparison: Comparison, first: TrainingRun) -> list[list[str]]:
@@ -128,15 +122,14 @@ def compare_command(comparison: Comparison) -> list[str]:
     command = ["pgl_compare", "-d", settings.dataset_id]
     if comparison.folder.name != settings.dataset:
         command += ["-o", comparison.folder.name]
-    for name in (setting.name for setting in fields(settings)):
-        value = getattr(settings, name)
-        if name == "test_cases" and value is not None:
+    for of in fields(settings):
+        value = getattr(settings, of.name)
+        if of.name == "test_cases" and value is not None:
             value = str(comparison.folder.test_cases)
-        if value != getattr(default, name):
+        if value != getattr(default, of.name):
             if isinstance(value, dict):
                 value = tuple(f"{key}={text}" for key, text in value.items())
-            values = value if isinstance(value, tuple) else (value,)
-            command += [option_of(name), *(f"{v:g}" if isinstance(v, float) else str(v) for v in values)]
+            command += [flag_of(of), *(spelled(v) for v in (value if isinstance(value, tuple) else (value,)))]
     return [*command, "-device", comparison.device]
 
 

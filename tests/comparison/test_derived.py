@@ -19,9 +19,10 @@ from nnunetv2_pgl.trainers.plans import PlannedRun
 from nnunetv2_pgl.transfer import load_encoder
 from pretraining.comparison.comparison import Comparison
 from pretraining.comparison.derived import require_decoder, shuffled, write_shuffled
+from pretraining.comparison.files import ComparisonFolder
 from pretraining.comparison.inits import initialisations
 from pretraining.comparison.runs import TrainingRun, plans_name, plans_of_run
-from pretraining.comparison.settings import ComparisonFolder, ComparisonSettings
+from pretraining.comparison.settings import ComparisonSettings
 from pretraining.comparison.splits import Fold, Splits
 from pretraining.settings.presets import recommended
 from pretraining.training.footprint import flop

@@ -14,6 +14,7 @@ from nnunetv2_pgl.checkpoint import EncoderCheckpoint, save_checkpoint
 from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.trainers.plans import PlannedRun
 from pretraining.comparison.comparison import Comparison
+from pretraining.comparison.files import ComparisonFolder
 from pretraining.comparison.inits import BUILT_IN, initialisations
 from pretraining.comparison.runs import (
     State,
@@ -26,7 +27,7 @@ from pretraining.comparison.runs import (
     training_runs,
     write_plans,
 )
-from pretraining.comparison.settings import ComparisonFolder, ComparisonSettings
+from pretraining.comparison.settings import ComparisonSettings
 from pretraining.comparison.splits import Fold, Splits
 
 NAME = "Dataset007_Small"

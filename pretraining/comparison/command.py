@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, Field
@@ -170,11 +171,9 @@ def _parser() -> OptionParser:
 def _joined(words: Sequence[str]) -> list[str]:
     """With = between option and value where the value may begin with a dash, which argparse takes for an option."""
     joined: list[str] = []
-    rest = iter(words)
-    for word in rest:
-        if word.startswith("-") and word.lstrip("-") in ("pretrain_options", "predict_options"):
-            value = next(rest, None)
-            joined.append(word if value is None else f"{word}={value}")
+    for word in words:
+        if joined and re.fullmatch("--?(pretrain|predict)_options", joined[-1]):
+            joined[-1] += f"={word}"
         else:
             joined.append(word)
     return joined

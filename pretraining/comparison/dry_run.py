@@ -112,7 +112,7 @@ def _longer_estimate(comparison: Comparison, init: Initialisation, left: int) ->
     if seconds:
         mean = statistics.mean(seconds)
         return f"{init.name}: {_duration(left * mean)} for the {left} left, {_duration(mean)} each, as measured"
-    record = comparison.folder.derived(init.file_name, "json")
+    record = comparison.folder.derived(init.name, "json")
     more = f" by {read_json(record)['extra_epochs']} epochs" if record.is_file() else ""
     of = init.source.name if init.source else ""
     return f"{init.name}: {left} left, each longer than a usual training{more}: by what pre-training {of} computes"

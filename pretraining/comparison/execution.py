@@ -139,7 +139,7 @@ def _make_start(comparison: Comparison, run: TrainingRun) -> int:
         return 0
     if init.kind == LONGER:
         with comparison.random_trainer() as trainer:
-            return extra_epochs(checkpoint, trainer, folder.derived(init.file_name, "json"))
+            return extra_epochs(checkpoint, trainer, folder.derived(init.name, "json"))
     if init.kind == DECODER:
         require_decoder(checkpoint, init.name)
     own = init.checkpoint(folder)

@@ -58,11 +58,10 @@ def scans(results: pd.DataFrame, fraction: float) -> str:
     return f"{span} scan{'' if span == '1' else 's'}"
 
 
-def legend_above(figure: Figure, handles: Sequence[Any], texts: Sequence[str]) -> None:
-    """A legend above the panels, in as many columns as the figure has room for; each text once."""
-    unique: dict[str, Any] = {}
-    for text, handle in zip(texts, handles, strict=True):
-        unique.setdefault(text, handle)
+def legend_above(figure: Figure, handles: Sequence[Any]) -> None:
+    """A legend above the panels, in as many columns as the figure has room for; each label once."""
+    unique = {handle.get_label(): handle for handle in reversed(handles)}
+    unique = dict(reversed(unique.items()))
     letter, key = _INCHES
     names = [_shortened(text) for text in unique]
     columns = max(1, min(5, int(figure.get_figwidth() / (letter * max(map(len, names), default=1) + key))))
@@ -116,7 +115,7 @@ def draw_label_curve(results: pd.DataFrame, study: Study, path: Path) -> Path:
     axes.set_xlim(places[fractions[0]] * 0.75, places[fractions[-1]] / 0.75)
     axes.set_xlabel("labelled training scans")
     _finish(axes, "average Dice, %")
-    legend_above(figure, *axes.get_legend_handles_labels())
+    legend_above(figure, _handles([axes]))
     return save(figure, path)
 
 
@@ -156,9 +155,8 @@ def draw_runs(results: pd.DataFrame, study: Study, path: Path) -> Path:
         _draw_runs_of(fraction, axes, results, study)
     axis_name = f"average Dice minus that of {RANDOM}, points" if RANDOM in study.inits else "average Dice, %"
     panels[0].set_ylabel(axis_name)
-    handles, texts = _legend_of(panels)
-    if len(set(texts)) <= _MOST_RUNS_NAMED:
-        legend_above(figure, handles, texts)
+    if len(results[["fold", "seed"]].drop_duplicates()) <= _MOST_RUNS_NAMED:
+        legend_above(figure, _handles(panels))
     return save(figure, path)
 
 
@@ -209,11 +207,10 @@ def draw_classes(results: pd.DataFrame, study: Study, path: Path) -> Path:
     labels = [(name or "average").replace("_", " ") for name in names]
     side = "right" if slanted else "center"
     panels[-1].set_xticks(range(len(names)), labels, rotation=40 if slanted else 0, ha=side)
-    legend_above(figure, *_legend_of(panels))
+    legend_above(figure, _handles(panels))
     return save(figure, path)
 
 
-def _legend_of(panels: Iterable[Axes]) -> tuple[list[Any], list[str]]:
-    """Handles and texts of all panels."""
-    pairs = [pair for axes in panels for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
-    return [handle for handle, _ in pairs], [text for _, text in pairs]
+def _handles(panels: Iterable[Axes]) -> list[Any]:
+    """All that has a label in the panels."""
+    return [handle for axes in panels for handle in axes.get_legend_handles_labels()[0]]

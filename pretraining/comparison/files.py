@@ -26,6 +26,11 @@ def require_name(text: str, option: str) -> str:
     return text
 
 
+def file_name(init: str) -> str:
+    """The name of an initialisation in names of files and folders, which have no colon on all systems."""
+    return init.replace(":", "-")
+
+
 def write_file(path: Path, text: str) -> None:
     """Writes a text file in one step, so that a reader finds the old content or the new one; creates its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,4 +111,4 @@ class ComparisonFolder:
 
     def derived(self, init: str, ending: str) -> Path:
         """What an initialisation made from another one needs: its checkpoint, or how much longer it trains."""
-        return self.path / "derived" / f"{init}.{ending}"
+        return self.path / "derived" / f"{file_name(init)}.{ending}"

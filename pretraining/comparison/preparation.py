@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 from nnunetv2.paths import nnUNet_preprocessed
@@ -30,7 +31,7 @@ def prepare(comparison: Comparison) -> None:
     for warning in comparison.warnings:
         print(f"WARNING: {warning}", flush=True)
     settings.save(folder.settings)
-    write_json(folder.splits, splits.to_dict())
+    write_json(folder.splits, asdict(splits))
     write_file(folder.test_cases, "".join(f"{name}\n" for name in splits.test))
     write_file(folder.excluded, "".join(f"{name}\n" for name in names_to_exclude(comparison)))
     _link_test_images(comparison)

@@ -18,8 +18,8 @@ from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.trainers.plans import PLANS_KEY, RANDOM, RUN_KEY
 from pretraining.comparison.comparison import Comparison
 from pretraining.comparison.derived import DECODER
-from pretraining.comparison.files import read_json, write_json
-from pretraining.comparison.inits import Initialisation, file_name, random_network
+from pretraining.comparison.files import file_name, read_json, write_json
+from pretraining.comparison.inits import Initialisation, random_network
 from pretraining.comparison.settings import ComparisonSettings
 
 T = TypeVar("T")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, fields
 from functools import partial
@@ -149,10 +148,8 @@ class ComparisonSettings:
             raise PGLError(f"{path}: not the settings of a comparison ({error})") from error
 
     def save(self, path: Path) -> None:
-        """Writes a settings.json, if its content changes."""
-        content = json.loads(json.dumps(asdict(self)))
-        if not path.exists() or read_json(path) != content:
-            write_json(path, content)
+        """Writes a settings.json."""
+        write_json(path, asdict(self))
 
     def extended(self, given: Mapping[str, Any], where: Path) -> ComparisonSettings:
         """These settings with what was given added; only lists may grow.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,13 +130,9 @@ class Splits:
     folds_from: str
     folds: tuple[Fold, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
     @classmethod
     def load(cls, path: Path) -> Splits:
-        """The inverse of `to_dict`, from a file.
+        """Reads a splits.json, which holds the fields.
 
         Raises:
             PGLError: It is not a splits.json.

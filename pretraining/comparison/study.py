@@ -163,7 +163,7 @@ def _lengths(comparison: Comparison) -> list[tuple[str, str]]:
     """How much longer the trainings of equal computation are."""
     lines = []
     for init in comparison.inits:
-        record = comparison.folder.derived(init.file_name, "json")
+        record = comparison.folder.derived(init.name, "json")
         if init.kind == LONGER and init.source and record.is_file():
             found = read_json(record)
             text = (

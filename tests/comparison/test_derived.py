@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def settings(*inits: str, **changes: Any) -> ComparisonSettings:
 
 def planned(folder: ComparisonFolder, init: str, extra_epochs: int = 0) -> dict[str, Any]:
     folder.path.mkdir(parents=True, exist_ok=True)
-    folder.splits.write_text(json.dumps(SPLITS.to_dict()))
+    folder.splits.write_text(json.dumps(asdict(SPLITS)))
     comparison = Comparison(folder, settings(*dict.fromkeys(("random", "mae", init))), "cpu", 1)
     return plans_of_run(comparison, TrainingRun(init, 1.0, 0, 0), extra_epochs)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def comparison(name: str = NAME, **changes: Any) -> Comparison:
     """With the splits above, stored."""
     made = Comparison(ComparisonFolder.named(name), settings(**changes), "cpu", 1)
     made.folder.path.mkdir(parents=True, exist_ok=True)
-    made.folder.splits.write_text(json.dumps(SPLITS.to_dict()))
+    made.folder.splits.write_text(json.dumps(asdict(SPLITS)))
     return made
 
 

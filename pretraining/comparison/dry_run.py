@@ -24,6 +24,7 @@ from pretraining.comparison.runs import (
     State,
     TrainingRun,
     model_folder,
+    random_trainer,
     state_of_pretraining,
     state_of_training,
     training_runs,
@@ -68,10 +69,8 @@ def _pretrainings_estimate(comparison: Comparison) -> str:
     if not known:
         return f"pre-trainings: unknown; {left} are left, and the first will show it (pgl_pretrain logs each epoch)"
     mean = statistics.mean(known)
-    return (
-        f"pre-trainings: {_duration(left * mean)} for the {left} left, by the mean of {len(known)} finished: "
-        f"{_duration(mean)}"
-    )
+    total, each = _duration(left * mean), _duration(mean)
+    return f"pre-trainings: {total} for the {left} left, by the mean of {len(known)} finished: {each}"
 
 
 def _trainings_estimate(comparison: Comparison, left: Sequence[TrainingRun], planned: bool) -> list[str]:
@@ -122,7 +121,7 @@ def _timed_steps(comparison: Comparison) -> tuple[float, float, str]:
     """Seconds of a training, bytes of its checkpoints, and where that is from: some steps on a first batch of scans."""
     if comparison.device == "cpu":
         torch.set_num_threads(multiprocessing.cpu_count())  # as nnUNetv2_train does
-    with comparison.random_trainer() as trainer, variable("nnUNet_n_proc_DA", "0"):
+    with random_trainer(comparison) as trainer, variable("nnUNet_n_proc_DA", "0"):
         trainer.initialize()
         batch = next(trainer.get_dataloaders()[0])
         trainer.network.train()

@@ -22,6 +22,7 @@ from pretraining.comparison.runs import (
     TrainingRun,
     model_folder,
     plans_name,
+    random_trainer,
     state_of_pretraining,
     state_of_training,
     training_runs,
@@ -138,7 +139,7 @@ def _make_start(comparison: Comparison, run: TrainingRun) -> int:
     if checkpoint is None:
         return 0
     if init.kind == LONGER:
-        with comparison.random_trainer() as trainer:
+        with random_trainer(comparison) as trainer:
             return extra_epochs(checkpoint, trainer, folder.derived(init.name, "json"))
     if init.kind == DECODER:
         require_decoder(checkpoint, init.name)

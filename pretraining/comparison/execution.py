@@ -170,15 +170,15 @@ def _measure(comparison: Comparison, run: TrainingRun) -> None:
     """Compares the predictions with the truth; the file of the metrics marks the run as done."""
     folder, settings, dataset = comparison.folder, comparison.settings, comparison.dataset
     of_run = {**asdict(run), "training_cases": number_of_training_cases(comparison, run)}
-    rows = []
+    tables = []
     for case in comparison.splits.test:
         prediction = folder.predictions(run.name) / f"{case}{dataset.file_ending}"
         if not prediction.is_file():
             raise PGLError(f"{prediction} is missing: nnUNetv2_predict did not write it")
         truth = dataset.case(case).label
         measured = measure_case(truth, prediction, dataset.classes, settings.tolerance, dataset.ignore_label)
-        rows += [{**of_run, "case": case, **asdict(metrics)} for metrics in measured]
-    write_results(pd.DataFrame(rows), folder.metrics(run.name))
+        tables.append(measured.assign(case=case, **of_run))
+    write_results(pd.concat(tables), folder.metrics(run.name))
 
 
 def number_of_training_cases(comparison: Comparison, run: TrainingRun) -> int:

@@ -161,7 +161,7 @@ def _parser() -> OptionParser:
     add("only", choices=STEPS, help="only this step")
     part = "with --only: the I-th of N shares of the step, from 0"
     add("part", nargs=2, type=natural, metavar=("I", "N"), help=part)
-    done_elsewhere = "results.csv of runs done elsewhere, which are taken in and not done again"
+    done_elsewhere = "results.csv of runs done elsewhere: these are added, and not run again"
     add("results", nargs="+", type=Path, metavar="FILE", help=done_elsewhere)
     add("dry_run", action="store_true", help="list the runs with their state and an estimate of time; change nothing")
     add("slurm", action="store_true", help="write a submit script for Slurm into the comparison's folder; run nothing")

@@ -83,10 +83,8 @@ class ComparisonFolder:
         """The folder of a comparison.
 
         Raises:
-            PGLError: nnUNet_results is not set, or the name is not valid.
+            PGLError: The name is not valid.
         """
-        if not nnUNet_results.is_set():
-            raise PGLError("nnUNet_results is not set: export nnUNet_results=/path/to/nnUNet_results")
         return cls(Path(nnUNet_results) / "PGL_compare" / require_name(name, "-o"))
 
     def logs(self, run: str) -> Path:

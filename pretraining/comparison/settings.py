@@ -32,12 +32,12 @@ def _dataset(text: str, option: str) -> str:
     return name
 
 
-def _distinct(values: Iterable[Any], _: str = "") -> tuple[Any, ...]:
+def _distinct(values: Iterable[Any], _: str) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(values))
 
 
 def _sources(texts: Iterable[str], _: str) -> tuple[str, ...]:
-    return _distinct(resolve_source(text)[1] for text in texts)
+    return tuple(dict.fromkeys(resolve_source(text)[1] for text in texts))
 
 
 def _names(file: str, option: str) -> tuple[str, ...]:
@@ -94,7 +94,7 @@ class ComparisonSettings:
     )
     seeds: int = _compared(
         5,
-        "repetitions, over which intervals and tests are; each has other cases in the fractions",
+        "repetitions, each with other cases in the fractions; intervals and tests are over them",
         metavar="N",
         least=1,
     )
@@ -127,7 +127,7 @@ class ComparisonSettings:
     max_validation: int | None = _compared(
         None, "use the first N validation cases of a fold", metavar="N", least=1, default_text="all"
     )
-    tolerance: float = _test(1.0, "of the surface Dice", metavar="MM", least=0)
+    tolerance: float = _test(1.0, "tolerance of the surface Dice", metavar="MM", least=0)
 
     @property
     def dataset_id(self) -> str:

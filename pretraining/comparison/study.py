@@ -79,10 +79,12 @@ def study_of(comparison: Comparison) -> Study:
     runs = training_runs(settings)
     done = [run for run in runs if comparison.folder.metrics(run.name).is_file()]
     inits = sorted(settings.inits, key=lambda name: name != RANDOM)
+    commands = [pretraining_command(comparison, init) for init in comparison.inits if init.options]
+    commands += [training_command(comparison, runs[0]), prediction_command(comparison, runs[0])]  # of the first run
     return Study(
         title=f"{comparison.folder.name}: {', '.join(inits)}",
         facts=_facts(comparison),
-        commands=tuple(shlex.join(command) for command in _commands(comparison, runs[0])),
+        commands=tuple(map(shlex.join, [compare_command(comparison), *commands])),
         inits=tuple(inits),
         reference=reference_of(inits),
         tolerance_mm=settings.tolerance,
@@ -106,13 +108,6 @@ def _record(comparison: Comparison, run: TrainingRun) -> RunRecord:
     log, seconds = logs[-1] if logs else None, seconds_in(folder.seconds(run.name))
     predictions = folder.predictions(run.name)
     return RunRecord(**asdict(run), predictions=predictions, file_ending=file_ending, training_log=log, seconds=seconds)
-
-
-def _commands(comparison: Comparison, first: TrainingRun) -> list[list[str]]:
-    """That of the comparison, and those that it runs: the pre-trainings and, for example, the first training."""
-    pretrainings = [pretraining_command(comparison, init) for init in comparison.inits if init.options]
-    training = [training_command(comparison, first), prediction_command(comparison, first)]
-    return [compare_command(comparison), *pretrainings, *training]
 
 
 def compare_command(comparison: Comparison) -> list[str]:

@@ -61,7 +61,9 @@ class Option:
         elif self.least is not None:
             words = f"must be at least {self.least:g}"
         elif self.above is not None:
-            words = "must be positive"
+            words = (
+                "must be positive" if self.most is None else f"must be above {self.above:g} and at most {self.most:g}"
+            )
         if self.rising:
             return "give two values in rising order" + ("" if words is None else f", which {words}")
         return words
@@ -81,8 +83,11 @@ class Option:
 
 
 def setting(default: Any, help: str, **more: Any) -> Any:
-    """A dataclass field with its `Option`; ``more`` are the attributes of that."""
-    return field(default=default, metadata={"option": Option(help, **more)})
+    """A dataclass field with its `Option`; ``more`` are the attributes of that. Of ``{}`` each object has a copy."""
+    metadata = {"option": Option(help, **more)}
+    return (
+        field(default_factory=dict, metadata=metadata) if default == {} else field(default=default, metadata=metadata)
+    )
 
 
 def option_of(of: Field[Any]) -> Option | None:
@@ -187,6 +192,8 @@ def _arguments(option: Option, hint: Any) -> dict[str, Any]:
         return {"action": "store_true", "default": None, "help": arguments["help"]}
     if option.one_text:
         return arguments
+    if any(get_origin(kind) is Mapping for kind in kinds):
+        return arguments | {"nargs": "+"}  # pairs, for ``parse``
     if several is not None:
         is_open = several[-1] is Ellipsis or len(kinds) > 1  # as many as are given, or one in the place of several
         return arguments | {"nargs": "+" if is_open else len(several), "type": str if words else several[0]}

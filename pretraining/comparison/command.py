@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
+from collections.abc import Sequence
+from dataclasses import MISSING, Field
+from pathlib import Path
+from typing import Any
 
 import torch
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
@@ -11,18 +16,39 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 from nnunetv2_pgl.errors import PGLError, one_line
 from pretraining.comparison.comparison import Comparison, find_trainer
 from pretraining.comparison.execution import Failures, collect_results, pretrain_all, train_all
+from pretraining.comparison.files import ComparisonFolder
+from pretraining.comparison.inits import BUILT_IN
 from pretraining.comparison.merging import add_results
-from pretraining.comparison.options import STEPS, parse, settings_given
 from pretraining.comparison.preparation import is_prepared, prepare
 from pretraining.comparison.runs import share, training_runs
-from pretraining.comparison.settings import ComparisonFolder, ComparisonSettings
+from pretraining.comparison.settings import GROUPS, ComparisonSettings
 from pretraining.launching.commands import CommandStopped
 from pretraining.launching.errors import STOPPED_EXIT_CODE
+from pretraining.option_fields import add_options, given_values, require_ranges, spelled
+from pretraining.settings.options import OptionParser, adder, natural, positive
+
+STEPS = ("prepare", "pretrain", "train", "report")
+_EPILOG = f"""initialisations: random, {", ".join(BUILT_IN)}, and what --define and --checkpoint name;
+made from one of them:
+  shuffled:NAME  the encoder of NAME with the values of each tensor in another order (is it knowledge that helps?)
+  longer:NAME    random weights, trained longer by what the pre-training of NAME has computed (is it worth its time?)
+  decoder:NAME   NAME with the decoder of its pre-training, where it has trained one (mae, pgl_mae, models_genesis)
+
+examples:
+  pgl_compare -d 4                                         random, Models Genesis, BYOL, PGL at 20, 50 and 100 % labels
+  pgl_compare -d 4 --pretrain_on 4 501 /data/scans -o pool pre-train on more scans than those with labels
+  pgl_compare -d 4 --checkpoint pgl=/path/to/checkpoint_final.pth --init random pgl
+  pgl_compare -d 4 --dry_run                               list what there is to do, and about how long it takes
+  pgl_compare -d 4 --slurm                                 write a submit script for a cluster
+
+Called again, a comparison goes on where it stopped. It lives in $nnUNet_results/PGL_compare/NAME; the report is there.
+Options may be written with one dash or two.
+"""
 
 
 def compare_entry() -> None:
     """Entry point of ``pgl_compare``."""
-    arguments = parse(sys.argv[1:])
+    arguments = _parser().parse_args(_joined(sys.argv[1:]))
     try:
         failures = _compare(arguments)
     except CommandStopped as stopped:
@@ -100,7 +126,7 @@ def _comparison(arguments: argparse.Namespace) -> Comparison:
             raise PGLError("--part is a share of one step: add --only pretrain or --only train")
         if index >= count:
             raise PGLError(f"--part {index} {count}: I runs from 0 to N - 1")
-    given = settings_given(arguments)
+    given = given_values(arguments, ComparisonSettings)
     name = arguments.o or given.get("dataset")
     if name is None:
         raise PGLError("-d is missing: give a labelled data set, or with -o the name of a comparison")
@@ -111,9 +137,48 @@ def _comparison(arguments: argparse.Namespace) -> Comparison:
         raise PGLError(f"-d is missing: there is no comparison {folder.path} to go on with")
     else:
         settings = ComparisonSettings(**{"pretrain_on": (given["dataset"],), **given})
+    require_ranges(settings)
     if settings.test_fraction is not None and settings.test_cases is not None:
         raise PGLError("--test_fraction and --test_cases: give one of them")
     find_trainer(settings.trainer)
     comparison = Comparison(folder, settings, arguments.device, arguments.np)
     comparison.inits, comparison.splits  # noqa: B018 - checks them
     return comparison
+
+
+def _parser() -> OptionParser:
+    parser = OptionParser(
+        prog="pgl_compare",
+        description="Does pre-training help on your data? Compares initialisations at several fractions of the labels "
+        "on a fixed test set, through nnU-Net, and writes a report.",
+        epilog=_EPILOG,
+    )
+    add_options(parser, (ComparisonSettings,), GROUPS, _default_of)
+    add = adder(parser.add_argument_group("run"))
+    add("o", metavar="NAME", help="name of the comparison (default: that of the data set)")
+    add("device", choices=("cuda", "cpu", "mps"), default="cuda", help="default: cuda")
+    add("np", type=positive, default=8, metavar="N", help="processes for preprocessing (default: 8)")
+    add("only", choices=STEPS, help="only this step")
+    part = "with --only: the I-th of N shares of the step, from 0"
+    add("part", nargs=2, type=natural, metavar=("I", "N"), help=part)
+    done_elsewhere = "results.csv of runs done elsewhere: these are added, and not run again"
+    add("results", nargs="+", type=Path, metavar="FILE", help=done_elsewhere)
+    add("dry_run", action="store_true", help="list the runs with their state and an estimate of time; change nothing")
+    add("slurm", action="store_true", help="write a submit script for Slurm into the comparison's folder; run nothing")
+    return parser
+
+
+def _joined(words: Sequence[str]) -> list[str]:
+    """With = between option and value where the value may begin with a dash, which argparse takes for an option."""
+    joined: list[str] = []
+    for word in words:
+        if joined and re.fullmatch("--?(pretrain|predict)_options", joined[-1]):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def _default_of(_: type, of: Field[Any]) -> str:
+    text: str | None = of.metadata["option"].default_text
+    return text or ("" if of.default in (MISSING, None, "") else spelled(of.default))

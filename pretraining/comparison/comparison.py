@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
 
-import torch
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
@@ -20,10 +17,11 @@ from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.extension_folder import VARIABLE as EXTENSION
 from nnunetv2_pgl.extension_folder import extension_folder
 from nnunetv2_pgl.trainers import nnUNetTrainerPGL
-from nnunetv2_pgl.trainers.plans import PLANS_KEY, RANDOM, RUN_KEY
+from nnunetv2_pgl.trainers.plans import RANDOM
 from nnunetv2_pgl.trainers.pretrained import VARIABLE as CHECKPOINT
+from pretraining.comparison.files import ComparisonFolder
 from pretraining.comparison.inits import Initialisation, initialisations, random_network, seen_test_cases
-from pretraining.comparison.settings import ComparisonFolder, ComparisonSettings, read_json
+from pretraining.comparison.settings import ComparisonSettings
 from pretraining.comparison.splits import LabelledDataset, Splits, make_splits
 from pretraining.launching.commands import CommandRunner
 
@@ -55,8 +53,8 @@ class Comparison:
         return initialisations(self.settings)
 
     def init(self, name: str) -> Initialisation:
-        """One of them."""
-        return next(init for init in self.inits if init.name == name)
+        """One of them, or the random one if that is not compared."""
+        return Initialisation(name) if name == RANDOM else next(init for init in self.inits if init.name == name)
 
     @cached_property
     def splits(self) -> Splits:
@@ -94,26 +92,6 @@ class Comparison:
         environment = {**os.environ, EXTENSION: extension_path()}
         environment.pop(CHECKPOINT, None)  # the plans say what a training starts from
         return CommandRunner(self.folder.logs(name), environment)
-
-    @contextmanager
-    def random_trainer(self) -> Iterator[nnUNetTrainerPGL]:
-        """The trainer of the random start, not initialised, on the first fold's smallest fraction of cases.
-
-        What it writes from its start is removed at the end.
-        """
-        settings, (fold, *_) = self.settings, self.settings.folds
-        plans = read_json(self.base_plans)
-        plans[PLANS_KEY] = random_network(self.inits)
-        cases = {
-            "training_cases": list(self.splits.folds[fold].training(min(settings.fractions), 0)),
-            "validation_cases": list(self.splits.folds[fold].validation),
-        }
-        plans[RUN_KEY] = {"initialisation": RANDOM, "seed": 0, "folds": {str(fold): cases}}
-        plans["continue_training"] = False
-        dataset_json = read_json(self.base_plans.with_name("dataset.json"))
-        trainer = find_trainer(settings.trainer)
-        with tempfile.TemporaryDirectory() as folder, variable("nnUNet_results", folder), redirect_stdout(StringIO()):
-            yield trainer(plans, settings.configuration, fold, dataset_json, torch.device(self.device))
 
 
 def extension_path() -> str:

@@ -22,7 +22,7 @@ from nnunetv2_pgl.adaptation import canonical
 from nnunetv2_pgl.checkpoint import load_checkpoint, save_checkpoint
 from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.trainers import nnUNetTrainerPGL
-from pretraining.comparison.settings import write_json
+from pretraining.comparison.files import write_json
 from pretraining.settings.config import PretrainConfig
 from pretraining.training.footprint import flop, flop_of_pair
 from pretraining.training.loop import steps_per_epoch

@@ -17,17 +17,18 @@ from nnunetv2_pgl.environment import variable
 from pretraining.comparison.comparison import Comparison
 from pretraining.comparison.derived import LONGER
 from pretraining.comparison.execution import number_of_training_cases, seconds_in
+from pretraining.comparison.files import read_json
 from pretraining.comparison.inits import Initialisation
 from pretraining.comparison.preparation import missing_cases
 from pretraining.comparison.runs import (
     State,
     TrainingRun,
     model_folder,
+    random_trainer,
     state_of_pretraining,
     state_of_training,
     training_runs,
 )
-from pretraining.comparison.settings import read_json
 
 _CHECKPOINTS = 2  # nnU-Net keeps the best and the final one
 _STEPS = 3  # that are timed
@@ -68,10 +69,8 @@ def _pretrainings_estimate(comparison: Comparison) -> str:
     if not known:
         return f"pre-trainings: unknown; {left} are left, and the first will show it (pgl_pretrain logs each epoch)"
     mean = statistics.mean(known)
-    return (
-        f"pre-trainings: {_duration(left * mean)} for the {left} left, by the mean of {len(known)} finished: "
-        f"{_duration(mean)}"
-    )
+    total, each = _duration(left * mean), _duration(mean)
+    return f"pre-trainings: {total} for the {left} left, by the mean of {len(known)} finished: {each}"
 
 
 def _trainings_estimate(comparison: Comparison, left: Sequence[TrainingRun], planned: bool) -> list[str]:
@@ -112,7 +111,7 @@ def _longer_estimate(comparison: Comparison, init: Initialisation, left: int) ->
     if seconds:
         mean = statistics.mean(seconds)
         return f"{init.name}: {_duration(left * mean)} for the {left} left, {_duration(mean)} each, as measured"
-    record = comparison.folder.derived(init.file_name, "json")
+    record = comparison.folder.derived(init.name, "json")
     more = f" by {read_json(record)['extra_epochs']} epochs" if record.is_file() else ""
     of = init.source.name if init.source else ""
     return f"{init.name}: {left} left, each longer than a usual training{more}: by what pre-training {of} computes"
@@ -122,7 +121,7 @@ def _timed_steps(comparison: Comparison) -> tuple[float, float, str]:
     """Seconds of a training, bytes of its checkpoints, and where that is from: some steps on a first batch of scans."""
     if comparison.device == "cpu":
         torch.set_num_threads(multiprocessing.cpu_count())  # as nnUNetv2_train does
-    with comparison.random_trainer() as trainer, variable("nnUNet_n_proc_DA", "0"):
+    with random_trainer(comparison) as trainer, variable("nnUNet_n_proc_DA", "0"):
         trainer.initialize()
         batch = next(trainer.get_dataloaders()[0])
         trainer.network.train()

@@ -13,6 +13,7 @@ import pandas as pd
 from nnunetv2_pgl.errors import PGLError
 from pretraining.comparison.comparison import Comparison
 from pretraining.comparison.derived import DECODER, LONGER, SHUFFLED, extra_epochs, require_decoder, write_shuffled
+from pretraining.comparison.files import read_json, write_json
 from pretraining.comparison.inits import Initialisation
 from pretraining.comparison.metrics import measure_case
 from pretraining.comparison.results import read_results, write_results
@@ -21,12 +22,12 @@ from pretraining.comparison.runs import (
     TrainingRun,
     model_folder,
     plans_name,
+    random_trainer,
     state_of_pretraining,
     state_of_training,
     training_runs,
     write_plans,
 )
-from pretraining.comparison.settings import read_json, write_json
 from pretraining.launching.commands import CommandStopped
 
 Failures = dict[str, str]
@@ -138,8 +139,8 @@ def _make_start(comparison: Comparison, run: TrainingRun) -> int:
     if checkpoint is None:
         return 0
     if init.kind == LONGER:
-        with comparison.random_trainer() as trainer:
-            return extra_epochs(checkpoint, trainer, folder.derived(init.file_name, "json"))
+        with random_trainer(comparison) as trainer:
+            return extra_epochs(checkpoint, trainer, folder.derived(init.name, "json"))
     if init.kind == DECODER:
         require_decoder(checkpoint, init.name)
     own = init.checkpoint(folder)
@@ -169,15 +170,15 @@ def _measure(comparison: Comparison, run: TrainingRun) -> None:
     """Compares the predictions with the truth; the file of the metrics marks the run as done."""
     folder, settings, dataset = comparison.folder, comparison.settings, comparison.dataset
     of_run = {**asdict(run), "training_cases": number_of_training_cases(comparison, run)}
-    rows = []
+    tables = []
     for case in comparison.splits.test:
         prediction = folder.predictions(run.name) / f"{case}{dataset.file_ending}"
         if not prediction.is_file():
             raise PGLError(f"{prediction} is missing: nnUNetv2_predict did not write it")
         truth = dataset.case(case).label
         measured = measure_case(truth, prediction, dataset.classes, settings.tolerance, dataset.ignore_label)
-        rows += [{**of_run, "case": case, **asdict(metrics)} for metrics in measured]
-    write_results(pd.DataFrame(rows), folder.metrics(run.name))
+        tables.append(measured.assign(case=case, **of_run))
+    write_results(pd.concat(tables), folder.metrics(run.name))
 
 
 def number_of_training_cases(comparison: Comparison, run: TrainingRun) -> int:

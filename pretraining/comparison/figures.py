@@ -58,11 +58,11 @@ def scans(results: pd.DataFrame, fraction: float) -> str:
     return f"{span} scan{'' if span == '1' else 's'}"
 
 
-def legend_above(figure: Figure, handles: Sequence[Any], texts: Sequence[str]) -> None:
-    """A legend above the panels, in as many columns as the figure has room for; each text once."""
+def legend_above(figure: Figure, handles: Sequence[Any]) -> None:
+    """A legend above the panels, in as many columns as the figure has room for; each label once."""
     unique: dict[str, Any] = {}
-    for text, handle in zip(texts, handles, strict=True):
-        unique.setdefault(text, handle)
+    for handle in handles:
+        unique.setdefault(handle.get_label(), handle)
     letter, key = _INCHES
     names = [_shortened(text) for text in unique]
     columns = max(1, min(5, int(figure.get_figwidth() / (letter * max(map(len, names), default=1) + key))))
@@ -97,12 +97,10 @@ def draw_label_curve(results: pd.DataFrame, study: Study, path: Path) -> Path:
     fractions = fractions_of(results)
     places = {f: float(results.loc[results["fraction"] == f, "training_cases"].unique().mean()) for f in fractions}
     for number, (init, look) in enumerate(looks(study.inits).items()):
-        found = {fraction: select(results, init, fraction) for fraction in fractions}
-        found = {fraction: rows for fraction, rows in found.items() if not rows.empty}
+        found = {f: rows for f in fractions if not (rows := select(results, init, f)).empty}
         intervals = [interval(run_means(case_scores(rows, "dice"))) for rows in found.values()]
         # Side by side, so that the bars do not hide each other.
-        shift = 1.02 ** (number - (len(study.inits) - 1) / 2)
-        at = [places[fraction] * shift for fraction in found]
+        at = [places[fraction] * 1.02 ** (number - (len(study.inits) - 1) / 2) for fraction in found]
         means, low, high = _in_percent(intervals)
         axes.plot(at, means, color=look.colour, marker=look.marker, markersize=6, label=init)
         axes.fill_between(at, low, high, color=look.colour, alpha=0.13, linewidth=0)
@@ -115,8 +113,9 @@ def draw_label_curve(results: pd.DataFrame, study: Study, path: Path) -> Path:
     axes.set_xticklabels(texts, rotation=60 if crowded else 0, ha="right" if crowded else "center")
     axes.set_xlim(places[fractions[0]] * 0.75, places[fractions[-1]] / 0.75)
     axes.set_xlabel("labelled training scans")
-    _finish(axes, "average Dice, %")
-    legend_above(figure, *axes.get_legend_handles_labels())
+    axes.set_ylabel("average Dice, %")
+    _finish(axes)
+    legend_above(figure, _handles([axes]))
     return save(figure, path)
 
 
@@ -137,9 +136,8 @@ def _bars(axes: Axes, places: Any, intervals: Sequence[Interval], **style: Any) 
     axes.errorbar(places, means, np.nan_to_num(np.stack([means - low, high - means])), **style)
 
 
-def _finish(axes: Axes, name: str | None = None) -> None:
-    if name is not None:
-        axes.set_ylabel(name)
+def _finish(axes: Axes, title: str = "") -> None:
+    axes.set_title(title, fontsize=10, loc="left")
     axes.grid(alpha=0.3, axis="y")
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -154,11 +152,10 @@ def draw_runs(results: pd.DataFrame, study: Study, path: Path) -> Path:
     panels = figure.subplots(1, len(fractions), sharey=True, squeeze=False)[0]
     for axes, fraction in zip(panels, fractions, strict=True):
         _draw_runs_of(fraction, axes, results, study)
-    axis_name = f"average Dice minus that of {RANDOM}, points" if RANDOM in study.inits else "average Dice, %"
-    panels[0].set_ylabel(axis_name)
-    handles, texts = _legend_of(panels)
-    if len(set(texts)) <= _MOST_RUNS_NAMED:
-        legend_above(figure, handles, texts)
+    with_baseline = RANDOM in study.inits
+    panels[0].set_ylabel(f"average Dice minus that of {RANDOM}, points" if with_baseline else "average Dice, %")
+    if len(results[["fold", "seed"]].drop_duplicates()) <= _MOST_RUNS_NAMED:
+        legend_above(figure, _handles(panels))
     return save(figure, path)
 
 
@@ -179,8 +176,7 @@ def _draw_runs_of(fraction: float, axes: Axes, results: pd.DataFrame, study: Stu
     _bars(axes, known, intervals, color="black", linestyle="none", marker="_", markersize=12, capsize=3)
     axes.set_xticks(range(len(means)), [_shortened(init) for init in means], rotation=35, ha="right")
     axes.set_xlim(-0.5, len(means) - 0.5)
-    axes.set_title(f"{percent(fraction)}, {scans(results, fraction)}", fontsize=10, loc="left")
-    _finish(axes)
+    _finish(axes, f"{percent(fraction)}, {scans(results, fraction)}")
 
 
 def draw_classes(results: pd.DataFrame, study: Study, path: Path) -> Path:
@@ -204,16 +200,15 @@ def draw_classes(results: pd.DataFrame, study: Study, path: Path) -> Path:
         for place in range(1, len(names)):
             axes.axvline(place - 0.5, color="0.85", linewidth=0.8)
         axes.set_xlim(-0.6, len(names) - 0.4)
-        axes.set_title(f"{percent(fraction)}, {scans(results, fraction)}", fontsize=10, loc="left")
-        _finish(axes, "Dice, %")
+        axes.set_ylabel("Dice, %")
+        _finish(axes, f"{percent(fraction)}, {scans(results, fraction)}")
     labels = [(name or "average").replace("_", " ") for name in names]
     side = "right" if slanted else "center"
     panels[-1].set_xticks(range(len(names)), labels, rotation=40 if slanted else 0, ha=side)
-    legend_above(figure, *_legend_of(panels))
+    legend_above(figure, _handles(panels))
     return save(figure, path)
 
 
-def _legend_of(panels: Iterable[Axes]) -> tuple[list[Any], list[str]]:
-    """Handles and texts of all panels."""
-    pairs = [pair for axes in panels for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
-    return [handle for handle, _ in pairs], [text for _, text in pairs]
+def _handles(panels: Iterable[Axes]) -> list[Any]:
+    """All that has a label in the panels."""
+    return [handle for axes in panels for handle in axes.get_legend_handles_labels()[0]]

@@ -13,7 +13,8 @@ from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.methods import METHODS
 from nnunetv2_pgl.trainers.plans import RANDOM
 from pretraining.comparison.derived import DECODER, KINDS, LONGER, SHUFFLED, pretraining_length, require_decoder
-from pretraining.comparison.settings import ComparisonFolder, ComparisonSettings, require_name
+from pretraining.comparison.files import ComparisonFolder, file_name, require_name
+from pretraining.comparison.settings import ComparisonSettings
 from pretraining.settings.checks import check_config
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.options import OptionParser, add_pretraining_options, settings_of
@@ -60,11 +61,6 @@ class Initialisation:
         """Whether its weights are random."""
         return self.name == RANDOM or self.kind == LONGER
 
-    @property
-    def file_name(self) -> str:
-        """The name in names of files and folders, which have no colon on all systems."""
-        return file_name(self.name)
-
     def run_folder(self, folder: ComparisonFolder) -> RunFolder:
         """The folder of its pre-training."""
         return RunFolder.named(f"{folder.name}_{self.name}")
@@ -74,13 +70,8 @@ class Initialisation:
         if self.is_random:
             return None
         if self.kind == SHUFFLED:
-            return folder.derived(self.file_name, "pth")
+            return folder.derived(self.name, "pth")
         return self.source.checkpoint(folder) if self.source else self.given or self.run_folder(folder).final
-
-
-def file_name(init: str) -> str:
-    """The name of an initialisation as a part of names of files."""
-    return init.replace(":", "-")
 
 
 def initialisations(settings: ComparisonSettings) -> list[Initialisation]:
@@ -100,7 +91,7 @@ def initialisations(settings: ComparisonSettings) -> list[Initialisation]:
     inits = [found[name] if name in found else _derived(name, found) for name in settings.inits]
     of_files: dict[str, str] = {}
     for init in inits:
-        if (other := of_files.setdefault(init.file_name, init.name)) != init.name:
+        if (other := of_files.setdefault(file_name(init.name), init.name)) != init.name:
             raise PGLError(f"--init {other} {init.name}: their files would have the same names; rename one")
     return inits
 

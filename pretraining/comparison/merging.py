@@ -10,9 +10,10 @@ import pandas as pd
 from nnunetv2_pgl.errors import PGLError
 from pretraining.comparison.comparison import Comparison
 from pretraining.comparison.execution import number_of_training_cases
+from pretraining.comparison.files import ComparisonFolder
 from pretraining.comparison.results import ROW, RUN, read_results, write_results
 from pretraining.comparison.runs import TrainingRun, training_runs
-from pretraining.comparison.settings import ComparisonFolder, ComparisonSettings
+from pretraining.comparison.settings import ComparisonSettings
 from pretraining.comparison.splits import Splits
 
 _DECISIVE = ("trainer", "configuration", "plans", "definitions", "pretrain_options", "predict_options", "tolerance")

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, find_objects
@@ -32,28 +32,13 @@ _ROUNDING = 1e-6
 Mask = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class CaseMetrics:
-    """Measures of a class of a case; the fields are columns of `results`."""
-
-    class_name: str
-    dice: float
-    iou: float
-    hd: float
-    hd95: float
-    surface_dice: float
-    missed: bool
-    truth_voxels: int
-    predicted_voxels: int
-
-
 def measure_case(
     truth: Path,
     prediction: Path,
     classes: Mapping[str, int | tuple[int, ...]],
     tolerance_mm: float,
     ignore_label: int | None = None,
-) -> list[CaseMetrics]:
+) -> pd.DataFrame:
     """Measure a prediction.
 
     Where the truth lacks a class, all measures are nan, whatever the prediction has. Where the truth has it and the
@@ -67,7 +52,7 @@ def measure_case(
         ignore_label: Where the truth has this label, neither truth nor prediction counts.
 
     Returns:
-        One entry per class, in the order of ``classes``.
+        One row per class, in the order of ``classes``; the columns are those of `results` from ``class_name`` on.
 
     Raises:
         PGLError: A file cannot be read, or the grids differ in size or, by more than a
@@ -81,8 +66,8 @@ def measure_case(
     measured = []
     for name, label in classes.items():
         masks = np.isin(true_labels, label) & counts, np.isin(predicted_labels, label) & counts
-        measured.append(_measure(name, *masks, spacing, tolerance_mm))
-    return measured
+        measured.append({"class_name": name, **_measure(*masks, spacing, tolerance_mm)})
+    return pd.DataFrame(measured)
 
 
 def _read(path: Path) -> Any:
@@ -109,28 +94,25 @@ def _require_same_grid(true_image: Any, predicted_image: Any, truth: Path, predi
         )
 
 
-def _measure(name: str, truth: Mask, prediction: Mask, spacing: NDArray[Any], tolerance: float) -> CaseMetrics:
+def _measure(truth: Mask, prediction: Mask, spacing: NDArray[Any], tolerance: float) -> dict[str, Any]:
     n_true, n_predicted = int(np.count_nonzero(truth)), int(np.count_nonzero(prediction))
+    found: dict[str, Any] = dict.fromkeys(("dice", "iou", "hd", "hd95", "surface_dice"), math.nan)
+    found |= {"missed": False, "truth_voxels": n_true, "predicted_voxels": n_predicted}
     if not n_true:
-        return CaseMetrics(name, *5 * (math.nan,), False, 0, n_predicted)
+        return found
     if not n_predicted:
         diagonal = float(np.linalg.norm(spacing * truth.shape))
-        return CaseMetrics(name, 0.0, 0.0, diagonal, diagonal, 0.0, True, n_true, 0)
+        return found | {"dice": 0.0, "iou": 0.0, "hd": diagonal, "hd95": diagonal, "surface_dice": 0.0, "missed": True}
     common = int(np.count_nonzero(truth & prediction))
     there, back = _surface_distances(truth, prediction, spacing)
-    hd95 = max(np.percentile(there, 95), np.percentile(back, 95))
     both = np.concatenate([there, back])
-    return CaseMetrics(
-        name,
-        dice=2 * common / (n_true + n_predicted),
-        iou=common / (n_true + n_predicted - common),
-        hd=float(both.max()),
-        hd95=float(hd95),
-        surface_dice=float(np.mean(both <= tolerance * (1 + _ROUNDING))),
-        missed=False,
-        truth_voxels=n_true,
-        predicted_voxels=n_predicted,
-    )
+    return found | {
+        "dice": 2 * common / (n_true + n_predicted),
+        "iou": common / (n_true + n_predicted - common),
+        "hd": float(both.max()),
+        "hd95": float(max(np.percentile(there, 95), np.percentile(back, 95))),
+        "surface_dice": float(np.mean(both <= tolerance * (1 + _ROUNDING))),
+    }
 
 
 def _surface_distances(truth: Mask, prediction: Mask, spacing: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 from nnunetv2.paths import nnUNet_preprocessed
@@ -12,8 +13,9 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.files import replacing
 from pretraining.comparison.comparison import Comparison
+from pretraining.comparison.files import read_json, write_file, write_json
 from pretraining.comparison.runs import training_runs, write_plans
-from pretraining.comparison.settings import ComparisonSettings, read_json, write_file, write_json
+from pretraining.comparison.settings import ComparisonSettings
 from pretraining.data import find_scans
 
 DEFAULT_PLANS = "nnUNetPlans"
@@ -29,7 +31,7 @@ def prepare(comparison: Comparison) -> None:
     for warning in comparison.warnings:
         print(f"WARNING: {warning}", flush=True)
     settings.save(folder.settings)
-    write_json(folder.splits, splits.to_dict())
+    write_json(folder.splits, asdict(splits))
     write_file(folder.test_cases, "".join(f"{name}\n" for name in splits.test))
     write_file(folder.excluded, "".join(f"{name}\n" for name in names_to_exclude(comparison)))
     _link_test_images(comparison)

@@ -62,8 +62,9 @@ def draw_cases(results: pd.DataFrame, study: Study, path: Path) -> tuple[Path | 
         return None, "No case is drawn: no test case has a class."
     ranked = list(means.index)
     chosen = {"median": ranked[(len(ranked) - 1) // 2], "worst": ranked[0]} if len(ranked) > 1 else {"only": ranked[0]}
-    absent = list(dict.fromkeys(problem for case in chosen.values() if (problem := _problem(case, study))))
-    drawn = {title: case for title, case in chosen.items() if _problem(case, study) is None}
+    problems = {title: _problem(case, study) for title, case in chosen.items()}
+    absent = list(dict.fromkeys(problem for problem in problems.values() if problem))
+    drawn = {title: case for title, case in chosen.items() if not problems[title]}
     if not drawn:
         return None, f"No case is drawn: {'; '.join(absent)}."
     _draw(drawn, runs, results, study, path)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import math
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.trainers.plans import RANDOM
 from pretraining.comparison.figures import draw_classes, draw_label_curve, draw_runs, percent, scans
+from pretraining.comparison.files import write_file
 from pretraining.comparison.qualitative import draw_cases
 from pretraining.comparison.results import ROW, RUN, fractions_of
-from pretraining.comparison.settings import write_file
-from pretraining.comparison.statistics import LEAST_RUNS, LEVEL, RunTest, run_tests
+from pretraining.comparison.statistics import LEAST_RUNS, LEVEL, run_tests
 from pretraining.comparison.study import Study
 from pretraining.comparison.tables import (
     Best,
@@ -38,6 +37,12 @@ from pretraining.comparison.tables import (
     verdict,
 )
 from pretraining.comparison.training_curves import draw_training
+
+# What the template calls.
+_FUNCTIONS = (
+    *(Column, percent, scans, points_of, verdict),
+    *(averages_table, class_tables, runs_table, tests_table, tests_over_cases_table),
+)
 
 
 def write_report(results: pd.DataFrame, study: Study, folder: Path) -> list[Path]:
@@ -58,7 +63,6 @@ def write_report(results: pd.DataFrame, study: Study, folder: Path) -> list[Path
         PGLError: The results hold an initialisation or class that the study does not name, or a row twice.
     """
     _require_known(results, study)
-    files: list[Path] = []
     figures: dict[str, Path] = {}
     cases_caption = ""
     if not results.empty:
@@ -71,15 +75,13 @@ def write_report(results: pd.DataFrame, study: Study, folder: Path) -> list[Path
             draw_training(study, place / "training.png"),
             cases,
         ]
-        files = [path for path in drawn if path is not None]
-        figures = {path.stem: path for path in files}
+        figures = {path.stem: path for path in drawn if path is not None}
     content = {**_content(results, study), "figures": figures, "cases_caption": cases_caption}
-    markdown = _environment(folder, html=False).get_template("report.jinja").render(content)
-    markdown = re.sub(r"\n{3,}", "\n\n", markdown).strip() + "\n"
-    page = _environment(folder, html=True).get_template("report.jinja").render(content)
-    for name, text in (("report.md", markdown), ("report.html", page)):
-        write_file(folder / name, text)
-    return [folder / "report.md", folder / "report.html", *files]
+    pages = [folder / "report.md", folder / "report.html"]
+    for page in pages:
+        text = _environment(folder, page.suffix == ".html").get_template("report.jinja").render(content)
+        write_file(page, text if page.suffix == ".html" else re.sub(r"\n{3,}", "\n\n", text).strip() + "\n")
+    return [*pages, *figures.values()]
 
 
 def _require_known(results: pd.DataFrame, study: Study) -> None:
@@ -101,6 +103,7 @@ def _environment(folder: Path, html: bool) -> Environment:
         undefined=StrictUndefined,
     )
     environment.globals["layout"] = "html.jinja" if html else "markdown.jinja"
+    environment.globals |= {function.__name__: function for function in _FUNCTIONS}
     environment.filters["md"] = _markdown
     environment.filters["rows"] = lambda columns: zip(*columns, strict=True)
     environment.filters["relative"] = lambda path: path.relative_to(folder).as_posix()
@@ -118,36 +121,23 @@ def _markdown(text: str) -> str:
 def _content(results: pd.DataFrame, study: Study) -> dict[str, Any]:
     """All values of the template but for the figures."""
     tests = run_tests(results, study.inits, study.reference)
-    runs = [
-        sorted(set(zip(rows["fold"], rows["seed"], strict=True))) for _, rows in results.groupby(["init", "fraction"])
-    ]
+    runs = [set(zip(rows["fold"], rows["seed"], strict=True)) for _, rows in results.groupby(["init", "fraction"])]
     seeds_of_a_fold = [found for found in runs if len(found) > len({fold for fold, _ in found})]
+    cases = {key: set(rows["case"]) for key, rows in results.groupby(RUN)}
+    lacking = {
+        run: set(study.truths) - cases.get((run.init, run.fraction, run.fold, run.seed), set()) for run in study.runs
+    }
     return {
+        "results": results,
         "study": study,
-        "facts": [
-            Column("what", [name for name, _ in study.facts]),
-            Column("value", [text for _, text in study.facts]),
-        ],
-        "tolerance": f"{study.tolerance_mm:g}",
         "baseline": RANDOM if RANDOM in study.inits else None,
-        "summary": [_summary(fraction, tests, results) for fraction in sorted({test.fraction for test in tests})],
-        "missing": _missing(results, study),
-        "fractions": [
-            {
-                "title": f"{percent(fraction)} of the labels: {scans(results, fraction)}",
-                "averages": averages_table(results, study, fraction),
-                "runs": runs_table(results, study, fraction),
-                "classes": class_tables(results, study, fraction),
-            }
-            for fraction in fractions_of(results)
-        ],
-        "tests": tests_table(tests, results, study.reference) if tests else None,
-        "tests_over_cases": tests_over_cases_table(tests, results),
+        "without_results": [init for init in study.inits if init not in set(results["init"])],
+        "lacking_cases": [(run, sorted(of_run)) for run, of_run in lacking.items() if of_run],
+        "fractions": fractions_of(results),
+        "tests": tests,
         "corrected": sum(not math.isnan(test.p) for test in tests),
         "least_runs": LEAST_RUNS,
         "level": f"{LEVEL:g}",
-        "with_log": sum(run.training_log is not None for run in study.runs),
-        "has_results": not results.empty,
         "counts": counts_table(results, study),
         "times": times_table(study),
         "one_run": any(len(found) == 1 for found in runs),
@@ -155,29 +145,3 @@ def _content(results: pd.DataFrame, study: Study) -> dict[str, Any]:
         "folds_and_seeds": any(len({fold for fold, _ in found}) > 1 for found in seeds_of_a_fold),
         "kinds": {init.partition(":")[0] for init in study.inits if ":" in init},
     }
-
-
-def _summary(fraction: float, tests: Sequence[RunTest], results: pd.DataFrame) -> str:
-    found = "; ".join(
-        f"against {test.init} {f'{points_of(test.interval)}, ' if test.differences else ''}{verdict(test)}"
-        for test in tests
-        if test.fraction == fraction
-    )
-    return f"{percent(fraction)} of the labels ({scans(results, fraction)}): {found}"
-
-
-def _missing(results: pd.DataFrame, study: Study) -> list[str]:
-    """All that a reader may expect and will not find."""
-    lines = []
-    if study.missing:
-        lines.append(f"Runs that are not done yet ({len(study.missing)}): {', '.join(study.missing)}")
-    lines += [f"{init}: no results" for init in study.inits if init not in set(results["init"])]
-    cases = {key: set(rows["case"]) for key, rows in results.groupby(RUN)}
-    for run in study.runs:
-        lacking = set(study.truths) - cases.get((run.init, run.fraction, run.fold, run.seed), set())
-        if lacking:
-            named = "all test cases" if len(lacking) == len(study.truths) else ", ".join(sorted(lacking))
-            lines.append(
-                f"{run.init}, {percent(run.fraction)}, fold {run.fold}, seed {run.seed}: no results of {named}"
-            )
-    return lines

@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from nnunetv2_pgl.errors import PGLError
-from pretraining.comparison.settings import write_file
+from pretraining.comparison.files import write_file
 
 COLUMNS: dict[str, type] = {
     "init": str,

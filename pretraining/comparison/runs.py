@@ -6,20 +6,27 @@ are those of the plans it is copied from.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from enum import Enum
+from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from nnunetv2.paths import nnUNet_results
 
+from nnunetv2_pgl.environment import variable
 from nnunetv2_pgl.errors import PGLError
+from nnunetv2_pgl.trainers import nnUNetTrainerPGL
 from nnunetv2_pgl.trainers.plans import PLANS_KEY, RANDOM, RUN_KEY
-from pretraining.comparison.comparison import Comparison
+from pretraining.comparison.comparison import Comparison, find_trainer
 from pretraining.comparison.derived import DECODER
-from pretraining.comparison.inits import Initialisation, file_name, random_network
-from pretraining.comparison.settings import ComparisonSettings, read_json, write_json
+from pretraining.comparison.files import file_name, read_json, write_json
+from pretraining.comparison.inits import Initialisation, random_network
+from pretraining.comparison.settings import ComparisonSettings
 
 T = TypeVar("T")
 
@@ -150,3 +157,18 @@ def write_plans(comparison: Comparison, run: TrainingRun, extra_epochs: int = 0)
             "or is it of another comparison? Start another comparison with -o"
         )
     return path
+
+
+@contextmanager
+def random_trainer(comparison: Comparison) -> Iterator[nnUNetTrainerPGL]:
+    """The trainer of the random start, not initialised, on the first fold's smallest fraction of cases.
+
+    What it writes from its start is removed at the end.
+    """
+    settings = comparison.settings
+    run = TrainingRun(RANDOM, min(settings.fractions), settings.folds[0], seed=0)
+    plans = {**plans_of_run(comparison, run), "continue_training": False}
+    dataset_json = read_json(comparison.base_plans.with_name("dataset.json"))
+    trainer, device = find_trainer(settings.trainer), torch.device(comparison.device)
+    with tempfile.TemporaryDirectory() as folder, variable("nnUNet_results", folder), redirect_stdout(StringIO()):
+        yield trainer(plans, settings.configuration, run.fold, dataset_json, device)

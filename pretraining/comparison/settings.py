@@ -1,110 +1,133 @@
-"""What a comparison compares, and the files that it keeps in ``$nnUNet_results/PGL_compare/<name>``."""
+"""What a comparison compares: its settings, which are options of ``pgl_compare``."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, Field, asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.paths import nnUNet_results
-
 from nnunetv2_pgl.errors import PGLError
-from nnunetv2_pgl.files import load_json, write_text
+from pretraining.comparison.files import read_json, require_name, write_json
+from pretraining.data import resolve_source
+from pretraining.option_fields import setting
+from pretraining.settings.values import names_in
 
-_NAME = re.compile(r"[A-Za-z0-9]+([_.-][A-Za-z0-9]+)*")
-# The settings whose option has another name.
-_OPTIONS = {"dataset": "-d", "inits": "--init", "trainer": "-tr", "configuration": "-c", "plans": "-p"}
-_OPTIONS |= {"checkpoints": "--checkpoint", "definitions": "--define"}
+GROUPS = ("what is compared", "pre-training", "test set and prediction")  # of the options
 _LISTS = ("inits", "fractions", "folds")
 _TABLES = ("checkpoints", "definitions")
 
 
-def require_name(text: str, option: str) -> str:
-    """The name, if it can be part of the name of a model folder, which nnU-Net splits at every ``__``.
-
-    Raises:
-        PGLError: It cannot.
-    """
-    if not _NAME.fullmatch(text):
-        raise PGLError(f"{option} {text!r}: a name has letters, digits, and single - _ . between them")
-    return text
+def flag_of(of: Field[Any]) -> str:
+    """The option of a setting, with two dashes where it is a word."""
+    name = of.metadata["option"].name or of.name
+    return f"-{name}" if len(name) <= 2 else f"--{name}"
 
 
-def option_of(setting: str) -> str:
-    """The option that gives a setting."""
-    return _OPTIONS.get(setting, f"--{setting}")
+def _dataset(text: str, option: str) -> str:
+    name, full = resolve_source(text)
+    if full != name or not name.startswith("Dataset"):
+        raise PGLError(f"{option} {text}: give a data set of nnUNet_raw, as id or DatasetXXX_Name")
+    return name
 
 
-def write_file(path: Path, text: str) -> None:
-    """Writes a text file in one step, so that a reader finds the old content or the new one; creates its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text, shared=True)
+def _distinct(values: Iterable[Any], _: str) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys(values))
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file in the same way."""
-    write_file(path, json.dumps(content, indent=4) + "\n")
+def _sources(texts: Iterable[str], _: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(resolve_source(text)[1] for text in texts))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON file that holds an object.
+def _names(file: str, option: str) -> tuple[str, ...]:
+    return names_in(Path(file), f"-{option}")
 
-    Raises:
-        PGLError: It does not.
-    """
-    try:
-        content = load_json(path)
-    except (ValueError, OSError) as error:
-        raise PGLError(f"{path}: cannot be read ({error})") from error
-    if not isinstance(content, dict):
-        raise PGLError(f"{path}: holds no table of names and values")
-    return content
+
+def _checkpoints(texts: Iterable[str], option: str) -> dict[str, str]:
+    pairs = _definitions(texts, option, "PATH")
+    return {name: str(Path(path).expanduser().resolve()) for name, path in pairs.items()}
+
+
+def _definitions(texts: Iterable[str], option: str, value: str = '"OPTIONS"') -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for text in texts:
+        name, equals, rest = text.partition("=")
+        if not equals or not rest.strip():
+            raise PGLError(f"-{option} {text!r}: give NAME={value}")
+        if require_name(name, f"-{option}") in pairs:
+            raise PGLError(f"-{option} {name}: given twice")
+        pairs[name] = rest
+    return pairs
+
+
+_compared, _pretraining, _test = (partial(setting, group=group) for group in GROUPS)
+_SHARE: dict[str, Any] = {"metavar": "F", "above": 0, "most": 1}
 
 
 @dataclass(frozen=True)
 class ComparisonSettings:
-    """What defines a comparison.
+    """What defines a comparison. The fields are options of ``pgl_compare``."""
 
-    Attributes:
-        dataset: Labelled nnU-Net data set, as DatasetXXX_Name.
-        pretrain_on: Data sets and folders that the pre-trainings see, without the test cases.
-        inits: Names of the initialisations, "random" or of a pre-training.
-        fractions: Shares of a fold's training cases to train on.
-        folds: Folds of the cross-validation to train.
-        seeds: Number of repetitions; each has another order of the cases and other random numbers.
-        trainer: A subclass of nnUNetTrainerPGL.
-        configuration: Of the plans.
-        plans: nnU-Net's plans that all runs share.
-        checkpoints: Encoder checkpoints that exist, by initialisation.
-        definitions: Options of ``pgl_pretrain`` by initialisation, beside those that are built in.
-        pretrain_options: Further options of all pre-trainings.
-        predict_options: Further options of nnUNetv2_predict.
-        test_fraction: Share of imagesTr to hold out; None: the labelled imagesTs, or 0.3 where there are none.
-        test_cases: Names of the test cases; None: by ``test_fraction``.
-        max_validation: Maximum number of validation cases of a fold; None: all.
-        tolerance: Of the surface Dice, in mm.
-    """
-
-    dataset: str
-    pretrain_on: tuple[str, ...]
-    inits: tuple[str, ...] = ("random", "models_genesis", "byol", "pgl", "pgl_nce")
-    fractions: tuple[float, ...] = (0.2, 0.5, 1.0)
-    folds: tuple[int, ...] = (0,)
-    seeds: int = 5
-    trainer: str = "nnUNetTrainerPGL"
-    configuration: str = "3d_fullres"
-    plans: str = "nnUNetPlans"
-    checkpoints: Mapping[str, str] = field(default_factory=dict)
-    definitions: Mapping[str, str] = field(default_factory=dict)
-    pretrain_options: str = ""
-    predict_options: str = ""
-    test_fraction: float | None = None
-    test_cases: tuple[str, ...] | None = None
-    max_validation: int | None = None
-    tolerance: float = 1.0
+    dataset: str = _compared(
+        MISSING,
+        "labelled nnU-Net data set, id or name; needed unless -o names a comparison",
+        name="d",
+        metavar="ID",
+        parse=_dataset,
+    )
+    pretrain_on: tuple[str, ...] = _pretraining(
+        MISSING, "data sets and folders, less the test cases", metavar="ID", parse=_sources, default_text="that of -d"
+    )
+    inits: tuple[str, ...] = _compared(
+        ("random", "models_genesis", "byol", "pgl", "pgl_nce"),
+        "initialisations",
+        name="init",
+        metavar="NAME",
+        parse=_distinct,
+    )
+    fractions: tuple[float, ...] = _compared(
+        (0.2, 0.5, 1.0), "shares of a fold's training cases to train on", parse=_distinct, **_SHARE
+    )
+    folds: tuple[int, ...] = _compared(
+        (0,), "folds of the cross-validation to train", metavar="FOLD", least=0, parse=_distinct
+    )
+    seeds: int = _compared(
+        5,
+        "repetitions, each with other cases in the fractions; intervals and tests are over them",
+        metavar="N",
+        least=1,
+    )
+    trainer: str = _compared("nnUNetTrainerPGL", "nnUNetTrainerPGL or a subclass of it", name="tr", metavar="TRAINER")
+    configuration: str = _compared("3d_fullres", "configuration of the plans", name="c", metavar="CONFIGURATION")
+    plans: str = _compared("nnUNetPlans", "nnU-Net's plans that all runs share", name="p", metavar="PLANS")
+    checkpoints: Mapping[str, str] = _pretraining(
+        {}, "use a checkpoint_final.pth that exists", name="checkpoint", metavar="NAME=PATH", parse=_checkpoints
+    )
+    definitions: Mapping[str, str] = _pretraining(
+        {},
+        'an initialisation, as in short="-m pgl -epochs 50"',
+        name="define",
+        metavar="NAME=OPTIONS",
+        parse=_definitions,
+    )
+    pretrain_options: str = _pretraining(
+        "", 'options of all pre-trainings, as in "-epochs 100 -b 32"', metavar="OPTIONS"
+    )
+    predict_options: str = _test("", 'options of nnUNetv2_predict, as in "--disable_tta"', metavar="OPTIONS")
+    test_fraction: float | None = _test(
+        None,
+        "hold out this share of imagesTr",
+        default_text="imagesTs if all of it has labels in labelsTs, else 0.3",
+        **_SHARE,
+    )
+    test_cases: tuple[str, ...] | None = _test(
+        None, "hold out the cases that a text file names, one a line", metavar="FILE", one_text=True, parse=_names
+    )
+    max_validation: int | None = _compared(
+        None, "use the first N validation cases of a fold", metavar="N", least=1, default_text="all"
+    )
+    tolerance: float = _test(1.0, "tolerance of the surface Dice", metavar="MM", least=0)
 
     @property
     def dataset_id(self) -> str:
@@ -125,10 +148,8 @@ class ComparisonSettings:
             raise PGLError(f"{path}: not the settings of a comparison ({error})") from error
 
     def save(self, path: Path) -> None:
-        """Writes a settings.json, if its content changes."""
-        content = json.loads(json.dumps(asdict(self)))
-        if not path.exists() or read_json(path) != content:
-            write_json(path, content)
+        """Writes a settings.json."""
+        write_json(path, asdict(self))
 
     def extended(self, given: Mapping[str, Any], where: Path) -> ComparisonSettings:
         """These settings with what was given added; only lists may grow.
@@ -140,7 +161,8 @@ class ComparisonSettings:
         Raises:
             PGLError: Another setting differs; the message has both values.
         """
-        values = {setting.name: getattr(self, setting.name) for setting in fields(self)}
+        flags = {of.name: flag_of(of) for of in fields(self)}
+        values = {name: getattr(self, name) for name in flags}
         for name, new in given.items():
             old = values[name]
             if name in _LISTS:
@@ -149,10 +171,10 @@ class ComparisonSettings:
                 values[name] = max(old, new)
             elif name in _TABLES:  # an initialisation that is compared already stays what it was
                 for init in new.keys() & {*old, *self.inits}:
-                    _require_equal(f"{option_of(name)} {init}", old.get(init), new[init], where)
+                    _require_equal(f"{flags[name]} {init}", old.get(init), new[init], where)
                 values[name] = {**old, **new}
             else:
-                _require_equal(option_of(name), old, new, where)
+                _require_equal(flags[name], old, new, where)
         return ComparisonSettings(**values)
 
 
@@ -169,60 +191,3 @@ def _shown(value: Any) -> str:
         shown = " ".join(map(str, value[:4] if len(value) > 6 else value))
         return f"{shown} ... ({len(value)} in all)" if len(value) > 6 else shown
     return "none" if value in (None, "") else str(value)
-
-
-class ComparisonFolder:
-    """The files of one comparison. All that belongs to one run has the run's name.
-
-    Attributes:
-        path: The folder; it need not exist.
-        name: Of the comparison.
-        settings: What is compared.
-        splits: Test cases, folds and the orders of their training cases.
-        excluded: Names of the scans that no pre-training sees.
-        test_cases: Names of the test cases, as ``--test_cases`` takes them.
-        test_images: Links to the images of the test cases, for nnUNetv2_predict.
-        results: All rows of all runs.
-    """
-
-    def __init__(self, path: Path) -> None:
-        """Reads and writes nothing."""
-        self.path, self.name = path, path.name
-        self.settings, self.splits = path / "settings.json", path / "splits.json"
-        self.excluded, self.test_cases = path / "exclude.txt", path / "test_cases.txt"
-        self.test_images, self.results = path / "test_images", path / "results.csv"
-
-    @classmethod
-    def named(cls, name: str) -> ComparisonFolder:
-        """The folder of a comparison.
-
-        Raises:
-            PGLError: nnUNet_results is not set, or the name is not valid.
-        """
-        if not nnUNet_results.is_set():
-            raise PGLError("nnUNet_results is not set: export nnUNet_results=/path/to/nnUNet_results")
-        return cls(Path(nnUNet_results) / "PGL_compare" / require_name(name, "-o"))
-
-    def logs(self, run: str) -> Path:
-        """Output of the commands of a run."""
-        return self.path / "logs" / run
-
-    def predictions(self, run: str) -> Path:
-        """Segmentations of the test cases."""
-        return self.path / "predictions" / run
-
-    def metrics(self, run: str) -> Path:
-        """The rows of a run; the run is done when they are there."""
-        return self.path / "metrics" / f"{run}.csv"
-
-    def seconds(self, run: str) -> Path:
-        """How long a run took."""
-        return self.path / "metrics" / f"{run}.json"
-
-    def pretraining(self, init: str) -> Path:
-        """The command that this comparison has started for a pre-training."""
-        return self.path / "pretraining" / f"{init}.json"
-
-    def derived(self, init: str, ending: str) -> Path:
-        """What an initialisation made from another one needs: its checkpoint, or how much longer it trains."""
-        return self.path / "derived" / f"{init}.{ending}"

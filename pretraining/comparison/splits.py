@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.files import load_json
-from pretraining.comparison.settings import read_json
+from pretraining.comparison.files import read_json
 
 TEST_FRACTION = 0.3
 _TEST_SEED = 12345  # of the test set; the seeds of the repetitions do not change it
@@ -130,13 +130,9 @@ class Splits:
     folds_from: str
     folds: tuple[Fold, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
     @classmethod
     def load(cls, path: Path) -> Splits:
-        """The inverse of `to_dict`, from a file.
+        """Reads a splits.json, which holds the fields.
 
         Raises:
             PGLError: It is not a splits.json.

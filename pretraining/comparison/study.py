@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from nnunetv2_pgl.environment import versions
@@ -12,21 +12,19 @@ from nnunetv2_pgl.trainers.plans import RANDOM
 from pretraining.comparison.comparison import Comparison, find_trainer
 from pretraining.comparison.derived import LONGER
 from pretraining.comparison.execution import prediction_command, pretraining_command, seconds_in, training_command
+from pretraining.comparison.files import read_json
 from pretraining.comparison.runs import TrainingRun, model_folder, training_runs
-from pretraining.comparison.settings import ComparisonSettings, option_of, read_json
+from pretraining.comparison.settings import ComparisonSettings, flag_of
+from pretraining.option_fields import spelled
 
 _REFERENCES = ("pgl_nce", "pgl")  # what the others are tested against: the first that is compared
 
 
 @dataclass(frozen=True)
-class RunRecord:
+class RunRecord(TrainingRun):
     """A run that is done.
 
     Attributes:
-        init: Name of the initialisation.
-        fraction: Share of the training cases.
-        fold: Of the cross-validation.
-        seed: Of the repetition.
         predictions: Folder of the predicted segmentations, named as the cases.
         file_ending: Of these files.
         training_log: nnU-Net's last log of the training; earlier ones, of a training that was continued, lie beside
@@ -34,10 +32,6 @@ class RunRecord:
         seconds: Time it took; None: unknown.
     """
 
-    init: str
-    fraction: float
-    fold: int
-    seed: int
     predictions: Path
     file_ending: str
     training_log: Path | None
@@ -85,10 +79,12 @@ def study_of(comparison: Comparison) -> Study:
     runs = training_runs(settings)
     done = [run for run in runs if comparison.folder.metrics(run.name).is_file()]
     inits = sorted(settings.inits, key=lambda name: name != RANDOM)
+    commands = [pretraining_command(comparison, init) for init in comparison.inits if init.options]
+    commands += [training_command(comparison, runs[0]), prediction_command(comparison, runs[0])]  # of the first run
     return Study(
         title=f"{comparison.folder.name}: {', '.join(inits)}",
         facts=_facts(comparison),
-        commands=tuple(shlex.join(command) for command in _commands(comparison, runs[0])),
+        commands=tuple(map(shlex.join, [compare_command(comparison), *commands])),
         inits=tuple(inits),
         reference=reference_of(inits),
         tolerance_mm=settings.tolerance,
@@ -111,14 +107,7 @@ def _record(comparison: Comparison, run: TrainingRun) -> RunRecord:
     logs = sorted(model_folder(comparison, run).glob("training_log_*.txt"))
     log, seconds = logs[-1] if logs else None, seconds_in(folder.seconds(run.name))
     predictions = folder.predictions(run.name)
-    return RunRecord(run.init, run.fraction, run.fold, run.seed, predictions, file_ending, log, seconds)
-
-
-def _commands(comparison: Comparison, first: TrainingRun) -> list[list[str]]:
-    """That of the comparison, and those that it runs: the pre-trainings and, for example, the first training."""
-    pretrainings = [pretraining_command(comparison, init) for init in comparison.inits if init.options]
-    training = [training_command(comparison, first), prediction_command(comparison, first)]
-    return [compare_command(comparison), *pretrainings, *training]
+    return RunRecord(**asdict(run), predictions=predictions, file_ending=file_ending, training_log=log, seconds=seconds)
 
 
 def compare_command(comparison: Comparison) -> list[str]:
@@ -128,15 +117,14 @@ def compare_command(comparison: Comparison) -> list[str]:
     command = ["pgl_compare", "-d", settings.dataset_id]
     if comparison.folder.name != settings.dataset:
         command += ["-o", comparison.folder.name]
-    for name in (setting.name for setting in fields(settings)):
-        value = getattr(settings, name)
-        if name == "test_cases" and value is not None:
+    for of in fields(settings):
+        value = getattr(settings, of.name)
+        if of.name == "test_cases" and value is not None:
             value = str(comparison.folder.test_cases)
-        if value != getattr(default, name):
+        if value != getattr(default, of.name):
             if isinstance(value, dict):
                 value = tuple(f"{key}={text}" for key, text in value.items())
-            values = value if isinstance(value, tuple) else (value,)
-            command += [option_of(name), *(f"{v:g}" if isinstance(v, float) else str(v) for v in values)]
+            command += [flag_of(of), *(spelled(v) for v in (value if isinstance(value, tuple) else (value,)))]
     return [*command, "-device", comparison.device]
 
 
@@ -170,7 +158,7 @@ def _lengths(comparison: Comparison) -> list[tuple[str, str]]:
     """How much longer the trainings of equal computation are."""
     lines = []
     for init in comparison.inits:
-        record = comparison.folder.derived(init.file_name, "json")
+        record = comparison.folder.derived(init.name, "json")
         if init.kind == LONGER and init.source and record.is_file():
             found = read_json(record)
             text = (

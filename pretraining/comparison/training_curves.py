@@ -85,9 +85,10 @@ def draw_training(study: Study, path: Path) -> Path | None:
             dice.plot(means.index, means["dice"], "-", **style)
     _set_limits(panels, pd.concat([epochs for _, _, epochs in logs]))
     drawn = {init: look.colour for init, look in looks(study.inits).items() if init in {log[0] for log in logs}}
-    handles = [Line2D([], [], color=colour) for colour in drawn.values()]
-    handles += [Line2D([], [], color="black", linestyle=dashes) for dashes in ("-", "--")]
-    legend_above(figure, handles, [*drawn, "training", "validation"])
+    handles = [Line2D([], [], color=colour, label=init) for init, colour in drawn.items()]
+    handles.append(Line2D([], [], color="black", linestyle="-", label="training"))
+    handles.append(Line2D([], [], color="black", linestyle="--", label="validation"))
+    legend_above(figure, handles)
     return save(figure, path)
 
 

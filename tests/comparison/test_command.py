@@ -456,6 +456,8 @@ def test_an_estimate_separates_longer_trainings_from_the_others(desk: Desk, monk
         ((*TINY, "--dry_run", "--results", "a.csv"), "--results takes in runs, --dry_run and --slurm change none"),
         ((*TINY, "--slurm", "--results", "a.csv"), "--results takes in runs, --dry_run and --slurm change none"),
         ((*TINY, "--init", "pgl", "simclr"), "--init simclr: unknown"),
+        ((*TINY, "--fractions", "0"), "-fractions 0: must be above 0 and at most 1"),
+        ((*TINY, "--seeds", "0"), "-seeds 0: must be at least 1"),
     ],
 )
 def test_wrong_input_ends_in_one_line(desk: Desk, words: tuple[str, ...], message: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from nnunetv2_pgl.trainers.plans import PlannedRun
 from nnunetv2_pgl.transfer import load_encoder
 from pretraining.comparison.comparison import Comparison
 from pretraining.comparison.derived import require_decoder, shuffled, write_shuffled
+from pretraining.comparison.files import ComparisonFolder
 from pretraining.comparison.inits import initialisations
 from pretraining.comparison.runs import TrainingRun, plans_name, plans_of_run
-from pretraining.comparison.settings import ComparisonFolder, ComparisonSettings
+from pretraining.comparison.settings import ComparisonSettings
 from pretraining.comparison.splits import Fold, Splits
 from pretraining.settings.presets import recommended
 from pretraining.training.footprint import flop
@@ -49,7 +50,7 @@ def settings(*inits: str, **changes: Any) -> ComparisonSettings:
 
 def planned(folder: ComparisonFolder, init: str, extra_epochs: int = 0) -> dict[str, Any]:
     folder.path.mkdir(parents=True, exist_ok=True)
-    folder.splits.write_text(json.dumps(SPLITS.to_dict()))
+    folder.splits.write_text(json.dumps(asdict(SPLITS)))
     comparison = Comparison(folder, settings(*dict.fromkeys(("random", "mae", init))), "cpu", 1)
     return plans_of_run(comparison, TrainingRun(init, 1.0, 0, 0), extra_epochs)
 

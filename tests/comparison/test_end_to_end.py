@@ -98,7 +98,7 @@ def test_what_is_measured_is_what_was_predicted(root: Path, output: str) -> None
             prediction = folder / "predictions" / f"{init}_50pct_fold0_seed0" / f"{case}.nii.gz"
             truth = labels / f"{case}.nii.gz"
             assert sitk.ReadImage(str(prediction)).GetSize() == sitk.ReadImage(str(truth)).GetSize()
-            for metrics in measure_case(truth, prediction, LABELS, 1.0):
+            for metrics in measure_case(truth, prediction, LABELS, 1.0).itertuples():
                 row = rows[init, case, metrics.class_name]
                 assert (row["dice"], row["hd"]) == (repr(metrics.dice), repr(metrics.hd))
 

@@ -13,7 +13,7 @@ from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from scipy.spatial.distance import cdist
 
-from pretraining.comparison.metrics import CaseMetrics, measure_case
+from pretraining.comparison.metrics import measure_case
 
 SPACING = (3.0, 0.8, 1.1)  # z, y, x
 
@@ -31,10 +31,10 @@ def measure(
     classes: dict[str, Any] | None = None,
     tolerance: float = 1.0,
     spacing: tuple[float, ...] = SPACING,
-) -> list[CaseMetrics]:
+) -> list[Any]:
     with tempfile.TemporaryDirectory() as folder:
         files = [write(a, Path(folder) / f"{i}.mha", spacing) for i, a in enumerate((truth, prediction))]
-        return measure_case(files[0], files[1], classes or {"it": 1}, tolerance)
+        return list(measure_case(files[0], files[1], classes or {"it": 1}, tolerance).itertuples())
 
 
 def box(
@@ -106,7 +106,7 @@ def test_tolerance_is_included_and_in_mm() -> None:
 def test_a_tolerance_of_one_voxel_survives_the_rounding_of_nifti(tmp_path: Path) -> None:
     truth, moved = box((5, 9, 9), (1, 1, 1)), box((5, 9, 10), (1, 1, 1))
     files = [write(a, tmp_path / f"{i}.nii.gz") for i, a in enumerate((truth, moved))]
-    assert measure_case(files[0], files[1], {"it": 1}, 1.1)[0].surface_dice == 1
+    assert measure_case(files[0], files[1], {"it": 1}, 1.1)["surface_dice"].tolist() == [1]
 
 
 def test_concentric_spheres_differ_by_their_radii() -> None:
@@ -145,7 +145,7 @@ def test_nnunets_evaluation_has_the_same_dice(tmp_path: Path, ignore: int | None
     files = [write(a, tmp_path / f"{i}.nii.gz") for i, a in enumerate((truth, prediction))]
     classes = {"one": 1, "three": 3, "whole": (1, 2, 3)}
     theirs = compute_metrics(*map(str, files), SimpleITKIO(), list(classes.values()), ignore)["metrics"]
-    found = measure_case(files[0], files[1], classes, 1.0, ignore)
+    found: list[Any] = list(measure_case(files[0], files[1], classes, 1.0, ignore).itertuples())
     assert [metrics.class_name for metrics in found] == list(classes)
     for metrics in found:
         expected = theirs[classes[metrics.class_name]]

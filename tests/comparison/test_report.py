@@ -1,7 +1,7 @@
 import base64
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -69,13 +69,13 @@ def run_of(root: Path, init: str, fraction: float, seed: int, cases: Sequence[st
     return RunRecord(init, fraction, 0, seed, folder, ".nii.gz", log, 60.0 + seed)
 
 
-def measured(run: RunRecord, study: Study) -> list[dict[str, Any]]:
+def measured(run: RunRecord, study: Study) -> pd.DataFrame:
     where = dict(zip(COLUMNS, (run.init, run.fraction, round(40 * run.fraction), run.fold, run.seed), strict=False))
-    return [
-        {**where, "case": case, **asdict(metrics)}
+    of_cases = {
+        case: measure_case(truth, run.prediction(case), study.classes, study.tolerance_mm)
         for case, truth in study.truths.items()
-        for metrics in measure_case(truth, run.prediction(case), study.classes, study.tolerance_mm)
-    ]
+    }
+    return pd.concat([of_case.assign(case=case, **where) for case, of_case in of_cases.items()])
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, 
         truths=truths,
         classes=CLASSES,
     )
-    return pd.DataFrame([row for run in runs for row in measured(run, study)]), study
+    return pd.concat([measured(run, study) for run in runs], ignore_index=True)[list(COLUMNS)], study
 
 
 def head_of(results: pd.DataFrame) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from nnunetv2_pgl.checkpoint import EncoderCheckpoint, save_checkpoint
 from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.trainers.plans import PlannedRun
 from pretraining.comparison.comparison import Comparison
+from pretraining.comparison.files import ComparisonFolder
 from pretraining.comparison.inits import BUILT_IN, initialisations
 from pretraining.comparison.runs import (
     State,
@@ -26,7 +28,7 @@ from pretraining.comparison.runs import (
     training_runs,
     write_plans,
 )
-from pretraining.comparison.settings import ComparisonFolder, ComparisonSettings
+from pretraining.comparison.settings import ComparisonSettings
 from pretraining.comparison.splits import Fold, Splits
 
 NAME = "Dataset007_Small"
@@ -67,7 +69,7 @@ def comparison(name: str = NAME, **changes: Any) -> Comparison:
     """With the splits above, stored."""
     made = Comparison(ComparisonFolder.named(name), settings(**changes), "cpu", 1)
     made.folder.path.mkdir(parents=True, exist_ok=True)
-    made.folder.splits.write_text(json.dumps(SPLITS.to_dict()))
+    made.folder.splits.write_text(json.dumps(asdict(SPLITS)))
     return made
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from pretraining.comparison.comparison import Comparison
-from pretraining.comparison.settings import ComparisonFolder, ComparisonSettings
+from pretraining.comparison.files import ComparisonFolder
+from pretraining.comparison.settings import ComparisonSettings
 from pretraining.comparison.slurm import write_submit_script
 
 pytestmark = pytest.mark.skipif(os.name != "posix" or shutil.which("bash") is None, reason="needs bash")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,7 @@ def test_what_is_stored_counts(make_raw: MakeRaw, tmp_path: Path) -> None:
         splits, folds=tuple(Fold(fold.validation, (tuple(sorted(fold.training_by_seed[0])),)) for fold in splits.folds)
     )
     file = tmp_path / "splits.json"
-    file.write_text(json.dumps(stored.to_dict()))
+    file.write_text(json.dumps(asdict(stored)))
     loaded = Splits.load(file)
     assert loaded == stored
     assert loaded.with_seeds(2).folds[0].training_by_seed == (

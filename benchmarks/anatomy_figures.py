@@ -18,7 +18,7 @@ from nnunetv2_pgl.networks.hardware import autocast_type, lay_out
 from pretraining.data import Volume
 from pretraining.settings.config import PretrainConfig
 from pretraining.training.correspondence import compare_maps, nearest
-from pretraining.training.places import validation_samples
+from pretraining.training.geometry_baselines import validation_samples
 from pretraining.views import ViewPairBatch
 
 _NOISE_PAIRS = 32

@@ -189,7 +189,7 @@ def batch_on_gpu(config: PretrainConfig, pairs: int) -> ViewPairBatch:
     place = torch.empty(views, 3, dtype=torch.float64, device=GPU)
     scale = torch.empty(views, channels, device=GPU)
     changes = torch.tensor([0.1, 0.7, 1.1, 1.2]).repeat(views, channels, 1)
-    of_a_view = start.draw_of(config.method)(config.views.size, np.random.default_rng(0))
+    of_a_view = start.drawing_function(config.method)(config.views.size, np.random.default_rng(0))
     drawn = {
         name: torch.empty(views, *values.shape, dtype=torch.from_numpy(values).dtype, device=GPU)
         for name, values in of_a_view.items()

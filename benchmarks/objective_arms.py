@@ -39,7 +39,7 @@ from pretraining.objectives import PGL, local_consistency_loss
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.presets import recommended
 from pretraining.settings.values import names_in
-from pretraining.training.export import make_checkpoint
+from pretraining.training.encoder_checkpoint import make_checkpoint
 from pretraining.training.loading import PairLoader
 from pretraining.training.optimisation import make_optimizer
 from pretraining.training.pool import median_spacing, prepare_volumes

@@ -14,9 +14,9 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from pretraining.entries import wait_patiently
+from pretraining.entries import limit_openmp_spinning
 
-wait_patiently()  # as the commands do, before torch is imported
+limit_openmp_spinning()  # as the commands do, before torch is imported
 
 import torch  # noqa: E402
 

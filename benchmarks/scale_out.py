@@ -22,7 +22,7 @@ from pretraining.data import Volume
 from pretraining.launching.distributed import process_group
 from pretraining.settings.config import PretrainConfig
 from pretraining.training import loop
-from pretraining.training.places import validation_batches
+from pretraining.training.geometry_baselines import validation_batches
 from pretraining.training.progress import RunLog
 from pretraining.views import ViewSettings
 

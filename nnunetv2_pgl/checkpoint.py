@@ -20,7 +20,7 @@ from nnunetv2_pgl.files import flush_to_disk, replacing
 from nnunetv2_pgl.methods import METHODS
 from nnunetv2_pgl.networks import Encoder, PlannedEncoder, PlannedNetwork, ResNet50Encoder
 from nnunetv2_pgl.nnssl import read_nnssl
-from nnunetv2_pgl.other_frameworks import is_legacy_file, what_it_is
+from nnunetv2_pgl.other_frameworks import describe_checkpoint, is_legacy_file
 
 FORMAT_VERSION = 1
 _PREFIX = "encoder."
@@ -149,7 +149,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> EncoderCheckpoint:
     if not (isinstance(pgl, dict) or from_nnssl) or not isinstance(weights, dict):
         found = ", ".join(sorted(map(str, content))[:6])
         unknown = f"not written by pgl_pretrain (it holds: {found}); use a checkpoint_final.pth"
-        raise CheckpointError(f"{path}: {what_it_is(content) or unknown}")
+        raise CheckpointError(f"{path}: {describe_checkpoint(content) or unknown}")
     if not weights or not all(map(_is_name, weights)) or not all(map(_is_whole_tensor, weights.values())):
         raise CheckpointError(f"{path}: network_weights is not a table of named tensors")
     citations = content.get("citations")

@@ -15,7 +15,7 @@ from nnunetv2_pgl import __version__
 
 
 @contextmanager
-def variable(name: str, value: str) -> Iterator[None]:
+def environment_variable(name: str, value: str) -> Iterator[None]:
     """Sets an environment variable for a while; nnU-Net takes most of its settings from these."""
     before = os.environ.get(name)
     os.environ[name] = value

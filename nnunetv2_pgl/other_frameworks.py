@@ -24,7 +24,7 @@ def is_legacy_file(path: Path) -> bool:
         return file.read(len(_LEGACY_START)) == _LEGACY_START
 
 
-def what_it_is(content: Mapping[Any, Any]) -> str | None:
+def describe_checkpoint(content: Mapping[Any, Any]) -> str | None:
     """What another framework's checkpoint is and what would work instead, in one line; None if it is not known.
 
     Args:

@@ -11,7 +11,7 @@ import torch
 
 from nnunetv2_pgl.errors import PGLError, one_line
 from pretraining.data import resolve_source
-from pretraining.data.scan import in_few_lines
+from pretraining.data.scan import summarise_skipped
 from pretraining.launching.errors import STOPPED_EXIT_CODE, ProcessLost, Stopped, end, end_after_another
 from pretraining.launching.launcher import launch
 from pretraining.option_fields import given_values, require_ranges
@@ -115,7 +115,7 @@ def preview_entry() -> None:
         check_config(config)
         volumes, skipped = prepare_volumes(config, options.preprocessing_processes, options.verify)
         draw_pairs(volumes, config.views, config.seed, arguments.o, arguments.n)
-        for line in [*in_few_lines(skipped), *axis_warnings(volumes, config.views)]:
+        for line in [*summarise_skipped(skipped), *axis_warnings(volumes, config.views)]:
             print(f"WARNING: {line}")
         print(*geometry_lines(volumes, config), arguments.o, sep="\n")
     except (PGLError, OSError) as error:

@@ -10,7 +10,7 @@ _SPINS = "3000"  # of GNU's OpenMP, which pip's torch has on Linux; docs/perform
 
 def pretrain() -> None:
     """``pgl_pretrain`` and ``torchrun -m pretraining``."""
-    wait_patiently()
+    limit_openmp_spinning()
     try:
         from pretraining.cli import pretrain_entry
     except KeyboardInterrupt:  # importing torch takes seconds
@@ -18,9 +18,17 @@ def pretrain() -> None:
     pretrain_entry()
 
 
+def preview() -> None:
+    """``pgl_preview``."""
+    limit_openmp_spinning()
+    from pretraining.cli import preview_entry
+
+    preview_entry()
+
+
 def demo() -> None:
     """``pgl_demo``."""
-    wait_patiently()
+    limit_openmp_spinning()
     from pretraining.demo import demo_entry
 
     demo_entry()
@@ -28,13 +36,13 @@ def demo() -> None:
 
 def compare() -> None:
     """``pgl_compare``."""
-    wait_patiently()
+    limit_openmp_spinning()
     from pretraining.comparison.command import compare_entry
 
     compare_entry()
 
 
-def wait_patiently() -> None:
+def limit_openmp_spinning() -> None:
     """Lets threads that wait for others of this process, or of the commands it runs, sleep soon.
 
     By default they spin a hundred times as long, on cores that other processes, or the very thread they wait for, could

@@ -18,7 +18,7 @@ from pretraining.settings.checks import check_config
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.options import OptionParser, add_pretraining_options, with_options
 from pretraining.settings.values import names_in
-from pretraining.training.places import ByGeometry
+from pretraining.training.geometry_baselines import GeometryBaselines
 from pretraining.training.preview import geometry_lines
 from pretraining.training.run_folder import RunFolder
 from pretraining.training.start import make_encoder
@@ -282,7 +282,8 @@ def test_preview_knows_the_maps_of_an_encoder_without_running_it(
     asked = []
     config = PretrainConfig(("a",), architecture=architecture, views=ViewSettings(size=size))
     monkeypatch.setattr(
-        "pretraining.training.preview.geometry_of_pairs", lambda *given: asked.append(given) or ByGeometry(*[None] * 4)
+        "pretraining.training.preview.geometry_of_pairs",
+        lambda *given: asked.append(given) or GeometryBaselines(*[None] * 4),
     )
     geometry_lines([CoordinateScan((20, 60, 60), channels=1)], config)
     ((_, grid, cells),) = asked

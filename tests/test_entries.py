@@ -24,6 +24,7 @@ sys.meta_path.insert(0, Finder)
 """
 COMMANDS = {
     "pgl_pretrain": "from pretraining import entries; entries.pretrain()",
+    "pgl_preview": "from pretraining import entries; entries.preview()",
     "pgl_demo": "from pretraining import entries; entries.demo()",
     "pgl_compare": "from pretraining import entries; entries.compare()",
     "torchrun -m pretraining": "runpy.run_module('pretraining', run_name='__main__')",

@@ -21,7 +21,7 @@ from nnunetv2_pgl.checkpoint import EncoderCheckpoint, save_checkpoint
 from nnunetv2_pgl.networks import PlannedEncoder, PlannedNetwork
 from nnunetv2_pgl.nnssl import adaptation_plan
 from pretraining.settings.config import PretrainConfig
-from pretraining.training.export import make_checkpoint
+from pretraining.training.encoder_checkpoint import make_checkpoint
 
 VIEW = (20, 24, 32)
 COMMON = {

@@ -21,7 +21,7 @@ from nnunetv2_pgl.checkpoint import load_checkpoint, save_checkpoint
 from nnunetv2_pgl.extension_folder import check
 from nnunetv2_pgl.networks import PlannedEncoder
 from pretraining.settings.config import PretrainConfig
-from pretraining.training.export import make_checkpoint
+from pretraining.training.encoder_checkpoint import make_checkpoint
 from tests.planned_networks import small_network
 
 ROOT = Path(__file__).parent.parent

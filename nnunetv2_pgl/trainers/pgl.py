@@ -13,7 +13,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from nnunetv2_pgl.environment import usable_cores, variable
+from nnunetv2_pgl.environment import environment_variable, usable_cores
 from nnunetv2_pgl.errors import PGLError, one_line
 from nnunetv2_pgl.files import replacing
 from nnunetv2_pgl.networks import PGLSegmenter
@@ -21,7 +21,13 @@ from nnunetv2_pgl.networks.hardware import autocast_type, train_in_cpu_bfloat16,
 from nnunetv2_pgl.trainers.optimisation import WarmupPolyLRScheduler, fused
 from nnunetv2_pgl.trainers.plans import PLANS_KEY, ModelNetwork, PlannedRun, build_network
 from nnunetv2_pgl.trainers.pretrained import PretrainedEncoder
-from nnunetv2_pgl.trainers.seeded_batches import TRAINING, VALIDATION, WORKERS, seeded_batches, without_timing
+from nnunetv2_pgl.trainers.seeded_batches import (
+    TRAINING,
+    VALIDATION,
+    WORKERS,
+    make_augmentation_deterministic,
+    seeded_batches,
+)
 
 _WARMUP_FRACTION = 0.05
 
@@ -150,9 +156,9 @@ class nnUNetTrainerPGL(nnUNetTrainer):
         if run is None:
             loaders: tuple[Any, Any] = super().get_dataloaders()
             return loaders
-        with variable(WORKERS, "0"):
+        with environment_variable(WORKERS, "0"):
             training, validation = (augmenter.data_loader for augmenter in super().get_dataloaders())
-        without_timing(training.transforms)
+        make_augmentation_deterministic(training.transforms)
         # As many loading processes and batches in stock as nnU-Net has.
         processes = get_allowed_n_proc_DA()
 

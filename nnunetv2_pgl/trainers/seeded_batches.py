@@ -77,7 +77,7 @@ def seeded_batches(
     return augmenter
 
 
-def without_timing(transform: Any) -> None:
+def make_augmentation_deterministic(transform: Any) -> None:
     """Makes nnU-Net's augmentation compute the same each time.
 
     Its blur measures whether direct or Fourier convolution is faster, which differ in the last bits.
@@ -85,7 +85,7 @@ def without_timing(transform: Any) -> None:
     if getattr(transform, "benchmark", False):
         transform.benchmark = False
     for inner in (*getattr(transform, "transforms", ()), *filter(None, [getattr(transform, "transform", None)])):
-        without_timing(inner)
+        make_augmentation_deterministic(inner)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-from nnunetv2_pgl.environment import variable
+from nnunetv2_pgl.environment import environment_variable
 from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.extension_folder import VARIABLE as EXTENSION
 from nnunetv2_pgl.extension_folder import extension_folder
@@ -108,7 +108,10 @@ def find_trainer(name: str) -> type[nnUNetTrainerPGL]:
         PGLError: There is none of this name, or it is of another kind.
     """
     try:
-        with variable(EXTENSION, extension_path()), redirect_stdout(StringIO()):  # nnU-Net prints where it looks
+        with (
+            environment_variable(EXTENSION, extension_path()),
+            redirect_stdout(StringIO()),
+        ):  # nnU-Net prints where it looks
             found = recursive_find_trainer_class_by_name(name)
     except (RuntimeError, AssertionError) as error:
         raise PGLError(

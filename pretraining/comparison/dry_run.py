@@ -13,7 +13,7 @@ import torch
 from nnunetv2.paths import nnUNet_results
 from torch.utils._pytree import tree_leaves
 
-from nnunetv2_pgl.environment import variable
+from nnunetv2_pgl.environment import environment_variable
 from pretraining.comparison.comparison import Comparison
 from pretraining.comparison.derived import LONGER
 from pretraining.comparison.execution import number_of_training_cases, seconds_in
@@ -121,7 +121,7 @@ def _timed_steps(comparison: Comparison) -> tuple[float, float, str]:
     """Seconds of a training, bytes of its checkpoints, and where that is from: some steps on a first batch of scans."""
     if comparison.device == "cpu":
         torch.set_num_threads(multiprocessing.cpu_count())  # as nnUNetv2_train does
-    with random_trainer(comparison) as trainer, variable("nnUNet_n_proc_DA", "0"):
+    with random_trainer(comparison) as trainer, environment_variable("nnUNet_n_proc_DA", "0"):
         trainer.initialize()
         batch = next(trainer.get_dataloaders()[0])
         trainer.network.train()

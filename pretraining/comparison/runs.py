@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from nnunetv2.paths import nnUNet_results
 
-from nnunetv2_pgl.environment import variable
+from nnunetv2_pgl.environment import environment_variable
 from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.trainers import nnUNetTrainerPGL
 from nnunetv2_pgl.trainers.plans import PLANS_KEY, RANDOM, RUN_KEY
@@ -170,5 +170,9 @@ def random_trainer(comparison: Comparison) -> Iterator[nnUNetTrainerPGL]:
     plans = {**plans_of_run(comparison, run), "continue_training": False}
     dataset_json = read_json(comparison.base_plans.with_name("dataset.json"))
     trainer, device = find_trainer(settings.trainer), torch.device(comparison.device)
-    with tempfile.TemporaryDirectory() as folder, variable("nnUNet_results", folder), redirect_stdout(StringIO()):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        environment_variable("nnUNet_results", folder),
+        redirect_stdout(StringIO()),
+    ):
         yield trainer(plans, settings.configuration, run.fold, dataset_json, device)

@@ -13,7 +13,7 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 
 from pretraining.data.nnunet_dataset import find_in_dataset
 from pretraining.data.plain_folder import find_in_folder
-from pretraining.data.scan import FILE_ENDINGS, DataError, Scan, Skipped, Source, distinct, safe_name
+from pretraining.data.scan import FILE_ENDINGS, DataError, Scan, Skipped, Source, safe_name, unique_names
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def find_scans(
         scans += found
         skipped += left_out
     # Names that two sources share get the source in front; the files keep the identifier.
-    names = distinct([s.identifier for s in scans], [f"{safe_name(s.source)}_{s.identifier}" for s in scans])
+    names = unique_names([s.identifier for s in scans], [f"{safe_name(s.source)}_{s.identifier}" for s in scans])
     return [replace(scan, name=name) for scan, name in zip(scans, names, strict=True)], skipped
 
 
@@ -65,7 +65,7 @@ def _scans_of(source: Source, modality: str | None, use_masks: bool) -> tuple[li
         reason = f" ({skipped[0].name}: {skipped[0].reason})" if skipped else ""
         expected = "imagesTr and imagesTs" if source.is_dataset else f"{', '.join(FILE_ENDINGS)} or DICOM files"
         raise DataError(f"{source.folder} holds no scan{reason}: looked for {expected}")
-    names = distinct([scan.name for scan in scans], [scan.identifier for scan in scans])
+    names = unique_names([scan.name for scan in scans], [scan.identifier for scan in scans])
     return [replace(scan, name=name, identifier=name) for scan, name in zip(scans, names, strict=True)], skipped
 
 

@@ -22,9 +22,9 @@ from pretraining.data.scan import (
     Scan,
     Skipped,
     Source,
+    escape_non_utf8,
     log_unused,
     path_problem,
-    printable,
     safe_name,
 )
 
@@ -182,7 +182,7 @@ def _cases_in(
             continue
         match = pattern.fullmatch(path.name)
         if problem := path_problem(path):
-            skipped.append(Skipped(printable(path.name), source, problem))
+            skipped.append(Skipped(escape_non_utf8(path.name), source, problem))
         elif match is None:
             reason = f"the file name lacks nnU-Net's channel number (_0000{file_ending})"
             skipped.append(Skipped(path.name, source, reason))

@@ -18,9 +18,9 @@ from pretraining.data.scan import (
     Scan,
     Skipped,
     Source,
+    escape_non_utf8,
     log_unused,
     path_problem,
-    printable,
     safe_name,
 )
 
@@ -63,7 +63,7 @@ def find_in_folder(source: Source, modality: str | None, use_masks: bool = False
             if file.name.startswith("."):
                 hidden.append(file)
             elif reason := path_problem(file) or _special_file(file):
-                skipped.append(Skipped(printable(file.name), source.name, reason))
+                skipped.append(Skipped(escape_non_utf8(file.name), source.name, reason))
             elif not ending:
                 others.append(file)
             elif not use_masks and (_MASK_FILE.search(stem) or any(map(_MASK_FOLDER.fullmatch, parents))):
@@ -143,7 +143,7 @@ def _walk(folder: Path, skipped: list[Skipped]) -> Iterator[tuple[Path, list[Pat
     """
 
     def skip(error: OSError) -> None:
-        name = printable(os.path.relpath(error.filename, folder))
+        name = escape_non_utf8(os.path.relpath(error.filename, folder))
         skipped.append(Skipped(name, folder.name, f"the folder cannot be listed ({error.strerror})"))
 
     seen: set[str] = set()

@@ -106,7 +106,7 @@ class Skipped:
         return f"{self.source}: {self.name} skipped: {self.reason}"
 
 
-def in_few_lines(skipped: Iterable[Skipped], most: int = 3) -> list[str]:
+def summarise_skipped(skipped: Iterable[Skipped], most: int = 3) -> list[str]:
     """Lines for the user; more than ``most`` scans of one source with the same reason share one."""
     groups: dict[tuple[str, str], list[Skipped]] = {}
     for item in skipped:
@@ -136,10 +136,10 @@ def log_unused(source: str, files: Iterable[Path]) -> None:
 def path_problem(file: Path) -> str:
     """What is wrong with a path that is not UTF-8, with which SimpleITK ends the process; empty if nothing is."""
     path = os.fspath(file)
-    return "" if printable(path) == path else f"its path is not UTF-8 text ({printable(path)}): rename it"
+    return "" if escape_non_utf8(path) == path else f"its path is not UTF-8 text ({escape_non_utf8(path)}): rename it"
 
 
-def printable(name: str) -> str:
+def escape_non_utf8(name: str) -> str:
     """The name with escapes for bytes that are not UTF-8."""
     return name.encode(errors="backslashreplace").decode()
 
@@ -150,7 +150,7 @@ def safe_name(text: str) -> str:
     return re.sub(r"[^\w.-]+", "_", normal).strip("._") or "scan"
 
 
-def distinct(short: Sequence[str], long: Sequence[str]) -> list[str]:
+def unique_names(short: Sequence[str], long: Sequence[str]) -> list[str]:
     """Use the short name where it is unique, else the long one, and a number where that is not unique either.
 
     Upper and lower case count as the same: some file systems do not distinguish them.

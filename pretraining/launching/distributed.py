@@ -16,9 +16,9 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from pretraining.launching.environment import Place, place_in_environment
-from pretraining.launching.errors import HOW_TO_GO_ON, ProcessLost
+from pretraining.launching.errors import HOW_TO_CONTINUE, ProcessLost
 from pretraining.launching.heartbeat import end_without, heartbeat
+from pretraining.launching.torchrun_environment import ProcessRank, read_torchrun_environment
 
 T = TypeVar("T")
 
@@ -35,12 +35,12 @@ _GONE = re.compile(
 
 
 @dataclass(frozen=True)
-class Processes(Place):
+class Processes(ProcessRank):
     """This process among those that train together, and what they do in common.
 
     Attributes:
         store: Where the main process notes that it has done what the others wait for; None if there are no others.
-        calls: Counts the calls of `from_main`.
+        calls: Counts the calls of `run_on_main`.
     """
 
     store: PrefixStore | None = None
@@ -67,7 +67,7 @@ class Processes(Place):
             values = values / self.count
         return values
 
-    def from_main(self, function: Callable[[], T]) -> T:
+    def run_on_main(self, function: Callable[[], T]) -> T:
         """What a function returns in the main process, picklable, on every process.
 
         Raises:
@@ -90,7 +90,7 @@ class Processes(Place):
             raise ProcessLost
         return box[0][0]
 
-    def in_first(self, name: str, function: Callable[[], T]) -> T:
+    def run_on_first(self, name: str, function: Callable[[], T]) -> T:
         """What a function returns in the process that calls this first; the others end when it has.
 
         Args:
@@ -122,7 +122,7 @@ def process_group(kind: str) -> Iterator[Processes]:
         PGLError: If what the environment says of them is incomplete or contradictory.
         ProcessLost: If another process ended.
     """
-    place = place_in_environment()
+    place = read_torchrun_environment()
     if place.count == 1:
         yield Processes()
         return
@@ -156,5 +156,5 @@ def process_group(kind: str) -> Iterator[Processes]:
             raise
         raise ProcessLost(
             f"process {rank} of {count} lost the connection to another one, which was killed (perhaps by the system, "
-            f"for lack of memory) or has failed; its message, if any, is above. {HOW_TO_GO_ON}"
+            f"for lack of memory) or has failed; its message, if any, is above. {HOW_TO_CONTINUE}"
         ) from error

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: not finished, try again
-HOW_TO_GO_ON = "Add --c to continue from the last saved state; torchrun --max-restarts N does so by itself"
+HOW_TO_CONTINUE = "Add --c to continue from the last saved state; torchrun --max-restarts N does so by itself"
 
 _UNTIL_THE_LAUNCHER_LOOKS = 5.0  # seconds; it looks ten times a second
 
@@ -36,7 +36,7 @@ def end_after_another(line: str) -> NoReturn:
     The launcher keeps the reason of the first one only. Two processes of a machine print theirs, in case that one was
     killed and has none: it may be the first of the two.
     """
-    if line and not _launched_by_us() and os.environ.get("LOCAL_RANK", "0") in ("0", "1"):
+    if line and not _started_by_num_gpus() and os.environ.get("LOCAL_RANK", "0") in ("0", "1"):
         print(line, file=sys.stderr, flush=True)
     time.sleep(_UNTIL_THE_LAUNCHER_LOOKS)
     _leave(1)
@@ -51,7 +51,7 @@ def report(line: str) -> None:
     if file:
         with suppress(OSError):
             Path(file).write_text(json.dumps({"message": line, "timestamp": int(time.time())}))
-    if not _launched_by_us():
+    if not _started_by_num_gpus():
         print(line, file=sys.stderr, flush=True)
 
 
@@ -69,6 +69,6 @@ def _leave(exit_code: int) -> NoReturn:
     os._exit(exit_code)
 
 
-def _launched_by_us() -> bool:
+def _started_by_num_gpus() -> bool:
     """`launch` starts processes as torchrun does, but gives its job no id."""
     return "TORCHELASTIC_ERROR_FILE" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ

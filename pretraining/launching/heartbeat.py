@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import torch.distributed as dist
 
-from pretraining.launching.errors import HOW_TO_GO_ON, report
+from pretraining.launching.errors import HOW_TO_CONTINUE, report
 
 SECONDS = 5.0  # between two beats
 MOST_MISSED = 4  # beats; a launcher leaves a process that hangs 30 seconds more
@@ -82,7 +82,7 @@ def end_without(lost: int | None, count: int) -> NoReturn:
     who = f"{os.environ['MASTER_ADDR']}, where the run was launched," if lost is None else f"process {lost} of {count}"
     line = (
         f"pgl_pretrain: nothing was heard of {who} for {SECONDS * MOST_MISSED:.0f} seconds: its machine is down or "
-        f"hangs, or the network between them. {HOW_TO_GO_ON}"
+        f"hangs, or the network between them. {HOW_TO_CONTINUE}"
     )
     print(file=sys.stderr, flush=True)  # below the progress bar
     if lost is None:  # the launcher that would print it is perhaps gone too

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, ProcessFailure, SignalException, start_processes
 
 from nnunetv2_pgl.errors import PGLError
-from pretraining.launching.errors import HOW_TO_GO_ON, Stopped, end, is_one_of_several
+from pretraining.launching.errors import HOW_TO_CONTINUE, Stopped, end, is_one_of_several
 
 _HANGUPS = [getattr(signal, name) for name in ("SIGHUP", "SIGQUIT") if hasattr(signal, name)]
 _BETWEEN_LOOKS = 0.1  # seconds
@@ -98,7 +98,7 @@ def _explain(rank: int, failure: ProcessFailure, count: int, asked: signal.Signa
         how = f"{failure.signal_name()}, often sent by the system for lack of memory"
     else:
         how = f"exit code {failure.exitcode} (its message, if any, is above)"
-    raise PGLError(f"training process {rank} of {count} ended with {how}; the others were stopped. {HOW_TO_GO_ON}")
+    raise PGLError(f"training process {rank} of {count} ended with {how}; the others were stopped. {HOW_TO_CONTINUE}")
 
 
 def _raise_as_torch_does(number: int, frame: object) -> NoReturn:

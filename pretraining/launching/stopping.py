@@ -95,7 +95,7 @@ class Agreement:
         return bool(wish.item())
 
 
-def outlive_signals(worker: int) -> None:
+def ignore_signals_in_worker(worker: int) -> None:
     """Lets a loading process outlive the signals that its whole group gets, so that the current step can end.
 
     Given to the data loader as ``worker_init_fn``.

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nnunetv2_pgl.networks import Encoder, Segmenter
-from pretraining.objectives.deform import Deformations, deform
-from pretraining.objectives.deformation import Deformation, as_arrays, draw_deformation
+from pretraining.objectives.deformation_apply import DeformationBatch, deform
+from pretraining.objectives.deformation_draw import DeformationSettings, as_arrays, draw_deformation
 from pretraining.objectives.objective import Objective
 from pretraining.views import GeometryBatch
 
-_PUBLISHED = Deformation()
+_PUBLISHED = DeformationSettings()
 
 
 class ModelsGenesisOutput(NamedTuple):
@@ -41,7 +41,7 @@ class ModelsGenesis(Objective):
 
     Args:
         segmenter: The restoring network; as many output as input channels. Its encoder is kept.
-        precision: Autocast type of the network, None for float32. Deformation and loss are always float32.
+        precision: Autocast type of the network, None for float32. DeformationSettings and loss are always float32.
     """
 
     output = ModelsGenesisOutput
@@ -68,7 +68,7 @@ class ModelsGenesis(Objective):
     ) -> ModelsGenesisOutput:
         """See `Objective.forward`; places do not matter, the generator gives the noise that views are painted with."""
         with torch.no_grad():
-            deformed = deform(views, Deformations(**drawn), generator)
+            deformed = deform(views, DeformationBatch(**drawn), generator)
         with self.autocast(views.device):
             restored = self.segmenter(deformed)
         return ModelsGenesisOutput(F.mse_loss(restored.float(), views), F.mse_loss(deformed, views))

@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 from nnunetv2_pgl.errors import PGLError
 from pretraining.option_fields import add_options, given_values
 from pretraining.settings.config import PretrainConfig
+from pretraining.settings.options_page import TABLE, default_of
 from pretraining.settings.plans import settings_of_plan
 from pretraining.settings.presets import published_for_mae, recommended
-from pretraining.settings.reference import TABLE, default_of
 from pretraining.settings.table import GROUPS, PlanOptions
 from pretraining.views import IntensityRanges, ViewSettings
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from nnunetv2_pgl.networks import Encoder
 from nnunetv2_pgl.networks.hardware import lay_out
 from pretraining.alignment import FeatureGrid, align
-from pretraining.training.places import ByGeometry, Places, halves, mean_of
+from pretraining.training.geometry_baselines import GeometryBaselines, Places, halves, mean_of
 from pretraining.views import GeometryBatch, ViewPairBatch
 
 _CALIBRATION_BATCHES = 4
@@ -39,7 +39,7 @@ class AxisShares:
 
 
 @dataclass(frozen=True)
-class Correspondence(ByGeometry):
+class Correspondence(GeometryBaselines):
     """How well places are recognised; shares of aligned cells, None where there are no such pairs.
 
     A cell's match is its nearest neighbour among the other view's aligned cells, by the cosine of the features less
@@ -142,7 +142,7 @@ def compare_maps(maps: Sequence[tuple[Tensor, GeometryBatch]], grid: FeatureGrid
         size = len(part.flips)
         counts.add(nearest(first[at : at + size] - mean, second[at : at + size] - mean), part)
         at += size
-    return counts.result(ByGeometry.of(places))
+    return counts.result(GeometryBaselines.of(places))
 
 
 def _aligned_pair(features: Tensor, one: GeometryBatch, two: GeometryBatch, grid: FeatureGrid) -> tuple[Tensor, Tensor]:
@@ -197,7 +197,7 @@ class _Counts:
                 same = matches[:, axis] == right[:, axis]
                 self.of_axes[axis].append((same[apart], at_match[apart, axis]))
 
-    def result(self, by_geometry: ByGeometry) -> Correspondence:
+    def result(self, by_geometry: GeometryBaselines) -> Correspondence:
         """All pairs together."""
         hits, flipped = torch.cat(self.hits), torch.cat(self.flipped)
         z, y, x = map(_shares, self.of_axes)

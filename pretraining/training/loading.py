@@ -21,12 +21,12 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from nnunetv2_pgl.errors import PGLError
 from pretraining.data import DataError, Volume
-from pretraining.launching.errors import HOW_TO_GO_ON, ProcessLost
-from pretraining.launching.stopping import outlive_signals
+from pretraining.launching.errors import HOW_TO_CONTINUE, ProcessLost
+from pretraining.launching.stopping import ignore_signals_in_worker
 from pretraining.settings.config import PretrainConfig
 from pretraining.training.memory import is_out_of_memory, require_shared_memory
 from pretraining.training.sampler import PairSampler
-from pretraining.training.start import bytes_drawn, draw_of
+from pretraining.training.start import bytes_drawn, drawing_function
 from pretraining.views import ViewPairBatch, ViewPairDataset
 from pretraining.views.rendering import largest_source_box
 
@@ -72,7 +72,7 @@ class PairLoader:
             collate_fn=_collate,
             num_workers=workers,
             prefetch_factor=ahead if workers else None,
-            worker_init_fn=outlive_signals,
+            worker_init_fn=ignore_signals_in_worker,
         )
 
     @contextmanager
@@ -135,7 +135,7 @@ class PairLoader:
         raise PGLError(
             f"a data loading process {how} {'while' if note[2] else 'after'} it read {scan.name} ({scan.path}). If "
             f"{lacking} ran out, lower nnUNet_n_proc_DA; if this scan does it again, --verify_dataset_integrity "
-            f"preprocesses damaged scans again. {HOW_TO_GO_ON}"
+            f"preprocesses damaged scans again. {HOW_TO_CONTINUE}"
         ) from error
 
     def _dead_worker(self) -> BaseProcess | None:
@@ -159,7 +159,7 @@ class _NotedPairs(Dataset[Sample | DataError]):
 
     def __init__(self, scans: Sequence[Volume], config: PretrainConfig, workers: int):
         self.scans = scans
-        self.pairs = ViewPairDataset(scans, config.views, config.seed, draw_of(config.method))
+        self.pairs = ViewPairDataset(scans, config.views, config.seed, drawing_function(config.method))
         self.notes = torch.zeros(max(workers, 1), 3, dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:

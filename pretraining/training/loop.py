@@ -21,8 +21,8 @@ from pretraining.launching.errors import Stopped
 from pretraining.launching.stopping import Agreement, StopSignals
 from pretraining.settings.config import PretrainConfig
 from pretraining.training.correspondence import calibrate_norms, measure_correspondence
+from pretraining.training.geometry_baselines import place_warnings, validation_batches
 from pretraining.training.loading import PairLoader
-from pretraining.training.places import place_warnings, validation_batches
 from pretraining.training.pool import Pool
 from pretraining.training.progress import (
     RunLog,

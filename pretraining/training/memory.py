@@ -30,7 +30,8 @@ def require_fitting_batch(config: PretrainConfig, device: str, processes: Proces
     """Refuses a batch that the memory of this machine cannot hold, on a CPU, before any scan is read.
 
     There the system would kill the process or, worse, another one, without a message. A GPU raises an error, after
-    which `explained` tries what fits: that is more exact, since convolutions there take as much workspace as they find.
+    which `suggesting_a_smaller_batch` tries what fits: that is more exact, since convolutions there take as much
+    workspace as they find.
 
     Raises:
         PGLError: Names the largest batch that fits.
@@ -71,7 +72,9 @@ def require_shared_memory(needed: int) -> None:
 
 
 @contextmanager
-def explained(config: PretrainConfig, device: str, processes: Processes, workers: int) -> Iterator[None]:
+def suggesting_a_smaller_batch(
+    config: PretrainConfig, device: str, processes: Processes, workers: int
+) -> Iterator[None]:
     """Turns an error for lack of memory, raised by training, into one that names the largest batch that fits.
 
     Raises:
@@ -87,7 +90,7 @@ def explained(config: PretrainConfig, device: str, processes: Processes, workers
         reason = _reason(error)
         traceback.clear_frames(error.__traceback__)  # they hold the run and its tensors
     gc.collect()
-    fits = processes.in_first("out_of_memory", lambda: _largest_part(config, device, processes, workers))
+    fits = processes.run_on_first("out_of_memory", lambda: _largest_part(config, device, processes, workers))
     raise _too_large(config, processes, fits, reason)
 
 

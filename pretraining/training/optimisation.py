@@ -11,7 +11,7 @@ from torch import nn
 
 # Of "nnunet", as in nnU-Net's trainers: power of the polynomial decay, and the norm that all gradients are clipped to.
 DECAY_POWERS = {"nnunet": 0.9}
-LARGEST_GRADIENTS = {"nnunet": 12.0}
+GRADIENT_CLIP_NORMS = {"nnunet": 12.0}
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from pretraining.data import (
     with_joint_channels,
 )
 from pretraining.data.reading.orientation import read_orientation
-from pretraining.data.scan import distinct
+from pretraining.data.scan import unique_names
 from pretraining.data.store import read_record
 from pretraining.settings.config import PretrainConfig
 from pretraining.views.body_axes import require_lateral
@@ -166,7 +166,7 @@ class Manifest:
 def source_names(datasets: Sequence[str]) -> list[str]:
     """Names of sources without their paths; folders of the same name get their parent's in front."""
     paths = [Path(name) for name in datasets]
-    return distinct([path.name for path in paths], [f"{path.parent.name}_{path.name}" for path in paths])
+    return unique_names([path.name for path in paths], [f"{path.parent.name}_{path.name}" for path in paths])
 
 
 def _entry(volume: Volume, source: str, use: str) -> dict[str, Any]:

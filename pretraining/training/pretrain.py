@@ -13,14 +13,14 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunetv2_pgl.checkpoint import save_checkpoint
 from pretraining.data import Skipped, Volume
-from pretraining.data.scan import in_few_lines
+from pretraining.data.scan import summarise_skipped
 from pretraining.launching.distributed import Processes, process_group
 from pretraining.launching.stopping import StopSignals
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.table import RunOptions
-from pretraining.training.export import make_checkpoint
+from pretraining.training.encoder_checkpoint import make_checkpoint
 from pretraining.training.loop import Runtime, train
-from pretraining.training.memory import explained, require_fitting_batch
+from pretraining.training.memory import require_fitting_batch, suggesting_a_smaller_batch
 from pretraining.training.pool import (
     Manifest,
     Pool,
@@ -65,7 +65,7 @@ def pretrain(config: PretrainConfig, options: RunOptions) -> None:
     folder = RunFolder.named(options.name)
     workers = loading_workers(options.device)
     with ExitStack() as held, process_group(options.device) as processes, StopSignals().caught() as stop:
-        resume = processes.from_main(lambda: folder.open(config, options.resume, held))
+        resume = processes.run_on_main(lambda: folder.open(config, options.resume, held))
         log = RunLog(folder.path if processes.is_main else None)
         if resume and not options.resume:
             log("", "Restarted by torchrun")
@@ -75,7 +75,7 @@ def pretrain(config: PretrainConfig, options: RunOptions) -> None:
         prepared = _prepare(config, options, processes, workers, log)
         config, pool = prepared.config, split_pool(prepared.volumes, prepared.config, prepared.sources)
 
-        from_state = processes.from_main(lambda: resume and folder.latest.exists())
+        from_state = processes.run_on_main(lambda: resume and folder.latest.exists())
         if resume and not from_state:
             log(f"{folder.latest.name} is not there yet: starting from the first step")
         if processes.is_main:
@@ -88,7 +88,7 @@ def pretrain(config: PretrainConfig, options: RunOptions) -> None:
 
         runtime = Runtime(options.device, processes, workers, options.save_every, stop)
         stop.note()
-        with explained(config, options.device, processes, workers):
+        with suggesting_a_smaller_batch(config, options.device, processes, workers):
             state = train(config, pool, folder.path, runtime, log, from_state)
         if processes.is_main:
             _finish(config, folder, state, pool, prepared.skipped, manifest, log)
@@ -114,8 +114,8 @@ def _prepare(config: PretrainConfig, options: RunOptions, processes: Processes, 
 
     log("", "Preparing the scans of " + ", ".join(config.datasets))
     with _warnings_in(log):
-        prepared = processes.from_main(prepare)
-    warnings = [*in_few_lines(prepared.skipped), *axis_warnings(prepared.volumes, config.views)]
+        prepared = processes.run_on_main(prepare)
+    warnings = [*summarise_skipped(prepared.skipped), *axis_warnings(prepared.volumes, config.views)]
     log(*(f"WARNING: {line}" for line in warnings))
     return prepared
 
@@ -157,6 +157,6 @@ def _finish(
     folder.release()
     if skipped:
         heading = f"{len(skipped)} scan{'s' if len(skipped) > 1 else ''} skipped:"
-        log("", heading, *(f"  {line}" for line in in_few_lines(skipped)))
+        log("", heading, *(f"  {line}" for line in summarise_skipped(skipped)))
     pictures = f"Pictures: {folder.pictures}, {folder.path / 'progress.png'}"
     log("", f"Encoder: {folder.final}", pictures, *next_commands(config, folder))

@@ -17,7 +17,7 @@ from nnunetv2_pgl.files import replacing
 from pretraining.alignment import FeatureGrid, align
 from pretraining.data import Volume
 from pretraining.settings.config import PretrainConfig
-from pretraining.training.places import geometry_of_pairs, validation_batches
+from pretraining.training.geometry_baselines import geometry_of_pairs, validation_batches
 from pretraining.training.start import make_encoder
 from pretraining.views import ViewGeometry, ViewPairBatch, ViewPairDataset, ViewSettings, overlap_box, overlap_fraction
 

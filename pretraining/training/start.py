@@ -59,14 +59,14 @@ def make_segmenter(config: PretrainConfig) -> Segmenter:
     return PGLSegmenter(channels, channels, config.encoder_strides, config.norm, padding=config.padding)
 
 
-def draw_of(method: str) -> Draw:
+def drawing_function(method: str) -> Draw:
     """`Objective.draw` of a method, which needs no networks."""
     return OBJECTIVES[method].objective.draw
 
 
 def bytes_drawn(config: PretrainConfig) -> int:
     """Bytes that a loading process draws for a view besides its geometry and intensity."""
-    drawn = draw_of(config.method)(config.views.size, np.random.default_rng(0))
+    drawn = drawing_function(config.method)(config.views.size, np.random.default_rng(0))
     return sum(values.nbytes for values in drawn.values())
 
 

@@ -17,7 +17,7 @@ from pretraining.objectives import target_decay
 from pretraining.settings.config import PretrainConfig
 from pretraining.training.optimisation import (
     DECAY_POWERS,
-    LARGEST_GRADIENTS,
+    GRADIENT_CLIP_NORMS,
     learning_rate_at,
     set_learning_rate,
 )
@@ -43,7 +43,7 @@ class Stepper:
         self.config, self.steps, self.warmup = config, steps, warmup
         self.state, self.model, self.rank = state, model, rank
         self.device = next(model.parameters()).device
-        self.largest_gradient = LARGEST_GRADIENTS.get(config.optimizer_name)
+        self.clip_norm = GRADIENT_CLIP_NORMS.get(config.optimizer_name)
 
     def __call__(self, number: int, batches: Iterator[ViewPairBatch]) -> tuple[Tensor, float]:
         """Step ``number`` of the run.
@@ -87,7 +87,7 @@ class Stepper:
         target path, which follows them. All processes have the same gradients and do the same. A gradient that
         overflows although nothing is scaled up will not become finite.
         """
-        optimizer, scaler, largest = self.state.optimizer, self.state.scaler, self.largest_gradient
+        optimizer, scaler, largest = self.state.optimizer, self.state.scaler, self.clip_norm
         if scaler is None:
             norm = self._norm() if largest is None else nn.utils.clip_grad_norm_(self.model.parameters(), largest)
             optimizer.step()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pretraining.data import DataError, Scan, Skipped, find_scans, leave_out, with_joint_channels
-from pretraining.data.scan import in_few_lines
+from pretraining.data.scan import summarise_skipped
 
 Write = Callable[..., Path]
 
@@ -224,4 +224,4 @@ def test_channels_of_other_names_are_warned_of(caplog: pytest.LogCaptureFixture)
 
 def test_many_scans_of_one_reason_are_one_line() -> None:
     skipped = [Skipped(str(n), "A", "bad") for n in range(4)] + [Skipped("x", "B", "bad")]
-    assert in_few_lines(skipped) == ["A: 0 and 3 more skipped: bad", "B: x skipped: bad"]
+    assert summarise_skipped(skipped) == ["A: 0 and 3 more skipped: bad", "B: x skipped: bad"]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunetv2_pgl.networks import PGLSegmenter
-from pretraining.objectives.deform import Deformations, deform
+from pretraining.objectives.deformation_apply import DeformationBatch, deform
 from pretraining.objectives.models_genesis import ModelsGenesis, ModelsGenesisOutput
 from pretraining.views import GeometryBatch, sample_view_pair
 from tests.drawn import drawn_for
@@ -44,7 +44,7 @@ def run(genesis: ModelsGenesis, views: Tensor, places: int = 0) -> ModelsGenesis
 
 def deformed_of(views: Tensor) -> Tensor:
     """What `run` has the network restore."""
-    return deform(views, Deformations(**drawn_for(ModelsGenesis, views)), seeded())
+    return deform(views, DeformationBatch(**drawn_for(ModelsGenesis, views)), seeded())
 
 
 class Constant(nn.Module):

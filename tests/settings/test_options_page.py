@@ -10,14 +10,14 @@ import pytest
 from nnunetv2_pgl.errors import PGLError
 from pretraining.option_fields import given_values, option_of, require_ranges
 from pretraining.settings.options import OptionParser, add_pretraining_options
-from pretraining.settings.reference import TABLE, page
+from pretraining.settings.options_page import TABLE, page
 from pretraining.settings.table import RunOptions
 
 PAGE = Path(__file__).parents[2] / "docs" / "options.md"
 
 
 def test_the_page_is_of_today() -> None:
-    assert PAGE.read_text(encoding="utf-8") == page(), "python -m pretraining.settings.reference > docs/options.md"
+    assert PAGE.read_text(encoding="utf-8") == page(), "python -m pretraining.settings.options_page > docs/options.md"
 
 
 def test_every_option_of_the_command_is_on_the_page_once() -> None:

@@ -18,7 +18,7 @@ from pretraining.training.correspondence import (
     measure_correspondence,
     nearest,
 )
-from pretraining.training.places import (
+from pretraining.training.geometry_baselines import (
     Places,
     geometry_of_pairs,
     place_warnings,

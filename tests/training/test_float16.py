@@ -16,7 +16,7 @@ from torch import Tensor
 from pretraining.objectives import PGL
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.table import RunOptions
-from pretraining.training.optimisation import LARGEST_GRADIENTS
+from pretraining.training.optimisation import GRADIENT_CLIP_NORMS
 from pretraining.training.pretrain import pretrain
 from pretraining.training.run_folder import RunFolder
 from pretraining.training.start import initial_state
@@ -95,7 +95,7 @@ def test_a_step_that_overflows_changes_nothing_but_the_scale(optimizer: str) -> 
 @pytest.mark.parametrize("largest", [1e-3, 1e3])
 def test_what_is_clipped_is_the_gradient_without_the_scale(monkeypatch: pytest.MonkeyPatch, largest: float) -> None:
     """The step of a scale of 64 is that of a scale of 1, whether or not something is clipped."""
-    monkeypatch.setitem(LARGEST_GRADIENTS, "nnunet", largest)
+    monkeypatch.setitem(GRADIENT_CLIP_NORMS, "nnunet", largest)
     config = replace(SGD, optimizer="nnunet", weight_decay=0.0)
     moves = []
     for scale in (1.0, 64.0):

@@ -119,13 +119,13 @@ def test_an_allocation_that_fails_while_training_names_a_batch(monkeypatch: pyte
     monkeypatch.setattr(memory, "available_memory", lambda: 100 * GIB)
     config = replace(CONFIG, batch_size=4)
     message = r"-b 4 does not fit\. The largest batch that fits is -b 3;"
-    with pytest.raises(PGLError, match=message) as caught, memory.explained(config, "cpu", ALONE, 0):
+    with pytest.raises(PGLError, match=message) as caught, memory.suggesting_a_smaller_batch(config, "cpu", ALONE, 0):
         torch.empty(2**60, dtype=torch.uint8)
     assert "\n" not in str(caught.value)
 
 
 def test_other_errors_pass() -> None:
-    with pytest.raises(RuntimeError, match="shapes"), memory.explained(CONFIG, "cpu", ALONE, 0):
+    with pytest.raises(RuntimeError, match="shapes"), memory.suggesting_a_smaller_batch(CONFIG, "cpu", ALONE, 0):
         torch.zeros(2, 3) @ torch.zeros(2, 3)
 
 

@@ -69,7 +69,7 @@ def test_networks_that_do_not_fit_are_told_of(monkeypatch: pytest.MonkeyPatch) -
         raise torch.cuda.OutOfMemoryError(TEXT)
 
     monkeypatch.setattr(memory, "initial_state", full)
-    with pytest.raises(PGLError) as caught, memory.explained(CONFIG, "cuda", Processes(), 0):
+    with pytest.raises(PGLError) as caught, memory.suggesting_a_smaller_batch(CONFIG, "cuda", Processes(), 0):
         full()
     line = "the networks alone do not fit into the memory that the device has left; is another job there? "
     assert str(caught.value) == line + FACTS
@@ -81,7 +81,7 @@ def test_what_is_done_and_said(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(PairLoader, "_dead_worker", lambda _: pytest.fail("waits for a loading process to be dead"))
     with (
         pytest.raises(PGLError) as caught,
-        memory.explained(CONFIG, "cuda", Processes(), 0),
+        memory.suggesting_a_smaller_batch(CONFIG, "cuda", Processes(), 0),
         loader.explaining_deaths(),
     ):
         raise torch.cuda.OutOfMemoryError(TEXT)
@@ -100,7 +100,7 @@ def test_one_of_several_processes_tries(gpu: Gpu) -> None:
 
     def train(rank: int) -> None:
         try:
-            with memory.explained(CONFIG, "cuda", Processes(rank, 2, rank, 2, store), 0):
+            with memory.suggesting_a_smaller_batch(CONFIG, "cuda", Processes(rank, 2, rank, 2, store), 0):
                 raise torch.cuda.OutOfMemoryError(TEXT)
         except Exception as error:
             ended.append(error)

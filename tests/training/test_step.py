@@ -20,13 +20,13 @@ from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.methods import METHODS
 from nnunetv2_pgl.networks import ResNet50Encoder
 from pretraining.objectives import PGL, Objective, local_contrastive_loss
-from pretraining.objectives.deform import Deformations, deform
+from pretraining.objectives.deformation_apply import DeformationBatch, deform
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.table import RunOptions
-from pretraining.training.optimisation import LARGEST_GRADIENTS
+from pretraining.training.optimisation import GRADIENT_CLIP_NORMS
 from pretraining.training.pretrain import pretrain
 from pretraining.training.run_folder import RunFolder
-from pretraining.training.start import draw_of, initial_state
+from pretraining.training.start import drawing_function, initial_state
 from pretraining.training.state import TrainingState
 from pretraining.training.step import Stepper
 from pretraining.views import (
@@ -73,7 +73,7 @@ class Scan:
 
 
 def parts_of(config: PretrainConfig, steps: int) -> list[ViewPairBatch]:
-    dataset = ViewPairDataset([Scan()], config.views, 0, draw_of(config.method))
+    dataset = ViewPairDataset([Scan()], config.views, 0, drawing_function(config.method))
     size = config.batch_size // config.accumulate
     draws = range(steps * config.batch_size)
     return [ViewPairBatch.collate([dataset[d, 0] for d in draws[i : i + size]]) for i in draws[::size]]
@@ -146,7 +146,7 @@ def test_steps_are_those_written_out(method: str, accumulate: int) -> None:
 @pytest.mark.parametrize("largest", [1e-2, 1e2])
 def test_nnunets_steps_have_its_rates_and_clipped_gradients(monkeypatch: pytest.MonkeyPatch, largest: float) -> None:
     """All gradients together, whose norm here is between the two: one of them clips, the other does not."""
-    monkeypatch.setitem(LARGEST_GRADIENTS, "nnunet", largest)
+    monkeypatch.setitem(GRADIENT_CLIP_NORMS, "nnunet", largest)
     config = replace(CONFIG, method="mae", optimizer="nnunet")
     state = initial_state(config, torch.device("cpu"), None)
     free = initial_state(replace(config, optimizer="sgd"), torch.device("cpu"), None)
@@ -163,12 +163,12 @@ def test_nnunets_steps_have_its_rates_and_clipped_gradients(monkeypatch: pytest.
     assert 2e-2 < whole.norm() < 1e2
     torch.testing.assert_close(clipped, whole * min(1.0, largest / float(whole.norm())), rtol=1e-4, atol=1e-8)
     assert state.optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 * (1 - 1 / 3) ** 0.9)
-    assert LARGEST_GRADIENTS.keys() == {"nnunet"}
+    assert GRADIENT_CLIP_NORMS.keys() == {"nnunet"}
 
 
 def test_nnunets_gradients_are_clipped_to_12() -> None:
     """As its trainers do."""
-    assert LARGEST_GRADIENTS["nnunet"] == 12
+    assert GRADIENT_CLIP_NORMS["nnunet"] == 12
 
 
 def test_a_gradient_that_is_not_finite_shows_although_it_is_clipped() -> None:
@@ -250,16 +250,16 @@ def test_waiting_is_that_for_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_loading_processes_drew_reaches_the_method() -> None:
     config = replace(CONFIG, method="models_genesis")
-    dataset = ViewPairDataset([Scan()], config.views, 0, draw_of("models_genesis"))
+    dataset = ViewPairDataset([Scan()], config.views, 0, drawing_function("models_genesis"))
     batch = ViewPairBatch.collate([dataset[draw, 0] for draw in range(4)])
     state = initial_state(config, torch.device("cpu"), None)
     stepper = Stepper(config, STEPS, WARMUP, state, state.objective, 0)
     values, _ = stepper(2, iter([batch]))
     views = batch.render(config.views.size, changes_intensity=False)
     generator = torch.Generator().manual_seed(stepper._seed(2))
-    deformed = deform(views, Deformations(**batch.drawn), generator)
+    deformed = deform(views, DeformationBatch(**batch.drawn), generator)
     assert float(values[1]) == pytest.approx(float((deformed - views).square().mean()), rel=1e-5)
-    drawing = [method for method in METHODS if draw_of(method)((2, 2, 2), np.random.default_rng(0))]
+    drawing = [method for method in METHODS if drawing_function(method)((2, 2, 2), np.random.default_rng(0))]
     assert drawing == ["models_genesis"]
 
 

@@ -92,7 +92,7 @@ def read_header(file: Path) -> MetaImageHeader:
 
 
 @dataclass(frozen=True)
-class VoxelPlace:
+class VoxelLocation:
     """The file that holds the voxels, after how many bytes they start, and whether they are compressed."""
 
     file: Path
@@ -100,7 +100,7 @@ class VoxelPlace:
     is_compressed: bool
 
 
-def locate_voxels(file: Path, header: MetaImageHeader, slices: int) -> VoxelPlace | None:
+def locate_voxels(file: Path, header: MetaImageHeader, slices: int) -> VoxelLocation | None:
     """Where the voxels are; None if they are in several files.
 
     Raises:
@@ -110,13 +110,13 @@ def locate_voxels(file: Path, header: MetaImageHeader, slices: int) -> VoxelPlac
         _require_all_files(file, header, slices)
         return None
     if header.data_file in _HERE:
-        return VoxelPlace(file, header.size, header.is_compressed)
+        return VoxelLocation(file, header.size, header.is_compressed)
     data = file.parent / header.data_file
     if os.path.isfile(data):
-        return VoxelPlace(data, 0, header.is_compressed)
+        return VoxelLocation(data, 0, header.is_compressed)
     data = Path(f"{data}.gz")  # MetaIO looks for it, too
     if os.path.isfile(data):
-        return VoxelPlace(data, 0, True)
+        return VoxelLocation(data, 0, True)
     raise BadScan(f"{file.name} has its voxels in {header.data_file}, which is not there")
 
 

@@ -60,7 +60,7 @@ def validation_samples(
 
 
 @dataclass(frozen=True)
-class ByGeometry:
+class GeometryBaselines:
     """Shares of aligned cells that find their place by a code of places, None where there are no such pairs.
 
     Attributes:
@@ -77,7 +77,7 @@ class ByGeometry:
     unflipped_ceiling: float | None
 
     @classmethod
-    def of(cls, places: Sequence[Places]) -> ByGeometry:
+    def of(cls, places: Sequence[Places]) -> GeometryBaselines:
         """Expected shares over all pairs together."""
         flipped = torch.cat([part.flips.any(dim=1) for part in places])
         in_view = torch.cat([part.share(part.near_in_view) for part in places])
@@ -116,7 +116,9 @@ def place_warnings(record: Mapping[str, float | None]) -> list[str]:
     ]
 
 
-def geometry_of_pairs(geometries: Sequence[GeometryBatch], grid: FeatureGrid, cells: Sequence[int]) -> ByGeometry:
+def geometry_of_pairs(
+    geometries: Sequence[GeometryBatch], grid: FeatureGrid, cells: Sequence[int]
+) -> GeometryBaselines:
     """What codes of places reach in pairs of views.
 
     Args:
@@ -124,7 +126,7 @@ def geometry_of_pairs(geometries: Sequence[GeometryBatch], grid: FeatureGrid, ce
         grid: Where the cells of the maps lie in a view.
         cells: Size of the maps.
     """
-    return ByGeometry.of([Places.of(*halves(batch), grid, cells) for batch in geometries])
+    return GeometryBaselines.of([Places.of(*halves(batch), grid, cells) for batch in geometries])
 
 
 def halves(geometries: GeometryBatch) -> tuple[GeometryBatch, GeometryBatch]:

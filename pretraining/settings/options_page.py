@@ -1,6 +1,6 @@
 """The options in words: their defaults in ``-h``, and the page ``docs/options.md``.
 
-``python -m pretraining.settings.reference > docs/options.md`` writes the page again after a change.
+``python -m pretraining.settings.options_page > docs/options.md`` writes the page again after a change.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Options may be written with one dash or two. Where two defaults are given, the f
 second the paper's, which `--paper` chooses for everything that is not given; `-m mae` has those published for it.
 `pgl_preview` takes the options of the groups *scans* and *views*.
 
-This page is made by `python -m pretraining.settings.reference`.
+This page is made by `python -m pretraining.settings.options_page`.
 """
 
 

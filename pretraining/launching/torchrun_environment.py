@@ -13,7 +13,7 @@ _LARGEST_PORT = 65535
 
 
 @dataclass(frozen=True)
-class Place:
+class ProcessRank:
     """The place of this process among those that a launcher has started.
 
     Attributes:
@@ -29,7 +29,7 @@ class Place:
     local_count: int = 1
 
 
-def place_in_environment() -> Place:
+def read_torchrun_environment() -> ProcessRank:
     """The place that torchrun's variables name; alone if there are none, or WORLD_SIZE is 1.
 
     Schedulers and job scripts set some of them too. A process that does not know which of several it is must not train
@@ -45,7 +45,7 @@ def place_in_environment() -> Place:
         _refuse_missing("RANK", given=("WORLD_SIZE",))
     rank = _number("RANK", 0, default=0, below="WORLD_SIZE", count=count)
     if count == 1:
-        return Place()
+        return ProcessRank()
     if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
         _refuse_missing(*missing, given=("WORLD_SIZE", "RANK"))
     if _number("MASTER_PORT", 1) > _LARGEST_PORT:
@@ -54,7 +54,7 @@ def place_in_environment() -> Place:
     if local_count > count:
         _refuse("LOCAL_WORLD_SIZE", why=f"but WORLD_SIZE, which counts the processes of all machines, is {count}")
     local_rank = _number("LOCAL_RANK", 0, default=0, below="LOCAL_WORLD_SIZE", count=local_count)
-    return Place(rank, count, local_rank, local_count)
+    return ProcessRank(rank, count, local_rank, local_count)
 
 
 def _number(name: str, least: int, default: int | None = None, below: str = "", count: int | None = None) -> int:

@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pretraining.objectives import ModelsGenesis
-from pretraining.objectives.deform import Deformations, deform
-from pretraining.objectives.deformation import Deformation, as_arrays, draw_deformation
+from pretraining.objectives.deformation_apply import DeformationBatch, deform
+from pretraining.objectives.deformation_draw import DeformationSettings, as_arrays, draw_deformation
 from tests.drawn import drawn_for
 
 SIZE = (6, 20, 24)
@@ -46,13 +46,15 @@ def plainly(view: NDArray[np.float64], drawn: dict[str, NDArray[Any]], noise: ND
 def test_a_batch_is_what_each_view_gives_on_its_own() -> None:
     """All combinations of what may happen, in two channels of different range."""
     rng = np.random.default_rng(0)
-    combinations = [Deformation(c, 0.5, s, paint_probability=p, inpaint_probability=i) for c, s, p, i in HAPPENING]
+    combinations = [
+        DeformationSettings(c, 0.5, s, paint_probability=p, inpaint_probability=i) for c, s, p, i in HAPPENING
+    ]
     of_views = [as_arrays(draw_deformation(SIZE, given, rng), SIZE, given, rng) for given in 2 * combinations]
     drawn = {name: np.stack([of_view[name] for of_view in of_views]) for name in of_views[0]}
     views = torch.randn(len(of_views), 2, *SIZE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     views *= torch.tensor([1.0, 30.0]).view(1, 2, 1, 1, 1)
     before = views.clone()
-    deformations = Deformations(**{name: torch.from_numpy(values) for name, values in drawn.items()})
+    deformations = DeformationBatch(**{name: torch.from_numpy(values) for name, values in drawn.items()})
     deformed = deform(views, deformations, seeded())
     assert torch.equal(views, before)
     noise = torch.rand(views.shape, generator=seeded(), dtype=torch.float64).numpy()
@@ -86,7 +88,7 @@ def test_as_many_operations_for_any_number_of_views(channels: int) -> None:
     for count in (2, 10):
         views = torch.randn(count, channels, *SIZE)
         with Calls() as calls:
-            deform(views, Deformations(**drawn_for(ModelsGenesis, views)), seeded())
+            deform(views, DeformationBatch(**drawn_for(ModelsGenesis, views)), seeded())
         counted.append(calls.names)
     assert counted[0] == counted[1]
 
@@ -99,7 +101,7 @@ def test_a_gpu_is_never_waited_for() -> None:
             views = torch.empty(4, 1, 8, 8, 8)
             on_device = {name: torch.empty(values.shape, dtype=values.dtype) for name, values in drawn.items()}
         calls.names.clear()
-        deformed = deform(views, Deformations(**on_device))
+        deformed = deform(views, DeformationBatch(**on_device))
     assert deformed.device.type == "cuda"
     assert not calls.moves
     assert not {name for name in calls.names if "_local_scalar_dense" in name or "nonzero" in name}

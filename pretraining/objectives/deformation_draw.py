@@ -1,6 +1,6 @@
 """Deformed views, which Models Genesis learns to restore: what is drawn of them, per view, in the loading processes.
 
-`objectives.deform` applies it to a batch on its device.
+`objectives.deformation_apply` applies it to a batch on its device.
 
 Figures from Zhou et al., "Models Genesis", Medical Image Analysis 2021, and the authors' code for 3D
 (github.com/MrGiovanni/ModelsGenesis, pytorch/config.py and pytorch/utils.py), whose cubes have 64 x 64 x 32 voxels.
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Deformation:
+class DeformationSettings:
     """Probabilities and sizes; the defaults are the published ones unless stated. Sizes are shares of a view's axis.
 
     Attributes:
@@ -84,7 +84,9 @@ class ViewDeformation:
     outside: Boxes | None = None
 
 
-def draw_deformation(view_size: Sequence[int], settings: Deformation, rng: np.random.Generator) -> ViewDeformation:
+def draw_deformation(
+    view_size: Sequence[int], settings: DeformationSettings, rng: np.random.Generator
+) -> ViewDeformation:
     """Draws all that happens to one view of ``view_size`` voxels (z, y, x) but the values of noise and the shuffles."""
     shuffled = rng.random() < settings.shuffle_probability
     curved = rng.random() < settings.curve_probability
@@ -99,7 +101,7 @@ def draw_deformation(view_size: Sequence[int], settings: Deformation, rng: np.ra
 
 
 def as_arrays(
-    draw: ViewDeformation, view_size: Sequence[int], settings: Deformation, rng: np.random.Generator
+    draw: ViewDeformation, view_size: Sequence[int], settings: DeformationSettings, rng: np.random.Generator
 ) -> dict[str, NDArray[Any]]:
     """What was drawn, with the shuffles, as arrays whose shapes and types do not depend on chance.
 
@@ -110,7 +112,7 @@ def as_arrays(
         rng: Source of the shuffles.
 
     Returns:
-        For one view, the arrays that `deform.Deformations` holds for a batch, under the same names.
+        For one view, the arrays that `deform.DeformationBatch` holds for a batch, under the same names.
     """
     windows = np.zeros((settings.max_windows, 2, 3), dtype=np.int64)
     for boxes in (draw.inside, draw.outside):
@@ -150,7 +152,7 @@ def draw_shuffles(blocks: Boxes, view_size: Sequence[int], rng: np.random.Genera
     return ((taken & 0xFFFFFFFF) - voxels).reshape(places.shape)
 
 
-def _draw_curve(settings: Deformation, rng: np.random.Generator) -> NDArray[np.float64]:
+def _draw_curve(settings: DeformationSettings, rng: np.random.Generator) -> NDArray[np.float64]:
     """A cubic curve whose two inner control points are uniform in the unit square.
 
     Both coordinates then rise all along the curve, or one falls, so that it is a monotonic map of [0, 1] onto itself.
@@ -161,25 +163,25 @@ def _draw_curve(settings: Deformation, rng: np.random.Generator) -> NDArray[np.f
     return points
 
 
-def _draw_blocks(view_size: Sequence[int], settings: Deformation, rng: np.random.Generator) -> Boxes:
+def _draw_blocks(view_size: Sequence[int], settings: DeformationSettings, rng: np.random.Generator) -> Boxes:
     largest = _longest_edges(view_size, settings)
     mean_volume = math.prod((1 + edge) / 2 for edge in largest)
     count = round(settings.shuffle_coverage * math.prod(view_size) / mean_volume)
     return _draw_boxes(count, view_size, (1, 1, 1), largest, 0, rng)
 
 
-def _longest_edges(view_size: Sequence[int], settings: Deformation) -> list[int]:
+def _longest_edges(view_size: Sequence[int], settings: DeformationSettings) -> list[int]:
     """Longest edge per axis of the blocks to shuffle, in voxels."""
     return [min(n, max(2, math.floor(n * settings.block_size))) for n in view_size]
 
 
-def _draw_painted(view_size: Sequence[int], settings: Deformation, rng: np.random.Generator) -> Boxes:
+def _draw_painted(view_size: Sequence[int], settings: DeformationSettings, rng: np.random.Generator) -> Boxes:
     smallest, largest = ([max(1, math.floor(n * share)) for n in view_size] for share in settings.inpaint_size)
     count = _draw_count(settings.max_windows, settings.window_probability, rng)
     return _draw_boxes(count, view_size, smallest, largest, settings.margin, rng)
 
 
-def _draw_kept(view_size: Sequence[int], settings: Deformation, rng: np.random.Generator) -> Boxes:
+def _draw_kept(view_size: Sequence[int], settings: DeformationSettings, rng: np.random.Generator) -> Boxes:
     smallest, largest = ([math.ceil(n * share) for n in view_size] for share in settings.outpaint_size)
     count = 1 + _draw_count(settings.max_windows - 1, settings.window_probability, rng)
     return _draw_boxes(count, view_size, smallest, largest, settings.margin, rng)

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from pretraining.objectives.deform import Deformations, deform
-from pretraining.objectives.deformation import (
+from pretraining.objectives.deformation_apply import DeformationBatch, deform
+from pretraining.objectives.deformation_draw import (
     Boxes,
-    Deformation,
+    DeformationSettings,
     ViewDeformation,
     as_arrays,
     draw_deformation,
@@ -22,14 +22,14 @@ from pretraining.objectives.deformation import (
 
 SIZE = (12, 32, 40)
 PUBLISHED_SIZE = (64, 64, 32)
-NOTHING = Deformation(curve_probability=0, shuffle_probability=0, paint_probability=0)
+NOTHING = DeformationSettings(curve_probability=0, shuffle_probability=0, paint_probability=0)
 
 
-def only(**probabilities: float) -> Deformation:
+def only(**probabilities: float) -> DeformationSettings:
     return replace(NOTHING, **probabilities)  # type: ignore[arg-type]
 
 
-def draws_of(settings: Deformation, size: tuple[int, int, int], count: int) -> list[ViewDeformation]:
+def draws_of(settings: DeformationSettings, size: tuple[int, int, int], count: int) -> list[ViewDeformation]:
     rng = np.random.default_rng(0)
     return [draw_deformation(size, settings, rng) for _ in range(count)]
 
@@ -44,9 +44,9 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 def deform_one(view: Tensor, draw: ViewDeformation, seed: int = 0) -> Tensor:
     """(C, D, H, W) -> (C, D, H, W)."""
-    arrays = as_arrays(draw, view.shape[1:], Deformation(block_size=0.6), np.random.default_rng(seed))
+    arrays = as_arrays(draw, view.shape[1:], DeformationSettings(block_size=0.6), np.random.default_rng(seed))
     batch = {name: torch.from_numpy(values)[None] for name, values in arrays.items()}
-    return deform(view[None], Deformations(**batch), seeded(seed))[0]
+    return deform(view[None], DeformationBatch(**batch), seeded(seed))[0]
 
 
 def within(count: int, draws: int, probability: float) -> bool:
@@ -59,7 +59,7 @@ def within(count: int, draws: int, probability: float) -> bool:
 
 def test_each_deformation_is_as_frequent_as_published() -> None:
     count = 4000
-    draws = draws_of(Deformation(), (4, 6, 6), count)
+    draws = draws_of(DeformationSettings(), (4, 6, 6), count)
     assert within(sum(d.curve is not None for d in draws), count, 0.9)
     assert within(sum(d.blocks is not None for d in draws), count, 0.5)
     assert within(sum(d.inside is not None for d in draws), count, 0.9 * 0.2)
@@ -86,9 +86,12 @@ def test_nothing_drawn_changes_nothing() -> None:
 def test_shapes_and_types_are_the_same_for_all_views_of_a_size(size: tuple[int, int, int], offsets: type) -> None:
     """And small: 2 bytes a voxel for the default views."""
     rng = np.random.default_rng(0)
-    draws = [*draws_of(Deformation(), size, 8), ViewDeformation()]
+    draws = [*draws_of(DeformationSettings(), size, 8), ViewDeformation()]
     kinds = [
-        {name: (values.shape, values.dtype) for name, values in as_arrays(draw, size, Deformation(), rng).items()}
+        {
+            name: (values.shape, values.dtype)
+            for name, values in as_arrays(draw, size, DeformationSettings(), rng).items()
+        }
         for draw in draws
     ]
     assert all(kind == kinds[0] for kind in kinds)
@@ -102,7 +105,7 @@ def test_offsets_fit_their_type() -> None:
     for size in ((16, 96, 96), (4, 6, 6), (1, 1, 1), (40, 160, 160)):
         draw = draws_of(only(shuffle_probability=1), size, 1)[0]
         assert draw.blocks is not None
-        arrays = as_arrays(draw, size, Deformation(), np.random.default_rng(3))
+        arrays = as_arrays(draw, size, DeformationSettings(), np.random.default_rng(3))
         assert np.array_equal(arrays["offsets"], draw_shuffles(draw.blocks, size, np.random.default_rng(3)))
         span = draw.blocks.sizes.max(axis=0) - 1
         assert np.iinfo(arrays["offsets"].dtype).max >= span @ (size[1] * size[2], size[2], 1)
@@ -110,7 +113,7 @@ def test_offsets_fit_their_type() -> None:
 
 def test_same_seed_same_view() -> None:
     view = random_view()
-    everything = Deformation(1.0, shuffle_probability=1.0, paint_probability=1.0)
+    everything = DeformationSettings(1.0, shuffle_probability=1.0, paint_probability=1.0)
     first, again = (draws_of(everything, SIZE, 1)[0] for _ in range(2))
     assert torch.equal(deform_one(view, first), deform_one(view, again))
     assert not torch.equal(deform_one(view, first), deform_one(view, first, seed=1))
@@ -119,7 +122,7 @@ def test_same_seed_same_view() -> None:
 @pytest.mark.parametrize("size", [(4, 6, 6), (1, 1, 1), (2, 3, 5), (7, 14, 21), (16, 24, 24)])
 def test_views_of_any_size_stay_in_their_range(size: tuple[int, int, int]) -> None:
     view = random_view(size)
-    for number, draw in enumerate(draws_of(Deformation(), size, 100)):
+    for number, draw in enumerate(draws_of(DeformationSettings(), size, 100)):
         deformed = deform_one(view, draw, number)
         assert deformed.shape == view.shape
         assert deformed.dtype == view.dtype
@@ -133,7 +136,7 @@ def test_views_of_any_size_stay_in_their_range(size: tuple[int, int, int]) -> No
 
 def test_a_constant_view_stays_so() -> None:
     view = torch.full((1, 4, 6, 6), -1.5)
-    for draw in draws_of(Deformation(), (4, 6, 6), 30):
+    for draw in draws_of(DeformationSettings(), (4, 6, 6), 30):
         assert torch.equal(deform_one(view, draw), view)
 
 
@@ -383,7 +386,7 @@ def test_shuffled_first_then_mapped_then_painted() -> None:
     """The curve meets the shuffled values, on the range the view had before, and the noise comes last."""
     view = random_view()
     low, high = view.double().min().item(), view.double().max().item()
-    settings = Deformation(1.0, shuffle_probability=1.0, paint_probability=1.0)
+    settings = DeformationSettings(1.0, shuffle_probability=1.0, paint_probability=1.0)
     for draw in draws_of(settings, SIZE, 5):
         shuffled = deform_one(view, ViewDeformation(blocks=draw.blocks))[0].double().numpy()
         assert draw.curve is not None

@@ -17,7 +17,7 @@ _TABLE_SIZE = 2**14
 
 
 @dataclass(frozen=True)
-class Deformations:
+class DeformationBatch:
     """What happens to each of B views, in this order; see `deformation.as_arrays`.
 
     Attributes:
@@ -35,7 +35,7 @@ class Deformations:
     outside: Tensor
 
 
-def deform(views: Tensor, deformations: Deformations, generator: torch.Generator | None = None) -> Tensor:
+def deform(views: Tensor, deformations: DeformationBatch, generator: torch.Generator | None = None) -> Tensor:
     """Shuffles, maps and paints.
 
     The curve and the noise are published for images in [0, 1]. Views are z-scored: the range of the view, per channel,

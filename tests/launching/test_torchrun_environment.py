@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from nnunetv2_pgl.errors import PGLError
-from pretraining.launching.environment import Place, place_in_environment
 from pretraining.launching.errors import end
+from pretraining.launching.torchrun_environment import ProcessRank, read_torchrun_environment
 from tests.machine import Machine, output_of
 
 NAMES = ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -23,16 +23,16 @@ def put(environment: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("environment", "place"),
     [
-        ("", Place(0, 1, 0, 1)),
-        ("WORLD_SIZE=1", Place(0, 1, 0, 1)),
-        ("WORLD_SIZE=1 RANK=0", Place(0, 1, 0, 1)),
-        (f"WORLD_SIZE=4 RANK=3 {MEETING}", Place(3, 4, 0, 4)),
-        (f"WORLD_SIZE=8 RANK=7 LOCAL_WORLD_SIZE=4 LOCAL_RANK=3 {MEETING}", Place(7, 8, 3, 4)),
+        ("", ProcessRank(0, 1, 0, 1)),
+        ("WORLD_SIZE=1", ProcessRank(0, 1, 0, 1)),
+        ("WORLD_SIZE=1 RANK=0", ProcessRank(0, 1, 0, 1)),
+        (f"WORLD_SIZE=4 RANK=3 {MEETING}", ProcessRank(3, 4, 0, 4)),
+        (f"WORLD_SIZE=8 RANK=7 LOCAL_WORLD_SIZE=4 LOCAL_RANK=3 {MEETING}", ProcessRank(7, 8, 3, 4)),
     ],
 )
-def test_the_place_of_a_process(environment: str, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_place_of_a_process(environment: str, place: ProcessRank, monkeypatch: pytest.MonkeyPatch) -> None:
     put(environment, monkeypatch)
-    assert place_in_environment() == place
+    assert read_torchrun_environment() == place
 
 
 @pytest.mark.parametrize(
@@ -61,13 +61,13 @@ def test_an_impossible_place(
 ) -> None:
     put(environment, monkeypatch)
     with pytest.raises(PGLError) as refused:
-        place_in_environment()
+        read_torchrun_environment()
     assert message in str(refused.value)
     unset = [name for name in ("WORLD_SIZE", "RANK") if f"{name}=" in environment]
     assert f"; unset {' and '.join(unset)} to train with this process alone" in str(refused.value)
     for name in unset:  # the advice helps
         monkeypatch.delenv(name)
-    assert place_in_environment() == Place()
+    assert read_torchrun_environment() == ProcessRank()
 
 
 def test_the_command_ends_with_one_line(machine: Machine) -> None:

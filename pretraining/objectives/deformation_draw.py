@@ -112,7 +112,7 @@ def as_arrays(
         rng: Source of the shuffles.
 
     Returns:
-        For one view, the arrays that `deform.DeformationBatch` holds for a batch, under the same names.
+        For one view, the arrays that `deformation_apply.DeformationBatch` holds for a batch, under the same names.
     """
     windows = np.zeros((settings.max_windows, 2, 3), dtype=np.int64)
     for boxes in (draw.inside, draw.outside):

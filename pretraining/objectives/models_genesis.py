@@ -41,7 +41,7 @@ class ModelsGenesis(Objective):
 
     Args:
         segmenter: The restoring network; as many output as input channels. Its encoder is kept.
-        precision: Autocast type of the network, None for float32. DeformationSettings and loss are always float32.
+        precision: Autocast type of the network, None for float32. Deformation and loss are always float32.
     """
 
     output = ModelsGenesisOutput

@@ -18,7 +18,7 @@ _TABLE_SIZE = 2**14
 
 @dataclass(frozen=True)
 class DeformationBatch:
-    """What happens to each of B views, in this order; see `deformation.as_arrays`.
+    """What happens to each of B views, in this order; see `deformation_draw.as_arrays`.
 
     Attributes:
         offsets: How many voxels further on in the flattened view a voxel's value is taken from, (B, D, H, W), signed

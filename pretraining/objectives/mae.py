@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nnunetv2_pgl.networks import Encoder, Segmenter
-from pretraining.objectives.objective import Objective
+from nnunetv2_pgl.networks import Segmenter
+from pretraining.objectives.objective import Restoration
 from pretraining.views import GeometryBatch
 from pretraining.views.geometry import number_of_blocks
 
@@ -29,7 +29,7 @@ class MAEOutput(NamedTuple):
     mean_error: Tensor
 
 
-class MAE(Objective):
+class MAE(Restoration):
     """The segmenter as restoring network: from views with hidden blocks to what was there.
 
     The two views of a pair are just two samples. Hidden voxels are set to 0, the mean of a z-scored scan; nothing
@@ -43,21 +43,12 @@ class MAE(Objective):
     """
 
     output = MAEOutput
-    has_target = False
-    changes_intensity = False  # as published
 
     def __init__(
         self, segmenter: Segmenter, block: Sequence[int], mask_ratio: float, precision: torch.dtype | None = None
     ):
-        super().__init__()
-        self.segmenter = segmenter
+        super().__init__(segmenter, precision)
         self.block, self.mask_ratio = tuple(block), mask_ratio
-        self.precision = precision
-
-    @property
-    def encoder(self) -> Encoder:  # type: ignore[override]
-        """The segmenter's. Not a second module, which would be saved twice."""
-        return self.segmenter.encoder
 
     def forward(self, views: Tensor, geometries: GeometryBatch, generator: torch.Generator | None = None) -> MAEOutput:
         """See `Objective.forward`; places do not matter, the generator decides which blocks are hidden."""
@@ -65,10 +56,6 @@ class MAE(Objective):
         with self.autocast(views.device):
             restored = self.segmenter(views.masked_fill(mask, 0.0))
         return MAEOutput(hidden_error(restored.float(), views, mask), error_of_the_mean(views, mask))
-
-    def kept_decoder(self) -> dict[str, Tensor]:
-        """See `Objective.kept_decoder`: under the names it has in the segmenter."""
-        return self.segmenter.decoder_weights()
 
 
 def draw_block_mask(

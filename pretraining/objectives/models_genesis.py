@@ -11,10 +11,9 @@ import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nnunetv2_pgl.networks import Encoder, Segmenter
 from pretraining.objectives.deformation_apply import DeformationBatch, deform
 from pretraining.objectives.deformation_draw import DeformationSettings, as_arrays, draw_deformation
-from pretraining.objectives.objective import Objective
+from pretraining.objectives.objective import Restoration
 from pretraining.views import GeometryBatch
 
 _PUBLISHED = DeformationSettings()
@@ -32,7 +31,7 @@ class ModelsGenesisOutput(NamedTuple):
     deformed: Tensor
 
 
-class ModelsGenesis(Objective):
+class ModelsGenesis(Restoration):
     """The segmenter as restoring network: from deformed views to the views as they were.
 
     The two views of a pair are just two sub-volumes. Their flips and scales are in the view to restore as well. The
@@ -45,18 +44,6 @@ class ModelsGenesis(Objective):
     """
 
     output = ModelsGenesisOutput
-    has_target = False
-    changes_intensity = False  # the views to restore are the scans' own intensities
-
-    def __init__(self, segmenter: Segmenter, precision: torch.dtype | None = None):
-        super().__init__()
-        self.segmenter = segmenter
-        self.precision = precision
-
-    @property
-    def encoder(self) -> Encoder:  # type: ignore[override]
-        """The segmenter's. Not a second module, which would be saved twice."""
-        return self.segmenter.encoder
 
     @staticmethod
     def draw(view_size: Sequence[int], rng: np.random.Generator) -> dict[str, NDArray[Any]]:
@@ -72,7 +59,3 @@ class ModelsGenesis(Objective):
         with self.autocast(views.device):
             restored = self.segmenter(deformed)
         return ModelsGenesisOutput(F.mse_loss(restored.float(), views), F.mse_loss(deformed, views))
-
-    def kept_decoder(self) -> dict[str, Tensor]:
-        """See `Objective.kept_decoder`: ASPP and decoder, under the names they have in the segmenter."""
-        return self.segmenter.decoder_weights()

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nnunetv2_pgl.networks import Encoder
+from nnunetv2_pgl.networks import Encoder, Segmenter
 from nnunetv2_pgl.networks.hardware import lay_out
 from pretraining.views import GeometryBatch
 
@@ -87,3 +87,29 @@ class Objective(nn.Module):
     def kept_decoder(self) -> dict[str, Tensor]:
         """Weights of the segmenter besides the encoder, where a method has trained them; no segmentation head."""
         return {}
+
+
+class Restoration(Objective):
+    """A method whose loss is that of a segmenter which restores the views; there is no target path.
+
+    Args:
+        segmenter: The restoring network; as many output as input channels. Its encoder is kept.
+        precision: Autocast type of the network, None for float32. The loss is always float32.
+    """
+
+    has_target = False
+    changes_intensity = False  # the views to restore are the scans' own intensities
+
+    def __init__(self, segmenter: Segmenter, precision: torch.dtype | None = None):
+        super().__init__()
+        self.segmenter = segmenter
+        self.precision = precision
+
+    @property
+    def encoder(self) -> Encoder:  # type: ignore[override]
+        """The segmenter's. Not a second module, which would be saved twice."""
+        return self.segmenter.encoder
+
+    def kept_decoder(self) -> dict[str, Tensor]:
+        """See `Objective.kept_decoder`: under the names it has in the segmenter."""
+        return self.segmenter.decoder_weights()

@@ -3,14 +3,14 @@
 export nnUNet_extTrainer="$(pgl_extension):$PWD/benchmarks/trainers"
 """
 
+from functools import wraps
 from typing import Any
 
-import torch
 from torch import nn
 
 from nnunetv2_pgl.networks.strided import StridedConv
 from nnunetv2_pgl.trainers import nnUNetTrainerPGL, nnUNetTrainerPGLScratch
-from nnunetv2_pgl.trainers.optimisation import WarmupPolyLRScheduler
+from nnunetv2_pgl.trainers.demo import TrainsWithAdamW
 from nnunetv2_pgl.trainers.variants import Sawtooth, with_length
 
 _SHORT = {"num_epochs": 10, "num_iterations_per_epoch": 16, "num_val_iterations_per_epoch": 2}
@@ -18,28 +18,16 @@ nnUNetTrainerPGL_short = with_length(nnUNetTrainerPGL, "short", **_SHORT)
 nnUNetTrainerPGLScratch_short = with_length(nnUNetTrainerPGLScratch, "short", **_SHORT)
 
 
-class nnUNetTrainerPGL_demo(nnUNetTrainerPGL):
+class nnUNetTrainerPGL_demo(TrainsWithAdamW):
     """AdamW, 10 epochs of 30 iterations: what the demo trained with when these results were measured."""
 
-    def __init__(
-        self,
-        plans: dict[str, Any],
-        configuration: str,
-        fold: int,
-        dataset_json: dict[str, Any],
-        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature
-    ):
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    @wraps(nnUNetTrainerPGL.__init__)
+    def __init__(self, *arguments: Any, **named: Any):
+        super().__init__(*arguments, **named)
         self.initial_lr = 1e-3
         self.num_epochs = 10
         self.num_iterations_per_epoch = 30
         self.num_val_iterations_per_epoch = 2
-
-    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, WarmupPolyLRScheduler]:
-        """AdamW with the same schedule."""
-        fused = True if self.device.type == "cpu" else None
-        optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, weight_decay=1e-2, fused=fused)
-        return optimizer, self.learning_rates(optimizer)
 
 
 # With two patches per batch: minutes on one core.

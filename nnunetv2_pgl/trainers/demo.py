@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import wraps
 from typing import Any
 
 import torch
@@ -10,32 +11,30 @@ from nnunetv2_pgl.trainers.optimisation import WarmupPolyLRScheduler
 from nnunetv2_pgl.trainers.pgl import nnUNetTrainerPGL
 
 
-class nnUNetTrainerPGL_demo(nnUNetTrainerPGL):
-    """`nnUNetTrainerPGL` with 8 epochs of 25 single patches, AdamW and no mirroring.
-
-    That is too short for nnU-Net's SGD, and for telling the right kidney from the left one in mirrored images.
-    """
-
-    def __init__(
-        self,
-        plans: dict[str, Any],
-        configuration: str,
-        fold: int,
-        dataset_json: dict[str, Any],
-        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature
-    ):
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        self.initial_lr = 2e-3
-        self.num_epochs = 8
-        self.num_iterations_per_epoch = 25
-        self.num_val_iterations_per_epoch = 2
-        self.configuration_manager.configuration["batch_size"] = 1
+class TrainsWithAdamW(nnUNetTrainerPGL):
+    """`nnUNetTrainerPGL` with AdamW, for trainings too short for nnU-Net's SGD."""
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, WarmupPolyLRScheduler]:
         """AdamW with the same schedule."""
         fused = True if self.device.type == "cpu" else None
         optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, weight_decay=1e-2, fused=fused)
         return optimizer, self.learning_rates(optimizer)
+
+
+class nnUNetTrainerPGL_demo(TrainsWithAdamW):
+    """8 epochs of 25 single patches, AdamW and no mirroring.
+
+    That is too short for telling the right kidney from the left one in mirrored images.
+    """
+
+    @wraps(nnUNetTrainerPGL.__init__)  # type: ignore[misc]  # nnU-Net looks at the names of the arguments
+    def __init__(self, *arguments: Any, **named: Any):
+        super().__init__(*arguments, **named)
+        self.initial_lr = 2e-3
+        self.num_epochs = 8
+        self.num_iterations_per_epoch = 25
+        self.num_val_iterations_per_epoch = 2
+        self.configuration_manager.configuration["batch_size"] = 1
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802 - nnU-Net's name
         """nnU-Net's, without mirroring, in training and in prediction."""

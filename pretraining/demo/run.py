@@ -36,10 +36,6 @@ _MARKER = "pgl_demo.txt"
 _WRITTEN_NAMES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "logs", "predictions", "pictures", _MARKER)
 
 
-class DemoFolderError(PGLError):
-    """The demo may not write into the folder; the message says why and what to do."""
-
-
 @dataclass(frozen=True)
 class DemoFolder:
     """Where the demo keeps what; all of it lies in ``root``."""
@@ -80,13 +76,13 @@ class DemoFolder:
         """Create the folder, or remove all that a former demo wrote into it.
 
         Raises:
-            DemoFolderError: The folder holds something else, or a former demo and ``overwrite`` is not set.
+            PGLError: The folder holds something else, or a former demo and ``overwrite`` is not set.
         """
         if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
             if not (self.root / _MARKER).is_file():
-                raise DemoFolderError(f"{self.root} exists and holds no former demo; choose another folder with -o")
+                raise PGLError(f"{self.root} exists and holds no former demo; choose another folder with -o")
             if not overwrite:
-                raise DemoFolderError(f"{self.root} holds a former demo; add --overwrite, or choose another with -o")
+                raise PGLError(f"{self.root} holds a former demo; add --overwrite, or choose another with -o")
             for name in _WRITTEN_NAMES:
                 path = self.root / name
                 if path.is_dir():

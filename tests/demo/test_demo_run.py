@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from nnunetv2_pgl.errors import PGLError
 from pretraining.demo.phantoms import LABELS, make_phantom
 from pretraining.demo.pictures import PredictedCase, Volume, draw_phantom, draw_predictions
-from pretraining.demo.run import DemoFolder, DemoFolderError, demo_commands, demo_entry, dice_table, read_results
+from pretraining.demo.run import DemoFolder, demo_commands, demo_entry, dice_table, read_results
 from pretraining.launching.commands import CommandError, CommandRunner, CommandStopped, find_command
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="the stand-in commands are scripts with a #! line")
@@ -76,7 +77,7 @@ def test_demo_folder_spares_what_is_not_the_demos(tmp_path: Path) -> None:
     folder = DemoFolder(tmp_path / "work")
     folder.root.mkdir()
     (folder.root / "thesis.txt").write_text("all of it")
-    with pytest.raises(DemoFolderError, match="no former demo"):
+    with pytest.raises(PGLError, match="no former demo"):
         folder.prepare(overwrite=True)
     assert (folder.root / "thesis.txt").read_text() == "all of it"
 
@@ -86,7 +87,7 @@ def test_demo_folder_is_replaced_only_on_request(tmp_path: Path) -> None:
     folder.prepare(overwrite=False)
     (folder.raw / "old").touch()
     (folder.root / "notes.txt").touch()
-    with pytest.raises(DemoFolderError, match="--overwrite"):
+    with pytest.raises(PGLError, match="--overwrite"):
         folder.prepare(overwrite=False)
     assert (folder.raw / "old").exists()
     folder.prepare(overwrite=True)

@@ -16,8 +16,7 @@ from dataclasses import replace
 import torch
 
 from benchmarks.fake_gpu import batch_on_gpu, fake_gpu, state_on_gpu
-from pretraining.settings.config import PretrainConfig
-from pretraining.settings.presets import recommended
+from pretraining.settings.config import PretrainConfig, recommended
 from pretraining.training.step import Stepper
 
 GIB = 2**30

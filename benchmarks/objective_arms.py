@@ -36,8 +36,7 @@ from nnunetv2_pgl.networks.hardware import autocast_type
 from pretraining.alignment import align
 from pretraining.data import Volume
 from pretraining.objectives import PGL, local_consistency_loss
-from pretraining.settings.config import PretrainConfig
-from pretraining.settings.presets import recommended
+from pretraining.settings.config import PretrainConfig, recommended
 from pretraining.settings.values import names_in
 from pretraining.training.encoder_checkpoint import make_checkpoint
 from pretraining.training.loading import PairLoader

@@ -23,8 +23,7 @@ from benchmarks.scans import store_scans
 from nnunetv2_pgl.networks import Encoder
 from pretraining.data import Volume
 from pretraining.launching.distributed import Processes
-from pretraining.settings.config import PretrainConfig
-from pretraining.settings.presets import recommended
+from pretraining.settings.config import PretrainConfig, recommended
 from pretraining.training import loop
 from pretraining.training.correspondence import measure_correspondence
 from pretraining.training.pretrain import loading_workers

@@ -51,7 +51,7 @@ _MAE_3D = _cite(
 
 # What the log shows of an epoch besides the loss: fields of the objectives' outputs, in this order.
 MEASURES = {
-    "restoration": "restoration of hidden voxels {:.4f}",
+    "restoration": "reconstruction error of masked voxels {:.4f}",
     "mean_error": "error of each view's mean {:.4f}",
     "deformed": "the deformed views' own error {:.4f}",
     "feature_std": "feature_std {:.3f} (1: spread out, 0: collapsed)",
@@ -134,7 +134,7 @@ METHODS = {
         Method(
             "mae",
             title="MAE (masked autoencoding, as in nnssl)",
-            help="restores hidden blocks, with the settings published for it in everything that is not given",
+            help="reconstructs masked blocks, with the settings published for it in everything that is not given",
             citations=(_MAE_3D, _MAE, _PGL),
             colour="#882255",
             options="-m mae",
@@ -143,8 +143,8 @@ METHODS = {
         ),
         Method(
             "pgl_mae",
-            title="PGL with masked restoration",
-            help="pgl, with hidden blocks that are restored",
+            title="PGL with masked reconstruction",
+            help="pgl, with masked blocks that are reconstructed",
             citations=(_PGL, _MAE),
             colour="#009e73",
             options="--paper -m pgl_mae",

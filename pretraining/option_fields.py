@@ -15,7 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from nnunetv2_pgl.errors import PGLError
 
-_LARGEST = 2**63
+_MAX_NUMBER = 2**63  # in a file: larger ones do not fit torch's integers
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def _fits(value: Any, hint: Any) -> bool:
         )
     if hint in (int, float):
         number = int if hint is int else (int, float)
-        return isinstance(value, number) and not isinstance(value, bool) and -_LARGEST < value < _LARGEST
+        return isinstance(value, number) and not isinstance(value, bool) and -_MAX_NUMBER < value < _MAX_NUMBER
     if is_dataclass(hint) and isinstance(value, hint):  # type: ignore[arg-type]
         require_types(value)
     return isinstance(value, hint)

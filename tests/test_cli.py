@@ -217,7 +217,7 @@ def test_flips_of_another_type_are_named(views: dict[str, Any]) -> None:
 
 
 def test_settings_without_a_map_to_align_are_refused() -> None:
-    with pytest.raises(ValueError, match="-align_stages: name at least one map"):
+    with pytest.raises(ValueError, match="-align_stages: name at least one stage"):
         check_config(PretrainConfig(("a",), align_stages=()))
 
 

@@ -11,8 +11,7 @@ import torch
 from benchmarks.peaks import peak_of
 from benchmarks.report import Figure, Settings
 from benchmarks.step import make_run, next_step, paper, view_size
-from pretraining.settings.config import PretrainConfig
-from pretraining.settings.presets import recommended
+from pretraining.settings.config import PretrainConfig, recommended
 
 _GIB = 2**30
 

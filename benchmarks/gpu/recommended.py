@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from benchmarks.report import Figure, Settings
 from benchmarks.step import step_and_network, view_size
-from pretraining.settings.presets import recommended
+from pretraining.settings.config import recommended
 
 
 def measure(settings: Settings) -> Iterator[Figure]:

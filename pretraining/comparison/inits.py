@@ -16,9 +16,8 @@ from pretraining.comparison.derived import DECODER, KINDS, LONGER, SHUFFLED, pre
 from pretraining.comparison.files import ComparisonFolder, file_name, require_name
 from pretraining.comparison.settings import ComparisonSettings
 from pretraining.settings.checks import check_config
-from pretraining.settings.config import PretrainConfig
+from pretraining.settings.config import PretrainConfig, recommended
 from pretraining.settings.options import OptionParser, add_pretraining_options, settings_of
-from pretraining.settings.presets import recommended
 from pretraining.training.run_folder import RunFolder
 
 # Options of pgl_pretrain: the recommended settings, and what the paper compares. The ablations are the paper's (table

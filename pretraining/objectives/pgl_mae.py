@@ -10,15 +10,15 @@ from torch import Tensor
 
 from nnunetv2_pgl.networks import Segmenter
 from nnunetv2_pgl.networks.segmenter import upsample
-from pretraining.objectives.mae import draw_block_mask, hidden_error
+from pretraining.objectives.mae import draw_block_mask, masked_error
 from pretraining.objectives.pgl import PGL
 from pretraining.views import GeometryBatch
 
 
 class PGLMAEOutput(NamedTuple):
-    """`PGLOutput`'s values and the restoration's mean squared error over hidden voxels, all scalars.
+    """`PGLOutput`'s values and the mean squared error of the masked voxels, all scalars.
 
-    ``loss`` is the local consistency loss plus the weighted restoration.
+    ``loss`` is the local consistency loss plus the weighted ``restoration``, that error.
     """
 
     loss: Tensor
@@ -29,17 +29,18 @@ class PGLMAEOutput(NamedTuple):
 
 
 class PGLMAE(PGL):
-    """PGL whose online path sees views with hidden blocks, and also restores them.
+    """PGL whose online path sees masked views, and also reconstructs what is masked.
 
-    The target path sees the whole views, so the features of hidden places must follow from their surroundings, and the
-    segmenter's ASPP and decoder restore the voxels (He et al. 2022; blocks and mean squared error over hidden voxels).
-    Hidden voxels are set to 0, the mean of a z-scored scan.
+    The target path sees the whole views, so the features of masked places must follow from their surroundings. The
+    segmenter's ASPP and decoder reconstruct the voxels (He et al. 2022), and the mean squared error of the masked ones
+    counts.
+    Masked voxels are set to 0, the mean of a z-scored scan.
 
     Args:
         segmenter: Its encoder is the online encoder; as many output as input channels.
         view_size: Size of the views (z, y, x).
-        mask_ratio: Share of hidden blocks.
-        restoration_weight: Weight of the restoration in the loss.
+        mask_ratio: Share of masked blocks.
+        restoration_weight: Weight of the reconstruction in the loss.
         options: Of `PGL`.
     """
 
@@ -61,7 +62,7 @@ class PGLMAE(PGL):
     def forward(  # type: ignore[override]  # more values than PGL's
         self, views: Tensor, geometries: GeometryBatch, generator: torch.Generator | None = None
     ) -> PGLMAEOutput:
-        """See `Objective.forward`; draws the hidden blocks, whose size is a cell of the deepest map."""
+        """See `Objective.forward`; draws the masked blocks, whose size is a cell of the deepest map."""
         views = self.laid_out(views)
         mask = draw_block_mask(len(views), views.shape[2:], self.encoder.strides, self.mask_ratio, generator)
         mask = mask.to(views.device)
@@ -73,8 +74,8 @@ class PGLMAE(PGL):
 
         local = super().forward(views, geometries, encode=encode_masked)
         with self.autocast(views.device):
-            restored = self.segmenter.decode(maps)
-        restoration = hidden_error(upsample(restored.float(), views.shape[2:]), views, mask)
+            reconstructed = self.segmenter.decode(maps)
+        restoration = masked_error(upsample(reconstructed.float(), views.shape[2:]), views, mask)
         return PGLMAEOutput(local.loss + self.restoration_weight * restoration, *local[1:], restoration)
 
     def kept_decoder(self) -> dict[str, Tensor]:

@@ -39,72 +39,72 @@ def _problems(config: PretrainConfig) -> Iterator[str]:
     if config.method == "pgl_nce":
         yield from _problems_of_negatives(config)
     if config.method == "mae":
-        yield from _problems_of_hiding(config)
+        yield from _problems_of_masking(config)
     yield from _problems_of_instance_norm(config)
     if config.planned_network is not None:
         yield from _problems_of_plan(config)
 
 
 def _problems_of_stages(config: PretrainConfig, stages: tuple[int, ...]) -> Iterator[str]:
-    given, maps = f"-align_stages {spelled(stages)}", len(config.stage_strides)
+    given, count = f"-align_stages {spelled(stages)}", len(config.stage_strides)
     if not stages:
-        yield "-align_stages: name at least one map"
-    if not all(0 <= stage < maps for stage in stages):
-        yield f"{given}: this encoder has the maps 0 to {maps - 1}"
+        yield "-align_stages: name at least one stage"
+    if not all(0 <= stage < count for stage in stages):
+        yield f"{given}: this encoder has the stages 0 to {count - 1}"
     if not METHODS[config.method].aligns:
         *most, last = (method.name for method in METHODS.values() if method.aligns)
         yield f"{given}: only {', '.join(most)} and {last} align"
 
 
 def _problems_of_negatives(config: PretrainConfig) -> Iterator[str]:
-    """A map of a single cell has none."""
+    """A stage with a single cell has none."""
     for stage in config.stages:
         if _has_a_single_cell(config, config.stage_strides[stage]):
             yield (
-                f"-patch {spelled(config.views.size)}: map {stage} of the encoder, of stride "
+                f"-patch {spelled(config.views.size)}: stage {stage} of the encoder, of stride "
                 f"{spelled(config.stage_strides[stage])}, has a single cell, and pgl_nce tells the cells of a view "
                 "apart; use a larger -patch, smaller -strides or finer -align_stages"
             )
 
 
-def _problems_of_hiding(config: PretrainConfig) -> Iterator[str]:
-    """Where nothing is hidden, mae has nothing to learn from."""
+def _problems_of_masking(config: PretrainConfig) -> Iterator[str]:
+    """Where nothing is masked, mae has nothing to learn from."""
     view, block = config.views.size, config.mask_block
-    blocks, hidden = number_of_blocks(view, block, config.mask_ratio)
-    if hidden < 1:
+    blocks, masked = number_of_blocks(view, block, config.mask_ratio)
+    if masked < 1:
         yield (
             f"-mask_ratio {config.mask_ratio:g} -patch {spelled(view)}: of {blocks} block{'s' if blocks > 1 else ''} "
-            f"of {spelled(block)} voxels none is hidden, and mae restores hidden ones alone; use a larger -mask_ratio "
+            f"of {spelled(block)} voxels none is masked, and mae learns from nothing else; use a larger -mask_ratio "
             "or -patch"
         )
 
 
 def _problems_of_instance_norm(config: PretrainConfig) -> Iterator[str]:
-    """A map of a single cell has no variance."""
+    """A stage with a single cell has no variance."""
     network = config.planned_network
     norm = config.norm if network is None else str(network.kwargs.get("norm_op"))
     if "instance" not in norm.lower():
         return
     # Methods that restore images use all stages.
     method = METHODS[config.method]
-    deepest = config.stages[-1] if method.aligns and not method.has_decoder else len(config.stage_strides) - 1
+    last = config.stages[-1] if method.aligns and not method.has_decoder else len(config.stage_strides) - 1
     remedy = "smaller -strides or -norm batch" if network is None else "or a plan for such patches"
-    for strides in config.stage_strides[: deepest + 1]:
+    for strides in config.stage_strides[: last + 1]:
         if _has_a_single_cell(config, strides):
             yield (
-                f"-patch {spelled(config.views.size)}: a map of the encoder, of stride {spelled(strides)}, has a "
+                f"-patch {spelled(config.views.size)}: a stage of the encoder, of stride {spelled(strides)}, has a "
                 f"single cell, and instance norm needs two; use a larger -patch, {remedy}"
             )
 
 
 def _problems_of_plan(config: PretrainConfig) -> Iterator[str]:
-    own, deepest = f"-a {config.architecture}", config.encoder_strides
+    own, strides = f"-a {config.architecture}", config.encoder_strides
     if config.strides is not None:
         yield f"-strides: {own} has those of its plan; leave it out"
     if config.norm != "batch":
         yield f"-norm: {own} has that of its plan; leave it out"
-    if any(size % stride for size, stride in zip(config.views.size, deepest, strict=True)):
-        yield f"-patch {spelled(config.views.size)}: {own} needs multiples of {spelled(deepest)}"
+    if any(size % stride for size, stride in zip(config.views.size, strides, strict=True)):
+        yield f"-patch {spelled(config.views.size)}: {own} needs multiples of {spelled(strides)}"
 
 
 def _has_a_single_cell(config: PretrainConfig, strides: Triple) -> bool:

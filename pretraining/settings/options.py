@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import Field, replace
 from typing import Any, NoReturn
 
 from nnunetv2_pgl.errors import PGLError
-from pretraining.option_fields import add_options, given_values
-from pretraining.settings.config import PretrainConfig
-from pretraining.settings.options_page import TABLE, default_of
+from pretraining.option_fields import Option, add_options, given_values, spelled
+from pretraining.settings.config import PretrainConfig, published_for_mae, recommended
 from pretraining.settings.plans import settings_of_plan
-from pretraining.settings.presets import published_for_mae, recommended
-from pretraining.settings.table import GROUPS, PlanOptions
+from pretraining.settings.table import GROUPS, PlanOptions, RunOptions
 from pretraining.views import IntensityRanges, ViewSettings
+
+OPTION_CLASSES = (PretrainConfig, PlanOptions, ViewSettings, IntensityRanges, RunOptions)
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -71,7 +71,35 @@ def add_pretraining_options(parser: OptionParser, groups: Sequence[str] = GROUPS
         default=None,
         help="the paper's settings in everything that is not given; of two defaults with a slash, the second",
     )
-    add_options(parser, TABLE, groups, default_of)
+    add_options(parser, OPTION_CLASSES, groups, default_of)
+
+
+def default_of(owner: type, setting: Field[Any]) -> str:
+    """The default of an option in words: of the recommended settings, the paper's where it differs, and mae's."""
+    if owner in (PlanOptions, RunOptions):
+        return _shown(setting, setting.default)
+    ours, paper, mae = (
+        _shown(setting, getattr(_part(owner, config), setting.name))
+        for config in (recommended(), PretrainConfig(datasets=()), published_for_mae())
+    )
+    both = ours if ours == paper else f"{ours} / {paper}"
+    # -m is what chooses these, and mae has no target path
+    return both if mae == ours or setting.name in ("method", "target_decay") else f"{both}; mae: {mae}"
+
+
+def _part(owner: type, config: PretrainConfig) -> Any:
+    if owner is PretrainConfig:
+        return config
+    return config.views if owner is ViewSettings else config.views.intensity
+
+
+def _shown(setting: Field[Any], value: Any) -> str:
+    option: Option = setting.metadata["option"]
+    if option.default_text is not None and value == setting.default:
+        return option.default_text
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "" if value in (None, ()) else spelled(value)
 
 
 def settings_of(arguments: argparse.Namespace) -> PretrainConfig:

@@ -14,7 +14,7 @@ from nnunetv2_pgl.files import load_json
 from nnunetv2_pgl.networks import PLANNERS, PlanError, PlannedNetwork
 from pretraining.data.planned_preprocessing import PlannedPreprocessing
 
-_MOST_NAMES = 5
+_MAX_NAMES_SHOWN = 5
 
 
 def settings_of_plan(dataset: str, plans_name: str, configuration: str, architecture: str | None) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def plans_file(dataset: str, plans_name: str) -> Path:
     file = folder / f"{plans_name}.json"
     if not file.is_file():
         found = sorted(path.stem for path in folder.glob("*lans*.json"))
-        some = ", ".join(found[:_MOST_NAMES]) + (", ..." if len(found) > _MOST_NAMES else "")
+        some = ", ".join(found[:_MAX_NAMES_SHOWN]) + (", ..." if len(found) > _MAX_NAMES_SHOWN else "")
         help_ = f"-p may name one of {some}" if found else f"run nnUNetv2_plan_and_preprocess -d {dataset} first"
         raise PGLError(f"-plans_from {dataset} -p {plans_name}: there is no {file}; {help_}")
     return file

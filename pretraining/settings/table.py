@@ -113,7 +113,7 @@ class PretrainSettings:
     )
     align_stages: tuple[int, ...] | None = setting(
         None,
-        "maps of the encoder that pgl_nce, pgl and pgl_mae align, 0 is the finest; several are averaged",
+        "stages of the encoder that pgl_nce, pgl and pgl_mae align, 0 is the finest; several are averaged",
         group=TRAINING,
         metavar="N",
         least=0,
@@ -190,10 +190,10 @@ class PretrainSettings:
         False, "only aligned points between cell centres count in the loss", group=TRAINING
     )
     mask_ratio: float = setting(
-        0.6, "share of hidden blocks in mae and pgl_mae", group=TRAINING, metavar="F", least=0, most=1
+        0.6, "share of masked blocks in mae and pgl_mae", group=TRAINING, metavar="F", least=0, most=1
     )
     restoration_weight: float = setting(
-        1.0, "weight of the restoration in pgl_mae", group=TRAINING, metavar="W", least=0
+        1.0, "weight of the reconstruction in pgl_mae", group=TRAINING, metavar="W", least=0
     )
     validation_scans: int | None = setting(
         None,

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from nnunetv2_pgl.methods import METHODS
 from nnunetv2_pgl.networks import PLANNERS
-from pretraining.settings.config import PretrainConfig
-from pretraining.settings.presets import published_for_mae, recommended
+from pretraining.settings.config import PretrainConfig, published_for_mae, recommended
 from pretraining.settings.table import DEFAULT_PLANS
 from pretraining.training.loop import steps_per_epoch
 from pretraining.training.pool import Pool, median_spacing

@@ -26,7 +26,7 @@ Draw = Callable[[Sequence[int], np.random.Generator], dict[str, NDArray[Any]]]
 logger = logging.getLogger(__name__)
 
 _TRIES = 32  # pairs drawn of a scan
-_LEAST_CONTRAST = 0.01  # standard deviation of a view over that of its scan
+_MIN_CONTRAST = 0.01  # standard deviation of a view over that of its scan
 
 
 class StoredScan(Protocol):
@@ -235,6 +235,6 @@ def _varies(sample: dict[str, Any], view: int, size: Sequence[int]) -> bool:
         nearest.append(np.rint(centres).clip(0, extent - 1).astype(np.intp))
     voxels_seen = np.ix_(*nearest)
     return any(
-        channel[voxels_seen].std(dtype=np.float64) >= _LEAST_CONTRAST * std
+        channel[voxels_seen].std(dtype=np.float64) >= _MIN_CONTRAST * std
         for channel, std in zip(sample["crops"][view], sample["std"][view], strict=True)
     )

@@ -24,7 +24,7 @@ from pretraining.comparison.inits import initialisations
 from pretraining.comparison.runs import TrainingRun, plans_name, plans_of_run
 from pretraining.comparison.settings import ComparisonSettings
 from pretraining.comparison.splits import Fold, Splits
-from pretraining.settings.presets import recommended
+from pretraining.settings.config import recommended
 from pretraining.training.footprint import flop
 from pretraining.training.start import make_objective
 from tests.planned_networks import small_network

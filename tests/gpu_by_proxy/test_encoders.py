@@ -11,7 +11,7 @@ import torch
 from benchmarks.fake_gpu import GPU, HALF, batch_on_gpu, fake_gpu
 from nnunetv2_pgl.networks import Encoder, PaddingName, PlannedEncoder, PlannedNetwork, ResNet50Encoder
 from nnunetv2_pgl.networks.hardware import lay_out
-from pretraining.settings.presets import recommended
+from pretraining.settings.config import recommended
 from pretraining.training import correspondence
 
 VIEW = (16, 96, 96)

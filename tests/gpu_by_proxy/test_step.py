@@ -18,8 +18,7 @@ from benchmarks.fake_gpu import GPU, Watch, batch_on_gpu, fake_gpu, state_on_gpu
 from nnunetv2_pgl.networks import ResNet50Encoder
 from pretraining.launching.distributed import Processes
 from pretraining.objectives.methods import OBJECTIVES
-from pretraining.settings.config import PretrainConfig
-from pretraining.settings.presets import recommended
+from pretraining.settings.config import PretrainConfig, recommended
 from pretraining.training import loop
 from pretraining.training.loop import Run
 from pretraining.training.step import Stepper

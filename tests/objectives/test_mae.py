@@ -11,9 +11,8 @@ from torch import Tensor
 
 from nnunetv2_pgl.networks import PGLSegmenter, PlannedSegmenter
 from pretraining.objectives import MAE, MAEOutput
-from pretraining.objectives.mae import error_of_the_mean, hidden_error
-from pretraining.settings.config import PretrainConfig
-from pretraining.settings.presets import published_for_mae
+from pretraining.objectives.mae import error_of_the_mean, masked_error
+from pretraining.settings.config import PretrainConfig, published_for_mae
 from pretraining.training.start import make_objective
 from pretraining.views import GeometryBatch, ViewGeometry, ViewSettings
 from tests.planned_networks import small_network
@@ -98,7 +97,7 @@ def test_the_loss_is_the_error_of_hidden_voxels(channels: int) -> None:
     output = run(mae, views)
     torch.testing.assert_close(output.loss, F.mse_loss(restored[hidden], views[hidden]))
     leaf = restored.detach().requires_grad_()
-    hidden_error(leaf, views, hidden[:, :1]).backward()
+    masked_error(leaf, views, hidden[:, :1]).backward()
     assert leaf.grad is not None
     assert (leaf.grad[~hidden] == 0).all()
     assert (leaf.grad[hidden] != 0).all()
@@ -110,14 +109,14 @@ def test_what_was_visible_does_not_count_in_what_is_to_be_restored() -> None:
     mask = torch.zeros(2, 1, *VIEW, dtype=torch.bool)
     mask[:, :, :4] = True
     other = torch.where(mask, views, torch.randn_like(views))
-    assert torch.equal(hidden_error(restored, views, mask), hidden_error(restored, other, mask))
+    assert torch.equal(masked_error(restored, views, mask), masked_error(restored, other, mask))
     assert torch.equal(error_of_the_mean(views, mask), error_of_the_mean(other, mask))
 
 
 def test_nothing_hidden_costs_nothing() -> None:
     mask = torch.zeros(1, 1, *VIEW, dtype=torch.bool)
     views = torch.randn(1, 1, *VIEW)
-    assert hidden_error(views + 1, views, mask) == error_of_the_mean(views, mask) == 0
+    assert masked_error(views + 1, views, mask) == error_of_the_mean(views, mask) == 0
 
 
 @pytest.mark.parametrize("channels", [1, 3])

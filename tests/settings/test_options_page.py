@@ -9,8 +9,8 @@ import pytest
 
 from nnunetv2_pgl.errors import PGLError
 from pretraining.option_fields import given_values, option_of, require_ranges
-from pretraining.settings.options import OptionParser, add_pretraining_options
-from pretraining.settings.options_page import TABLE, page
+from pretraining.settings.options import OPTION_CLASSES, OptionParser, add_pretraining_options
+from pretraining.settings.options_page import page
 from pretraining.settings.table import RunOptions
 
 PAGE = Path(__file__).parents[2] / "docs" / "options.md"
@@ -28,7 +28,7 @@ def test_every_option_of_the_command_is_on_the_page_once() -> None:
     ]
     known = [action.option_strings[0].lstrip("-") for action in parser._actions]
     assert sorted(rows) == sorted(set(known) - {"h", "paper"})
-    assert len(rows) == sum(option_of(of) is not None for owner in TABLE for of in fields(owner)) > 40
+    assert len(rows) == sum(option_of(of) is not None for owner in OPTION_CLASSES for of in fields(owner)) > 40
 
 
 def test_defaults_of_both_presets_and_of_mae_are_named() -> None:

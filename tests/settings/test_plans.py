@@ -143,7 +143,7 @@ def test_what_does_not_match_is_one_line(options: list[str], message: str) -> No
     [
         (["-a", "plain", "-norm", "instance"], "-norm: -a plain has that of its plan"),
         (["-a", "plain", "-patch", "15", "96", "96"], r"-patch 15 96 96: -a plain needs multiples of"),
-        (["-a", "resnet50", "-align_stages", "4"], "-align_stages 4: this encoder has the maps 0 to 3"),
+        (["-a", "resnet50", "-align_stages", "4"], "-align_stages 4: this encoder has the stages 0 to 3"),
         (["-m", "byol", "-align_stages", "1"], "-align_stages 1: only pgl, pgl_nce and pgl_mae align"),
     ],
 )

@@ -17,9 +17,8 @@ from pretraining import cli
 from pretraining.comparison.inits import BUILT_IN, initialisations, random_network
 from pretraining.comparison.settings import ComparisonSettings
 from pretraining.settings.checks import check_config
-from pretraining.settings.config import PretrainConfig
+from pretraining.settings.config import PretrainConfig, published_for_mae, recommended
 from pretraining.settings.options import OptionParser, add_pretraining_options, settings_of
-from pretraining.settings.presets import published_for_mae, recommended
 from pretraining.training.pool import Pool
 from pretraining.training.run_folder import RunFolder
 from pretraining.training.summary import opening_lines
@@ -204,7 +203,7 @@ def test_instance_norm_needs_two_cells(options: str, is_wrong: bool) -> None:
     if not is_wrong:
         settings(options)
         return
-    with pytest.raises(ValueError, match=r"-patch 16 16 16: a map .* single cell, and instance norm needs two"):
+    with pytest.raises(ValueError, match=r"-patch 16 16 16: a stage .* single cell, and instance norm needs two"):
         settings(options)
 
 
@@ -239,13 +238,13 @@ def ended(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], o
         ("-temperature -1", ("-temperature -1: must be positive",)),
         ("-temperature nan", ("-temperature nan: must be positive",)),
         ("-temperature inf", ("-temperature inf: must be positive",)),
-        ("-patch 8 16 16 -strides 8 16 16", ("-patch 8 16 16: map 3", "single cell", "-strides", "-align_stages")),
-        ("-patch 4 8 8 -strides 8 16 16 -align_stages 1 2", ("-patch 4 8 8: map 2", "stride 4 8 8")),
+        ("-patch 8 16 16 -strides 8 16 16", ("-patch 8 16 16: stage 3", "single cell", "-strides", "-align_stages")),
+        ("-patch 4 8 8 -strides 8 16 16 -align_stages 1 2", ("-patch 4 8 8: stage 2", "stride 4 8 8")),
         ("--paper -m mae", ("--paper -m mae: PGL's paper has no mae; leave --paper out",)),
-        ("-m mae -mask_ratio 0", ("-mask_ratio 0 -patch 16 96 96: of 72 blocks of 8 16 16 voxels none is hidden",)),
+        ("-m mae -mask_ratio 0", ("-mask_ratio 0 -patch 16 96 96: of 72 blocks of 8 16 16 voxels none is masked",)),
         ("-m mae -patch 8 16 16 -strides 8 16 16 -norm batch", ("of 1 block of 8 16 16 voxels none",)),
         ("-m mae -align_stages 2", ("-align_stages 2: only pgl, pgl_nce and pgl_mae align",)),
-        ("-align_stages 7", ("-align_stages 7: this encoder has the maps 0 to 3",)),
+        ("-align_stages 7", ("-align_stages 7: this encoder has the stages 0 to 3",)),
     ],
 )
 def test_impossible_settings_are_told_in_one_line(

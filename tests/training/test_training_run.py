@@ -17,8 +17,7 @@ from nnunetv2_pgl.networks import ResNet50Encoder
 from nnunetv2_pgl.transfer import load_encoder
 from pretraining.data import DataError
 from pretraining.demo.datasets import write_unlabelled_dataset
-from pretraining.settings.config import PretrainConfig
-from pretraining.settings.presets import published_for_mae
+from pretraining.settings.config import PretrainConfig, published_for_mae
 from pretraining.settings.table import RunOptions
 from pretraining.training.pretrain import pretrain
 from pretraining.training.run_folder import RunFolder

@@ -17,6 +17,7 @@ from nnunetv2_pgl.files import write_nifti
 from pretraining.demo.phantoms import DEFAULT_SHAPE, DEFAULT_SPACING, LABELS, Phantom, Vector, make_phantom
 
 FILE_ENDING = ".nii.gz"
+_SPACING_JITTER = 0.1  # relative
 
 
 def write_unlabelled_dataset(
@@ -28,7 +29,6 @@ def write_unlabelled_dataset(
     *,
     shape: tuple[int, int, int] = DEFAULT_SHAPE,
     spacing: Vector = DEFAULT_SPACING,
-    spacing_jitter: float = 0.1,
 ) -> Path:
     """Write a raw dataset that has images only, and a dataset.json without labels.
 
@@ -39,8 +39,7 @@ def write_unlabelled_dataset(
         n: Number of scans, all in imagesTr.
         seed: Together with ``dataset_id``, sets all scans.
         shape: Voxels (z, y, x) of a scan with the mean spacing; the field of view is the same for all scans.
-        spacing: Mean spacing in mm.
-        spacing_jitter: Largest relative difference of a scan's spacing from the mean, drawn for z and in plane.
+        spacing: Mean spacing in mm; that of a scan differs by up to 10 %, along z and in plane.
 
     Returns:
         The dataset's folder.
@@ -48,7 +47,7 @@ def write_unlabelled_dataset(
     Raises:
         FileExistsError: The dataset exists already.
     """
-    phantoms = _draw_phantoms(n, [seed, dataset_id], shape, spacing, spacing_jitter)
+    phantoms = _draw_phantoms(n, [seed, dataset_id], shape, spacing)
     return _write_dataset(raw, f"Dataset{dataset_id:03d}_{name}", phantoms, n, labels=None)
 
 
@@ -62,26 +61,23 @@ def write_labelled_dataset(
     *,
     shape: tuple[int, int, int] = DEFAULT_SHAPE,
     spacing: Vector = DEFAULT_SPACING,
-    spacing_jitter: float = 0.1,
 ) -> Path:
     """Write a raw dataset with labels: imagesTr, labelsTr, and imagesTs, labelsTs for the evaluation.
 
     Args, result and errors are those of `write_unlabelled_dataset`, but for ``n_train``, the number of scans for
     training and validation, and ``n_test``, that for testing.
     """
-    phantoms = _draw_phantoms(n_train + n_test, [seed, dataset_id], shape, spacing, spacing_jitter)
+    phantoms = _draw_phantoms(n_train + n_test, [seed, dataset_id], shape, spacing)
     labels = {"background": 0, **LABELS}
     return _write_dataset(raw, f"Dataset{dataset_id:03d}_{name}", phantoms, n_train, labels)
 
 
-def _draw_phantoms(
-    n: int, key: list[int], shape: tuple[int, int, int], spacing: Vector, jitter: float
-) -> Iterator[Phantom]:
+def _draw_phantoms(n: int, key: list[int], shape: tuple[int, int, int], spacing: Vector) -> Iterator[Phantom]:
     """Yield ``n`` phantoms, each on its own grid; the first ones do not depend on ``n``."""
     rng = np.random.default_rng(key)
     for _ in range(n):
         seed = int(rng.integers(2**31))
-        z, plane = 1 + rng.uniform(-jitter, jitter, size=2)
+        z, plane = 1 + rng.uniform(-_SPACING_JITTER, _SPACING_JITTER, size=2)
         scan_spacing = (round(spacing[0] * z, 2), round(spacing[1] * plane, 2), round(spacing[2] * plane, 2))
         depth, height, width = (
             max(1, round(cells * mean / mm)) for cells, mean, mm in zip(shape, spacing, scan_spacing, strict=True)

@@ -2,7 +2,7 @@
 
 So what a step does on a GPU is known short of numbers and times: the operations in their order, their layouts, what is
 kept, and where the host would wait for the device. Half precision is float16: torch would compute convolutions in
-bfloat16 without cuDNN on a GPU whose age it cannot tell.
+bfloat16 without cuDNN on a GPU whose generation is unknown.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Watch(TorchDispatchMode):
         return output
 
     def forget(self) -> None:
-        """Starts anew, but for the tensors that there are."""
+        """Starts again with the tensors that exist now."""
         for seen in (self.operations, self.waits, self.layout_copies, self.products):
             seen.clear()
         self.peak = self.now

@@ -185,7 +185,7 @@ def _peak_on_gpu(name: str, plans: dict[str, Any], device: torch.device) -> floa
 
 
 def _peak_in_a_child(name: str, plans: dict[str, Any], device: torch.device) -> float:
-    """GiB by which an iteration raises the resident memory of a process of its own."""
+    """GiB by which an iteration raises the resident memory of a separate process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_peak_here, name, plans, torch.get_num_threads()).result()
 

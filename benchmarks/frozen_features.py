@@ -1,4 +1,4 @@
-"""What frozen features tell of labels, from scan to scan: nearest neighbours and a linear probe, by R2."""
+"""How well frozen features predict labels, from scan to scan: nearest neighbours and a linear probe, by R2."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
 """Memory of a whole training run, main process and loading processes, with 10 and with 1,000 stored scans.
 
-Needs Linux, whose /proc tells memory, and 2.5 GB in the scratch folder. Trains through ``training.loop.train``, each
-pool in a process of its own, for as many pairs as it takes to read every scan; views are tiny, the crops that are read
+Needs Linux, whose /proc reports memory, and 2.5 GB in the scratch folder. Trains through ``training.loop.train``, each
+pool in a separate process, for as many pairs as it takes to read every scan; views are tiny, the crops that are read
 as large as the paper's:
 
     python -m benchmarks.memory_growth FOLDER SCANS WORKERS PAIRS
 
 prints in its last line the memory of each process at the end, as JSON. The encoder is the real one, so most of the main
-process's memory is networks, optimiser and libraries; how much the loading processes grow is told apart.
+process's memory is networks, optimiser and libraries; growth of the loading processes is reported separately.
 """
 
 from __future__ import annotations
@@ -41,26 +41,26 @@ _EPOCHS = 2
 _BATCH = 32
 _WORKERS = 2
 
-Told = dict[str, list[dict[str, int]]]
+Readings = dict[str, list[dict[str, int]]]
 
 
 def measure(settings: Settings) -> list[Figure]:
-    """Trains on the CPU, whatever the device, with 10 and with 1,000 scans."""
+    """Trains on the CPU, also with another ``-device``, with 10 and with 1,000 scans."""
     few, many = (4, 12) if settings.quick else (10, 1000)
     folder = settings.folder / "memory_growth"
     try:
         _store_copies(folder, many)
         pairs = max(_EPOCHS * _BATCH, many)
         arguments = (str(_WORKERS), str(pairs))
-        told = [run_child("benchmarks.memory_growth", [str(folder), str(n), *arguments]) for n in (few, many)]
+        readings = [run_child("benchmarks.memory_growth", [str(folder), str(n), *arguments]) for n in (few, many)]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return _figures(*told)
+    return _figures(*readings)
 
 
-def _figures(few: Told, many: Told) -> list[Figure]:
-    def total(told: Told, kind: str) -> int:
-        return sum(process[kind] for process in told["main"] + told["workers"])
+def _figures(few: Readings, many: Readings) -> list[Figure]:
+    def total(readings: Readings, kind: str) -> int:
+        return sum(process[kind] for process in readings["main"] + readings["workers"])
 
     def per_worker(kind: str) -> float:
         return mean(process[kind] for process in many["workers"]) / MIB
@@ -93,7 +93,7 @@ def _figures(few: Told, many: Told) -> list[Figure]:
 
 
 def _store_copies(folder: Path, count: int) -> None:
-    """Stores a few distinct scans, and copies of them under names of their own."""
+    """Stores a few distinct scans, and copies of them under different names."""
     folder.mkdir(parents=True)
     for number in range(count):
         path = _path(folder, number)
@@ -144,7 +144,7 @@ def _mapped(pid: int) -> int:
     return resident
 
 
-def _train(folder: Path, scans: int, workers: int, pairs: int) -> Told:
+def _train(folder: Path, scans: int, workers: int, pairs: int) -> Readings:
     config = PretrainConfig(
         ("benchmark",),
         views=ViewSettings(_VIEW, scale=_SCALE),
@@ -167,8 +167,8 @@ def _train(folder: Path, scans: int, workers: int, pairs: int) -> Told:
 def main() -> None:
     """Trains once, as a child of `measure`."""
     folder, scans, workers, pairs = sys.argv[1:]
-    told: dict[str, Any] = _train(Path(folder), int(scans), int(workers), int(pairs))
-    print(json.dumps(told))
+    readings: dict[str, Any] = _train(Path(folder), int(scans), int(workers), int(pairs))
+    print(json.dumps(readings))
 
 
 if __name__ == "__main__":

@@ -172,7 +172,7 @@ class Variant(PGL):
         rows = []
         for pair, lateral in enumerate(self.lateral):
             if lateral is None:
-                raise PGLError("an arm with both sides needs scans that tell which axis is lateral")
+                raise PGLError("an arm with both sides needs scans whose headers state which axis is lateral")
             axis, length = lateral
             start, bin_size = self._starts[pair, axis], self._overlap[pair, axis] / size[axis]
             centres = start + (cells[axis] + 0.5) * bin_size

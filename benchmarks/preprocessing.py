@@ -1,6 +1,6 @@
 """Preprocessing: scans per minute and core, efficiency of two workers, peak memory of one, and where the time goes.
 
-Needs Linux, whose /proc tells memory and bytes read. Every measurement is taken in a process of its own:
+Needs Linux, whose /proc reports memory and bytes read. Every measurement is taken in a separate process:
 
     python -m benchmarks.preprocessing rate FOLDER WORKERS
     python -m benchmarks.preprocessing stages FOLDER
@@ -66,10 +66,10 @@ def _rates(folder: Path, quick: bool) -> list[Figure]:
     startup = []
     for _ in range(1 if quick else 3):
         for workers in seconds:  # taking turns, so that a slow spell of the machine meets both
-            told = run_child("benchmarks.preprocessing", ["rate", str(folder), str(workers)])
-            seconds[workers].append(told["seconds_per_scan"])
-            processor[workers].append(told["processor_per_scan"])
-            startup.append(told["startup"])
+            values = run_child("benchmarks.preprocessing", ["rate", str(folder), str(workers)])
+            seconds[workers].append(values["seconds_per_scan"])
+            processor[workers].append(values["processor_per_scan"])
+            startup.append(values["startup"])
     stages = run_child("benchmarks.preprocessing", ["stages", str(folder)])
     efficiency = median(one / (2 * two) for one, two in zip(seconds[1], seconds[2], strict=True))
     busy = median(one / two for one, two in zip(processor[1], processor[2], strict=True))
@@ -97,8 +97,8 @@ def _peaks(folder: Path, quick: bool) -> list[Figure]:
     shape = (30, 64, 64) if quick else _LARGE_SHAPE
     scan = np.tile(make_scan(1, (shape[0] // 2, shape[1] // 2, shape[2] // 2)), (2, 2, 2))
     _write(folder / "large.nii.gz", scan, _LARGE_SPACING)
-    told = run_child("benchmarks.preprocessing", ["peaks", str(folder)])
-    peaks = {case: bytes_needed / (4 * scan.size) for case, bytes_needed in told["peaks"].items()}
+    values = run_child("benchmarks.preprocessing", ["peaks", str(folder)])
+    peaks = {case: bytes_needed / (4 * scan.size) for case, bytes_needed in values["peaks"].items()}
     what = f"{' x '.join(map(str, shape))} int16 .nii.gz"
     return [
         Figure(
@@ -109,19 +109,21 @@ def _peaks(folder: Path, quick: bool) -> list[Figure]:
             "<= 3",
         ),
         *(Figure(f"preprocessing_peak_{case}", ratio, "", f"the same, {case}") for case, ratio in peaks.items()),
-        Figure("preprocessing_worker_base", told["base"] / MIB, "MiB", "resident memory of a worker before its scans"),
+        Figure(
+            "preprocessing_worker_base", values["base"] / MIB, "MiB", "resident memory of a worker before its scans"
+        ),
     ]
 
 
 def _dicom_figures(folder: Path, quick: bool) -> list[Figure]:
     shape = (30, 64, 64) if quick else _LARGE_SHAPE
     _write_series(folder, np.tile(make_scan(1, (shape[0] // 2, shape[1] // 2, shape[2] // 2)), (2, 2, 2)))
-    told = run_child("benchmarks.preprocessing", ["dicom", str(folder)])
+    values = run_child("benchmarks.preprocessing", ["dicom", str(folder)])
     what = f"a series of {' x '.join(map(str, shape))} int16, not compressed"
     return [
-        Figure("dicom_over_itk", told["ratio"], "", f"processor time to find and read {what}, over ITK's", "<= 1.5"),
-        Figure("dicom_seconds", told["seconds"], "s", f"processor time to find and read {what}"),
-        Figure("dicom_headers", told["headers"], "s", "the same to find it, from its headers alone"),
+        Figure("dicom_over_itk", values["ratio"], "", f"processor time to find and read {what}, over ITK's", "<= 1.5"),
+        Figure("dicom_seconds", values["seconds"], "s", f"processor time to find and read {what}"),
+        Figure("dicom_headers", values["headers"], "s", "the same to find it, from its headers alone"),
     ]
 
 
@@ -262,10 +264,10 @@ def main() -> None:
     """Runs one measurement, as a child of `measure`."""
     what, folder, *rest = sys.argv[1:]
     if what == "rate":
-        told = _rate(Path(folder), int(rest[0]))
+        values = _rate(Path(folder), int(rest[0]))
     else:
-        told = {"stages": _stages, "peaks": _peaks_of, "dicom": _dicom}[what](Path(folder))
-    print(json.dumps(told))
+        values = {"stages": _stages, "peaks": _peaks_of, "dicom": _dicom}[what](Path(folder))
+    print(json.dumps(values))
 
 
 if __name__ == "__main__":

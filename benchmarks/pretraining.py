@@ -3,7 +3,7 @@
     python -m benchmarks.pretraining --device cpu|cuda [--json FILE] [--only PART ...] [--quick]
 
 Ratios come from variants that take turns within the run, so that they hold on whatever machine runs them. Nothing else
-should run beside it.
+should run at the same time.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def _measured(part: str, settings: Settings) -> list[Figure]:
-    """One part in a scratch folder of its own."""
+    """Runs one part in a new scratch folder."""
     with tempfile.TemporaryDirectory(dir=settings.folder) as folder:
         measure = importlib.import_module(f"benchmarks.{part}").measure
         figures: list[Figure] = list(measure(replace(settings, folder=Path(folder))))

@@ -47,7 +47,7 @@ def memory_of(pid: int) -> Memory:
 
 
 def forget_peak() -> int:
-    """Starts the search for this process's peak anew, and returns its resident memory in bytes."""
+    """Resets this process's peak, and returns its resident memory in bytes."""
     Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
 
@@ -67,7 +67,7 @@ def run_child(module: str, arguments: Sequence[str], **environment: str) -> Any:
     """Runs ``python -m module`` with one thread, and returns the JSON that its last line holds.
 
     Raises:
-        RuntimeError: If it fails; what it printed tells why.
+        RuntimeError: If it fails; with what it printed.
     """
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **environment}
     command = [sys.executable, "-m", module, *arguments]

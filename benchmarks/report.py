@@ -18,7 +18,7 @@ import torch
 
 @dataclass(frozen=True)
 class Settings:
-    """What a part is told.
+    """What a part is given.
 
     Attributes:
         device: Where the networks run.
@@ -67,7 +67,7 @@ class Figure:
 
 
 def synchronise(device: torch.device) -> None:
-    """Waits until the device has done what it was told."""
+    """Waits until the device has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

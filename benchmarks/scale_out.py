@@ -1,4 +1,4 @@
-"""Throughput of one and of two training processes on a CPU, each with one thread and the same batch of its own.
+"""Throughput of one and of two training processes on a CPU, each with one thread and a batch of the same size.
 
 What is timed are the epochs of `train` as `pgl_pretrain` runs them: crops from disk, views, both paths, exchange of
 gradients and of the norms' statistics, update; not the measurement of the correspondence after each epoch.

@@ -20,7 +20,7 @@ _FIXED = (
     *("-d", "501", "-a", "plain", "-patch", "16", "16", "16", "-b", "2", "-val_scans", "1"),
     *("-spacing", "native", "-save_every", "1"),
 )
-# In float32, whatever the CPU.
+# In float32 on every CPU.
 _COMMAND = """
 from pretraining.training import loop
 loop.autocast_type = lambda device: None
@@ -36,7 +36,7 @@ class SmallRuns:
 
     Attributes:
         root: Gets nnU-Net's folders, and the output of each run.
-        options: Of all runs, besides data set, network and view size.
+        options: Of all runs, besides dataset, network and view size.
         processes: Workers of the preprocessing.
     """
 
@@ -65,7 +65,7 @@ class SmallRuns:
         return self.root / "nnUNet_results" / "PGL" / name
 
     def start(self, name: str) -> subprocess.Popen[bytes]:
-        """Starts a run, or goes on with it, in a process group of its own."""
+        """Starts or continues a run, in a new process group."""
         folders = {each: str(self.root / each) for each in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
         few = {"nnUNet_n_proc_DA": "1", "OMP_NUM_THREADS": "1"}
         arguments = [*_FIXED, *self.options, "-o", name, "-device", "cpu", "-np", str(self.processes)]
@@ -81,21 +81,21 @@ class SmallRuns:
             )
 
     def finish(self, name: str) -> None:
-        """Brings a run to its end, or exits with what it said."""
+        """Brings a run to its end, or exits with its output."""
         if self.start(name).wait() != 0:
             sys.exit(f"{name} ended by itself:\n{self.output(name)}")
 
     def output(self, name: str) -> str:
-        """The last words of a run."""
+        """The end of a run's output."""
         return (self.root / f"{name}.txt").read_text(errors="replace")[-4000:]
 
     def state(self, name: str) -> dict[str, Any]:
-        """What is on disk, which has to be whole; no epoch if there is nothing yet."""
+        """The saved state, which must be whole; epoch 0 if there is none yet."""
         latest = self.folder(name) / "checkpoint_latest.pth"
         return load_plain(latest) if latest.exists() else {"epoch": 0}
 
     def epochs_done(self, name: str) -> int:
-        """As its records tell, one line each."""
+        """The number of its recorded epochs, each line of which must be whole."""
         records = self.folder(name) / "metrics.jsonl"
         return len([json.loads(line) for line in records.read_text().splitlines()]) if records.exists() else 0
 

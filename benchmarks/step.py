@@ -65,7 +65,7 @@ def measure(settings: Settings) -> Iterator[Figure]:
 def step_and_network(settings: Settings, config: PretrainConfig) -> tuple[float, float, BareNetworks]:
     """Seconds of a training step, data loading included, and of its bare networks, in turn; and these networks."""
     rounds, warmup = (1, 1) if settings.quick else (9, 2)
-    in_a_row = 10 if settings.device.type == "cuda" else 1  # a GPU is told of the next step before it has done this one
+    in_a_row = 10 if settings.device.type == "cuda" else 1  # the next step is queued before a GPU has finished this one
     run = make_run(settings, config, steps=in_a_row * (rounds + warmup))
     bare = BareNetworks(run.state.objective, config.batch_size, config.views.size, run.precision)
     with run.loader.batches() as batches:

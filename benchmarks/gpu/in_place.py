@@ -11,7 +11,7 @@ from pretraining.settings.config import PretrainConfig
 
 
 def steps_in_place(settings: Settings, config: PretrainConfig) -> Callable[[], object]:
-    """A function that makes the next step, of ``config.batch_size`` pairs, on networks of its own."""
+    """A function that makes the next step, of ``config.batch_size`` pairs, on new networks."""
     run = make_run(settings, config, steps=1, workers=0)
     with run.loader.batches() as batches:
         batch = next(batches)

@@ -1,4 +1,4 @@
-"""The recommended settings, those of a run that is told nothing: few pairs, so that launching kernels counts."""
+"""The recommended settings, those of a run without options: few pairs, so that launching kernels counts."""
 
 from __future__ import annotations
 

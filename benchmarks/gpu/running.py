@@ -1,4 +1,4 @@
-"""Runs the parts of a benchmark one after the other, each in a process of its own that can be ended."""
+"""Runs the parts of a benchmark one after the other, each in a separate process that can be ended."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Part:
 
 @dataclass
 class Results:
-    """What has been measured, in two files that are written anew with everything that comes.
+    """What has been measured, in two files that are rewritten after every figure.
 
     Attributes:
         folder: For ``gpu.json`` and ``gpu.txt``; created.
@@ -52,7 +52,7 @@ class Results:
     about: dict[str, str] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
 
-    def tell(self, *lines: str) -> None:
+    def write(self, *lines: str) -> None:
         """Adds lines to the text, and writes both files."""
         for line in lines:
             print(line, flush=True)
@@ -64,12 +64,12 @@ class Results:
     def add(self, figure: Figure) -> None:
         """Adds a figure to both."""
         self.figures.append(figure)
-        self.tell(table_line(figure))
+        self.write(table_line(figure))
 
     def fail(self, part: str, error: _Error) -> None:
         """Notes why a part has failed."""
         self.errors[part] = error.line
-        self.tell(f"FAILED: {error.line}", *error.details)
+        self.write(f"FAILED: {error.line}", *error.details)
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def run_parts(parts: Mapping[str, Part], settings: Settings, seconds: float, res
         share = max(0.0, end - time.monotonic()) * part.weight / left
         left -= part.weight
         begin = time.monotonic()
-        results.tell("", f"{name}: at most {share:.0f} s")
+        results.write("", f"{name}: at most {share:.0f} s")
         ours, theirs = context.Pipe(duplex=False)
         process = context.Process(target=_measure, args=(part.module, replace(settings, seconds=share), theirs))
         process.start()
@@ -110,11 +110,11 @@ def run_parts(parts: Mapping[str, Part], settings: Settings, seconds: float, res
             process.join()
         if not ended and name not in results.errors:
             results.fail(name, _Error(f"its process ended with exit code {process.exitcode}"))
-        results.tell(f"{name}: {time.monotonic() - begin:.0f} s")
+        results.write(f"{name}: {time.monotonic() - begin:.0f} s")
 
 
 def _nothing() -> None:
-    """In a process of its own."""
+    """Runs in a separate process."""
 
 
 def _collect(name: str, connection: Connection, deadline: float, results: Results) -> bool:
@@ -133,7 +133,7 @@ def _collect(name: str, connection: Connection, deadline: float, results: Result
         elif isinstance(item, _Error):
             results.fail(name, item)
         else:
-            results.tell(item)
+            results.write(item)
     results.fail(name, _Error("not done within its share of the time; --parts with more --seconds gives it more"))
     return False
 

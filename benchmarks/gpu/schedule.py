@@ -1,6 +1,6 @@
 """The paper's whole schedule, projected from a run of some hundred steps by the training loop itself.
 
-The run loads, measures and saves as any run; that it measures and saves more often tells what either takes. How often
+The run loads, measures and saves as any run; it measures and saves more often, to show what either costs. How often
 it would by the clock is asked of the loop's own rule. Preprocessing is left out, and the few scans lie in memory.
 """
 

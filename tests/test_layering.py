@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("data", "views", "alignment", "settings", "objectives", "launching", "training")
+SUBPACKAGES = ("data", "views", "alignment", "settings", "objectives", "launching", "training")
 
 
 def imported(file: Path) -> Iterator[str]:
@@ -28,10 +28,10 @@ def test_plugin_never_imports_pretraining(file: Path) -> None:
     assert not [name for name in imported(file) if name.split(".")[0] == "pretraining"]
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_a_room_never_imports_a_later_one(room: str) -> None:
-    later = {f"pretraining.{name}" for name in ROOMS[ROOMS.index(room) + 1 :]}
-    for file in (ROOT / "pretraining" / room).rglob("*.py"):
+@pytest.mark.parametrize("subpackage", SUBPACKAGES)
+def test_a_subpackage_never_imports_a_later_one(subpackage: str) -> None:
+    later = {f"pretraining.{name}" for name in SUBPACKAGES[SUBPACKAGES.index(subpackage) + 1 :]}
+    for file in (ROOT / "pretraining" / subpackage).rglob("*.py"):
         wrong = [name for name in imported(file) if ".".join(name.split(".")[:2]) in later]
         assert not wrong, f"{file} imports {wrong}"
 
@@ -44,8 +44,8 @@ def test_launching_knows_nothing_of_what_it_launches() -> None:
 
 def test_rooms_do_not_know_commands_comparison_or_demo() -> None:
     upper = ("cli", "entries", "comparison", "demo")
-    for room in ROOMS:
-        for file in (ROOT / "pretraining" / room).rglob("*.py"):
+    for subpackage in SUBPACKAGES:
+        for file in (ROOT / "pretraining" / subpackage).rglob("*.py"):
             assert not [name for name in imported(file) if name.startswith(tuple(f"pretraining.{u}" for u in upper))], (
                 file
             )

@@ -198,7 +198,7 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arms", nargs="+", choices=ARMS, metavar="ARM", help=", ".join(ARMS))
-    parser.add_argument("-d", nargs="+", required=True, metavar="ID", help="data sets or folders; the first has labels")
+    parser.add_argument("-d", nargs="+", required=True, metavar="ID", help="datasets or folders; the first has labels")
     parser.add_argument("--test", type=Path, required=True, metavar="FILE", help="names of the scans to measure on")
     parser.add_argument("-exclude", type=Path, metavar="FILE", help="names of scans to leave out, such as a test set")
     parser.add_argument("-patch", nargs=3, type=int, required=True, metavar=("Z", "Y", "X"))

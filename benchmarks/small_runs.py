@@ -32,7 +32,7 @@ if __name__ == "__main__":
 
 @dataclass(frozen=True)
 class SmallRuns:
-    """Runs on one data set below a root; a run is known by its name.
+    """Runs on one dataset below a root; a run is known by its name.
 
     Attributes:
         root: Gets nnU-Net's folders, and the output of each run.
@@ -45,7 +45,7 @@ class SmallRuns:
     processes: int = 1
 
     def write_scans(self, count: int, shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> None:
-        """Writes the data set; shape (z, y, x), spacing in mm."""
+        """Writes the dataset; shape (z, y, x), spacing in mm."""
         self.root.mkdir(exist_ok=True)
         self.command.write_text(_COMMAND)
         write_unlabelled_dataset(self.root / "nnUNet_raw", 501, "Small", count, 0, shape=shape, spacing=spacing)

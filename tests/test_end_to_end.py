@@ -118,7 +118,7 @@ def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> Non
 
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    """Data: an unlabelled data set, a folder of scans of which one is damaged, and a labelled data set."""
+    """Data: an unlabelled dataset, a folder of scans of which one is damaged, and a labelled dataset."""
     root = tmp_path_factory.mktemp("end_to_end")
     shell = Shell(root)
     for folder in (shell.raw, shell.preprocessed, shell.results):
@@ -138,7 +138,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
 
 @pytest.fixture(scope="module")
 def pretrained(shell: Shell) -> str:
-    """Chapter 1; the output of pgl_pretrain on a data set and a folder, pooled."""
+    """Chapter 1; the output of pgl_pretrain on a dataset and a folder, pooled."""
     return shell.run("pgl_pretrain", "-d", "501", str(shell.root / "scans"), "-o", "pool", *SMALL_RUN, *CPU)
 
 

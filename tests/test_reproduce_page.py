@@ -23,7 +23,7 @@ LABELLED = ("Dataset003_Liver", "Dataset009_Spleen", "Dataset064_KiTS19", "Datas
 
 @pytest.fixture
 def plans(tmp_path: Path) -> list[dict[str, Any]]:
-    """What the script makes of planned data sets, beside a pool whose scans have means of -400 to -800."""
+    """What the script makes of planned datasets, beside a pool whose scans have means of -400 to -800."""
     for number, name in enumerate(POOL):
         folder = tmp_path / name / "PGL_spacing_2x1x1"
         folder.mkdir(parents=True)

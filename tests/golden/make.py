@@ -1,6 +1,6 @@
 """Writes the golden files anew; run by hand for a new format version, with `python -m tests.golden.make`.
 
-They are a data set of four scans, their store, and a run of two epochs on them: its state after the first one, and its
+They are a dataset of four scans, their store, and a run of two epochs on them: its state after the first one, and its
 encoder. `test_golden_files.py` reads them with the code of today.
 """
 

@@ -57,7 +57,7 @@ def configuration(kind: str, dimensions: int = 3) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data set with a plain and a residual plan."""
+    """A dataset with a plain and a residual plan."""
     for name in ("raw", "preprocessed", "results"):
         (tmp_path / name / "Dataset017_BCV").mkdir(parents=True)
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))

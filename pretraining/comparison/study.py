@@ -14,8 +14,8 @@ from pretraining.comparison.derived import LONGER
 from pretraining.comparison.execution import prediction_command, pretraining_command, seconds_in, training_command
 from pretraining.comparison.files import read_json
 from pretraining.comparison.runs import TrainingRun, model_folder, training_runs
-from pretraining.comparison.settings import ComparisonSettings, flag_of
-from pretraining.option_fields import spelled
+from pretraining.comparison.settings import ComparisonSettings
+from pretraining.option_fields import flag_of, spelled
 
 _REFERENCES = ("pgl_nce", "pgl")  # what the others are tested against: the first that is compared
 

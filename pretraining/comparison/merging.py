@@ -9,10 +9,9 @@ import pandas as pd
 
 from nnunetv2_pgl.errors import PGLError
 from pretraining.comparison.comparison import Comparison
-from pretraining.comparison.execution import number_of_training_cases
 from pretraining.comparison.files import ComparisonFolder
 from pretraining.comparison.results import ROW, RUN, read_results, write_results
-from pretraining.comparison.runs import TrainingRun, training_runs
+from pretraining.comparison.runs import TrainingRun, number_of_training_cases, training_runs
 from pretraining.comparison.settings import ComparisonSettings
 from pretraining.comparison.splits import Splits
 
@@ -20,7 +19,7 @@ _DECISIVE = ("trainer", "configuration", "plans", "definitions", "pretrain_optio
 
 
 def add_results(comparison: Comparison, files: Sequence[Path]) -> int:
-    """Takes in the runs that tables like ``results.csv`` hold; returns how many were new.
+    """Adds the runs that tables like ``results.csv`` hold; returns how many were new.
 
     A run counts as done then: it is not trained again. Nothing is written unless all files can be used. Where
     settings.json and splits.json of the other comparison lie beside a table, they must say the same as here; the table
@@ -39,15 +38,15 @@ def add_results(comparison: Comparison, files: Sequence[Path]) -> int:
             _require_complete(comparison, run, rows, file)
             if not _same(rows, found.setdefault(run, rows)):
                 raise PGLError(f"{file}: {run.name} has other values than in another file; give one of them")
-    new = []
+    new = {}
     for run, rows in found.items():
         metrics = comparison.folder.metrics(run.name)
         if not metrics.is_file():
-            new.append(run)
+            new[metrics] = rows
         elif not _same(rows, read_results(metrics)):
             raise PGLError(f"{run.name}: {metrics} has other values than the table given; remove one of them")
-    for run in new:
-        write_results(found[run], comparison.folder.metrics(run.name))
+    for metrics, rows in new.items():
+        write_results(rows, metrics)
     return len(new)
 
 
@@ -71,11 +70,11 @@ def _require_same_settings(comparison: Comparison, folder: Path) -> None:
 
 def _require_complete(comparison: Comparison, run: TrainingRun, rows: pd.DataFrame, file: Path) -> None:
     if run not in training_runs(comparison.settings):
-        raise PGLError(f"{file}: {run.name} is no run of this comparison; check --init, --fractions and --seeds")
+        raise PGLError(f"{file}: {run.name} is not a run of this comparison; check --init, --fractions and --seeds")
     wanted = {(case, name) for case in comparison.splits.test for name in comparison.dataset.classes}
     there = set(zip(rows["case"], rows["class_name"], strict=True))
     if there != wanted:
-        case, name = sorted(there ^ wanted)[0]
+        case, name = min(there ^ wanted)
         problem = "lacks" if (case, name) in wanted else "has"
         raise PGLError(f"{file}: {run.name} {problem} {name} of case {case}: is it of another test set?")
     cases = number_of_training_cases(comparison, run)

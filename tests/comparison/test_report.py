@@ -90,7 +90,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, 
     write_image(0 * labels(0), runs[0].prediction("case_4"))  # random at 20 %, seed 0 misses both classes
     study = Study(
         title="A <b>bold</b> | title",
-        facts=(("Data set", "Dataset001_A|B"), ("Trainer", "a * b <c>")),
+        facts=(("Dataset", "Dataset001_A|B"), ("Trainer", "a * b <c>")),
         commands=("pgl_compare -d 1 > log",),
         inits=INITS,
         reference="pgl",

@@ -12,11 +12,11 @@ import pandas as pd
 from nnunetv2_pgl.trainers.plans import RANDOM
 from pretraining.comparison.figures import percent, scans
 from pretraining.comparison.results import fractions_of, select
-from pretraining.comparison.statistics import LEAST_RUNS, LEVEL, Interval, RunTest, case_scores, interval, run_means
+from pretraining.comparison.statistics import LEVEL, MIN_RUNS, Interval, RunTest, case_scores, interval, run_means
 from pretraining.comparison.study import Study
 
 NONE = "\u2013"
-_MOST_COLUMNS = 12  # of values in one table of all classes; with more, each measure has its own
+_MAX_COLUMNS = 12  # of values in one table of all classes; with more, each measure has its own
 
 
 class Best(str):
@@ -114,7 +114,7 @@ def class_tables(results: pd.DataFrame, study: Study, fraction: float) -> list[l
     parts = [[column(measure, name) for name in names] for measure in (DICE, IOU, HD)]
     averages = [column(HD95, None), column(SURFACE_DICE, None)]
     averages.append(Column("missed", [_missed(rows) for rows in of_init.values()]))
-    if 3 * len(names) + 2 <= _MOST_COLUMNS:
+    if 3 * len(names) + 2 <= _MAX_COLUMNS:
         parts = [[*parts[0], *parts[1], *parts[2], *averages]]
     else:
         parts.append(averages)
@@ -176,8 +176,8 @@ def verdict(test: RunTest) -> str:
     runs = len(test.differences)
     if not runs:
         return "not compared: no run and case in common"
-    if runs < LEAST_RUNS:
-        return f"no verdict: {runs} run{'s' if runs > 1 else ''}, it takes at least {LEAST_RUNS}"
+    if runs < MIN_RUNS:
+        return f"no verdict: {runs} run{'s' if runs > 1 else ''}, it takes at least {MIN_RUNS}"
     if test.decided:
         return "better" if test.interval.mean > 0 else "worse"
     corrected = " after Holm's correction" if test.agree and test.interval.excludes_zero else ""
@@ -190,7 +190,7 @@ def _needed(test: RunTest) -> str:
     if test.decided or not test.differences:
         return NONE
     if len(test.differences) < 2:
-        return f"at least {LEAST_RUNS}"
+        return f"at least {MIN_RUNS}"
     return "more than 100" if test.runs_needed is None else f"about {test.runs_needed}"
 
 

@@ -103,9 +103,10 @@ def draw_label_curve(results: pd.DataFrame, study: Study, path: Path) -> Path:
         # Side by side, so that the bars do not hide each other.
         at = [place * 1.02 ** (number - (len(study.inits) - 1) / 2) for place, _ in known]
         intervals = [interval(run_means(case_scores(rows, "dice"))) for _, rows in known]
-        means, low, high = _draw_intervals(axes, at, intervals, color=look.colour, linewidth=0, elinewidth=1, capsize=2)
+        means, low, high = _in_percent(intervals)
         axes.plot(at, means, color=look.colour, marker=look.marker, markersize=6, label=init)
         axes.fill_between(at, low, high, color=look.colour, alpha=0.13, linewidth=0)
+        _draw_intervals(axes, at, intervals, color=look.colour, linewidth=0, elinewidth=1, capsize=2)
     gaps = np.diff(np.log(sorted(set(places))))
     crowded = len(gaps) and gaps.min() < 0.11 * (np.log(places[-1] / places[0]) + 0.6)  # texts would overlap
     texts = [f"{percent(f)}{', ' if crowded else chr(10)}{scans(results, f)}" for f in fractions]
@@ -183,11 +184,15 @@ def draw_classes(results: pd.DataFrame, study: Study, path: Path) -> Path:
     return save(figure, path)
 
 
-def _draw_intervals(axes: Axes, places: Any, intervals: Sequence[Interval], **style: Any) -> NDArray[Any]:
-    """Draws means with error bars, no bar where there is no interval; returns means, lower and upper limits in %."""
-    means, low, high = found = 100 * np.array(intervals).reshape(-1, 3).T
+def _in_percent(intervals: Sequence[Interval]) -> NDArray[Any]:
+    """Means, lower and upper limits, (3, n)."""
+    return 100 * np.array(intervals).reshape(-1, 3).T
+
+
+def _draw_intervals(axes: Axes, places: Any, intervals: Sequence[Interval], **style: Any) -> None:
+    """Draws means with error bars; no bar where there is no interval."""
+    means, low, high = _in_percent(intervals)
     axes.errorbar(places, means, np.nan_to_num(np.stack([means - low, high - means])), **style)
-    return found
 
 
 def _finish(axes: Axes, title: str = "") -> None:

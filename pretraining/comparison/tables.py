@@ -24,7 +24,7 @@ class Best(str):
 
 
 class Column(NamedTuple):
-    """Of a table. The first one names the rows."""
+    """A column of a table, whose first one names the rows."""
 
     name: str
     cells: list[str]
@@ -83,7 +83,7 @@ def points_of(found: Interval) -> str:
 
 
 def _points(value: float) -> str:
-    """A difference of Dice in points, that is per cent; nan is a dash."""
+    """A difference of Dice in points, that is in percent; nan is a dash."""
     return NONE if math.isnan(value) else f"{100 * value:+.2f}"
 
 
@@ -123,18 +123,14 @@ def class_tables(results: pd.DataFrame, study: Study, fraction: float) -> list[l
 
 def runs_table(results: pd.DataFrame, study: Study, fraction: float) -> list[Column]:
     """Average Dice of each run, a row per run, in brackets the difference to the baseline of the same run."""
-    means = {init: run_means(case_scores(select(results, init, fraction), "dice")) for init in study.inits}
-    at_fraction = results[results["fraction"] == fraction]
-    runs = sorted(set(zip(at_fraction["fold"], at_fraction["seed"], strict=True)))
-    columns = [Column("run", [f"fold {fold}, seed {seed}" for fold, seed in runs])]
-    for init, of_init in means.items():
-        gains = (of_init - means.get(RANDOM, of_init * math.nan)).to_dict() if init != RANDOM else {}
-        cells = [
-            DICE.text(of_init.get(run, math.nan))
-            + ("" if math.isnan(gain := gains.get(run, math.nan)) else f" ({_points(gain)})")
-            for run in runs
-        ]
-        columns.append(Column(init, cells))
+    of_init = {i: run_means(case_scores(select(results, i, fraction), "dice")) for i in study.inits}
+    means = pd.DataFrame(of_init).sort_index()
+    columns = [Column("run", [f"fold {fold}, seed {seed}" for fold, seed in means.index])]
+    for init in study.inits:
+        cells = means[init].map(DICE.text)
+        if RANDOM in study.inits and init != RANDOM:
+            cells += (means[init] - means[RANDOM]).map(lambda gain: "" if math.isnan(gain) else f" ({_points(gain)})")
+        columns.append(Column(init, cells.tolist()))
     return columns
 
 

@@ -48,9 +48,9 @@ def main() -> None:
     parser = OptionParser(prog="benchmarks.anatomy", description=__doc__)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="checkpoint_final.pth of pgl_pretrain")
     add = adder(parser)
-    add("d", nargs="+", required=True, metavar="ID", help="as in pgl_pretrain: data sets or folders of scans")
+    add("d", nargs="+", required=True, metavar="ID", help="as in pgl_pretrain: datasets or folders of scans")
     add("only", type=Path, metavar="FILE", help="names of the held-out scans, one a line (default: all)")
-    add("labels", action="store_true", help="measure the transfer of labels, too (labelsTr of nnU-Net data sets)")
+    add("labels", action="store_true", help="measure the transfer of labels, too (labelsTr of nnU-Net datasets)")
     add("flip_probability", nargs="+", type=float, metavar="P", help="of the views (default: as in the pre-training)")
     add("all_flips", action="store_true", help="flip along the lateral axis, even if the pre-training did not")
     add("padding", choices=("zeros", "replicate"), help="of the convolutions (default: as in the pre-training)")
@@ -135,7 +135,7 @@ def all_but(config: PretrainConfig, names: Sequence[str]) -> tuple[str, ...]:
     wanted = set(names)
     unknown = sorted(wanted - {name for scan in scans for name in (scan.name, scan.identifier)})
     if unknown:
-        raise PGLError(f"-only names {unknown[0]}, which is no scan of -d ({len(unknown)} are not)")
+        raise PGLError(f"-only names {unknown[0]}, which is not a scan of -d ({len(unknown)} are not)")
     return tuple(scan.name for scan in scans if scan.name not in wanted and scan.identifier not in wanted)
 
 

@@ -117,7 +117,7 @@ def noise_match(features: Features, config: PretrainConfig) -> dict[str, float]:
 
 def smooth_noise(views: int, channels: int, size: Sequence[int], generator: torch.Generator) -> Tensor:
     """Gaussian noise, smoothed over about five voxels, z-scored, (views, channels, *size)."""
-    margin = 4  # smoothing shall not tell the border
+    margin = 4  # so that smoothing does not show the border
     noise = torch.randn(views, channels, *(n + 2 * margin for n in size), generator=generator)
     for _ in range(2):
         noise = F.avg_pool3d(noise, 5, stride=1)

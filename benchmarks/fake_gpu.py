@@ -80,7 +80,7 @@ class Watch(TorchDispatchMode):
         return output
 
     def forget(self) -> None:
-        """Starts anew, but for the tensors that there are."""
+        """Clears the records; the peak becomes what is in use now."""
         for seen in (self.operations, self.waits, self.layout_copies, self.products):
             seen.clear()
         self.peak = self.now

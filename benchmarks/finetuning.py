@@ -1,6 +1,6 @@
 """Fine-tuning and inference: ``nnUNetTrainerPGL`` against nnU-Net's default network and ResEnc-L, on one plan.
 
-nnU-Net's own planners plan a CT data set whose scans have the size of the patch, so that all three networks get the
+nnU-Net's own planners plan a CT dataset whose scans have the size of the patch, so that all three networks get the
 same patch, and each the stages its planner gives it. Trainers, losses, optimisers and predictors are nnU-Net's. An
 iteration is ``train_step`` on a batch in memory (forward, loss, backward, clipping, optimiser); a case is what
 ``nnUNetPredictor`` does between preprocessing and export. On a CPU nnU-Net computes in float32 and `PGLSegmenter` in

@@ -4,7 +4,7 @@ python -m benchmarks.gains
 
 Reads the tables of all runs that the result pages keep, compares the runs of one seed and fold with each other, and
 takes means and 95 % confidence intervals over them, as `pgl_compare` does. Starts with fewer than three runs, as in a
-comparison under way, are left out.
+comparison in progress, are left out.
 """
 
 from __future__ import annotations

@@ -37,10 +37,10 @@ class LabelledVolume:
 
 
 def labels_of(volumes: Sequence[Volume], config: PretrainConfig) -> list[LabelledVolume]:
-    """Labels of scans of nnU-Net data sets, cropped and resampled as the scans were.
+    """Labels of scans of nnU-Net datasets, cropped and resampled as the scans were.
 
     Raises:
-        DataError: A scan has no label file, is of a plain folder, or its data set has other labels.
+        DataError: A scan has no label file, is of a plain folder, or its dataset has other labels.
     """
     axes = (config.preprocessing or {}).get("transpose_forward", (0, 1, 2))
     labelled = [_labels(volume, axes) for volume in volumes]
@@ -55,7 +55,7 @@ def labels_of(volumes: Sequence[Volume], config: PretrainConfig) -> list[Labelle
 def _labels(volume: Volume, axes: Sequence[int]) -> LabelledVolume:
     folder = Path(nnUNet_raw) / volume.source
     if not (folder / "dataset.json").is_file():
-        raise DataError(f"--labels: {volume.source} is no data set in nnUNet_raw: {folder / 'dataset.json'} is missing")
+        raise DataError(f"--labels: {volume.source} is not a dataset in nnUNet_raw: no {folder / 'dataset.json'}")
     described = load_json(folder / "dataset.json")
     file = folder / "labelsTr" / f"{volume.path.stem}{described['file_ending']}"
     if not file.is_file():

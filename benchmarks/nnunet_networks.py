@@ -49,7 +49,7 @@ def nnunet_folders(folder: Path) -> Iterator[None]:
 
 
 def make_plans(planner: type[ExperimentPlanner], patch: Triple) -> dict[str, Any]:
-    """The plans for a data set of CTs that are as large as the patch."""
+    """The plans for a dataset of CTs that are as large as the patch."""
     content = {
         "channel_names": {"0": "CT"},
         "labels": _LABELS,

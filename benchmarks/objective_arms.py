@@ -4,7 +4,7 @@ python -m benchmarks.objective_arms nce pgl-zeros nce-batch -d 4 --test docs/res
     -patch 32 40 32 -o FOLDER
 
 Writes FOLDER/ARM.json, the figures of `benchmarks.anatomy`, and FOLDER/ARM.pth at full width. An arm that is there is
-left out, so that another machine can go on. The network is a narrow ResNet, which finds the direction of an effect in
+left out: another machine can continue. The network is a narrow ResNet, which finds the direction of an effect in
 minutes, unless --full is given. Networks, alignment, views, optimiser and schedules are those of `pgl_pretrain`.
 """
 
@@ -199,7 +199,7 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arms", nargs="+", choices=ARMS, metavar="ARM", help=", ".join(ARMS))
-    parser.add_argument("-d", nargs="+", required=True, metavar="ID", help="data sets or folders; the first has labels")
+    parser.add_argument("-d", nargs="+", required=True, metavar="ID", help="datasets or folders; the first has labels")
     parser.add_argument("--test", type=Path, required=True, metavar="FILE", help="names of the scans to measure on")
     parser.add_argument("-exclude", type=Path, metavar="FILE", help="names of scans to leave out, such as a test set")
     parser.add_argument("-patch", nargs=3, type=int, required=True, metavar=("Z", "Y", "X"))

@@ -47,7 +47,7 @@ def memory_of(pid: int) -> Memory:
 
 
 def forget_peak() -> int:
-    """Starts the search for this process's peak anew, and returns its resident memory in bytes."""
+    """Resets this process's peak, and returns its resident memory in bytes."""
     Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
 

@@ -32,11 +32,11 @@ if __name__ == "__main__":
 
 @dataclass(frozen=True)
 class SmallRuns:
-    """Runs on one data set below a root; a run is known by its name.
+    """Runs on one dataset below a root; a run is known by its name.
 
     Attributes:
         root: Gets nnU-Net's folders, and the output of each run.
-        options: Of all runs, besides data set, network and view size.
+        options: Of all runs, besides dataset, network and view size.
         processes: Workers of the preprocessing.
     """
 
@@ -45,7 +45,7 @@ class SmallRuns:
     processes: int = 1
 
     def write_scans(self, count: int, shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> None:
-        """Writes the data set; shape (z, y, x), spacing in mm."""
+        """Writes the dataset; shape (z, y, x), spacing in mm."""
         self.root.mkdir(exist_ok=True)
         self.command.write_text(_COMMAND)
         write_unlabelled_dataset(self.root / "nnUNet_raw", 501, "Small", count, 0, shape=shape, spacing=spacing)
@@ -65,7 +65,7 @@ class SmallRuns:
         return self.root / "nnUNet_results" / "PGL" / name
 
     def start(self, name: str) -> subprocess.Popen[bytes]:
-        """Starts a run, or goes on with it, in a process group of its own."""
+        """Starts a run, or continues it, in a separate process group."""
         folders = {each: str(self.root / each) for each in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
         few = {"nnUNet_n_proc_DA": "1", "OMP_NUM_THREADS": "1"}
         arguments = [*_FIXED, *self.options, "-o", name, "-device", "cpu", "-np", str(self.processes)]

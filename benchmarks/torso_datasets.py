@@ -1,4 +1,4 @@
-"""Writes generated CT torsos as two nnU-Net data sets, for comparisons like docs/results/torso.md (simpler bodies).
+"""Writes generated CT torsos as two nnU-Net datasets, for comparisons like docs/results/torso.md (simpler bodies).
 
 python -m benchmarks.torso_datasets            # Dataset511_TorsoUnlabelled and Dataset512_Torso in $nnUNet_raw
 """
@@ -16,7 +16,7 @@ from pretraining.demo.datasets import write_labelled_dataset, write_unlabelled_d
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(
-        description="Generated CT torsos with 7 organs: one data set without labels, one with."
+        description="Generated CT torsos with 7 organs: one dataset without labels, one with."
     )
     parser.add_argument("--unlabelled", type=int, default=120, metavar="N", help="scans without labels (default: 120)")
     parser.add_argument("--train", type=int, default=50, metavar="N", help="labelled scans (default: 50)")

@@ -3,7 +3,7 @@
     python -m benchmarks.gpu --seconds 600 --out FOLDER [--parts PART ...]
 
 Each part has its share of the time; what it leaves goes to the parts after it. One that takes longer is ended, one that
-fails says why, and the next one begins. FOLDER/gpu.json and FOLDER/gpu.txt are written anew with every figure, so that
+fails says why, and the next one begins. FOLDER/gpu.json and FOLDER/gpu.txt are written again after each figure, so that
 a run that is cut off leaves all that was measured.
 """
 

@@ -36,7 +36,7 @@ class Part:
 
 @dataclass
 class Results:
-    """What has been measured, in two files that are written anew with everything that comes.
+    """What has been measured, in two files that are written again after each figure.
 
     Attributes:
         folder: For ``gpu.json`` and ``gpu.txt``; created.

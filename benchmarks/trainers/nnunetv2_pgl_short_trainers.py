@@ -79,4 +79,4 @@ class nnUNetTrainerPGL_demo_tested(nnUNetTrainerPGL_demo):
 class nnUNetTrainerPGL_demo_360(
     with_length(nnUNetTrainerPGL_demo_tested, "360", num_epochs=12, num_val_iterations_per_epoch=6, batch_size=2)
 ):
-    """360 steps, for data sets on which 300 are too few."""
+    """360 steps, for datasets on which 300 are too few."""

@@ -26,8 +26,8 @@ def add_results(comparison: Comparison, files: Sequence[Path]) -> int:
     itself does not contain trainer, plans, tolerance and training cases.
 
     Raises:
-        PGLError: A file is no such table, has a run that the comparison has not, not all its test cases and classes,
-            or other values than are there; or it was made with other settings.
+        PGLError: A file is not such a table, has a run that the comparison has not, lacks test cases or classes, has
+            other values than those stored, or was made with other settings.
     """
     for file in files:
         _require_same_settings(comparison, file.parent)

@@ -172,6 +172,6 @@ def _facts(comparison: Comparison) -> tuple[tuple[str, str], ...]:
         ("Prediction", f"nnU-Net, options {options}" if options else "nnU-Net, its defaults"),
         ("Device", comparison.device),
         *longer,
-        *(("Beware", warning) for warning in comparison.warnings),
+        *(("Warning", warning) for warning in comparison.warnings),
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions().items())),
     )

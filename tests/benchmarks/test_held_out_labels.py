@@ -90,7 +90,7 @@ def test_scans_without_labels_are_named(raw: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "imagesTr", tmp_path / "plain")
     config = replace(CONFIG, datasets=(str(tmp_path / "plain"),), modality="mr")
     volumes, _ = prepare_volumes(config, 1, progress=False)
-    with pytest.raises(DataError, match=r"--labels: .* is no data set in nnUNet_raw"):
+    with pytest.raises(DataError, match=r"--labels: .* is not a dataset in nnUNet_raw"):
         labels_of(volumes, config)
 
 

@@ -533,7 +533,7 @@ def test_a_checkpoint_that_has_seen_test_cases_is_announced(
     ran, code = desk.call("-d", "7", "-device", "cpu", "--seeds", "1", "--fractions", "1", *words)
     assert code == 0
     assert not [line for line in ran if line.startswith("pgl_pretrain")]
-    warned = dict(studies[-1].facts).get("Beware")
+    warned = dict(studies[-1].facts).get("Warning")
     if doubt is None:
         assert "WARNING" not in desk.output
         assert warned is None

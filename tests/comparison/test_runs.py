@@ -74,7 +74,7 @@ def comparison(name: str = NAME, **changes: Any) -> Comparison:
 
 
 def test_no_two_runs_share_a_model_folder(nnunet: Path) -> None:
-    """Over comparisons of one data set too; and nnU-Net can take the names apart."""
+    """Over comparisons of one dataset too; and nnU-Net can take the names apart."""
     inits, fractions = ("random", "pgl", "pgl_no_flips"), (0.05, 0.2, 0.125, 1.0)
     folders = []
     for name in (NAME, "other", "pgl"):

@@ -123,8 +123,8 @@ def class_tables(results: pd.DataFrame, study: Study, fraction: float) -> list[l
 
 def runs_table(results: pd.DataFrame, study: Study, fraction: float) -> list[Column]:
     """Average Dice of each run, a row per run, in brackets the difference to the baseline of the same run."""
-    of_init = {i: run_means(case_scores(select(results, i, fraction), "dice")) for i in study.inits}
-    means = pd.DataFrame(of_init).sort_index()
+    scores = {init: case_scores(select(results, init, fraction), "dice") for init in study.inits}
+    means = pd.DataFrame({init: values.mean(axis="columns") for init, values in scores.items()}).sort_index()
     columns = [Column("run", [f"fold {fold}, seed {seed}" for fold, seed in means.index])]
     for init in study.inits:
         cells = means[init].map(DICE.text)

@@ -182,12 +182,13 @@ def test_nothing_to_exclude(compare: CompareCommand) -> None:
     assert "-exclude" not in pretraining
 
 
-def test_a_pretraining_of_somebody_else_is_not_used(compare: CompareCommand) -> None:
-    final = compare.root / "nnUNet_results" / "PGL" / f"{NAME}_pgl" / "checkpoint_final.pth"
-    final.parent.mkdir(parents=True)
-    final.write_bytes(b"precious")
+@pytest.mark.parametrize("kind", ["final", "latest"])
+def test_a_pretraining_of_somebody_else_is_not_used(compare: CompareCommand, kind: str) -> None:
+    folder = compare.root / "nnUNet_results" / "PGL" / f"{NAME}_pgl"
+    folder.mkdir(parents=True)
+    (folder / f"checkpoint_{kind}.pth").write_bytes(b"precious")
     ran, code = compare.call(*TINY)
     assert code == 1
-    assert f"--checkpoint pgl={final}" in compare.output
+    assert f"--checkpoint pgl={folder / 'checkpoint_final.pth'}" in compare.output
     assert not [line for line in ran if "nnUNetPlans_pgl" in line or line.startswith("pgl_pretrain")]
-    assert final.read_bytes() == b"precious"
+    assert (folder / f"checkpoint_{kind}.pth").read_bytes() == b"precious"

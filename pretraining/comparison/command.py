@@ -109,11 +109,11 @@ def _compare(arguments: argparse.Namespace) -> Failures:
 
 def _report(comparison: Comparison, failures: Failures) -> None:
     from pretraining.comparison.report import write_report
-    from pretraining.comparison.study import study_of
+    from pretraining.comparison.study import describe_comparison
 
     results = collect_results(comparison)
     if results is not None:
-        print("", *write_report(results, study_of(comparison), comparison.folder.path), sep="\n")
+        print("", *write_report(results, describe_comparison(comparison), comparison.folder.path), sep="\n")
     elif failures:
         print("\nNo run is done: there is nothing to report yet.")
     else:

@@ -15,7 +15,7 @@ from pretraining.comparison.runs import TrainingRun, number_of_training_cases, t
 from pretraining.comparison.settings import ComparisonSettings
 from pretraining.comparison.splits import Splits
 
-_DECISIVE = ("trainer", "configuration", "plans", "definitions", "pretrain_options", "predict_options", "tolerance")
+_MUST_MATCH = ("trainer", "configuration", "plans", "definitions", "pretrain_options", "predict_options", "tolerance")
 
 
 def add_results(comparison: Comparison, files: Sequence[Path]) -> int:
@@ -54,7 +54,7 @@ def _require_same_settings(comparison: Comparison, folder: Path) -> None:
     other = ComparisonFolder(folder)
     if other.settings.is_file():
         settings = ComparisonSettings.load(other.settings)
-        for name in _DECISIVE:
+        for name in _MUST_MATCH:
             ours, theirs = getattr(comparison.settings, name), getattr(settings, name)
             if name == "definitions":  # one of the two may have grown
                 ours, theirs = ({init: both[init] for init in ours.keys() & theirs.keys()} for both in (ours, theirs))
@@ -65,7 +65,7 @@ def _require_same_settings(comparison: Comparison, folder: Path) -> None:
         pairs = zip(comparison.splits.folds, splits.folds, strict=False)
         orders = (zip(ours.training_by_seed, theirs.training_by_seed, strict=False) for ours, theirs in pairs)
         if splits.test != comparison.splits.test or any(a != b for of_fold in orders for a, b in of_fold):
-            raise PGLError(f"{other.splits}: the cases are divided otherwise there")
+            raise PGLError(f"{other.splits}: its cases are divided differently")
 
 
 def _require_complete(comparison: Comparison, run: TrainingRun, rows: pd.DataFrame, file: Path) -> None:

@@ -73,7 +73,7 @@ class Study:
     classes: Mapping[str, int | tuple[int, ...]]
 
 
-def study_of(comparison: Comparison) -> Study:
+def describe_comparison(comparison: Comparison) -> Study:
     """The description of a comparison."""
     settings, dataset, test = comparison.settings, comparison.dataset, comparison.splits.test
     runs = training_runs(settings)

@@ -57,7 +57,7 @@ def test_results_of_another_comparison_are_refused(
     [
         ("settings.json", '"tolerance": 1.0', '"tolerance": 2.0', "tolerance is 2.0 there, here it is 1.0"),
         ("settings.json", "nnUNetTrainerPGL", "nnUNetTrainerPGL_50epochs", "trainer is 'nnUNetTrainerPGL_50epochs'"),
-        ("splits.json", "scan_1", "scan_99", "divided otherwise"),
+        ("splits.json", "scan_1", "scan_99", "divided differently"),
     ],
 )
 def test_results_made_with_other_settings_are_refused(

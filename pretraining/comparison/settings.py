@@ -63,7 +63,11 @@ class ComparisonSettings:
     """What defines a comparison. The fields are options of ``pgl_compare``."""
 
     dataset: str = _short(
-        MISSING, "labelled nnU-Net dataset, needed unless -o names a comparison", name="d", metavar="ID", parse=_dataset
+        MISSING,
+        "labelled nnU-Net dataset, id or name; needed unless -o names a comparison",
+        name="d",
+        metavar="ID",
+        parse=_dataset,
     )
     pretrain_on: tuple[str, ...] = _pretraining(
         MISSING, "datasets and folders, less the test cases", metavar="ID", parse=_sources, default_text="that of -d"

@@ -34,8 +34,8 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="the stand-in command
         ((*TINY, "--dry_run", "--results", "a.csv"), "--results adds runs, --dry_run and --slurm change none"),
         ((*TINY, "--slurm", "--results", "a.csv"), "--results adds runs, --dry_run and --slurm change none"),
         ((*TINY, "--init", "pgl", "simclr"), "--init simclr: unknown"),
-        ((*TINY, "--fractions", "0"), "-fractions 0: must be above 0 and at most 1"),
-        ((*TINY, "--seeds", "0"), "-seeds 0: must be at least 1"),
+        ((*TINY, "--fractions", "0"), "--fractions 0: must be above 0 and at most 1"),
+        ((*TINY, "--seeds", "0"), "--seeds 0: must be at least 1"),
     ],
 )
 def test_wrong_input_ends_in_one_line(compare: CompareCommand, words: tuple[str, ...], message: str) -> None:

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from benchmarks.anatomy_figures import measure
-from benchmarks.frozen_features import LEAST_SCANS
+from benchmarks.frozen_features import MIN_SCANS
 from benchmarks.held_out_labels import labels_of
 from nnunetv2_pgl.checkpoint import CheckpointError, EncoderCheckpoint, load_encoder_network, untrained_encoder
 from nnunetv2_pgl.errors import PGLError, one_line
@@ -95,8 +95,8 @@ def measure_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
         print(f"WARNING: {item}")
     if config.channels == "joint" and volumes[0].shape[0] != config.encoder_channels:
         raise DataError(f"the encoder takes {config.encoder_channels} channels, the scans have {volumes[0].shape[0]}")
-    if arguments.labels and min(len(volumes), (arguments.pairs + 1) // 2) < LEAST_SCANS:
-        raise DataError(f"--labels: needs at least {LEAST_SCANS} scans and two pairs of views of each")
+    if arguments.labels and min(len(volumes), (arguments.pairs + 1) // 2) < MIN_SCANS:
+        raise DataError(f"--labels: needs at least {MIN_SCANS} scans and two pairs of views of each")
     torch.manual_seed(2)  # of the random weights
     untrained = untrained_encoder(checkpoint, str(arguments.checkpoint))
     labelled = labels_of(volumes, config) if arguments.labels else None
@@ -135,7 +135,7 @@ def all_but(config: PretrainConfig, names: Sequence[str]) -> tuple[str, ...]:
     wanted = set(names)
     unknown = sorted(wanted - {name for scan in scans for name in (scan.name, scan.identifier)})
     if unknown:
-        raise PGLError(f"-only names {unknown[0]}, which is no scan of -d ({len(unknown)} are not)")
+        raise PGLError(f"-only names {unknown[0]}, which is not a scan of -d ({len(unknown)} are not)")
     return tuple(scan.name for scan in scans if scan.name not in wanted and scan.identifier not in wanted)
 
 

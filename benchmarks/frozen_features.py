@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-LEAST_SCANS = 3
+MIN_SCANS = 3
 _FOLDS = 5
 _PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the mean square of standardised features
 _CHUNK = 2048
@@ -58,8 +58,8 @@ def probe_estimates(features: Tensor, labels: Tensor, scans: Tensor) -> Tensor:
         ValueError: There are fewer than three scans: one to estimate, one to fit, one to choose the penalty.
     """
     names = scans.unique()
-    if len(names) < LEAST_SCANS:
-        raise ValueError(f"a probe needs cells of at least {LEAST_SCANS} scans, got {len(names)}")
+    if len(names) < MIN_SCANS:
+        raise ValueError(f"a probe needs cells of at least {MIN_SCANS} scans, got {len(names)}")
     estimates = torch.zeros_like(labels)
     for fold in range(min(_FOLDS, len(names))):
         tested = torch.isin(scans, names[fold::_FOLDS])

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 
 from pretraining.comparison.figures import looks, new_figure, save
 from pretraining.comparison.results import read_results
-from pretraining.comparison.statistics import LEAST_RUNS, RunTest, case_scores, holm, run_test
+from pretraining.comparison.statistics import MIN_RUNS, RunTest, case_scores, holm, run_test
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 BASELINE = "random"
@@ -73,7 +73,7 @@ def main() -> None:
     """Entry point."""
     there = [source for source in SOURCES if (RESULTS / source.table).is_file()]
     found = [gain for source in there for gain in gains(source) if gain.test.fraction == FRACTION]
-    found = [gain for gain in found if len(gain.test.runs) >= LEAST_RUNS]
+    found = [gain for gain in found if len(gain.test.runs) >= MIN_RUNS]
     print("| comparison | start | gain, Dice points | runs above | page |\n|---|---|---|---|---|")
     for gain in found:
         test = gain.test

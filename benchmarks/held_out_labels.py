@@ -55,9 +55,7 @@ def labels_of(volumes: Sequence[Volume], config: PretrainConfig) -> list[Labelle
 def _labels(volume: Volume, axes: Sequence[int]) -> LabelledVolume:
     folder = Path(nnUNet_raw) / volume.source
     if not (folder / "dataset.json").is_file():
-        raise DataError(
-            f"--labels: {volume.source} is not a dataset in nnUNet_raw: {folder / 'dataset.json'} is missing"
-        )
+        raise DataError(f"--labels: {volume.source} is not a dataset in nnUNet_raw: no {folder / 'dataset.json'}")
     described = load_json(folder / "dataset.json")
     file = folder / "labelsTr" / f"{volume.path.stem}{described['file_ending']}"
     if not file.is_file():

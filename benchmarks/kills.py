@@ -1,4 +1,4 @@
-"""Kills runs at random moments and goes on with them; part of `benchmarks.reliability`."""
+"""Kills runs at random moments and continues them; part of `benchmarks.reliability`."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ python -m benchmarks.objective_arms nce pgl-zeros nce-batch -d 4 --test docs/res
     -patch 32 40 32 -o FOLDER
 
 Writes FOLDER/ARM.json, the figures of `benchmarks.anatomy`, and FOLDER/ARM.pth at full width. An arm that is there is
-left out, so that another machine can go on. The network is a narrow ResNet, which finds the direction of an effect in
+left out: another machine can continue. The network is a narrow ResNet, which finds the direction of an effect in
 minutes, unless --full is given. Networks, alignment, views, optimiser and schedules are those of `pgl_pretrain`.
 """
 

@@ -22,7 +22,7 @@ def cell_voxels(grid: FeatureGrid) -> list[Tensor]:
     """Which voxels of a view each cell stands for: as many as its stride, around its place.
 
     Returns:
-        For each axis (cells, stride), int64, to at most half a voxel. Beyond the ends of a view its last voxel goes on.
+        For each axis (cells, stride), int64, to at most half a voxel. Beyond a view's ends its last voxel is repeated.
     """
     found = []
     for size, stride, offset, cells in zip(grid.view_size, grid.stride, grid.offset, cells_of(grid), strict=True):

@@ -26,6 +26,7 @@ class Option:
         help: What it sets, in one phrase.
         group: Heading under which the option is listed; None: the setting has no option.
         name: Name of the option, if it is not that of the field.
+        dashes: What the name begins with in messages; the parser takes it with one dash and with two.
         metavar: What stands for the value in the help, or for each of several.
         least: Smallest value, or the smallest of several.
         above: The value, or each of several, must be larger.
@@ -40,6 +41,7 @@ class Option:
     help: str
     group: str | None = None
     name: str | None = None
+    dashes: str = "-"
     metavar: str | tuple[str, ...] | None = None
     least: float | None = None
     above: float | None = None
@@ -99,7 +101,7 @@ def option_of(of: Field[Any]) -> Option | None:
 def flag_of(of: Field[Any]) -> str:
     """The option of a field as a user types it, or the name of a setting that has none."""
     option = of.metadata.get("option")
-    return f"-{option.name or of.name}" if option is not None and option.group is not None else of.name
+    return f"{option.dashes}{option.name or of.name}" if option is not None and option.group is not None else of.name
 
 
 def add_options(

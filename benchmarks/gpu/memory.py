@@ -17,7 +17,7 @@ _GIB = 2**30
 
 
 def measure(settings: Settings) -> Iterator[Figure | str]:
-    """Both presets at each batch of the table, including batches in flight."""
+    """Peaks of both presets at each batch of the table, in the first step and later."""
     batches = (1, 2) if settings.quick else (8, 16, 32, 64, 128)
     for name, config in (("paper", paper(settings, 1)), ("recommended", _recommended(settings))):
         row = []

@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import shlex
 import sys
-from collections.abc import Sequence
 from dataclasses import MISSING, Field
 from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 
 from nnunetv2_pgl.errors import PGLError, one_line
-from pretraining.comparison.comparison import Comparison, find_trainer
+from nnunetv2_pgl.extension_folder import VARIABLE as EXTENSION
+from pretraining.comparison.comparison import Comparison, extension_path, find_trainer
 from pretraining.comparison.execution import Failures, collect_results, pretrain_all, train_all
-from pretraining.comparison.files import ComparisonFolder
+from pretraining.comparison.files import ComparisonFolder, write_file
 from pretraining.comparison.inits import BUILT_IN
 from pretraining.comparison.merging import add_results
 from pretraining.comparison.preparation import is_prepared, prepare
 from pretraining.comparison.runs import share, training_runs
 from pretraining.comparison.settings import GROUPS, ComparisonSettings
-from pretraining.launching.commands import CommandStopped
+from pretraining.launching.commands import CommandStopped, find_command
 from pretraining.launching.errors import STOPPED_EXIT_CODE
 from pretraining.option_fields import add_options, given_values, require_ranges, spelled
 from pretraining.settings.options import OptionParser, adder, natural, positive
 
 STEPS = ("prepare", "pretrain", "train", "report")
+_FOLDERS = (nnUNet_raw, nnUNet_preprocessed, nnUNet_results)
 _EPILOG = f"""initialisations: random, {", ".join(BUILT_IN)}, and what --define and --checkpoint name;
 made from one of them:
   shuffled:NAME  the encoder of NAME with the values of each tensor in another order (is it knowledge that helps?)
@@ -41,18 +45,24 @@ examples:
   pgl_compare -d 4 --dry_run                               list what there is to do, and about how long it takes
   pgl_compare -d 4 --slurm                                 write a submit script for a cluster
 
-Called again, a comparison goes on where it stopped. It lives in $nnUNet_results/PGL_compare/NAME; the report is there.
+Run again, a comparison continues where it stopped. Its files and its report are in $nnUNet_results/PGL_compare/NAME.
 Options may be written with one dash or two.
 """
 
 
 def compare_entry() -> None:
     """Entry point of ``pgl_compare``."""
-    arguments = _parser().parse_args(_joined(sys.argv[1:]))
+    words: list[str] = []
+    for word in sys.argv[1:]:
+        if words and re.fullmatch("--?(pretrain|predict)_options", words[-1]):
+            words[-1] += f"={word}"  # argparse would take a value that begins with a dash for an option
+        else:
+            words.append(word)
+    arguments = _parser().parse_args(words)
     try:
         failures = _compare(arguments)
     except CommandStopped as stopped:
-        print(f"pgl_compare: {stopped}. Call it again to go on", file=sys.stderr)
+        print(f"pgl_compare: {stopped}. Run it again to continue", file=sys.stderr)
         sys.exit(STOPPED_EXIT_CODE)
     except (PGLError, OSError) as error:
         sys.exit(one_line(f"pgl_compare: {error}"))
@@ -65,9 +75,7 @@ def compare_entry() -> None:
 
 def _compare(arguments: argparse.Namespace) -> Failures:
     if arguments.results and (arguments.dry_run or arguments.slurm):
-        raise PGLError(
-            "--results takes in runs, --dry_run and --slurm change none: give it alone first, with --only prepare"
-        )
+        raise PGLError("--results adds runs, --dry_run and --slurm change none: add them first, with --only prepare")
     comparison = _comparison(arguments)
     if arguments.dry_run:
         from pretraining.comparison.dry_run import print_dry_run
@@ -75,8 +83,6 @@ def _compare(arguments: argparse.Namespace) -> Failures:
         print_dry_run(comparison)
         return {}
     if arguments.slurm:
-        from pretraining.comparison.slurm import write_submit_script
-
         print(f"Wrote {write_submit_script(comparison)}: edit its #SBATCH lines, then start it with bash")
         return {}
     steps = STEPS if arguments.only is None else (arguments.only,)
@@ -88,7 +94,7 @@ def _compare(arguments: argparse.Namespace) -> Failures:
     failures: Failures = {}
     if arguments.results:
         new = add_results(comparison, arguments.results)
-        print(f"Took in {new} run{'' if new == 1 else 's'} from {' '.join(map(str, arguments.results))}", flush=True)
+        print(f"Added {new} run{'' if new == 1 else 's'} from {' '.join(map(str, arguments.results))}", flush=True)
     for step in steps:
         if step == "prepare":
             prepare(comparison)
@@ -103,11 +109,11 @@ def _compare(arguments: argparse.Namespace) -> Failures:
 
 def _report(comparison: Comparison, failures: Failures) -> None:
     from pretraining.comparison.report import write_report
-    from pretraining.comparison.study import study_of
+    from pretraining.comparison.study import describe_comparison
 
     results = collect_results(comparison)
     if results is not None:
-        print("", *write_report(results, study_of(comparison), comparison.folder.path), sep="\n")
+        print("", *write_report(results, describe_comparison(comparison), comparison.folder.path), sep="\n")
     elif failures:
         print("\nNo run is done: there is nothing to report yet.")
     else:
@@ -116,7 +122,7 @@ def _report(comparison: Comparison, failures: Failures) -> None:
 
 def _comparison(arguments: argparse.Namespace) -> Comparison:
     """The comparison that the command line means, its settings checked."""
-    for variable in (nnUNet_raw, nnUNet_preprocessed, nnUNet_results):
+    for variable in _FOLDERS:
         if not variable.is_set():
             name = variable.env_var_name
             raise PGLError(f"{name} is not set: export {name}=/path/to/{name}")
@@ -129,12 +135,12 @@ def _comparison(arguments: argparse.Namespace) -> Comparison:
     given = given_values(arguments, ComparisonSettings)
     name = arguments.o or given.get("dataset")
     if name is None:
-        raise PGLError("-d is missing: give a labelled data set, or with -o the name of a comparison")
-    folder = ComparisonFolder.named(name)
+        raise PGLError("-d is missing: give a labelled dataset, or with -o the name of a comparison")
+    folder = ComparisonFolder.from_name(name)
     if folder.settings.is_file():
         settings = ComparisonSettings.load(folder.settings).extended(given, folder.settings)
     elif "dataset" not in given:
-        raise PGLError(f"-d is missing: there is no comparison {folder.path} to go on with")
+        raise PGLError(f"-d is missing: there is no comparison {folder.path} to continue")
     else:
         settings = ComparisonSettings(**{"pretrain_on": (given["dataset"],), **given})
     require_ranges(settings)
@@ -146,6 +152,34 @@ def _comparison(arguments: argparse.Namespace) -> Comparison:
     return comparison
 
 
+def write_submit_script(comparison: Comparison) -> Path:
+    """Writes ``submit.sh``: the steps as jobs for Slurm that wait for each other; preparing is the first of them."""
+    folder = comparison.folder
+    comparison.settings.save(folder.settings)
+    pretrainings = sum(bool(init.options) for init in comparison.inits)
+    # The steps in their order with the size of their arrays; 0: one job.
+    jobs = {"prepare": 0, "pretrain": pretrainings, "train": len(training_runs(comparison.settings)), "report": 0}
+    if not pretrainings:
+        del jobs["pretrain"]
+    exports = {variable.env_var_name: os.fspath(variable) for variable in _FOLDERS}
+    loader = PackageLoader("pretraining.comparison")
+    environment = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    environment.filters["quote"] = lambda value: shlex.quote(str(value))
+    script = folder.path / "submit.sh"
+    text = environment.get_template("submit.jinja").render(
+        name=folder.name,
+        script=script,
+        log=folder.logs("slurm"),
+        exports={**exports, EXTENSION: extension_path()},
+        command=find_command("pgl_compare"),
+        device=comparison.device,
+        processes=comparison.processes,
+        jobs=jobs,
+    )
+    write_file(script, f"{text}\n")
+    return script
+
+
 def _parser() -> OptionParser:
     parser = OptionParser(
         prog="pgl_compare",
@@ -155,7 +189,7 @@ def _parser() -> OptionParser:
     )
     add_options(parser, (ComparisonSettings,), GROUPS, _default_of)
     add = adder(parser.add_argument_group("run"))
-    add("o", metavar="NAME", help="name of the comparison (default: that of the data set)")
+    add("o", metavar="NAME", help="name of the comparison (default: that of the dataset)")
     add("device", choices=("cuda", "cpu", "mps"), default="cuda", help="default: cuda")
     add("np", type=positive, default=8, metavar="N", help="processes for preprocessing (default: 8)")
     add("only", choices=STEPS, help="only this step")
@@ -166,17 +200,6 @@ def _parser() -> OptionParser:
     add("dry_run", action="store_true", help="list the runs with their state and an estimate of time; change nothing")
     add("slurm", action="store_true", help="write a submit script for Slurm into the comparison's folder; run nothing")
     return parser
-
-
-def _joined(words: Sequence[str]) -> list[str]:
-    """With = between option and value where the value may begin with a dash, which argparse takes for an option."""
-    joined: list[str] = []
-    for word in words:
-        if joined and re.fullmatch("--?(pretrain|predict)_options", joined[-1]):
-            joined[-1] += f"={word}"
-        else:
-            joined.append(word)
-    return joined
 
 
 def _default_of(_: type, of: Field[Any]) -> str:

@@ -44,7 +44,7 @@ class Comparison:
 
     @cached_property
     def dataset(self) -> LabelledDataset:
-        """The labelled data set."""
+        """The labelled dataset."""
         return LabelledDataset.load(self.settings.dataset)
 
     @cached_property
@@ -58,19 +58,16 @@ class Comparison:
 
     @cached_property
     def splits(self) -> Splits:
-        """Those that are stored, or drawn now; writes nothing.
-
-        Raises:
-            PGLError: They cannot be drawn, or lack a fold of the settings.
-        """
+        """Those that are stored, or drawn now; writes nothing. A PGLError if they lack a fold of the settings."""
         settings = self.settings
         if self.folder.splits.is_file():
             splits = Splits.load(self.folder.splits)
         else:
             splits = make_splits(self.dataset, settings.test_fraction, settings.test_cases, settings.max_validation)
-        wrong = [fold for fold in settings.folds if fold >= len(splits.folds)]
-        if wrong:
-            raise PGLError(f"--folds {wrong[0]}: folds are 0 to {len(splits.folds) - 1} ({splits.folds_from})")
+        if max(settings.folds) >= len(splits.folds):
+            raise PGLError(
+                f"--folds {max(settings.folds)}: folds are 0 to {len(splits.folds) - 1} ({splits.folds_from})"
+            )
         return splits.with_seeds(settings.seeds)
 
     @cached_property
@@ -108,10 +105,8 @@ def find_trainer(name: str) -> type[nnUNetTrainerPGL]:
         PGLError: There is none of this name, or it is of another kind.
     """
     try:
-        with (
-            environment_variable(EXTENSION, extension_path()),
-            redirect_stdout(StringIO()),
-        ):  # nnU-Net prints where it looks
+        # nnU-Net prints where it looks.
+        with environment_variable(EXTENSION, extension_path()), redirect_stdout(StringIO()):
             found = recursive_find_trainer_class_by_name(name)
     except (RuntimeError, AssertionError) as error:
         raise PGLError(

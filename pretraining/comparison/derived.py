@@ -29,16 +29,11 @@ from pretraining.training.loop import steps_per_epoch
 
 SHUFFLED, LONGER, DECODER = "shuffled", "longer", "decoder"
 KINDS = (SHUFFLED, LONGER, DECODER)
-
 _SEED = 20201128  # of the order of shuffled weights
 
 
 def write_shuffled(checkpoint: Path, shuffled_checkpoint: Path) -> None:
-    """Writes a checkpoint with shuffled weights, without a decoder.
-
-    Raises:
-        CheckpointError: The checkpoint cannot be read.
-    """
+    """Writes a checkpoint with shuffled weights, without a decoder."""
     loaded = load_checkpoint(checkpoint)
     shuffled_checkpoint.parent.mkdir(parents=True, exist_ok=True)
     pgl = {**loaded.pgl, "shuffled": _SEED}
@@ -47,7 +42,7 @@ def write_shuffled(checkpoint: Path, shuffled_checkpoint: Path) -> None:
 
 
 def shuffled(weights: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Each tensor with its values in another order; tensors that share memory go on sharing it.
+    """Each tensor with its values in another order; tensors that share memory still share it.
 
     The two names of a parameter in nnU-Net's networks get the same order, also where a file has two copies of it.
     """
@@ -63,27 +58,15 @@ def shuffled(weights: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
     return {key: done[value.data_ptr()] for key, value in weights.items()}
 
 
-def require_decoder(checkpoint: Path, name: str) -> None:
-    """Refuses a start with the decoder of a method that has trained none.
-
-    Args:
-        checkpoint: Of the pre-training.
-        name: Of the initialisation, for the message.
-
-    Raises:
-        PGLError: It has none, or the checkpoint cannot be read.
-    """
+def require_decoder(checkpoint: Path, init: str) -> None:
+    """A PGLError, which names the initialisation, if the pre-training of a checkpoint has trained no decoder."""
     loaded = load_checkpoint(checkpoint)
     if not loaded.decoder_weights:
-        raise PGLError(f"{name}: {loaded.pgl.get('method')} has trained no decoder; leave it out")
+        raise PGLError(f"{init}: {loaded.pgl.get('method')} has trained no decoder; leave it out")
 
 
 def pretraining_length(checkpoint: Path) -> tuple[PretrainConfig, int]:
-    """Settings of a pre-training, and its number of steps.
-
-    Raises:
-        PGLError: The checkpoint does not record them, or cannot be read.
-    """
+    """Settings of a pre-training, and its number of steps; a PGLError if the checkpoint does not record them."""
     pgl = load_checkpoint(checkpoint).pgl
     try:
         config = PretrainConfig.from_dict({**pgl["config"], "exclude": ()})
@@ -101,22 +84,12 @@ def extra_epochs(checkpoint: Path, trainer: nnUNetTrainerPGL, record: Path) -> i
     same on every machine.
 
     Args:
-        checkpoint: Of the pre-training.
+        checkpoint: Of the pre-training; it must record how it was made.
         trainer: Of the random start; nothing is trained.
         record: File to write the numbers to.
-
-    Raises:
-        PGLError: The checkpoint does not record how it was made.
     """
     config, steps = pretraining_length(checkpoint)
     of_pretraining = steps * config.batch_size * flop_of_pair(config)
-    of_epoch = _flop_of_epoch(trainer)
-    epochs = -(-of_pretraining // of_epoch)
-    write_json(record, {"pretraining_flop": of_pretraining, "training_epoch_flop": of_epoch, "extra_epochs": epochs})
-    return epochs
-
-
-def _flop_of_epoch(trainer: nnUNetTrainerPGL) -> int:
     configuration = trainer.configuration_manager
     inputs = determine_num_input_channels(trainer.plans_manager, configuration, trainer.dataset_json)
     outputs = trainer.label_manager.num_segmentation_heads
@@ -125,4 +98,7 @@ def _flop_of_epoch(trainer: nnUNetTrainerPGL) -> int:
             trainer.plans_manager, configuration, inputs, outputs, trainer.enable_deep_supervision
         )
     of_patch = flop(network, (1, inputs, *configuration.patch_size))
-    return trainer.num_iterations_per_epoch * configuration.batch_size * of_patch
+    of_epoch = trainer.num_iterations_per_epoch * configuration.batch_size * of_patch
+    epochs = -(-of_pretraining // of_epoch)
+    write_json(record, {"pretraining_flop": of_pretraining, "training_epoch_flop": of_epoch, "extra_epochs": epochs})
+    return epochs

@@ -6,14 +6,13 @@ import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 import pandas as pd
 
 from nnunetv2_pgl.errors import PGLError
 from pretraining.comparison.comparison import Comparison
 from pretraining.comparison.derived import DECODER, LONGER, SHUFFLED, extra_epochs, require_decoder, write_shuffled
-from pretraining.comparison.files import read_json, write_json
+from pretraining.comparison.files import write_json
 from pretraining.comparison.inits import Initialisation
 from pretraining.comparison.metrics import measure_case
 from pretraining.comparison.results import read_results, write_results
@@ -21,6 +20,7 @@ from pretraining.comparison.runs import (
     State,
     TrainingRun,
     model_folder,
+    number_of_training_cases,
     plans_name,
     random_trainer,
     state_of_pretraining,
@@ -31,7 +31,7 @@ from pretraining.comparison.runs import (
 from pretraining.launching.commands import CommandStopped
 
 Failures = dict[str, str]
-_MOST_PREDICTION_PROCESSES = 3  # nnU-Net's default
+_MAX_PREDICTION_PROCESSES = 3  # nnU-Net's default
 
 
 def pretrain_all(comparison: Comparison, inits: Sequence[Initialisation]) -> Failures:
@@ -47,8 +47,7 @@ def pretrain_all(comparison: Comparison, inits: Sequence[Initialisation]) -> Fai
         if all(state_of_training(comparison, run) is State.DONE for run in runs):
             continue
         try:
-            if not (_is_own(comparison, init) and state_of_pretraining(comparison, init) is State.DONE):
-                _pretrain(comparison, init)
+            _pretrain(comparison, init)
         except CommandStopped:
             raise
         except PGLError as error:
@@ -81,41 +80,52 @@ def pretraining_command(comparison: Comparison, init: Initialisation) -> list[st
     return command
 
 
+def training_command(comparison: Comparison, run: TrainingRun) -> list[str]:
+    """The command of a training from its start."""
+    settings = comparison.settings
+    command = ["nnUNetv2_train", settings.dataset_id, settings.configuration, str(run.fold), "-tr", settings.trainer]
+    return [*command, "-p", plans_name(comparison, run), "-device", comparison.device]
+
+
+def prediction_command(comparison: Comparison, run: TrainingRun) -> list[str]:
+    """The command that predicts the test set."""
+    folder, settings = comparison.folder, comparison.settings
+    processes = str(min(comparison.processes, _MAX_PREDICTION_PROCESSES))
+    command = ["nnUNetv2_predict", "-i", str(folder.test_images), "-o", str(folder.predictions(run.name))]
+    command += ["-d", settings.dataset_id, "-c", settings.configuration, "-f", str(run.fold), "-tr", settings.trainer]
+    command += ["-p", plans_name(comparison, run), "-device", comparison.device]
+    return [*command, "-npp", processes, "-nps", processes, *shlex.split(settings.predict_options)]
+
+
 def _pretrain(comparison: Comparison, init: Initialisation) -> None:
+    _require_own(comparison, init)
+    record, state = comparison.folder.pretraining(init.name), state_of_pretraining(comparison, init)
+    if state is State.DONE:
+        return
     command = pretraining_command(comparison, init)
-    record = comparison.folder.pretraining(init.name)
-    resumed = _is_own(comparison, init) and state_of_pretraining(comparison, init) is State.TO_CONTINUE
+    resumed = ["--c"] if state is State.TO_CONTINUE else []
     write_json(record, {"command": shlex.join(command)})
-    on_device = ["-device", comparison.device, "-np", str(comparison.processes), *(["--c"] if resumed else [])]
     begin = time.monotonic()
-    comparison.runner(f"pretrain_{init.name}").run([*command, *on_device])
-    seconds = None if resumed else time.monotonic() - begin
-    write_json(record, {"command": shlex.join(command), "seconds": seconds})
+    on_device = ["-device", comparison.device, "-np", str(comparison.processes)]
+    comparison.runner(f"pretrain_{init.name}").run([*command, *on_device, *resumed])
+    write_json(record, {"command": shlex.join(command), "seconds": None if resumed else time.monotonic() - begin})
 
 
-def _is_own(comparison: Comparison, init: Initialisation) -> bool:
-    """Whether the pre-training that is there was started by this comparison; True also if there is none to run.
-
-    Raises:
-        PGLError: There is one of the same name that was not.
-    """
-    if not init.options:
-        return True
+def _require_own(comparison: Comparison, init: Initialisation) -> None:
+    """A PGLError if there is a pre-training of this name that was not started by this comparison."""
     run_folder = init.run_folder(comparison.folder)
-    started = comparison.folder.pretraining(init.name).is_file()
+    started = not init.options or comparison.folder.pretraining(init.name).is_file()
     if not started and (run_folder.final.exists() or run_folder.latest.exists()):
         raise PGLError(
             f"{run_folder.path} holds a pre-training that this comparison did not start; to use it, start another "
             f"comparison with --checkpoint {init.name}={run_folder.final}"
         )
-    return started
 
 
 def _train(comparison: Comparison, run: TrainingRun) -> None:
     """One training, its prediction and its metrics."""
     write_plans(comparison, run, _make_start(comparison, run))
-    runner = comparison.runner(run.name)
-    model = model_folder(comparison, run)
+    runner, model = comparison.runner(run.name), model_folder(comparison, run)
     begin, whole = time.monotonic(), state_of_training(comparison, run) is State.TO_DO
     if not (model / "checkpoint_final.pth").is_file():
         resumed = ["--c"] if (model / "checkpoint_latest.pth").is_file() else []
@@ -133,11 +143,11 @@ def _make_start(comparison: Comparison, run: TrainingRun) -> int:
     init, folder = comparison.init(run.init), comparison.folder
     source = init.source or init  # also for a training that is as long as another one's pre-training
     checkpoint = source.checkpoint(folder)
-    if checkpoint is not None and not checkpoint.is_file():
-        raise PGLError(f"{source.name} has no checkpoint yet ({checkpoint}): its pre-training is not done")
-    _is_own(comparison, source)
     if checkpoint is None:
         return 0
+    if not checkpoint.is_file():
+        raise PGLError(f"{source.name} has no checkpoint yet ({checkpoint}): its pre-training is not done")
+    _require_own(comparison, source)
     if init.kind == LONGER:
         with random_trainer(comparison) as trainer:
             return extra_epochs(checkpoint, trainer, folder.derived(init.name, "json"))
@@ -147,23 +157,6 @@ def _make_start(comparison: Comparison, run: TrainingRun) -> int:
     if init.kind == SHUFFLED and own is not None and not own.is_file():
         write_shuffled(checkpoint, own)
     return 0
-
-
-def training_command(comparison: Comparison, run: TrainingRun) -> list[str]:
-    """The command of a training from its start."""
-    settings = comparison.settings
-    command = ["nnUNetv2_train", settings.dataset_id, settings.configuration, str(run.fold), "-tr", settings.trainer]
-    return [*command, "-p", plans_name(comparison, run), "-device", comparison.device]
-
-
-def prediction_command(comparison: Comparison, run: TrainingRun) -> list[str]:
-    """The command that predicts the test set."""
-    folder, settings = comparison.folder, comparison.settings
-    processes = str(min(comparison.processes, _MOST_PREDICTION_PROCESSES))
-    command = ["nnUNetv2_predict", "-i", str(folder.test_images), "-o", str(folder.predictions(run.name))]
-    command += ["-d", settings.dataset_id, "-c", settings.configuration, "-f", str(run.fold), "-tr", settings.trainer]
-    command += ["-p", plans_name(comparison, run), "-device", comparison.device]
-    return [*command, "-npp", processes, "-nps", processes, *shlex.split(settings.predict_options)]
 
 
 def _measure(comparison: Comparison, run: TrainingRun) -> None:
@@ -181,11 +174,6 @@ def _measure(comparison: Comparison, run: TrainingRun) -> None:
     write_results(pd.concat(tables), folder.metrics(run.name))
 
 
-def number_of_training_cases(comparison: Comparison, run: TrainingRun) -> int:
-    """Of its fraction, in its fold."""
-    return len(comparison.splits.folds[run.fold].training(run.fraction, run.seed))
-
-
 def collect_results(comparison: Comparison) -> pd.DataFrame | None:
     """Writes results.csv from the metrics of all runs that are done, and returns it; None if no run is done."""
     files = [comparison.folder.metrics(run.name) for run in training_runs(comparison.settings)]
@@ -195,11 +183,3 @@ def collect_results(comparison: Comparison) -> pd.DataFrame | None:
     results = pd.concat(tables, ignore_index=True)
     write_results(results, comparison.folder.results)
     return results
-
-
-def seconds_in(record: Path) -> float | None:
-    """Seconds that a run or a pre-training took, from its record; None if it is not done or was interrupted."""
-    seconds = read_json(record).get("seconds") if record.is_file() else None
-    if seconds is None:
-        return None
-    return float(sum(seconds.values()) if isinstance(seconds, dict) else seconds)

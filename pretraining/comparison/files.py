@@ -16,11 +16,7 @@ _NAME = re.compile(r"[A-Za-z0-9]+([_.-][A-Za-z0-9]+)*")
 
 
 def require_name(text: str, option: str) -> str:
-    """The name, if it can be part of the name of a model folder, which nnU-Net splits at every ``__``.
-
-    Raises:
-        PGLError: It cannot.
-    """
+    """The name; a PGLError if it cannot be part of the name of a model folder, which nnU-Net splits at every ``__``."""
     if not _NAME.fullmatch(text):
         raise PGLError(f"{option} {text!r}: a name has letters, digits, and single - _ . between them")
     return text
@@ -32,7 +28,7 @@ def file_name(init: str) -> str:
 
 
 def write_file(path: Path, text: str) -> None:
-    """Writes a text file in one step, so that a reader finds the old content or the new one; creates its folder."""
+    """Writes a text file, completely or not at all, and creates its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text, shared=True)
 
@@ -43,17 +39,13 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON file that holds an object.
-
-    Raises:
-        PGLError: It does not.
-    """
+    """The object in a JSON file; a PGLError if there is none."""
     try:
         content = load_json(path)
     except (ValueError, OSError) as error:
         raise PGLError(f"{path}: cannot be read ({error})") from error
     if not isinstance(content, dict):
-        raise PGLError(f"{path}: holds no table of names and values")
+        raise PGLError(f"{path}: is not a JSON object")
     return content
 
 
@@ -72,19 +64,14 @@ class ComparisonFolder:
     """
 
     def __init__(self, path: Path) -> None:
-        """Reads and writes nothing."""
         self.path, self.name = path, path.name
         self.settings, self.splits = path / "settings.json", path / "splits.json"
         self.excluded, self.test_cases = path / "exclude.txt", path / "test_cases.txt"
         self.test_images, self.results = path / "test_images", path / "results.csv"
 
     @classmethod
-    def named(cls, name: str) -> ComparisonFolder:
-        """The folder of a comparison.
-
-        Raises:
-            PGLError: The name is not valid.
-        """
+    def from_name(cls, name: str) -> ComparisonFolder:
+        """The folder of a comparison; a PGLError if its name is not valid."""
         return cls(Path(nnUNet_results) / "PGL_compare" / require_name(name, "-o"))
 
     def logs(self, run: str) -> Path:

@@ -83,9 +83,8 @@ def initialisations(settings: ComparisonSettings) -> list[Initialisation]:
         for name in names:
             if name not in settings.inits:
                 raise PGLError(f"{option} {name}: add {name} to --init ({' '.join(settings.inits)})")
-    for name in settings.definitions:
-        if name in BUILT_IN or name == RANDOM:
-            raise PGLError(f"--define {name}: this name is taken; choose another")
+            if option == "--define" and name in (*BUILT_IN, RANDOM):
+                raise PGLError(f"--define {name}: this name is taken; choose another")
     found = {name: _initialisation(name, settings) for name in settings.inits if ":" not in name}
     inits = [found[name] if name in found else _derived(name, found) for name in settings.inits]
     of_files: dict[str, str] = {}
@@ -97,8 +96,7 @@ def initialisations(settings: ComparisonSettings) -> list[Initialisation]:
 
 def random_network(inits: Sequence[Initialisation]) -> dict[str, Any]:
     """The network of the random start: that of the first of the others, so that only the weights differ."""
-    networks = [init.network for init in inits if init.network is not None]
-    return networks[0] if networks else _network_of(recommended())
+    return next((init.network for init in inits if init.network is not None), _network_of(recommended()))
 
 
 def seen_test_cases(init: Initialisation, dataset: str, test: Sequence[str]) -> str | None:
@@ -116,40 +114,15 @@ def seen_test_cases(init: Initialisation, dataset: str, test: Sequence[str]) -> 
     settings = init.given.with_name("config.json")
     if settings.is_file():
         names = PretrainConfig.load(settings).exclude
-        # Scans whose names another source shares have that of the data set in front.
+        # Scans whose names another source shares have that of the dataset in front.
         unseen = all(case in names or f"{dataset}_{case}" in names for case in test)
         return None if unseen else f"{where}, test cases too"
     left_out = (pgl.get("config") or {}).get("exclude") or 0
     return f"{where}, test cases too" if left_out < len(test) else f"{where}, perhaps on test cases: it lists no names"
 
 
-def _derived(name: str, others: Mapping[str, Initialisation]) -> Initialisation:
-    """The initialisation that is made from one of the others, refused now and not after the pre-training."""
-    kind, _, of = name.partition(":")
-    if kind not in KINDS:
-        raise PGLError(f"--init {name}: before the colon can be {', '.join(KINDS)}")
-    source = others.get(of)
-    if source is None or source.is_random:
-        known = ", ".join(init.name for init in others.values() if not init.is_random) or "none is"
-        raise PGLError(
-            f"--init {name}: is made from a pre-training that is compared, too; add {of} to --init"
-            if of and ":" not in of and of != RANDOM
-            else f"--init {name}: after the colon goes a pre-training that is compared: {known}"
-        )
-    if kind == LONGER and source.given:
-        try:
-            pretraining_length(source.given)
-        except PGLError as error:
-            raise PGLError(f"--init {name}: {error}") from error
-    if kind == DECODER and source.given:
-        require_decoder(source.given, f"--init {name}")
-    elif kind == DECODER and not METHODS[str(source.method)].has_decoder:
-        keep = ", ".join(method for method, traits in METHODS.items() if traits.has_decoder)
-        raise PGLError(f"--init {name}: {source.method} trains no decoder, only {keep} do; leave it out")
-    return Initialisation(name, network=None if kind == LONGER else source.network, kind=kind, source=source)
-
-
 def _initialisation(name: str, settings: ComparisonSettings) -> Initialisation:
+    """A start that is not made from another one."""
     require_name(name, "--init")
     if name == RANDOM:
         return Initialisation(name)
@@ -171,9 +144,35 @@ def _initialisation(name: str, settings: ComparisonSettings) -> Initialisation:
     asked = _config(common, f"--pretrain_options {settings.pretrain_options!r}", {"method": "-m", **_RESERVED})
     norm = _SAME_NORM if name in BUILT_IN and asked.planned_network is None else ()  # nnU-Net's networks have their own
     options = (*shlex.split(known[name]), *norm, *common)
-    what = f"--define {name}" if name in settings.definitions else f"--init {name}"
-    config = _config(options, what, _RESERVED)
+    config = _config(options, f"{'--define' if name in settings.definitions else '--init'} {name}", _RESERVED)
     return Initialisation(name, options, config.method, network=_network_of(config))
+
+
+def _derived(name: str, others: Mapping[str, Initialisation]) -> Initialisation:
+    """The initialisation that is made from one of the others, refused now and not after the pre-training."""
+    kind, _, of = name.partition(":")
+    if kind not in KINDS:
+        raise PGLError(f"--init {name}: before the colon can be {', '.join(KINDS)}")
+    source = others.get(of)
+    if source is None or source.is_random:
+        known = ", ".join(init.name for init in others.values() if not init.is_random) or "none is"
+        raise PGLError(
+            f"--init {name}: after the colon goes a pre-training that is compared: {known}"
+            if source or of in ("", RANDOM) or ":" in of
+            else f"--init {name}: is made from a pre-training that is compared, too; add {of} to --init"
+        )
+    if source.given:
+        if kind == DECODER:
+            require_decoder(source.given, f"--init {name}")
+        elif kind == LONGER:
+            try:
+                pretraining_length(source.given)
+            except PGLError as error:
+                raise PGLError(f"--init {name}: {error}") from error
+    elif kind == DECODER and not METHODS[str(source.method)].has_decoder:
+        keep = ", ".join(method for method, traits in METHODS.items() if traits.has_decoder)
+        raise PGLError(f"--init {name}: {source.method} trains no decoder, only {keep} do; leave it out")
+    return Initialisation(name, network=None if kind == LONGER else source.network, kind=kind, source=source)
 
 
 def _network_of(config: PretrainConfig) -> dict[str, Any]:

@@ -55,18 +55,21 @@ def measure_case(
         One row per class, in the order of ``classes``; the columns are those of `results` from ``class_name`` on.
 
     Raises:
-        PGLError: A file cannot be read, or the grids differ in size or, by more than a
-            thousandth, in spacing.
+        PGLError: A file cannot be read, or the grids differ in size or, by more than a thousandth, in spacing.
     """
-    true_image, predicted_image = _read(truth), _read(prediction)
-    _require_same_grid(true_image, predicted_image, truth, prediction)
-    spacing = np.array(true_image.GetSpacing()[::-1])
-    true_labels, predicted_labels = map(sitk.GetArrayViewFromImage, (true_image, predicted_image))
+    images = [_read(truth), _read(prediction)]
+    sizes, spacings = [image.GetSize() for image in images], [image.GetSpacing() for image in images]
+    if sizes[0] != sizes[1] or not np.allclose(spacings[0], spacings[1], rtol=_SPACING_TOLERANCE, atol=0):
+        raise PGLError(
+            f"{truth} has {sizes[0]} voxels (x, y, z) of {spacings[0]} mm, {prediction} {sizes[1]} of {spacings[1]}; "
+            "they must have the same grid"
+        )
+    true_labels, predicted_labels = map(sitk.GetArrayViewFromImage, images)
     counts = np.True_ if ignore_label is None else true_labels != ignore_label
     measured = []
     for name, label in classes.items():
         masks = np.isin(true_labels, label) & counts, np.isin(predicted_labels, label) & counts
-        measured.append({"class_name": name, **_measure(*masks, spacing, tolerance_mm)})
+        measured.append({"class_name": name, **_measure(*masks, np.array(spacings[0][::-1]), tolerance_mm)})
     return pd.DataFrame(measured)
 
 
@@ -81,19 +84,6 @@ def _read(path: Path) -> Any:
     return image
 
 
-def _require_same_grid(true_image: Any, predicted_image: Any, truth: Path, prediction: Path) -> None:
-    sizes = true_image.GetSize(), predicted_image.GetSize()
-    if sizes[0] != sizes[1]:
-        raise PGLError(
-            f"{truth} has {sizes[0]} voxels (x, y, z), {prediction} {sizes[1]}; they must have the same grid"
-        )
-    spacings = true_image.GetSpacing(), predicted_image.GetSpacing()
-    if not np.allclose(*spacings, rtol=_SPACING_TOLERANCE, atol=0):
-        raise PGLError(
-            f"{truth} has spacing {spacings[0]} mm, {prediction} {spacings[1]}; they must have the same grid"
-        )
-
-
 def _measure(truth: Mask, prediction: Mask, spacing: NDArray[Any], tolerance: float) -> dict[str, Any]:
     n_true, n_predicted = int(np.count_nonzero(truth)), int(np.count_nonzero(prediction))
     found: dict[str, Any] = dict.fromkeys(("dice", "iou", "hd", "hd95", "surface_dice"), math.nan)
@@ -104,22 +94,17 @@ def _measure(truth: Mask, prediction: Mask, spacing: NDArray[Any], tolerance: fl
         diagonal = float(np.linalg.norm(spacing * truth.shape))
         return found | {"dice": 0.0, "iou": 0.0, "hd": diagonal, "hd95": diagonal, "surface_dice": 0.0, "missed": True}
     common = int(np.count_nonzero(truth & prediction))
-    there, back = _surface_distances(truth, prediction, spacing)
-    both = np.concatenate([there, back])
+    [box] = find_objects((truth | prediction).view(np.uint8))
+    # A surface voxel has a face neighbour outside the mask.
+    surfaces = [np.argwhere(mask[box] & ~binary_erosion(mask[box])) * spacing for mask in (truth, prediction)]
+    # Voxels lie on a grid: splitting at the median would not pay.
+    trees = [KDTree(surface, balanced_tree=False, compact_nodes=False) for surface in surfaces]
+    distances = [trees[1].query(surfaces[0])[0], trees[0].query(surfaces[1])[0]]
+    both = np.concatenate(distances)
     return found | {
         "dice": 2 * common / (n_true + n_predicted),
         "iou": common / (n_true + n_predicted - common),
         "hd": float(both.max()),
-        "hd95": float(max(np.percentile(there, 95), np.percentile(back, 95))),
+        "hd95": float(max(np.percentile(of_one, 95) for of_one in distances)),
         "surface_dice": float(np.mean(both <= tolerance * (1 + _ROUNDING))),
     }
-
-
-def _surface_distances(truth: Mask, prediction: Mask, spacing: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Distances of the surface voxels of each mask to the other's surface, in mm."""
-    [box] = find_objects((truth | prediction).view(np.uint8))
-    # A surface voxel has a face neighbour outside the mask.
-    points = [np.argwhere(mask[box] & ~binary_erosion(mask[box])) * spacing for mask in (truth, prediction)]
-    # Voxels lie on a grid: splitting at the median would not pay.
-    trees = [KDTree(p, balanced_tree=False, compact_nodes=False) for p in points]
-    return trees[1].query(points[0])[0], trees[0].query(points[1])[0]

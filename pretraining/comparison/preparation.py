@@ -17,15 +17,14 @@ from pretraining.comparison.files import read_json, write_file, write_json
 from pretraining.comparison.runs import training_runs, write_plans
 from pretraining.comparison.settings import ComparisonSettings
 from pretraining.data import find_scans
-
-DEFAULT_PLANS = "nnUNetPlans"
+from pretraining.settings.table import DEFAULT_PLANS
 
 
 def prepare(comparison: Comparison) -> None:
     """Makes all that a comparison needs before its first pre-training and training; quick where it is there.
 
     Raises:
-        PGLError: The data set cannot be compared on, or a command of nnU-Net has failed.
+        PGLError: The dataset cannot be compared on, or a command of nnU-Net has failed.
     """
     folder, settings, splits = comparison.folder, comparison.settings, comparison.splits
     for warning in comparison.warnings:
@@ -53,9 +52,8 @@ def is_prepared(comparison: Comparison) -> bool:
 def names_to_exclude(comparison: Comparison) -> list[str]:
     """The scans among those to pre-train on that are test cases.
 
-    They are recognised by their files, however the data set is named, and by the name of the case. A scan of another
-    source that has the name of a test case by chance is excluded too: that costs one scan, and a copy of the test set
-    in another folder could not be told from it.
+    They are recognised by their files, however the dataset is named, and by the name of the case. A scan of another
+    source that has the name of a test case by chance is excluded too: it may be a copy in another folder.
     """
     test = set(comparison.splits.test)
     files = {image.resolve() for case in test for image in comparison.dataset.case(case).images}
@@ -101,8 +99,7 @@ def _plan_and_preprocess(comparison: Comparison) -> None:
         runner.run([*command, "-npfp", str(comparison.processes), "--verify_dataset_integrity"])
     elif missing_cases(comparison):
         runner.run(["nnUNetv2_preprocess", "-d", settings.dataset_id, "-plans_name", settings.plans, *options])
-    missing = missing_cases(comparison)
-    if missing:
+    if missing := missing_cases(comparison):
         raise PGLError(f"case {missing[0]} is not preprocessed ({len(missing)} are not); see the log of nnU-Net")
 
 

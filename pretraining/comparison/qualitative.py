@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,18 +56,17 @@ def draw_cases(results: pd.DataFrame, study: Study, path: Path) -> tuple[Path | 
     """
     inits = set(results["init"])
     reference = study.reference if study.reference in inits else min(inits)
-    fractions = fractions_of(results[results["init"] == reference])
-    fraction, runs = _chosen_runs(study, fractions)
+    fraction, runs = _chosen_runs(study, fractions_of(results[results["init"] == reference]))
     means = case_scores(select(results, reference, fraction), "dice").mean().dropna().sort_values(kind="stable")
     if means.empty:
         return None, "No case is drawn: no test case has a class."
     ranked = list(means.index)
     chosen = {"median": ranked[(len(ranked) - 1) // 2], "worst": ranked[0]} if len(ranked) > 1 else {"only": ranked[0]}
-    problems = {title: _problem(case, study) for title, case in chosen.items()}
-    absent = list(dict.fromkeys(problem for problem in problems.values() if problem))
-    drawn = {title: case for title, case in chosen.items() if not problems[title]}
+    problems = {title: problem for title, case in chosen.items() if (problem := _problem(case, study))}
+    absent = "; ".join(dict.fromkeys(problems.values()))
+    drawn = {title: case for title, case in chosen.items() if title not in problems}
     if not drawn:
-        return None, f"No case is drawn: {'; '.join(absent)}."
+        return None, f"No case is drawn: {absent}."
     _draw(drawn, runs, results, study, path)
     cases = " and ".join(f"{title} test case ({case})" for title, case in drawn.items())
     which = "; ".join(f"fold {f}, seed {s}" for f, s in sorted({(r.fold, r.seed) for r in runs.values()})) or "no run"
@@ -77,7 +77,7 @@ def draw_cases(results: pd.DataFrame, study: Study, path: Path) -> tuple[Path | 
     )
     if len(study.classes) > len(CLASS_COLOURS):
         caption += " There are more classes than colours, so colours repeat."
-    return path, f"{caption} Not drawn: {'; '.join(absent)}." if absent else caption
+    return path, f"{caption} Not drawn: {absent}." if absent else caption
 
 
 def _chosen_runs(study: Study, fractions: Sequence[float]) -> tuple[float, dict[str, RunRecord]]:
@@ -95,9 +95,8 @@ def _chosen_runs(study: Study, fractions: Sequence[float]) -> tuple[float, dict[
 
 def _problem(case: str, study: Study) -> str | None:
     """Why a case cannot be drawn; reads no more than the headers of its files."""
-    files = study.images.get(case), study.truths.get(case)
     sizes = []
-    for file in files:
+    for file in (study.images.get(case), study.truths.get(case)):
         if file is None or not file.is_file():
             return f"image or truth of {case} is not there"
         reader = sitk.ImageFileReader()
@@ -116,11 +115,9 @@ def _draw(
         for c in cases.values()
     ]
     height = 2.9
-    narrowest = max(1.3, 0.1 * max(len(init) for init in ("", *inits)))  # for the titles
-    width = min(
-        4.0,
-        max(narrowest, height * max(plane.truth.shape[1] / (plane.truth.shape[0] * plane.aspect) for plane in planes)),
-    )
+    title_width = max(1.3, 0.1 * max(len(init) for init in ("", *inits)))
+    widest = max(plane.truth.shape[1] / (plane.truth.shape[0] * plane.aspect) for plane in planes)
+    width = min(4.0, max(title_width, height * widest))
     legend_columns = min(7, len(study.classes), max(1, int(width * (1 + len(inits)) / 2)))
     legend_height = 0.25 * math.ceil(len(study.classes) / legend_columns)
     figure = new_figure(0.6 + (width + 0.1) * (1 + len(inits)), 0.7 + legend_height + (height + 0.25) * len(cases))
@@ -136,15 +133,12 @@ def _draw(
     panels[0, 0].set_title("image and truth", fontsize=10)
     for axes, init in zip(panels[0, 1:], inits, strict=True):
         axes.set_title(init, fontsize=10, color=looks(study.inits)[init].colour, fontweight="bold")
-    handles = [Line2D([], [], color=c, linewidth=3, label=name) for name, c in _class_colours(study).items()]
+    colours = zip(study.classes, cycle(CLASS_COLOURS), strict=False)
+    handles = [Line2D([], [], color=colour, linewidth=3, label=name) for name, colour in colours]
     # Bright class colours need a dark ground in the legend as on the scans.
     legend = figure.legend(handles=handles, loc="outside lower center", ncols=legend_columns, labelcolor="white")
     legend.get_frame().set(facecolor="0.15", edgecolor="none", alpha=1)
     save(figure, path)
-
-
-def _class_colours(study: Study) -> dict[str, str]:
-    return {name: CLASS_COLOURS[i % len(CLASS_COLOURS)] for i, name in enumerate(study.classes)}
 
 
 def _draw_plane(axes: Axes, plane: CaseSlice, init: str | None, study: Study) -> None:
@@ -154,20 +148,20 @@ def _draw_plane(axes: Axes, plane: CaseSlice, init: str | None, study: Study) ->
     axes.set_xticks([])
     axes.set_yticks([])
     labels = plane.truth if init is None else plane.predictions[init]
-    for name, colour in _class_colours(study).items():
+    for label, colour in zip(study.classes.values(), cycle(CLASS_COLOURS), strict=False):
         if labels is not None:
-            _contour(axes, np.isin(labels, study.classes[name]), colours=colour, width=1.6, dashes="solid")
+            _draw_contour(axes, np.isin(labels, label), colors=colour, linewidths=1.6, linestyles="solid")
         if init is not None:
-            _contour(axes, np.isin(plane.truth, study.classes[name]), colours="white", width=0.9, dashes="dotted")
+            _draw_contour(axes, np.isin(plane.truth, label), colors="white", linewidths=0.9, linestyles="dotted")
     if labels is None:
         axes.text(0.5, 0.5, "file is missing", transform=axes.transAxes, color="white", ha="center")
 
 
-def _contour(axes: Axes, mask: NDArray[np.bool_], colours: str, width: float, dashes: str) -> None:
+def _draw_contour(axes: Axes, mask: NDArray[np.bool_], **style: Any) -> None:
     if mask.any():
         padded = np.pad(mask, 1).astype(float)  # closes contours at the edge
         x, y = (np.arange(-1, n + 1) for n in mask.shape[::-1])
-        axes.contour(x, y, padded, levels=[0.5], colors=colours, linewidths=width, linestyles=dashes)
+        axes.contour(x, y, padded, levels=[0.5], **style)
         axes.set_xlim(-0.5, mask.shape[1] - 0.5)
         axes.set_ylim(mask.shape[0] - 0.5, -0.5)
 
@@ -180,30 +174,29 @@ def read_slice(
     Most: where the structures together come closest to their largest areas, so that a large one does not hide the
     small ones.
     """
-    true_image = _oriented(truth)
-    voxels = _voxels(true_image)
-    masks = [np.isin(voxels, value) for value in classes.values()]
+    true_image, true_labels = _read(truth)
+    masks = [np.isin(true_labels, value) for value in classes.values()]
     areas = [mask.sum(axis=(1, 2)) for mask in masks]
     shares = [area / area.max() for area in areas if area.max() > 0]
     z = int(np.argmax(np.sum(shares, axis=0))) if shares else 0
     x_mm, y_mm = true_image.GetSpacing()[:2]
     window = (z, *_surroundings(np.any(masks, axis=0)[z], (y_mm, x_mm)))
-    cut = {name: _voxels(_oriented(path))[window] if path.is_file() else None for name, path in predictions.items()}
-    return CaseSlice(_voxels(_oriented(image))[window], voxels[window], cut, y_mm / x_mm)
+    cut = {name: _read(path)[1][window] if path.is_file() else None for name, path in predictions.items()}
+    return CaseSlice(_read(image)[1][window], true_labels[window], cut, y_mm / x_mm)
 
 
-def _oriented(path: Path) -> Any:
-    """An image as it is looked at: the patient's right on the left, front on top."""
+def _read(path: Path) -> tuple[Any, NDArray[Any]]:
+    """An image with the patient's right on the left and front on top, and its voxels (z, y, x).
+
+    A plane has one slice; of several values per voxel the mean is taken.
+    """
     image = sitk.ReadImage(str(path))
-    return sitk.DICOMOrient(image, "LPS") if image.GetDimension() == 3 else image
-
-
-def _voxels(image: Any) -> NDArray[Any]:
-    """(z, y, x); a plane has one slice, of several values per pixel the mean is taken."""
+    if image.GetDimension() == 3:
+        image = sitk.DICOMOrient(image, "LPS")
     voxels = sitk.GetArrayFromImage(image)
     if image.GetNumberOfComponentsPerPixel() > 1:
         voxels = voxels.mean(axis=-1)
-    return voxels if voxels.ndim == 3 else voxels[None]
+    return image, voxels if voxels.ndim == 3 else voxels[None]
 
 
 def _surroundings(mask: NDArray[np.bool_], spacing: tuple[float, float]) -> tuple[slice, slice]:

@@ -21,7 +21,7 @@ from pretraining.comparison.figures import draw_classes, draw_label_curve, draw_
 from pretraining.comparison.files import write_file
 from pretraining.comparison.qualitative import draw_cases
 from pretraining.comparison.results import ROW, RUN, fractions_of
-from pretraining.comparison.statistics import LEAST_RUNS, LEVEL, run_tests
+from pretraining.comparison.statistics import LEVEL, MIN_RUNS, run_tests
 from pretraining.comparison.study import Study
 from pretraining.comparison.tables import (
     Best,
@@ -37,12 +37,6 @@ from pretraining.comparison.tables import (
     verdict,
 )
 from pretraining.comparison.training_curves import draw_training
-
-# What the template calls.
-_FUNCTIONS = (
-    *(Column, percent, scans, points_of, verdict),
-    *(averages_table, class_tables, runs_table, tests_table, tests_over_cases_table),
-)
 
 
 def write_report(results: pd.DataFrame, study: Study, folder: Path) -> list[Path]:
@@ -62,7 +56,13 @@ def write_report(results: pd.DataFrame, study: Study, folder: Path) -> list[Path
     Raises:
         PGLError: The results hold an initialisation or class that the study does not name, or a row twice.
     """
-    _require_known(results, study)
+    for column, known in (("init", study.inits), ("class_name", study.classes)):
+        if unknown := [name for name in results[column].unique() if name not in known]:
+            raise PGLError(f"{unknown[0]} is in the results but not in the comparison; remove its rows, or add it")
+    repeated = results[results.duplicated(ROW)]
+    if not repeated.empty:
+        row = ", ".join(map(str, repeated.iloc[0][ROW]))
+        raise PGLError(f"the results have two rows of {row}; remove one of them")
     figures: dict[str, Path] = {}
     cases_caption = ""
     if not results.empty:
@@ -77,33 +77,24 @@ def write_report(results: pd.DataFrame, study: Study, folder: Path) -> list[Path
         ]
         figures = {path.stem: path for path in drawn if path is not None}
     content = {**_content(results, study), "figures": figures, "cases_caption": cases_caption}
-    pages = [folder / "report.md", folder / "report.html"]
-    for page in pages:
-        text = _environment(folder, page.suffix == ".html").get_template("report.jinja").render(content)
-        write_file(page, text if page.suffix == ".html" else re.sub(r"\n{3,}", "\n\n", text).strip() + "\n")
-    return [*pages, *figures.values()]
+    markdown, html = folder / "report.md", folder / "report.html"
+    text = _environment(folder, "markdown.jinja").get_template("report.jinja").render(content)
+    write_file(markdown, re.sub(r"\n{3,}", "\n\n", text).strip() + "\n")
+    write_file(html, _environment(folder, "html.jinja").get_template("report.jinja").render(content))
+    return [markdown, html, *figures.values()]
 
 
-def _require_known(results: pd.DataFrame, study: Study) -> None:
-    for column, known in (("init", study.inits), ("class_name", study.classes)):
-        if unknown := [name for name in results[column].unique() if name not in known]:
-            raise PGLError(f"{unknown[0]} is in the results but not in the comparison; remove its rows, or add it")
-    repeated = results[results.duplicated(ROW)]
-    if not repeated.empty:
-        row = ", ".join(map(str, repeated.iloc[0][ROW]))
-        raise PGLError(f"the results have two rows of {row}; remove one of them")
-
-
-def _environment(folder: Path, html: bool) -> Environment:
+def _environment(folder: Path, layout: str) -> Environment:
     environment = Environment(
         loader=PackageLoader("pretraining.comparison"),
-        autoescape=html,
+        autoescape=layout == "html.jinja",
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.globals["layout"] = "html.jinja" if html else "markdown.jinja"
-    environment.globals |= {function.__name__: function for function in _FUNCTIONS}
+    tables = (averages_table, class_tables, runs_table, tests_table, tests_over_cases_table)
+    environment.globals |= {f.__name__: f for f in (Column, percent, scans, points_of, verdict, *tables)}
+    environment.globals["layout"] = layout
     environment.filters["md"] = _markdown
     environment.filters["rows"] = lambda columns: zip(*columns, strict=True)
     environment.filters["relative"] = lambda path: path.relative_to(folder).as_posix()
@@ -121,8 +112,9 @@ def _markdown(text: str) -> str:
 def _content(results: pd.DataFrame, study: Study) -> dict[str, Any]:
     """All values of the template but for the figures."""
     tests = run_tests(results, study.inits, study.reference)
-    runs = [set(zip(rows["fold"], rows["seed"], strict=True)) for _, rows in results.groupby(["init", "fraction"])]
-    seeds_of_a_fold = [found for found in runs if len(found) > len({fold for fold, _ in found})]
+    fractions = fractions_of(results)
+    starts = results[RUN].drop_duplicates().groupby(["init", "fraction"])
+    runs, folds = starts.size(), starts["fold"].nunique()
     cases = {key: set(rows["case"]) for key, rows in results.groupby(RUN)}
     lacking = {
         run: set(study.truths) - cases.get((run.init, run.fraction, run.fold, run.seed), set()) for run in study.runs
@@ -133,15 +125,15 @@ def _content(results: pd.DataFrame, study: Study) -> dict[str, Any]:
         "baseline": RANDOM if RANDOM in study.inits else None,
         "without_results": [init for init in study.inits if init not in set(results["init"])],
         "lacking_cases": [(run, sorted(of_run)) for run, of_run in lacking.items() if of_run],
-        "fractions": fractions_of(results),
+        "fractions": fractions,
         "tests": tests,
         "corrected": sum(not math.isnan(test.p) for test in tests),
-        "least_runs": LEAST_RUNS,
+        "min_runs": MIN_RUNS,
         "level": f"{LEVEL:g}",
         "counts": counts_table(results, study),
         "times": times_table(study),
-        "one_run": any(len(found) == 1 for found in runs),
-        "same_cases": bool(seeds_of_a_fold) and 1.0 in set(results["fraction"]),
-        "folds_and_seeds": any(len({fold for fold, _ in found}) > 1 for found in seeds_of_a_fold),
+        "one_run": (runs == 1).any(),
+        "same_cases": (runs > folds).any() and 1.0 in fractions,  # several seeds of a fold
+        "folds_and_seeds": ((runs > folds) & (folds > 1)).any(),
         "kinds": {init.partition(":")[0] for init in study.inits if ":" in init},
     }

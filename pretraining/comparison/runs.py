@@ -60,7 +60,7 @@ class TrainingRun:
 
 
 def training_runs(settings: ComparisonSettings) -> list[TrainingRun]:
-    """All trainings, in such an order that the first ones can already be compared with each other."""
+    """All trainings, ordered so that the first ones can already be compared with each other."""
     return [
         TrainingRun(init, fraction, fold, seed)
         for seed in range(settings.seeds)
@@ -70,11 +70,16 @@ def training_runs(settings: ComparisonSettings) -> list[TrainingRun]:
     ]
 
 
+def number_of_training_cases(comparison: Comparison, run: TrainingRun) -> int:
+    """Of its fraction, in its fold."""
+    return len(comparison.splits.folds[run.fold].training(run.fraction, run.seed))
+
+
 def plans_name(comparison: Comparison, run: TrainingRun) -> str:
     """The name of the plans of a run; its folds share them."""
     settings, name = comparison.settings, comparison.folder.name
-    of_comparison = () if name == settings.dataset else (name,)
-    return "_".join((settings.plans, *of_comparison, run.start, f"seed{run.seed}"))
+    other = "" if name == settings.dataset else f"{name}_"
+    return f"{settings.plans}_{other}{run.start}_seed{run.seed}"
 
 
 def model_folder(comparison: Comparison, run: TrainingRun) -> Path:
@@ -102,13 +107,13 @@ def state_of_pretraining(comparison: Comparison, init: Initialisation) -> State:
 
 
 def share(items: Sequence[T], part: tuple[int, int] | None) -> list[T]:
-    """The I-th of N shares, dealt out in turn; all if there are no shares."""
+    """The I-th of N shares, dealt out in turn; all if ``part`` is None."""
     index, count = part or (0, 1)
     return list(items[index::count])
 
 
 def plans_of_run(comparison: Comparison, run: TrainingRun, extra_epochs: int = 0) -> dict[str, Any]:
-    """The content of a run's plans file; the same for all folds. Says by how many epochs it is longer than others."""
+    """The content of a run's plans file, the same for all folds; ``extra_epochs`` makes the run longer than others."""
     init = comparison.init(run.init)
     plans = read_json(comparison.base_plans)
     plans["plans_name"] = plans_name(comparison, run)
@@ -150,10 +155,9 @@ def write_plans(comparison: Comparison, run: TrainingRun, extra_epochs: int = 0)
         write_json(path, plans)
         return path
     stored = read_json(path)
-    different = sorted(key for key in stored.keys() | plans.keys() if stored.get(key) != plans.get(key))
-    if different:
+    if different := sorted(key for key in stored.keys() | plans.keys() if stored.get(key) != plans.get(key)):
         raise PGLError(
-            f"{path} is there, and differs in {', '.join(different)}: was {comparison.settings.plans} planned again, "
+            f"{path} exists, and differs in {', '.join(different)}: was {comparison.settings.plans} planned again, "
             "or is it of another comparison? Start another comparison with -o"
         )
     return path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,24 +11,16 @@ from typing import Any
 from nnunetv2_pgl.errors import PGLError
 from pretraining.comparison.files import read_json, require_name, write_json
 from pretraining.data import resolve_source
-from pretraining.option_fields import setting
+from pretraining.option_fields import flag_of, setting
 from pretraining.settings.values import names_in
 
 GROUPS = ("what is compared", "pre-training", "test set and prediction")  # of the options
-_LISTS = ("inits", "fractions", "folds")
-_TABLES = ("checkpoints", "definitions")
-
-
-def flag_of(of: Field[Any]) -> str:
-    """The option of a setting, with two dashes where it is a word."""
-    name = of.metadata["option"].name or of.name
-    return f"-{name}" if len(name) <= 2 else f"--{name}"
 
 
 def _dataset(text: str, option: str) -> str:
     name, full = resolve_source(text)
     if full != name or not name.startswith("Dataset"):
-        raise PGLError(f"{option} {text}: give a data set of nnUNet_raw, as id or DatasetXXX_Name")
+        raise PGLError(f"{option} {text}: give a dataset of nnUNet_raw, as id or DatasetXXX_Name")
     return name
 
 
@@ -41,7 +33,7 @@ def _sources(texts: Iterable[str], _: str) -> tuple[str, ...]:
 
 
 def _names(file: str, option: str) -> tuple[str, ...]:
-    return names_in(Path(file), f"-{option}")
+    return names_in(Path(file), option)
 
 
 def _checkpoints(texts: Iterable[str], option: str) -> dict[str, str]:
@@ -54,14 +46,15 @@ def _definitions(texts: Iterable[str], option: str, value: str = '"OPTIONS"') ->
     for text in texts:
         name, equals, rest = text.partition("=")
         if not equals or not rest.strip():
-            raise PGLError(f"-{option} {text!r}: give NAME={value}")
-        if require_name(name, f"-{option}") in pairs:
-            raise PGLError(f"-{option} {name}: given twice")
+            raise PGLError(f"{option} {text!r}: give NAME={value}")
+        if require_name(name, option) in pairs:
+            raise PGLError(f"{option} {name}: given twice")
         pairs[name] = rest
     return pairs
 
 
-_compared, _pretraining, _test = (partial(setting, group=group) for group in GROUPS)
+_compared, _pretraining, _test = (partial(setting, group=group, dashes="--") for group in GROUPS)
+_short = partial(setting, group=GROUPS[0])
 _SHARE: dict[str, Any] = {"metavar": "F", "above": 0, "most": 1}
 
 
@@ -69,15 +62,15 @@ _SHARE: dict[str, Any] = {"metavar": "F", "above": 0, "most": 1}
 class ComparisonSettings:
     """What defines a comparison. The fields are options of ``pgl_compare``."""
 
-    dataset: str = _compared(
+    dataset: str = _short(
         MISSING,
-        "labelled nnU-Net data set, id or name; needed unless -o names a comparison",
+        "labelled nnU-Net dataset, id or name; needed unless -o names a comparison",
         name="d",
         metavar="ID",
         parse=_dataset,
     )
     pretrain_on: tuple[str, ...] = _pretraining(
-        MISSING, "data sets and folders, less the test cases", metavar="ID", parse=_sources, default_text="that of -d"
+        MISSING, "datasets and folders, less the test cases", metavar="ID", parse=_sources, default_text="that of -d"
     )
     inits: tuple[str, ...] = _compared(
         ("random", "models_genesis", "byol", "pgl", "pgl_nce"),
@@ -93,23 +86,16 @@ class ComparisonSettings:
         (0,), "folds of the cross-validation to train", metavar="FOLD", least=0, parse=_distinct
     )
     seeds: int = _compared(
-        5,
-        "repetitions, each with other cases in the fractions; intervals and tests are over them",
-        metavar="N",
-        least=1,
+        5, "repetitions, each with other cases in the fractions; the units of intervals and tests", metavar="N", least=1
     )
-    trainer: str = _compared("nnUNetTrainerPGL", "nnUNetTrainerPGL or a subclass of it", name="tr", metavar="TRAINER")
-    configuration: str = _compared("3d_fullres", "configuration of the plans", name="c", metavar="CONFIGURATION")
-    plans: str = _compared("nnUNetPlans", "nnU-Net's plans that all runs share", name="p", metavar="PLANS")
+    trainer: str = _short("nnUNetTrainerPGL", "nnUNetTrainerPGL or a subclass of it", name="tr", metavar="TRAINER")
+    configuration: str = _short("3d_fullres", "configuration of the plans", name="c", metavar="CONFIGURATION")
+    plans: str = _short("nnUNetPlans", "nnU-Net's plans that all runs share", name="p", metavar="PLANS")
     checkpoints: Mapping[str, str] = _pretraining(
         {}, "use a checkpoint_final.pth that exists", name="checkpoint", metavar="NAME=PATH", parse=_checkpoints
     )
     definitions: Mapping[str, str] = _pretraining(
-        {},
-        'an initialisation, as in short="-m pgl -epochs 50"',
-        name="define",
-        metavar="NAME=OPTIONS",
-        parse=_definitions,
+        {}, 'an initialisation: short="-m pgl -epochs 50"', name="define", metavar="NAME=OPTIONS", parse=_definitions
     )
     pretrain_options: str = _pretraining(
         "", 'options of all pre-trainings, as in "-epochs 100 -b 32"', metavar="OPTIONS"
@@ -122,7 +108,7 @@ class ComparisonSettings:
         **_SHARE,
     )
     test_cases: tuple[str, ...] | None = _test(
-        None, "hold out the cases that a text file names, one a line", metavar="FILE", one_text=True, parse=_names
+        None, "hold out the cases named in a text file, one per line", metavar="FILE", one_text=True, parse=_names
     )
     max_validation: int | None = _compared(
         None, "use the first N validation cases of a fold", metavar="N", least=1, default_text="all"
@@ -131,7 +117,7 @@ class ComparisonSettings:
 
     @property
     def dataset_id(self) -> str:
-        """The number of the data set, as nnU-Net's commands take it."""
+        """The number of the dataset, as nnU-Net's commands take it."""
         return str(int(self.dataset[7:10]))
 
     @classmethod
@@ -152,7 +138,7 @@ class ComparisonSettings:
         write_json(path, asdict(self))
 
     def extended(self, given: Mapping[str, Any], where: Path) -> ComparisonSettings:
-        """These settings with what was given added; only lists may grow.
+        """These settings with what was given added: initialisations, fractions, folds, seeds.
 
         Args:
             given: Settings given on the command line.
@@ -161,29 +147,29 @@ class ComparisonSettings:
         Raises:
             PGLError: Another setting differs; the message has both values.
         """
-        flags = {of.name: flag_of(of) for of in fields(self)}
-        values = {name: getattr(self, name) for name in flags}
-        for name, new in given.items():
-            old = values[name]
-            if name in _LISTS:
-                values[name] = (*old, *(value for value in new if value not in old))
-            elif name == "seeds":
-                values[name] = max(old, new)
-            elif name in _TABLES:  # an initialisation that is compared already stays what it was
-                for init in new.keys() & {*old, *self.inits}:
-                    _require_equal(f"{flags[name]} {init}", old.get(init), new[init], where)
-                values[name] = {**old, **new}
+        values = {of.name: getattr(self, of.name) for of in fields(self)}
+        for of in fields(self):
+            if of.name not in given:
+                continue
+            old, new, to_compare = values[of.name], given[of.name], {}
+            if of.name in ("inits", "fractions", "folds"):
+                values[of.name] = _distinct([*old, *new], "")
+            elif of.name == "seeds":
+                values[of.name] = max(old, new)
+            elif of.name in ("checkpoints", "definitions"):
+                values[of.name] = {**old, **new}
+                # An initialisation that is compared already stays what it was.
+                to_compare = {f" {init}": (old.get(init), new[init]) for init in new.keys() & {*old, *self.inits}}
             else:
-                _require_equal(flags[name], old, new, where)
+                to_compare = {"": (old, new)}
+            for init, (before, now) in to_compare.items():
+                if before != now:
+                    raise PGLError(
+                        f"{flag_of(of)}{init}: this comparison has {_shown(before)}, you gave {_shown(now)} ({where}); "
+                        "leave the option out to continue, or start another comparison with -o (only --init, "
+                        "--fractions, --folds, --seeds may grow)"
+                    )
         return ComparisonSettings(**values)
-
-
-def _require_equal(option: str, old: Any, new: Any, where: Path) -> None:
-    if old != new:
-        raise PGLError(
-            f"{option}: this comparison has {_shown(old)}, you gave {_shown(new)} ({where}); leave the option out to "
-            "go on, or start another comparison with -o (only --init, --fractions, --folds, --seeds may grow)"
-        )
 
 
 def _shown(value: Any) -> str:

@@ -1,12 +1,11 @@
-"""The cases of a labelled nnU-Net data set, and which of them are for testing, training and validation."""
+"""The cases of a labelled nnU-Net dataset, and which of them are for testing, training and validation."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
@@ -31,7 +30,7 @@ class Case:
 
 @dataclass(frozen=True)
 class LabelledDataset:
-    """An nnU-Net data set in its raw form.
+    """An nnU-Net dataset in its raw form.
 
     Attributes:
         name: DatasetXXX_Name.
@@ -59,12 +58,13 @@ class LabelledDataset:
         folder = Path(nnUNet_raw) / name
         content = read_json(folder / "dataset.json")
         if not content.get("labels") or "file_ending" not in content:
-            raise PGLError(f"{folder / 'dataset.json'}: names no labels or no file_ending: no labelled data set")
+            raise PGLError(f"{folder / 'dataset.json'}: names no labels or no file_ending: not a labelled dataset")
         ending = str(content["file_ending"])
-        training = _cases(folder, "Tr", ending)
         if "dataset" in content:  # files elsewhere
             listed = get_filenames_of_train_images_and_targets(str(folder), content).items()
             training = {str(k): Case(tuple(map(Path, files["images"])), Path(files["label"])) for k, files in listed}
+        else:
+            training = _cases(folder, "Tr", ending)
         if not training:
             raise PGLError(f"{folder / 'imagesTr'} holds no image that ends with {ending}")
         if missing := [case.label for case in training.values() if not case.label.is_file()]:
@@ -74,11 +74,9 @@ class LabelledDataset:
             test = {}
         if twice := sorted(test.keys() & training.keys()):
             raise PGLError(f"{folder}: {twice[0]} is in imagesTr and in imagesTs; rename one of them")
-        labels = dict(content["labels"])
-        labels.pop("background", None)
-        ignore = labels.pop("ignore", None)
-        classes = {k: tuple(map(int, v)) if isinstance(v, (list, tuple)) else int(v) for k, v in labels.items()}
-        return cls(name, ending, classes, None if ignore is None else int(ignore), training, test)
+        labels = {k: v for k, v in content["labels"].items() if k not in ("background", "ignore")}
+        classes = {k: tuple(map(int, v)) if isinstance(v, list) else int(v) for k, v in labels.items()}
+        return cls(name, ending, classes, content["labels"].get("ignore"), training, test)
 
     def case(self, name: str) -> Case:
         """A case of either folder."""
@@ -87,11 +85,9 @@ class LabelledDataset:
 
 def _cases(folder: Path, part: str, ending: str) -> dict[str, Case]:
     """Cases of imagesTr or imagesTs, with the channels in their order."""
-    pattern = re.compile(rf"(.+)_\d{{4}}{re.escape(ending)}")
     images: dict[str, list[Path]] = {}
-    source = folder / f"images{part}"
-    for file in sorted(source.iterdir()) if source.is_dir() else []:
-        if match := pattern.fullmatch(file.name):
+    for file in sorted((folder / f"images{part}").glob(f"*{ending}")):
+        if match := re.fullmatch(r"(.+)_\d{4}", file.name.removesuffix(ending)):
             images.setdefault(match[1], []).append(file)
     return {name: Case(tuple(files), folder / f"labels{part}" / f"{name}{ending}") for name, files in images.items()}
 
@@ -139,10 +135,7 @@ class Splits:
         """
         content = read_json(path)
         try:
-            folds = [
-                Fold(tuple(fold["validation"]), tuple(tuple(order) for order in fold["training_by_seed"]))
-                for fold in content["folds"]
-            ]
+            folds = [Fold(tuple(f["validation"]), tuple(map(tuple, f["training_by_seed"]))) for f in content["folds"]]
             return cls(tuple(content["test"]), content["test_from"], content["folds_from"], tuple(folds))
         except (KeyError, TypeError) as error:
             raise PGLError(f"{path}: not the splits of a comparison ({error!r})") from error
@@ -168,30 +161,26 @@ def make_splits(
     Raises:
         PGLError: A named case does not exist, or too few are left.
     """
-    test, test_from = _test_set(dataset, test_fraction, test_cases)
+    if test_cases is not None:
+        test, test_from = sorted(set(test_cases)), "named by --test_cases"
+        if unknown := sorted(set(test) - dataset.training.keys() - dataset.test.keys()):
+            message = f"{unknown[0]} is not a labelled case of {dataset.name} ({len(unknown)} are not)"
+            raise PGLError(f"--test_cases: {message}")
+    elif test_fraction is None and dataset.test:
+        test, test_from = sorted(dataset.test), "all of imagesTs"
+    else:
+        share = TEST_FRACTION if test_fraction is None else test_fraction
+        cases = sorted(dataset.training)
+        drawn = np.random.default_rng(_TEST_SEED).permutation(len(cases))[: max(1, round(share * len(cases)))]
+        test, test_from = sorted(cases[i] for i in drawn), f"{share:g} of imagesTr, drawn with seed {_TEST_SEED}"
     stored, folds_from = _folds(dataset, sorted(dataset.training.keys() - set(test)))
     folds = []
     for number, fold in enumerate(stored):
-        training, validation = ([case for case in fold[part] if case not in test] for part in ("train", "val"))
+        training, validation = (sorted(set(fold[part]) - set(test)) for part in ("train", "val"))
         if not training or not validation:
             raise PGLError(f"fold {number} ({folds_from}) has no training or no validation case beside the test set")
         folds.append(Fold(tuple(validation[:max_validation]), (_shuffled(training, number, 0),)))
-    return Splits(test, test_from, folds_from, tuple(folds))
-
-
-def _test_set(
-    dataset: LabelledDataset, fraction: float | None, named: tuple[str, ...] | None
-) -> tuple[tuple[str, ...], str]:
-    if named is not None:
-        if unknown := sorted(set(named) - dataset.training.keys() - dataset.test.keys()):
-            raise PGLError(f"--test_cases: {unknown[0]} is no labelled case of {dataset.name} ({len(unknown)} are not)")
-        return tuple(sorted(set(named))), "named by --test_cases"
-    if fraction is None and dataset.test:
-        return tuple(sorted(dataset.test)), "all of imagesTs"
-    share = TEST_FRACTION if fraction is None else fraction
-    cases = sorted(dataset.training)
-    drawn = np.random.default_rng(_TEST_SEED).permutation(len(cases))[: max(1, round(share * len(cases)))]
-    return tuple(sorted(cases[index] for index in drawn)), f"{share:g} of imagesTr, drawn with seed {_TEST_SEED}"
+    return Splits(tuple(test), test_from, folds_from, tuple(folds))
 
 
 def _folds(dataset: LabelledDataset, rest: list[str]) -> tuple[list[dict[str, list[str]]], str]:
@@ -202,21 +191,19 @@ def _folds(dataset: LabelledDataset, rest: list[str]) -> tuple[list[dict[str, li
     if file is None:
         if len(rest) < 5:
             raise PGLError(f"{dataset.name} has {len(rest)} cases beside the test set; five folds need at least 5")
-        made = [_sorted_names(fold) for fold in generate_crossval_split(rest, seed=12345, n_splits=5)]
-        return made, "nnU-Net's five folds of the other cases"
+        folds = generate_crossval_split(rest, seed=12345, n_splits=5)
+        return [
+            {part: list(map(str, fold[part])) for part in fold} for fold in folds
+        ], "nnU-Net's five folds of the other cases"
     try:
-        stored = [_sorted_names(fold) for fold in load_json(file)]
+        stored = [{part: list(map(str, fold[part])) for part in ("train", "val")} for fold in load_json(file)]
     except (ValueError, KeyError, TypeError):
         stored = []
     if not stored:
         raise PGLError(f"{file}: not nnU-Net's list of folds with train and val")
     if unknown := sorted({c for fold in stored for part in fold.values() for c in part} - dataset.training.keys()):
         raise PGLError(f"{file} names {unknown[0]}, which is not in imagesTr of {dataset.name}")
-    return stored, "splits_final.json of the data set, less the test cases"
-
-
-def _sorted_names(fold: Mapping[str, Iterable[Any]]) -> dict[str, list[str]]:
-    return {part: sorted(map(str, fold[part])) for part in ("train", "val")}
+    return stored, "splits_final.json of the dataset, less the test cases"
 
 
 def _shuffled(cases: list[str], fold: int, seed: int) -> tuple[str, ...]:

@@ -25,10 +25,10 @@ from scipy.stats import wilcoxon
 from pretraining.comparison.results import fractions_of, select
 
 LEVEL = 0.05
-LEAST_RUNS = 3  # with two, both on one side is as likely as not
-_ALL_ONE_SIGN = 5  # up to so many runs
-_MOST_OF_MANY = 0.75  # of more
-_MOST_RUNS = 100  # that `RunTest.runs_needed` looks for
+MIN_RUNS = 3  # with two, both on one side is as likely as not
+_MAX_RUNS_OF_ONE_SIGN = 5  # up to so many, all runs must have the same sign
+_MIN_SHARE_OF_ONE_SIGN = 0.75  # of more runs
+_MAX_RUNS_NEEDED = 100  # that `RunTest.runs_needed` looks for
 
 
 def case_scores(results: pd.DataFrame, measure: str, class_name: str | None = None) -> pd.DataFrame:
@@ -113,21 +113,23 @@ class RunTest:
         return sum(value > 0 for value in self.differences)
 
     @property
+    def share_of_one_sign(self) -> float:
+        """Share of the runs on the side where most of them are; 0 without runs."""
+        below = sum(value < 0 for value in self.differences)
+        return max(self.above, below) / max(1, len(self.differences))
+
+    @property
     def agree(self) -> bool:
         """Whether the runs have one sign: all of them, or of more than five three in four.
 
         If all had to, more runs would make a verdict less likely.
         """
-        return _agree(self._of_one_side, len(self.differences))
-
-    @property
-    def _of_one_side(self) -> int:
-        return max(self.above, sum(value < 0 for value in self.differences))
+        return _agree(self.share_of_one_sign, len(self.differences))
 
     @property
     def decided(self) -> bool:
         """Whether there is a verdict: enough runs that agree, the interval without 0, also after correction."""
-        enough = len(self.differences) >= LEAST_RUNS
+        enough = len(self.differences) >= MIN_RUNS
         return enough and self.agree and self.interval.excludes_zero and self.holm_p < LEVEL
 
     @property
@@ -136,19 +138,18 @@ class RunTest:
 
         None: more than 100, or unknown with one run.
         """
-        runs = len(self.differences)
-        if runs < 2 or self.interval.mean == 0:
+        if len(self.differences) < 2 or self.interval.mean == 0:
             return None
-        deviation, share = float(np.std(self.differences, ddof=1)), self._of_one_side / runs
-        for number in range(LEAST_RUNS, _MOST_RUNS + 1):
-            excludes_zero = _half_width(deviation, number, self.level) < abs(self.interval.mean)
-            if excludes_zero and _agree(share * number, number):
-                return number
+        deviation = float(np.std(self.differences, ddof=1))
+        for runs in range(MIN_RUNS, _MAX_RUNS_NEEDED + 1):
+            excludes_zero = _half_width(deviation, runs, self.level) < abs(self.interval.mean)
+            if excludes_zero and _agree(self.share_of_one_sign, runs):
+                return runs
         return None
 
 
-def _agree(of_one_side: float, runs: int) -> bool:
-    return 0 < runs == of_one_side or (runs > _ALL_ONE_SIGN and of_one_side >= _MOST_OF_MANY * runs)
+def _agree(share_of_one_sign: float, runs: int) -> bool:
+    return share_of_one_sign == 1 or (runs > _MAX_RUNS_OF_ONE_SIGN and share_of_one_sign >= _MIN_SHARE_OF_ONE_SIGN)
 
 
 def run_tests(results: pd.DataFrame, inits: Sequence[str], reference: str) -> list[RunTest]:
@@ -172,8 +173,9 @@ def run_tests(results: pd.DataFrame, inits: Sequence[str], reference: str) -> li
 def run_test(init: str, fraction: float, differences: pd.DataFrame) -> RunTest:
     """One test of differences by run and case (see `case_scores`), alone in its family."""
     of_runs, of_cases = run_means(differences), differences.mean().dropna()
+    changed = of_cases[of_cases != 0]  # as Wilcoxon's test leaves differences of 0 out
+    case_p = math.nan if of_cases.empty else 1.0 if changed.empty else float(wilcoxon(changed).pvalue)
     p, values = _paired_t(of_runs), tuple(map(float, of_runs))
-    case_p = _wilcoxon(of_cases)
     return RunTest(init, fraction, tuple(of_runs.index), values, interval(of_runs), p, p, LEVEL, len(of_cases), case_p)
 
 
@@ -185,14 +187,6 @@ def _paired_t(differences: pd.Series) -> float:
     if error == 0:
         return 1.0 if differences.iloc[0] == 0 else 0.0
     return float(2 * student.sf(abs(differences.mean()) / error, len(differences) - 1))
-
-
-def _wilcoxon(differences: pd.Series) -> float:
-    """Two-sided p; differences of 0 are left out."""
-    if differences.empty:
-        return math.nan
-    changed = differences[differences != 0]
-    return 1.0 if changed.empty else float(wilcoxon(changed).pvalue)
 
 
 def holm(p_values: Iterable[float]) -> list[float]:
@@ -212,5 +206,4 @@ def holm_levels(p_values: Iterable[float]) -> list[float]:
 
 
 def _holm_factors(p: pd.Series) -> pd.Series:
-    """What each p value is multiplied by; nan where it is nan."""
     return p.count() + 1 - p.rank(method="first")

@@ -11,11 +11,11 @@ from nnunetv2_pgl.environment import versions
 from nnunetv2_pgl.trainers.plans import RANDOM
 from pretraining.comparison.comparison import Comparison, find_trainer
 from pretraining.comparison.derived import LONGER
-from pretraining.comparison.execution import prediction_command, pretraining_command, seconds_in, training_command
+from pretraining.comparison.execution import prediction_command, pretraining_command, training_command
 from pretraining.comparison.files import read_json
 from pretraining.comparison.runs import TrainingRun, model_folder, training_runs
-from pretraining.comparison.settings import ComparisonSettings, flag_of
-from pretraining.option_fields import spelled
+from pretraining.comparison.settings import ComparisonSettings
+from pretraining.option_fields import flag_of, spelled
 
 _REFERENCES = ("pgl_nce", "pgl")  # what the others are tested against: the first that is compared
 
@@ -48,7 +48,7 @@ class Study:
 
     Attributes:
         title: Of the report.
-        facts: Name and value: data sets, folds, schedule and the like.
+        facts: Name and value: datasets, folds, schedule and the like.
         commands: That reproduce the comparison.
         inits: In the order of the tables; the baseline "random" first where it is there.
         reference: The initialisation that the others are tested against.
@@ -73,7 +73,7 @@ class Study:
     classes: Mapping[str, int | tuple[int, ...]]
 
 
-def study_of(comparison: Comparison) -> Study:
+def describe_comparison(comparison: Comparison) -> Study:
     """The description of a comparison."""
     settings, dataset, test = comparison.settings, comparison.dataset, comparison.splits.test
     runs = training_runs(settings)
@@ -84,7 +84,7 @@ def study_of(comparison: Comparison) -> Study:
     return Study(
         title=f"{comparison.folder.name}: {', '.join(inits)}",
         facts=_facts(comparison),
-        commands=tuple(map(shlex.join, [compare_command(comparison), *commands])),
+        commands=tuple(map(shlex.join, [_compare_command(comparison), *commands])),
         inits=tuple(inits),
         reference=reference_of(inits),
         tolerance_mm=settings.tolerance,
@@ -103,14 +103,19 @@ def reference_of(inits: Sequence[str]) -> str:
 
 
 def _record(comparison: Comparison, run: TrainingRun) -> RunRecord:
-    folder, file_ending = comparison.folder, comparison.dataset.file_ending
+    predictions, times = comparison.folder.predictions(run.name), comparison.folder.seconds(run.name)
     logs = sorted(model_folder(comparison, run).glob("training_log_*.txt"))
-    log, seconds = logs[-1] if logs else None, seconds_in(folder.seconds(run.name))
-    predictions = folder.predictions(run.name)
-    return RunRecord(**asdict(run), predictions=predictions, file_ending=file_ending, training_log=log, seconds=seconds)
+    seconds = read_json(times).get("seconds") if times.is_file() else None
+    return RunRecord(
+        **asdict(run),
+        predictions=predictions,
+        file_ending=comparison.dataset.file_ending,
+        training_log=logs[-1] if logs else None,
+        seconds=float(sum(seconds.values())) if seconds else None,
+    )
 
 
-def compare_command(comparison: Comparison) -> list[str]:
+def _compare_command(comparison: Comparison) -> list[str]:
     """The command that makes this comparison again, with every setting that is not a default."""
     settings = comparison.settings
     default = ComparisonSettings(settings.dataset, (settings.dataset,))
@@ -134,29 +139,17 @@ def _facts(comparison: Comparison) -> tuple[tuple[str, str], ...]:
     sizes = [f"{len(fold.training_by_seed[0])} / {len(fold.validation)}" for fold in folds]
     excluded = comparison.folder.excluded.read_text(encoding="utf-8").split()
     fractions = ", ".join(f"{100 * fraction:g} %" for fraction in settings.fractions)
-    summary = (find_trainer(settings.trainer).__doc__ or "").replace("`", "").strip().splitlines()
+    summary = (find_trainer(settings.trainer).__doc__ or "").replace("`", "").strip().partition("\n")[0]
     options = settings.predict_options
-    return (
-        ("Data set", settings.dataset),
-        ("Pre-training on", f"{', '.join(settings.pretrain_on)}, without the test cases ({len(excluded)} left out)"),
-        ("Test cases", f"{len(splits.test)}: {splits.test_from}"),
-        ("Folds", f"{', '.join(map(str, settings.folds))} of {splits.folds_from}"),
-        ("Training / validation cases", "; ".join(sizes)),
-        ("Fractions", f"{fractions}; the cases of a smaller one are among those of a larger one"),
-        ("Repetitions", f"seeds 0 to {settings.seeds - 1}: which cases a fraction has, weights, batches"),
-        ("Trainer", f"{settings.trainer}: {summary[0] if summary else ''}"),
-        ("Plans", f"{settings.plans}, {settings.configuration}, the same for all inits. {_planned_from(comparison)}"),
-        ("Prediction", f"nnU-Net, options {options}" if options else "nnU-Net, its defaults"),
-        ("Device", comparison.device),
-        *_lengths(comparison),
-        *(("Beware", warning) for warning in comparison.warnings),
-        ("Versions", ", ".join(f"{name} {version}" for name, version in versions().items())),
+    planned = [case for case in splits.test if case in comparison.dataset.training]
+    # nnU-Net's fingerprint, and so spacing, patch and intensities of the plans, is of all of imagesTr.
+    planned_from = (
+        f"nnU-Net planned from all of imagesTr, {len(planned)} of the test cases among them: their sizes, spacings and "
+        "intensities (of CT inside their labels) are in the plans, alike for all"
+        if planned
+        else "The test cases had no part in the planning."
     )
-
-
-def _lengths(comparison: Comparison) -> list[tuple[str, str]]:
-    """How much longer the trainings of equal computation are."""
-    lines = []
+    longer = []  # by how much the trainings of equal computation are
     for init in comparison.inits:
         record = comparison.folder.derived(init.name, "json")
         if init.kind == LONGER and init.source and record.is_file():
@@ -165,16 +158,20 @@ def _lengths(comparison: Comparison) -> list[tuple[str, str]]:
                 f"{found['extra_epochs']} epochs longer: {found['training_epoch_flop'] / 1e12:.3g} TFLOP an epoch, the "
                 f"pre-training of {init.source.name} took {found['pretraining_flop'] / 1e12:.4g}"
             )
-            lines.append((init.name, text))
-    return lines
-
-
-def _planned_from(comparison: Comparison) -> str:
-    """nnU-Net's fingerprint, and so spacing, patch and intensities of the plans, is of all of imagesTr."""
-    planned = [case for case in comparison.splits.test if case in comparison.dataset.training]
-    if not planned:
-        return "The test cases had no part in the planning."
+            longer.append((init.name, text))
     return (
-        f"nnU-Net planned from all of imagesTr, {len(planned)} of the test cases among them: their sizes, spacings and "
-        "intensities (of CT inside their labels) are in the plans, alike for all"
+        ("Dataset", settings.dataset),
+        ("Pre-training on", f"{', '.join(settings.pretrain_on)}, without the test cases ({len(excluded)} left out)"),
+        ("Test cases", f"{len(splits.test)}: {splits.test_from}"),
+        ("Folds", f"{', '.join(map(str, settings.folds))} of {splits.folds_from}"),
+        ("Training / validation cases", "; ".join(sizes)),
+        ("Fractions", f"{fractions}; the cases of a smaller one are among those of a larger one"),
+        ("Repetitions", f"seeds 0 to {settings.seeds - 1}: which cases a fraction has, weights, batches"),
+        ("Trainer", f"{settings.trainer}: {summary}"),
+        ("Plans", f"{settings.plans}, {settings.configuration}, the same for all inits. {planned_from}"),
+        ("Prediction", f"nnU-Net, options {options}" if options else "nnU-Net, its defaults"),
+        ("Device", comparison.device),
+        *longer,
+        *(("Warning", warning) for warning in comparison.warnings),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in versions().items())),
     )

@@ -12,11 +12,11 @@ import pandas as pd
 from nnunetv2_pgl.trainers.plans import RANDOM
 from pretraining.comparison.figures import percent, scans
 from pretraining.comparison.results import fractions_of, select
-from pretraining.comparison.statistics import LEAST_RUNS, LEVEL, Interval, RunTest, case_scores, interval, run_means
+from pretraining.comparison.statistics import LEVEL, MIN_RUNS, Interval, RunTest, case_scores, interval, run_means
 from pretraining.comparison.study import Study
 
 NONE = "\u2013"
-_MOST_COLUMNS = 12  # of values in one table of all classes; with more, each measure has its own
+_MAX_COLUMNS = 12  # of values in one table of all classes; with more, each measure has its own
 
 
 class Best(str):
@@ -24,7 +24,7 @@ class Best(str):
 
 
 class Column(NamedTuple):
-    """Of a table. The first one names the rows."""
+    """A column of a table, whose first one names the rows."""
 
     name: str
     cells: list[str]
@@ -83,7 +83,7 @@ def points_of(found: Interval) -> str:
 
 
 def _points(value: float) -> str:
-    """A difference of Dice in points, that is per cent; nan is a dash."""
+    """A difference of Dice in points, that is in percent; nan is a dash."""
     return NONE if math.isnan(value) else f"{100 * value:+.2f}"
 
 
@@ -114,7 +114,7 @@ def class_tables(results: pd.DataFrame, study: Study, fraction: float) -> list[l
     parts = [[column(measure, name) for name in names] for measure in (DICE, IOU, HD)]
     averages = [column(HD95, None), column(SURFACE_DICE, None)]
     averages.append(Column("missed", [_missed(rows) for rows in of_init.values()]))
-    if 3 * len(names) + 2 <= _MOST_COLUMNS:
+    if 3 * len(names) + 2 <= _MAX_COLUMNS:
         parts = [[*parts[0], *parts[1], *parts[2], *averages]]
     else:
         parts.append(averages)
@@ -123,18 +123,14 @@ def class_tables(results: pd.DataFrame, study: Study, fraction: float) -> list[l
 
 def runs_table(results: pd.DataFrame, study: Study, fraction: float) -> list[Column]:
     """Average Dice of each run, a row per run, in brackets the difference to the baseline of the same run."""
-    means = {init: run_means(case_scores(select(results, init, fraction), "dice")) for init in study.inits}
-    at_fraction = results[results["fraction"] == fraction]
-    runs = sorted(set(zip(at_fraction["fold"], at_fraction["seed"], strict=True)))
-    columns = [Column("run", [f"fold {fold}, seed {seed}" for fold, seed in runs])]
-    for init, of_init in means.items():
-        gains = (of_init - means.get(RANDOM, of_init * math.nan)).to_dict() if init != RANDOM else {}
-        cells = [
-            DICE.text(of_init.get(run, math.nan))
-            + ("" if math.isnan(gain := gains.get(run, math.nan)) else f" ({_points(gain)})")
-            for run in runs
-        ]
-        columns.append(Column(init, cells))
+    scores = {init: case_scores(select(results, init, fraction), "dice") for init in study.inits}
+    means = pd.DataFrame({init: values.mean(axis="columns") for init, values in scores.items()}).sort_index()
+    columns = [Column("run", [f"fold {fold}, seed {seed}" for fold, seed in means.index])]
+    for init in study.inits:
+        cells = means[init].map(DICE.text)
+        if RANDOM in study.inits and init != RANDOM:
+            cells += (means[init] - means[RANDOM]).map(lambda gain: "" if math.isnan(gain) else f" ({_points(gain)})")
+        columns.append(Column(init, cells.tolist()))
     return columns
 
 
@@ -176,8 +172,8 @@ def verdict(test: RunTest) -> str:
     runs = len(test.differences)
     if not runs:
         return "not compared: no run and case in common"
-    if runs < LEAST_RUNS:
-        return f"no verdict: {runs} run{'s' if runs > 1 else ''}, it takes at least {LEAST_RUNS}"
+    if runs < MIN_RUNS:
+        return f"no verdict: {runs} run{'s' if runs > 1 else ''}, it takes at least {MIN_RUNS}"
     if test.decided:
         return "better" if test.interval.mean > 0 else "worse"
     corrected = " after Holm's correction" if test.agree and test.interval.excludes_zero else ""
@@ -190,7 +186,7 @@ def _needed(test: RunTest) -> str:
     if test.decided or not test.differences:
         return NONE
     if len(test.differences) < 2:
-        return f"at least {LEAST_RUNS}"
+        return f"at least {MIN_RUNS}"
     return "more than 100" if test.runs_needed is None else f"about {test.runs_needed}"
 
 

@@ -19,10 +19,9 @@ _LINE = re.compile(rf": (?:(Epoch) (\d+)|(train_loss|val_loss) ({_NUMBER})|(Pseu
 
 
 def read_training(log: Path) -> pd.DataFrame:
-    """Reads the log of a training, with the logs of earlier starts of it.
+    """Reads the log of a training and those of its earlier starts, which lie beside it and are sorted by time.
 
-    nnU-Net starts a new ``training_log_*.txt`` each time it is started. All of them that lie beside the given one are
-    read by name, that is by time; epochs that a later start has repeated count as there.
+    nnU-Net writes a new ``training_log_*.txt`` at each start. Epochs that a later start has repeated count as there.
 
     Returns:
         By epoch: ``train_loss`` and ``val_loss``, means over patches, and ``dice``, the pseudo Dice of validation
@@ -38,24 +37,19 @@ def read_training(log: Path) -> pd.DataFrame:
             text = path.read_text(encoding="utf-8", errors="replace")
         except OSError as error:
             raise PGLError(f"{path}: cannot be read ({error.strerror})") from error
-        found = _epochs_in(text)
+        found: dict[int, dict[str, float]] = {}
+        number: int | None = None
+        for match in _LINE.finditer(text):
+            name, value = (group for group in match.groups() if group is not None)
+            if name == "Epoch":
+                number = int(value)
+            elif number is not None:
+                # numpy 2 prints the numbers of a list as np.float32(0.5).
+                values = pd.Series(re.findall(_NUMBER, re.sub(r"np\.float\d+", "", value)), dtype=float)
+                found.setdefault(number, {})["dice" if name == "Pseudo dice" else name] = values.mean()
         epochs = {number: epoch for number, epoch in epochs.items() if number < min(found, default=np.inf)} | found
     columns = ["train_loss", "val_loss", "dice"]
     return pd.DataFrame(list(epochs.values()), index=list(epochs), columns=columns, dtype=float)
-
-
-def _epochs_in(text: str) -> dict[int, dict[str, float]]:
-    epochs: dict[int, dict[str, float]] = {}
-    number: int | None = None
-    for match in _LINE.finditer(text):
-        name, value = (group for group in match.groups() if group is not None)
-        if name == "Epoch":
-            number = int(value)
-        elif number is not None:
-            # numpy 2 prints the numbers of a list as np.float32(0.5).
-            values = pd.Series(re.findall(_NUMBER, re.sub(r"np\.float\d+", "", value)), dtype=float)
-            epochs.setdefault(number, {})["dice" if name == "Pseudo dice" else name] = values.mean()
-    return epochs
 
 
 def draw_training(study: Study, path: Path) -> Path | None:

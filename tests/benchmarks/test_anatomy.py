@@ -181,7 +181,7 @@ def test_wrong_input_is_one_line(folders: Path, command: Callable[..., None], tm
     path, held_out = final(folders), ("--only", folders / "held_out.txt")
     for given, told in (
         ((folders / "missing.pth",), "missing.pth: no such checkpoint"),
-        ((path, "--only", tmp_path / "names.txt"), "-only names somebody, which is no scan of -d"),
+        ((path, "--only", tmp_path / "names.txt"), "-only names somebody, which is not a scan of -d"),
         ((path, "--only", tmp_path / "nowhere.txt"), "nowhere.txt: cannot be read"),
         ((path, "-d", "999"), "999"),
         ((path, "--flip_probability", "0.5", "0.5"), "give one or three"),

@@ -41,7 +41,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ComparisonFolder:
     plans = tmp_path / "nnUNet_preprocessed" / NAME / "nnUNetPlans.json"
     plans.parent.mkdir(parents=True)
     plans.write_text(json.dumps({"dataset_name": NAME, "plans_name": "nnUNetPlans", "configurations": {}}))
-    return ComparisonFolder.named(NAME)
+    return ComparisonFolder.from_name(NAME)
 
 
 def settings(*inits: str, **changes: Any) -> ComparisonSettings:

@@ -1,4 +1,4 @@
-"""A comparison through the real commands, from a raw data set to the report."""
+"""A comparison through the real commands, from a raw dataset to the report."""
 
 from __future__ import annotations
 

@@ -67,14 +67,14 @@ def settings(**changes: Any) -> ComparisonSettings:
 
 def comparison(name: str = NAME, **changes: Any) -> Comparison:
     """With the splits above, stored."""
-    made = Comparison(ComparisonFolder.named(name), settings(**changes), "cpu", 1)
+    made = Comparison(ComparisonFolder.from_name(name), settings(**changes), "cpu", 1)
     made.folder.path.mkdir(parents=True, exist_ok=True)
     made.folder.splits.write_text(json.dumps(asdict(SPLITS)))
     return made
 
 
 def test_no_two_runs_share_a_model_folder(nnunet: Path) -> None:
-    """Over comparisons of one data set too; and nnU-Net can take the names apart."""
+    """Over comparisons of one dataset too; and nnU-Net can take the names apart."""
     inits, fractions = ("random", "pgl", "pgl_no_flips"), (0.05, 0.2, 0.125, 1.0)
     folders = []
     for name in (NAME, "other", "pgl"):
@@ -95,7 +95,7 @@ def test_no_two_runs_share_a_model_folder(nnunet: Path) -> None:
 @pytest.mark.parametrize("name", ["a__b", "_a", "a_", "a/b", "", "a b"])
 def test_names_that_would_break_folders_are_refused(nnunet: Path, name: str) -> None:
     with pytest.raises(PGLError, match="-o"):
-        ComparisonFolder.named(name)
+        ComparisonFolder.from_name(name)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 40])
@@ -108,7 +108,7 @@ def test_shares_are_all_of_it_and_meet_nowhere(count: int) -> None:
 
 
 def test_states(nnunet: Path) -> None:
-    made, folder = comparison(), ComparisonFolder.named(NAME)
+    made, folder = comparison(), ComparisonFolder.from_name(NAME)
     run = training_runs(settings())[0]
     model = model_folder(made, run)
     model.mkdir(parents=True)
@@ -159,7 +159,7 @@ def test_plans_are_never_overwritten(nnunet: Path) -> None:
     before = path.read_bytes()
     assert write_plans(made, run) == path
     (nnunet / "nnUNet_preprocessed" / NAME / "nnUNetPlans.json").write_text(json.dumps({**BASE_PLANS, "new": 1}))
-    with pytest.raises(PGLError, match=r"nnUNetPlans_random_20pct_seed0\.json is there, and differs in new"):
+    with pytest.raises(PGLError, match=r"nnUNetPlans_random_20pct_seed0\.json exists, and differs in new"):
         write_plans(made, run)
     assert path.read_bytes() == before
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from pretraining.comparison.command import write_submit_script
 from pretraining.comparison.comparison import Comparison
 from pretraining.comparison.files import ComparisonFolder
 from pretraining.comparison.settings import ComparisonSettings
-from pretraining.comparison.slurm import write_submit_script
 
 pytestmark = pytest.mark.skipif(os.name != "posix" or shutil.which("bash") is None, reason="needs bash")
 
@@ -63,7 +63,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         script = place / "bin" / name
         script.write_text(f"#!{sys.executable} -IS\n{code}")
         script.chmod(0o755)
-    monkeypatch.setattr("pretraining.comparison.slurm.find_command", lambda name: str(place / "bin" / name))
+    monkeypatch.setattr("pretraining.comparison.command.find_command", lambda name: str(place / "bin" / name))
     return place
 
 
@@ -71,7 +71,7 @@ def submitted(
     place: Path, settings: ComparisonSettings, device: str
 ) -> tuple[list[dict], list[tuple[list[str], dict]], str]:
     """The jobs, the calls of pgl_compare with their variables, and what the script prints."""
-    script = write_submit_script(Comparison(ComparisonFolder.named(NAME), settings, device, 4))
+    script = write_submit_script(Comparison(ComparisonFolder.from_name(NAME), settings, device, 4))
     assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
     variables = {key: value for key, value in os.environ.items() if not key.startswith("nnUNet_")}
     output = subprocess.run(["bash", str(script)], env=variables, capture_output=True, text=True, check=True).stdout
@@ -118,5 +118,5 @@ def test_no_pretraining_no_job(place: Path) -> None:
 def test_the_jobs_find_the_settings(place: Path) -> None:
     """They are called with the name alone."""
     settings = ComparisonSettings(NAME, (NAME,), inits=("random",), tolerance=2.5)
-    write_submit_script(Comparison(ComparisonFolder.named(NAME), settings, "cpu", 4))
-    assert ComparisonSettings.load(ComparisonFolder.named(NAME).settings) == settings
+    write_submit_script(Comparison(ComparisonFolder.from_name(NAME), settings, "cpu", 4))
+    assert ComparisonSettings.load(ComparisonFolder.from_name(NAME).settings) == settings

@@ -21,7 +21,7 @@ MakeRaw = Callable[..., Path]
 
 @pytest.fixture
 def make_raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRaw:
-    """Writes a data set of empty files: nothing here reads an image."""
+    """Writes a dataset of empty files: nothing here reads an image."""
     for name in ("nnUNet_raw", "nnUNet_preprocessed"):
         (tmp_path / name).mkdir()
         monkeypatch.setenv(name, str(tmp_path / name))
@@ -204,7 +204,7 @@ def test_channels_stay_together(make_raw: MakeRaw) -> None:
         (lambda folder: (folder / "dataset.json").write_text("{"), r"dataset\.json: cannot be read"),
     ],
 )
-def test_a_data_set_that_cannot_be_compared_on(make_raw: MakeRaw, damage: Any, message: str) -> None:
+def test_a_dataset_that_cannot_be_compared_on(make_raw: MakeRaw, damage: Any, message: str) -> None:
     damage(make_raw(5))
     with pytest.raises(PGLError, match=message):
         LabelledDataset.load(NAME)

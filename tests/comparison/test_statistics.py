@@ -14,7 +14,7 @@ from scipy.stats import binomtest, ttest_1samp, wilcoxon
 
 from pretraining.comparison.results import COLUMNS, read_results
 from pretraining.comparison.statistics import (
-    LEAST_RUNS,
+    MIN_RUNS,
     RunTest,
     case_scores,
     holm,
@@ -247,7 +247,7 @@ def test_ties_and_few_cases_do_not_warn() -> None:
     [test] = run_tests(pd.DataFrame(rows), ("random",), "pgl")
     assert 0 < test.case_p <= 1
     assert test.p == 0  # three runs, all with the same difference
-    assert len(test.differences) == LEAST_RUNS
+    assert len(test.differences) == MIN_RUNS
 
 
 def test_holm_by_hand() -> None:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
-from benchmarks.fake_gpu import GPU, HALF, Watch, _Graph, fake_gpu
+from benchmarks.fake_backward import BackwardEngine
+from benchmarks.fake_gpu import GPU, HALF, Watch, fake_gpu
 from nnunetv2_pgl.networks.aspp import DepthwiseConv
 from pretraining.training.footprint import MemoryCounter
 
@@ -38,7 +39,7 @@ class Everything(nn.Module):
 
 def test_gradients_are_torch_s_own() -> None:
     torch.manual_seed(0)
-    network, x, graph = Everything(), torch.randn(4, 2, 4, 5, 6), _Graph()
+    network, x, graph = Everything(), torch.randn(4, 2, 4, 5, 6), BackwardEngine()
     network(x).backward()
     expected = [p.grad for p in network.parameters()]
     network.zero_grad(set_to_none=True)
@@ -52,7 +53,7 @@ def test_gradients_are_torch_s_own() -> None:
                 torch.testing.assert_close(parameter.grad, times * gradient)
 
 
-def peak(graph: _Graph | None) -> int:
+def peak(graph: BackwardEngine | None) -> int:
     """Most bytes of a forward and backward pass of a chain that keeps much, by torch's engine or by our own."""
     chain: Any = nn.Sequential(*(nn.Sequential(nn.Conv3d(8, 8, 3, padding=1), nn.BatchNorm3d(8)) for _ in range(6)))
     hooks: AbstractContextManager[Any] = saved_tensors_hooks(graph.keep, graph.give) if graph else nullcontext()
@@ -67,7 +68,7 @@ def peak(graph: _Graph | None) -> int:
 
 
 def test_memory_is_that_of_torch_s_engine() -> None:
-    assert peak(_Graph()) == pytest.approx(peak(None), rel=0.01)
+    assert peak(BackwardEngine()) == pytest.approx(peak(None), rel=0.01)
 
 
 @pytest.mark.parametrize(

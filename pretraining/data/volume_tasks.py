@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from nnunetv2_pgl.checkpoint import sha256_of
+from nnunetv2_pgl.files import sha256_of
 from pretraining.data.default_preprocessing import HU_RANGE, preprocess_without_plan
 from pretraining.data.planned_preprocessing import PlannedPreprocessing, preprocess_as_planned
 from pretraining.data.reading import read_scan

@@ -4,8 +4,8 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ from pretraining.data.scan import (
 logger = logging.getLogger(__name__)
 
 IMAGE_FOLDERS = ("imagesTr", "imagesTs")
+
+Cases = dict[tuple[str, str], dict[int, Path]]  # image folder and case: file of each channel
 
 
 def find_in_dataset(source: Source, modality: str | None) -> tuple[list[Scan], list[Skipped]]:
@@ -68,21 +70,15 @@ def find_in_dataset(source: Source, modality: str | None) -> tuple[list[Scan], l
         scans.append(Scan(*names, source.name, source.store, ordered, channels, is_ct, reader))
     if reader == Tiff3DIO.__name__:
         spacing_files = {tiff_spacing_file(scan.files[0]) for scan in scans}
-        _warn_of_missing_spacing(source.name, spacing_files)
         others = [file for file in others if file not in spacing_files]
+        if missing := sorted(path for path in spacing_files if not path.is_file()):
+            logger.warning(
+                "%s: %d of %d scans have no file with their spacing, such as %s, and are taken to be of 1 x 1 x 1 mm "
+                'as in nnU-Net; to correct it, write {"spacing": [z, y, x]} there',
+                *(source.name, len(missing), len(spacing_files), missing[0].name),
+            )
     log_unused(source.name, others)
     return scans, skipped
-
-
-def _warn_of_missing_spacing(source: str, spacing_files: Collection[Path]) -> None:
-    """Warn once where nnU-Net assumes a spacing, as it does in training as well."""
-    missing = sorted(path for path in spacing_files if not path.is_file())
-    if missing:
-        logger.warning(
-            "%s: %d of %d scans have no file with their spacing, such as %s, and are taken to be of 1 x 1 x 1 mm as in "
-            'nnU-Net; to correct it, write {"spacing": [z, y, x]} there',
-            *(source, len(missing), len(spacing_files), missing[0].name),
-        )
 
 
 def _read_dataset_json(folder: Path) -> dict[str, Any]:
@@ -116,7 +112,7 @@ def _reader_name(folder: Path, dataset_json: dict[str, Any], files: Sequence[str
     """
     ending, wanted = dataset_json["file_ending"], dataset_json.get("overwrite_image_reader_writer")
     try:
-        reader = determine_reader_writer_from_dataset_json(dataset_json, verbose=False).__name__
+        first = determine_reader_writer_from_dataset_json(dataset_json, verbose=False).__name__
     except (RuntimeError, AttributeError, TypeError) as error:  # no reader for these files, or none with this name
         if wanted not in (None, "None"):
             raise DataError(f"{folder / 'dataset.json'}: nnU-Net has no reader {str(wanted)[:80]!r}") from error
@@ -124,81 +120,60 @@ def _reader_name(folder: Path, dataset_json: dict[str, Any], files: Sequence[str
             return DEFAULT_READER  # SimpleITK reads more than nnU-Net's class for it lists
         raise DataError(f"{folder / 'dataset.json'}: nnU-Net has no reader for {ending!r} files") from error
     if sum(ending.lower() in known.supported_file_endings for known in LIST_OF_IO_CLASSES) == 1:
-        return reader
+        return first
     chosen: Counter[str] = Counter()
     for file in dict.fromkeys((*files[:1], *files[len(files) // 2 :][:1], *files[-1:])):
-        chosen.update(_opened_by(file, dataset_json, reader))
-        if chosen and chosen.most_common(1)[0][1] == 2:
+        if first == DEFAULT_READER and sitk_reads_header(file):  # all that nnU-Net would find out, for less time
+            chosen[first] += 1
+        else:
+            with suppress(RuntimeError), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+                chosen[determine_reader_writer_from_dataset_json(dataset_json, file, verbose=False).__name__] += 1
+        if 2 in chosen.values():
             break
-    return chosen.most_common(1)[0][0] if chosen else reader
+    return chosen.most_common(1)[0][0] if chosen else first
 
 
-def _opened_by(file: str, dataset_json: dict[str, Any], first: str) -> list[str]:
-    """The reader with which nnU-Net opens a file; empty if none can.
-
-    Args:
-        file: Path of the file.
-        dataset_json: Content of dataset.json.
-        first: The reader that nnU-Net tries first. For that of SimpleITK, reading the header is enough.
-    """
-    if first == DEFAULT_READER and sitk_reads_header(file):
-        return [first]
-    silent = StringIO()
-    try:
-        with redirect_stdout(silent), redirect_stderr(silent):
-            return [determine_reader_writer_from_dataset_json(dataset_json, file, verbose=False).__name__]
-    except RuntimeError:
-        return []
-
-
-def _listed_cases(folder: Path, dataset_json: dict[str, Any]) -> dict[tuple[str, str], dict[int, Path]]:
+def _listed_cases(folder: Path, dataset_json: dict[str, Any]) -> Cases:
     """Cases of nnU-Net's explicit form: dataset.json lists every image's path."""
-    cases = {}
     try:
-        for case, entry in dataset_json["dataset"].items():
-            paths = [Path(folder, os.path.expandvars(image)) for image in entry["images"]]
-            cases["", case] = dict(enumerate(paths))
+        return {
+            ("", case): {
+                number: Path(folder, os.path.expandvars(image)) for number, image in enumerate(entry["images"])
+            }
+            for case, entry in dataset_json["dataset"].items()
+        }
     except (AttributeError, KeyError, TypeError) as error:
         raise DataError(
             f'{folder / "dataset.json"}: "dataset" must give each case its list of "images" ({error!r})'
         ) from error
-    return cases
 
 
-def _cases_in(
-    folder: Path, file_ending: str, source: str, skipped: list[Skipped], others: list[Path]
-) -> dict[tuple[str, str], dict[int, Path]]:
+def _cases_in(folder: Path, ending: str, source: str, skipped: list[Skipped], others: list[Path]) -> Cases:
     """Group the files of one image folder by case.
 
     Images with other names are added to ``skipped``, other files to ``others``.
     """
-    if not folder.is_dir():
-        return {}
-    pattern = re.compile(r"(.+)_(\d{4})" + re.escape(file_ending))
-    cases: dict[tuple[str, str], dict[int, Path]] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.name.endswith(file_ending):
+    pattern = re.compile(r"(.+)_(\d{4})" + re.escape(ending))
+    cases: Cases = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.name.startswith(".") or not path.name.endswith(ending):
             others.append(path)
-            continue
-        match = pattern.fullmatch(path.name)
-        if problem := path_problem(path):
+        elif problem := path_problem(path):
             skipped.append(Skipped(escape_non_utf8(path.name), source, problem))
-        elif match is None:
-            reason = f"the file name lacks nnU-Net's channel number (_0000{file_ending})"
-            skipped.append(Skipped(path.name, source, reason))
-        else:
+        elif match := pattern.fullmatch(path.name):
             cases.setdefault((folder.name, match[1]), {})[int(match[2])] = path
+        else:
+            reason = f"the file name lacks nnU-Net's channel number (_0000{ending})"
+            skipped.append(Skipped(path.name, source, reason))
     return cases
 
 
-def _incomplete(files: dict[int, Path], channels: tuple[str, ...], case: str, file_ending: str) -> str | None:
-    """Which channel file a case lacks or has too many; None if it is complete."""
+def _incomplete(files: dict[int, Path], channels: tuple[str, ...], case: str, ending: str) -> str:
+    """Which channel file a case lacks or has too many; empty if it is complete."""
     for index, channel in enumerate(channels):
         if index not in files:
-            return f"channel file {case}_{index:04d}{file_ending} ({channel}) is missing"
+            return f"channel file {case}_{index:04d}{ending} ({channel}) is missing"
         if not os.path.isfile(files[index]):  # Path.is_file raises if a name is too long
             return f"channel file {files[index]} ({channel}) is missing"
     extra = sorted(set(files) - set(range(len(channels))))
-    if extra:
-        return f"{files[extra[0]].name} has a channel number that dataset.json does not name"
-    return None
+    return f"{files[extra[0]].name} has a channel number that dataset.json does not name" if extra else ""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from acvl_utils.cropping_and_padding.bounding_boxes import get_bbox_from_mask
 
+from nnunetv2_pgl.errors import by
 from pretraining.data.reading.reader import memory_of_machine
 from pretraining.data.resampling import resampled, resampled_shape
 from pretraining.data.scan import BadScan
@@ -67,11 +68,11 @@ def preprocess_without_plan(
     target = target_spacing or spacing
     shape = resampled_shape(array.shape[1:], spacing, target)
     if min(shape) < 2:
-        raise BadScan(f"only {' x '.join(map(str, shape))} voxels are left at a spacing of {target} mm")
+        raise BadScan(f"only {by(shape)} voxels are left at a spacing of {by(target)} mm")
     if 2 * len(array) * math.prod(shape) > memory_of_machine():
         raise BadScan(
-            f"has a spacing of {' x '.join(f'{value:g}' for value in spacing)} mm, and would be of "
-            f"{' x '.join(map(str, shape))} voxels at the new spacing, more than memory holds: check its header"
+            f"has a spacing of {by(spacing)} mm, and would be of {by(shape)} voxels at the new spacing, more than "
+            "memory holds: check its header"
         )
     data = np.empty((len(array), *shape), np.int16 if all(is_ct) else np.float16)
     warnings = []
@@ -85,15 +86,16 @@ def preprocess_without_plan(
     mean, std = zip(*(moments(channel) for channel in data), strict=True)
     if min(std) == 0:
         raise BadScan(f"channel {std.index(0)} is constant once clipped to [{HU_RANGE[0]}, {HU_RANGE[1]}] HU")
-    stored = [old * before / after for old, before, after in zip(spacing, array.shape[1:], shape, strict=True)]
-    return PreprocessedScan(data, (stored[0], stored[1], stored[2]), mean, std, bbox, tuple(warnings))
+    z_size, y_size, x_size = (
+        old * before / after for old, before, after in zip(spacing, array.shape[1:], shape, strict=True)
+    )
+    return PreprocessedScan(data, (z_size, y_size, x_size), mean, std, bbox, tuple(warnings))
 
 
 def nonzero_box(array: np.ndarray) -> tuple[tuple[int, int], ...]:
-    """Bounding box of the voxels that are nonzero in any channel.
+    """Bounding box of the voxels that are nonzero in any channel, which is that of nnU-Net's ``crop_to_nonzero``.
 
-    It is the box of nnU-Net's ``crop_to_nonzero``. Filling the holes first, as nnU-Net does, takes long and does not
-    change the box.
+    nnU-Net fills holes first, which takes long and does not change the box.
     """
     mask = array[0] != 0
     for channel in array[1:]:

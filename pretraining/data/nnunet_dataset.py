@@ -30,8 +30,6 @@ from pretraining.data.scan import (
 
 logger = logging.getLogger(__name__)
 
-IMAGE_FOLDERS = ("imagesTr", "imagesTs")
-
 Cases = dict[tuple[str, str], dict[int, Path]]  # image folder and case: file of each channel
 
 
@@ -57,7 +55,7 @@ def find_in_dataset(source: Source, modality: str | None) -> tuple[list[Scan], l
     cases = _listed_cases(folder, dataset_json) if "dataset" in dataset_json else {}
     skipped: list[Skipped] = []
     others: list[Path] = []
-    for subfolder in IMAGE_FOLDERS[1:] if "dataset" in dataset_json else IMAGE_FOLDERS:
+    for subfolder in ("imagesTs",) if "dataset" in dataset_json else ("imagesTr", "imagesTs"):
         cases |= _cases_in(folder / subfolder, ending, source.name, skipped, others)
     reader = _reader_name(folder, dataset_json, [str(files[0]) for files in cases.values() if 0 in files])
     scans = []

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -93,10 +93,6 @@ class Volume:
     def lateral_axis(self) -> int | None:
         """Which of (z, y, x) runs from left to right in the body; None if that is unknown."""
         return None if self.orientation is None else body_axes(self.orientation).index(LATERAL)
-
-    def renamed(self, name: str) -> "Volume":
-        """The same volume under the name it has in a pool."""
-        return replace(self, name=name)
 
     def read(self, channel: int, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
         """Read the box ``[start, stop)`` of one channel.

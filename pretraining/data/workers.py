@@ -5,7 +5,7 @@ import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Generic, TypeVar
 
@@ -91,8 +91,14 @@ class _Worker(Generic[T, R]):
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, function), daemon=True)
-        with _one_thread_each():
+        before = dict(os.environ)
+        os.environ.update(dict.fromkeys(_THREADS, "1"))  # the other cores are for the other workers
+        try:
             self._process.start()
+        finally:
+            for name in _THREADS:
+                del os.environ[name]
+            os.environ.update(before)
         theirs.close()  # the pipe ends when the process does
         self._is_ready = False
 
@@ -118,21 +124,6 @@ class _Worker(Generic[T, R]):
         self.connection.close()
         self._process.terminate()
         self._process.join()
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Processes started here compute with one thread each: the other cores are for the other workers."""
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _serve(connection: Connection, function: Callable[[T], R]) -> None:

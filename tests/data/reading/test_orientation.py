@@ -178,7 +178,7 @@ def test_the_left_of_the_body_is_where_a_record_says(tmp_path: Path, reader: str
         sitk.WriteImage(image_of_the_left(rotation(rng, 20) @ axes), str(file))
         name = str(number)
         scans.append(replace(scan_of(file, reader=reader), name=name, identifier=name))
-    planned = PlannedPreprocessing.of_plans(plans("NoNormalization", transpose=(2, 0, 1)), "3d_fullres")
+    planned = PlannedPreprocessing.from_plans(plans("NoNormalization", transpose=(2, 0, 1)), "3d_fullres")
     found = set()
     for plan in (None, planned):
         volumes, skipped = preprocess(scans, tmp_path / "out", spacing="native", planned=plan, **OPTIONS)
@@ -289,7 +289,7 @@ def stored_before(tmp_path: Path, transpose: tuple[int, int, int] | None = None)
     """A volume without an orientation in its record; gives what a run makes of it."""
     sitk.WriteImage(image_of_the_left(np.eye(3)[:, [2, 0, 1]]), str(tmp_path / "a.nrrd"))
     scheme = plans("NoNormalization", transpose=transpose) if transpose else None
-    planned = PlannedPreprocessing.of_plans(scheme, "3d_fullres") if scheme else None
+    planned = PlannedPreprocessing.from_plans(scheme, "3d_fullres") if scheme else None
 
     def run() -> Volume:
         scans = [scan_of(tmp_path / "a.nrrd")]

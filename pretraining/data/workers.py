@@ -14,7 +14,6 @@ from pretraining.data.scan import BadScan, DataError
 T = TypeVar("T")
 R = TypeVar("R")
 
-_READY = "ready"
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
@@ -130,7 +129,7 @@ def _serve(connection: Connection, function: Callable[[T], R]) -> None:
     """Carry out tasks until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends its workers
     with suppress(EOFError, OSError):
-        connection.send(_READY)
+        connection.send("ready")
         while True:
             connection.send(_call(function, connection.recv()))
 
@@ -140,5 +139,5 @@ def _call(function: Callable[[T], R], task: T) -> R | BadScan | DataError:
         return function(task)
     except (BadScan, DataError) as error:
         return error
-    except Exception as error:  # whatever one scan provokes, the others go on
+    except Exception as error:  # whatever one scan provokes, the others continue
         return BadScan(f"{type(error).__name__}: {error}")

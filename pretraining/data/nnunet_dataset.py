@@ -14,7 +14,7 @@ from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES, determin
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
 from nnunetv2_pgl.files import load_json
-from pretraining.data.reading.headers import sitk_reads_header, tiff_spacing_file
+from pretraining.data.reading.headers import sitk_header, tiff_spacing_file
 from pretraining.data.scan import (
     DEFAULT_READER,
     FILE_ENDINGS,
@@ -121,13 +121,15 @@ def _reader_name(folder: Path, dataset_json: dict[str, Any], files: Sequence[str
         return first
     chosen: Counter[str] = Counter()
     for file in dict.fromkeys((*files[:1], *files[len(files) // 2 :][:1], *files[-1:])):
-        if first == DEFAULT_READER and sitk_reads_header(file):  # all that nnU-Net would find out, for less time
-            chosen[first] += 1
-        else:
-            with suppress(RuntimeError), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-                chosen[determine_reader_writer_from_dataset_json(dataset_json, file, verbose=False).__name__] += 1
         if 2 in chosen.values():
             break
+        if first == DEFAULT_READER:  # the header is enough here; nnU-Net would read the whole file
+            with suppress(RuntimeError):
+                sitk_header(file)
+                chosen[first] += 1
+                continue
+        with suppress(RuntimeError), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            chosen[determine_reader_writer_from_dataset_json(dataset_json, file, verbose=False).__name__] += 1
     return chosen.most_common(1)[0][0] if chosen else first
 
 

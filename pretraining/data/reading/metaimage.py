@@ -13,8 +13,8 @@ from pathlib import Path
 
 from pretraining.data.scan import BadScan
 
-_MOST = 64 * 1024  # bytes of a header
-_MOST_OF_LIST = 16 * 1024**2
+_MAX_HEADER_BYTES = 64 * 1024
+_MAX_LIST_BYTES = 16 * 1024**2
 # As MetaIO parses a line: key, "=" or ":", value, with blanks around them.
 _LINE = r"^\s*(?:{key})[ \t]*[=:][=: \t]*{value}"
 _DATA_FILE = re.compile(_LINE.format(key="ElementDataFile", value=r"([^\n]*)(?:\n|\Z)").encode(), re.MULTILINE)
@@ -79,7 +79,7 @@ def read_header(file: Path) -> MetaImageHeader:
         BadScan: If none of them names the file of the voxels, or one has no key.
     """
     with file.open("rb") as stream:
-        start = stream.read(_MOST)
+        start = stream.read(_MAX_HEADER_BYTES)
     end = _DATA_FILE.search(start)
     if end is None:
         raise BadScan(f"{file.name} cannot be read: its MetaImage header has no line ElementDataFile")
@@ -128,7 +128,7 @@ def _require_all_files(file: Path, header: MetaImageHeader, slices: int) -> None
     if name == "LIST":
         with file.open("rb") as stream:
             stream.seek(header.size)
-            lines = stream.read(_MOST_OF_LIST).count(b"\n")
+            lines = stream.read(_MAX_LIST_BYTES).count(b"\n")
         if lines < slices:
             raise BadScan(f"{file.name} lists {lines} files for {slices} slices, each to end with a new line")
     elif not _PATTERN.fullmatch(name):

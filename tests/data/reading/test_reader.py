@@ -99,7 +99,7 @@ def test_gzip_in_several_parts(
     tmp_path: Path, write_scan: Write, ct_values: np.ndarray, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
     """As bgzip writes it, and with zeros behind, as tapes leave them; wherever the parts end in a chunk."""
-    monkeypatch.setattr("pretraining.data.reading.voxels._COMPRESSED_CHUNK", chunk)
+    monkeypatch.setattr("pretraining.data.reading.voxels._COMPRESSED_CHUNK_BYTES", chunk)
     content = gzip.decompress(write_scan(tmp_path / "a.nii.gz", ct_values).read_bytes())
     file = tmp_path / "b.nii.gz"
     parts = [gzip.compress(content[start : start + 1001]) for start in range(0, len(content), 1001)]

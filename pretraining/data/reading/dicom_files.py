@@ -26,8 +26,7 @@ from pretraining.data.scan import BadScan
 
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # tracebacks of decoders; what matters becomes the reason
 
-
-_MOST_DEFLATED = 8 * 1024**2  # bytes
+_MAX_DEFLATED_BYTES = 8 * 1024**2  # of files that pydicom decompresses as a whole, to up to a thousand times the size
 
 
 def may_be_dicom(file: Path) -> bool:
@@ -48,7 +47,10 @@ def read_frames(file: str) -> list[Frame]:
         BadScan: If it is damaged, or holds no image.
     """
     with _reasons_for(file):
-        _require_harmless(file)
+        if os.path.getsize(file) > _MAX_DEFLATED_BYTES:
+            with open(file, "rb") as stream:
+                if DeflatedExplicitVRLittleEndian.encode() in stream.read(1024):
+                    raise BadScan("is deflated: store it in another transfer syntax")
         return frames_of(file, pydicom.dcmread(file, stop_before_pixels=True, force=True))
 
 
@@ -66,9 +68,13 @@ def read_planes(file: str) -> Iterator[tuple[Frame, np.ndarray]]:
             implicit, little = data.original_encoding
             explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
             data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
-        planes = iter_pixels(data)
+        planes, padding = iter_pixels(data), data.get("PixelPaddingValue")
         for frame, pixels in zip(frames_of(file, data, for_sorting=False), planes, strict=False):
-            yield frame, _without_padding(_true_values(pixels, frame, data), pixels, data)
+            values = _true_values(pixels, frame, data)
+            # Padding around the field of view becomes the lowest value if it is stored as the highest.
+            if padding is not None and padding == pixels.max() and not (is_padding := pixels == padding).all():
+                values[is_padding] = values[~is_padding].min()
+            yield frame, values
         if next(planes, None) is not None:
             raise BadScan("holds more frames than it declares: export it again")
 
@@ -80,14 +86,6 @@ def _true_values(pixels: np.ndarray, frame: Frame, data: Dataset) -> np.ndarray:
     if slope == 1:  # exact for whole numbers
         return np.add(pixels, intercept, dtype=np.float32)
     return np.multiply(pixels, slope, dtype=np.float64) + intercept
-
-
-def _without_padding(values: np.ndarray, pixels: np.ndarray, data: Dataset) -> np.ndarray:
-    """Padding around the field of view becomes the lowest value if it is stored as the highest."""
-    padding = data.get("PixelPaddingValue")
-    if padding is not None and padding == pixels.max() and not (is_padding := pixels == padding).all():
-        values[is_padding] = values[~is_padding].min()
-    return values
 
 
 @contextmanager
@@ -104,11 +102,3 @@ def _reasons_for(file: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadScan(f"{Path(file).name} is truncated or damaged ({reason}): fetch it again") from error
-
-
-def _require_harmless(file: str) -> None:
-    """Refuse large deflated files, which pydicom would decompress as a whole, to up to a thousand times the size."""
-    if os.path.getsize(file) > _MOST_DEFLATED:
-        with open(file, "rb") as stream:
-            if DeflatedExplicitVRLittleEndian.encode() in stream.read(1024):
-                raise BadScan("is deflated: store it in another transfer syntax")

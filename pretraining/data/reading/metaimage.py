@@ -57,8 +57,8 @@ class MetaImageHeader:
     @property
     def compressed_size(self) -> int:
         """Bytes of the compressed voxels; 0 if not stated."""
-        digits = re.match(r"\d*", self.value("CompressedDataSize") or "")
-        return int(digits[0] or 0) if digits else 0
+        digits = re.match(r"\d+", self.value("CompressedDataSize") or "")
+        return int(digits[0]) if digits else 0
 
     def is_big_endian(self) -> bool | None:
         """Byte order of a header that is written exactly as ITK writes it; None for other headers."""
@@ -91,33 +91,26 @@ def read_header(file: Path) -> MetaImageHeader:
     return MetaImageHeader(text, os.fsdecode(end[1]).strip(), end.end())
 
 
-@dataclass(frozen=True)
-class VoxelLocation:
-    """The file that holds the voxels, after how many bytes they start, and whether they are compressed."""
+def locate_voxels(file: Path, header: MetaImageHeader, slices: int) -> tuple[Path, int, bool] | None:
+    """Where the voxels are.
 
-    file: Path
-    start: int
-    is_compressed: bool
-
-
-def locate_voxels(file: Path, header: MetaImageHeader, slices: int) -> VoxelLocation | None:
-    """Where the voxels are; None if they are in several files.
+    Returns:
+        Their file, the byte at which they start in it, and whether they are compressed; None if they are in several
+        files.
 
     Raises:
         BadScan: If their file is missing, or there are several and SimpleITK does not read each or say so.
     """
-    if header.data_file.startswith("LIST") or "%" in header.data_file:
+    name = header.data_file
+    if name.startswith("LIST") or "%" in name:
         _require_all_files(file, header, slices)
         return None
-    if header.data_file in _HERE:
-        return VoxelLocation(file, header.size, header.is_compressed)
-    data = file.parent / header.data_file
-    if os.path.isfile(data):
-        return VoxelLocation(data, 0, header.is_compressed)
-    data = Path(f"{data}.gz")  # MetaIO looks for it, too
-    if os.path.isfile(data):
-        return VoxelLocation(data, 0, True)
-    raise BadScan(f"{file.name} has its voxels in {header.data_file}, which is not there")
+    if name in _HERE:
+        return file, header.size, header.is_compressed
+    for data, is_compressed in ((file.parent / name, header.is_compressed), (file.parent / f"{name}.gz", True)):
+        if os.path.isfile(data):  # MetaIO looks for both
+            return data, 0, is_compressed
+    raise BadScan(f"{file.name} has its voxels in {name}, which is not there")
 
 
 def _require_all_files(file: Path, header: MetaImageHeader, slices: int) -> None:

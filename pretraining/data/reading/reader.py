@@ -16,7 +16,8 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWit
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
 from nnunetv2_pgl.errors import by
-from pretraining.data.reading.dicom_volume import read_volume, stack_of
+from pretraining.data.reading.dicom_files import read_frames
+from pretraining.data.reading.dicom_volume import read_volume, stacked
 from pretraining.data.reading.headers import (
     METAIMAGE,
     NIFTI,
@@ -42,7 +43,7 @@ def read_geometry(scan: Scan) -> Geometry:
         BadScan: If a header cannot be read, or is not that of a 3D scan with one value per voxel.
     """
     if scan.reader == DICOM:
-        return scan.geometry or stack_of(scan.files).geometry
+        return scan.geometry or stacked([frame for file in scan.files for frame in read_frames(file)]).geometry
     if not _is_read_here(scan):
         array, properties = _read_by_nnunet(scan)
         return Geometry(array.shape[1:], tuple(float(value) for value in properties["spacing"]))

@@ -129,25 +129,22 @@ def metaimage_voxels(file: Path) -> _Voxels | None:
     located = metaimage.locate_voxels(file, header, slices=size[-1])
     if located is None:
         return None
+    data, start, is_compressed = located
     count, is_big_endian = math.prod(size) * channels, header.is_big_endian()
     if is_big_endian is not None:
         dtype = dtype.newbyteorder(">" if is_big_endian else "<")
-    if not located.is_compressed:
-        return None if is_big_endian is None else _Voxels(located.file, dtype, count, located.start)
-    there, declared = located.file.stat().st_size - located.start, header.compressed_size
+    if not is_compressed:
+        return None if is_big_endian is None else _Voxels(data, dtype, count, start)
+    there, declared = data.stat().st_size - start, header.compressed_size
     if is_big_endian is not None and declared == there:
-        return _Voxels(located.file, dtype, count, compressed_from=located.start)
-    if header.has("HeaderSize") or (located.file == file and not declared):
+        return _Voxels(data, dtype, count, compressed_from=start)
+    if header.has("HeaderSize") or (data == file and not declared):
         raise BadScan(
             f"{file.name} does not say where its compressed voxels lie (CompressedDataSize, HeaderSize) in the way "
             "that SimpleITK understands: write it again without compression"
         )
-    return _Voxels(
-        *(located.file, np.dtype(np.uint8), count * dtype.itemsize),
-        compressed_from=located.start,
-        compressed_size=declared or there,
-        check_only=True,
-    )
+    stored = np.dtype(np.uint8), count * dtype.itemsize
+    return _Voxels(data, *stored, compressed_from=start, compressed_size=declared or there, check_only=True)
 
 
 def _fill(voxels: _Voxels, out: np.ndarray | None) -> int:

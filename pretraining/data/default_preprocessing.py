@@ -22,23 +22,19 @@ _SLAB = 4  # slices processed at once: a copy of the whole scan would cost memor
 class PreprocessedScan:
     """A scan as it will be stored.
 
-    Attributes:
-        data: (channel, z, y, x). Hounsfield units are whole numbers: int16. With other channels among them, all are
-            float16, which still holds every whole number up to 2048 exactly; other channels are z-scored, and float16
-            resolves them to 1/1000 of a standard deviation around the mean, far below any scanner's noise.
-        spacing: (z, y, x) in mm, such that shape times spacing is the extent before resampling.
-        mean: Per channel, of ``data``.
-        std: Per channel, of ``data``.
-        bbox: [start, stop) of the part kept of the original array, per axis.
-        warnings: What looks odd but does not exclude the scan.
+    Hounsfield units are whole numbers: int16. With other channels among them, all are float16, which still holds every
+    whole number up to 2048 exactly; other channels are z-scored, and float16 resolves them to 1/1000 of a standard
+    deviation around the mean, far below any scanner's noise.
     """
 
-    data: np.ndarray
-    spacing: tuple[float, float, float]
-    mean: tuple[float, ...]
+    data: np.ndarray  # (channel, z, y, x)
+    spacing: tuple[
+        float, float, float
+    ]  # (z, y, x) in mm, such that shape times spacing is the extent before resampling
+    mean: tuple[float, ...]  # of each channel of data
     std: tuple[float, ...]
-    bbox: tuple[tuple[int, int], ...]
-    warnings: tuple[str, ...]
+    bbox: tuple[tuple[int, int], ...]  # [start, stop) of the part kept of the original array, per axis
+    warnings: tuple[str, ...]  # what looks odd but does not exclude the scan
 
 
 def preprocess_without_plan(
@@ -62,7 +58,8 @@ def preprocess_without_plan(
     Raises:
         BadScan: If nothing is left, or a channel is constant once clipped.
     """
-    bbox = nonzero_box(array)
+    mask = (array != 0).any(axis=0)  # its box is that of nnU-Net's crop_to_nonzero, which also fills holes
+    bbox = tuple((int(start), int(stop)) for start, stop in get_bbox_from_mask(mask))
     (z, z_end), (y, y_end), (x, x_end) = bbox
     array = array[:, z:z_end, y:y_end, x:x_end]
     target = target_spacing or spacing
@@ -90,17 +87,6 @@ def preprocess_without_plan(
         old * before / after for old, before, after in zip(spacing, array.shape[1:], shape, strict=True)
     )
     return PreprocessedScan(data, (z_size, y_size, x_size), mean, std, bbox, tuple(warnings))
-
-
-def nonzero_box(array: np.ndarray) -> tuple[tuple[int, int], ...]:
-    """Bounding box of the voxels that are nonzero in any channel, which is that of nnU-Net's ``crop_to_nonzero``.
-
-    nnU-Net fills holes first, which takes long and does not change the box.
-    """
-    mask = array[0] != 0
-    for channel in array[1:]:
-        mask |= channel != 0
-    return tuple((int(start), int(stop)) for start, stop in get_bbox_from_mask(mask))
 
 
 def moments(channel: np.ndarray) -> tuple[float, float]:

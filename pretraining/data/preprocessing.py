@@ -63,7 +63,8 @@ def preprocess(
     skipped: list[Skipped] = []
     if planned is None:
         target = _target_spacing(spacing, scans, skipped)
-        folder_name = f"PGL_spacing_{'native' if target is None else 'x'.join(map(_decimal, target))}"
+        sizes = ("native",) if target is None else (f"{v:.2f}" if round(v, 2) == v else f"{v:g}" for v in target)
+        folder_name = f"PGL_spacing_{'x'.join(sizes)}"
     else:
         _warn_of_schemes(scans, planned)
         target, folder_name = planned.spacing, planned.folder_name
@@ -144,10 +145,6 @@ def _target_spacing(spacing: str | Spacing, scans: Sequence[Scan], skipped: list
     if len(spacing) != 3 or not all(math.isfinite(value) and value > 0 for value in spacing):
         raise DataError(f"spacing {spacing} is not three positive numbers in mm (z y x)")
     return (float(spacing[0]), float(spacing[1]), float(spacing[2]))
-
-
-def _decimal(value: float) -> str:
-    return f"{value:.2f}" if round(value, 2) == value else f"{value:g}"
 
 
 def _warn_of_schemes(scans: Sequence[Scan], planned: PlannedPreprocessing) -> None:

@@ -130,14 +130,6 @@ class Volume:
                 "again"
             ) from error
 
-    def fits_its_file(self) -> bool:
-        """Whether the file can be opened and holds an array as the record says."""
-        try:
-            self._array()
-        except (OSError, RuntimeError, ValueError):
-            return False
-        return True
-
     def _array(self) -> blosc2.NDArray:
         array = _open(str(self.path), self.path.stat().st_mtime_ns)
         if tuple(array.shape) != self.shape or array.dtype != np.dtype(self.dtype):

@@ -25,21 +25,13 @@ Entry = dict[str, Any]
 
 @dataclass(frozen=True)
 class Task:
-    """Everything that a worker needs to preprocess one scan.
-
-    Attributes:
-        scan: The scan.
-        path: The ``.b2nd`` file of its volume.
-        spacing: (z, y, x) in mm to resample to; None keeps the scan's own.
-        crop_size: (z, y, x) of the crops that will be read.
-        planned: The plan to follow, if any.
-    """
+    """Everything that a worker needs to preprocess one scan."""
 
     scan: Scan
-    path: Path
-    spacing: Spacing | None
-    crop_size: tuple[int, int, int]
-    planned: PlannedPreprocessing | None
+    path: Path  # the .b2nd file of its volume
+    spacing: Spacing | None  # (z, y, x) in mm to resample to; None keeps the scan's own
+    crop_size: tuple[int, int, int]  # (z, y, x) of the crops that will be read
+    planned: PlannedPreprocessing | None  # the plan to follow, if any
 
     def settings(self) -> dict[str, Any]:
         """What decides the stored values; a record with other settings is out of date."""
@@ -147,10 +139,14 @@ def _complete_record(task: Task) -> tuple[Volume, tuple[str, ...], str]:
 
 
 def is_undamaged(task: Task) -> bool:
-    """Whether the volume is the one that was written, by its checksum."""
+    """Whether the volume is the one that was written, by its checksum.
+
+    Raises:
+        DataError: If record and file do not fit each other.
+    """
     record = read_record(task.path)
-    is_same = record.get("sha256") == sha256_of(task.path)
-    return is_same and Volume.from_record(task.path, record).fits_its_file()
+    Volume.from_record(task.path, record).read(0, (0, 0, 0), (1, 1, 1))
+    return record.get("sha256") == sha256_of(task.path)
 
 
 def _file_entries(scan: Scan, with_hashes: bool = False) -> list[Entry]:

@@ -53,44 +53,24 @@ _GROUPS = (
 
 @dataclass(frozen=True, slots=True)  # there may be hundreds of thousands
 class Frame:
-    """One plane of a DICOM file, without its pixels.
-
-    What the file does not state is empty.
-
-    Attributes:
-        file: Path.
-        index: Number in the file.
-        count: Number of frames in the file.
-        instance: UID of the object in the file.
-        series: UIDs of study and series, patient and modality: badly anonymised patients may share UIDs.
-        label: Series number and description, as far as there are any.
-        modality: Such as CT, MR or PT.
-        is_grey: Whether a pixel is one value; false for colours and palettes.
-        phase: Values of `PHASES` as text.
-        reference: UID of the frame of reference.
-        size: Rows and columns.
-        position: (x, y, z) of the centre of the first pixel in mm, towards left, back and head of the patient.
-        cosines: Direction from column to column, then from row to row, in the same space; 6 numbers.
-        spacing: From row to row and from column to column, in mm.
-        slope, intercept: Of the linear function from stored values to true ones, such as HU; empty: 1 and 0.
-    """
+    """One plane of a DICOM file, without its pixels. What the file does not state is empty."""
 
     file: str
-    index: int
-    count: int
-    instance: str
-    series: tuple[str, ...]
-    label: tuple[str, ...]
-    modality: str
-    is_grey: bool
-    phase: tuple[str, ...]
-    reference: str
-    size: tuple[int, int]
-    position: tuple[float, ...]
-    cosines: tuple[float, ...]
-    spacing: tuple[float, ...]
-    slope: tuple[float, ...]
-    intercept: tuple[float, ...]
+    index: int  # in the file
+    count: int  # frames in the file
+    instance: str  # UID of the object in the file
+    series: tuple[str, ...]  # UIDs of study and series, patient and modality: badly anonymised patients may share UIDs
+    label: tuple[str, ...]  # series number and description, as far as there are any
+    modality: str  # such as CT, MR or PT
+    is_grey: bool  # a pixel is one value; false for colours and palettes
+    phase: tuple[str, ...]  # values of PHASES
+    reference: str  # UID of the frame of reference
+    size: tuple[int, int]  # rows and columns
+    position: tuple[float, ...]  # (x, y, z) of the first pixel's centre in mm, towards left, back and head
+    cosines: tuple[float, ...]  # direction from column to column, then from row to row, in the same space
+    spacing: tuple[float, ...]  # from row to row and from column to column, in mm
+    slope: tuple[float, ...]  # from stored values to true ones, such as HU; empty: 1
+    intercept: tuple[float, ...]  # empty: 0
 
     @property
     def folder(self) -> Path:

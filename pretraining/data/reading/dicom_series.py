@@ -26,16 +26,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Series:
-    """A scan in DICOM files.
+    """A scan in DICOM files."""
 
-    Attributes:
-        folder: The folder of its slices, or the common parent of their folders.
-        name: Of that folder, with what distinguishes it from other series there.
-        stack: The volume.
-    """
-
-    folder: Path
-    name: str
+    folder: Path  # of its slices, or the common parent of their folders
+    name: str  # of that folder, with what distinguishes the series from others there
     stack: Stack
 
 
@@ -91,7 +85,9 @@ def _add_series(found: Found, frames: list[Frame], label: Sequence[str]) -> None
         if len(scouts) == len(frames):
             raise BadScan("holds only localizers (scout views), which are not a volume")
         slices = _without(frames, scouts)
-        pictures = _pictures(slices)
+        # Screenshots and reports: a few frames that are coloured or have no position at all.
+        pictures = [frame for frame in slices if not frame.is_grey or not (frame.position or frame.cosines)]
+        pictures = _whole_files(pictures, slices, _MAX_SCOUT_SHARE)
         volumes = _volumes(_without(slices, pictures))
         found.series += [Series(folder, "_".join((name, *suffix)), stack) for suffix, stack in volumes.items()]
         found.left_out += [(f"{name}/{scout.name}", "a localizer: set aside") for scout in scouts]
@@ -141,12 +137,6 @@ def _scouts(frames: Sequence[Frame]) -> list[Frame]:
     usual = Counter(map(tuple, normals.round(2).tolist())).most_common(1)[0][0]
     across = [frame for frame, normal in zip(frames, normals, strict=True) if abs(normal @ usual) < 0.5]
     return _whole_files(across, frames, _MAX_SCOUT_SHARE)
-
-
-def _pictures(frames: Sequence[Frame]) -> list[Frame]:
-    """Screenshots and reports: a few frames among the slices that are coloured or have no position at all."""
-    pictures = [frame for frame in frames if not frame.is_grey or not (frame.position or frame.cosines)]
-    return _whole_files(pictures, frames, _MAX_SCOUT_SHARE)
 
 
 def _whole_files(some: Sequence[Frame], frames: Sequence[Frame], max_share: float = 1.0) -> list[Frame]:

@@ -25,17 +25,11 @@ _TOLERANCE = 1e-3  # of direction cosines and pixel sizes, absolute and relative
 
 @dataclass(frozen=True)
 class Stack:
-    """Frames of one volume, in order along the normal of their planes.
-
-    Attributes:
-        frames: The frames.
-        geometry: Of the volume once it is straightened.
-        shear: With a tilted gantry, the shift of slices along their columns and rows, per mm along the normal.
-    """
+    """Frames of one volume, in order along the normal of their planes."""
 
     frames: tuple[Frame, ...]
-    geometry: Geometry
-    shear: tuple[float, float]
+    geometry: Geometry  # once it is straightened
+    shear: tuple[float, float]  # of a tilted gantry: shift of slices along columns and rows, per mm along the normal
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -103,7 +97,11 @@ def stacked(frames: Sequence[Frame]) -> Stack:
     order = np.argsort(positions[:, 0], kind="stable")
     frames, positions = [frames[index] for index in order], positions[order]
     _require_even(frames, positions[:, 0])
-    _require_one_phase(frames)
+    # Phases that alternate in space are refused; one after the other, or with few changes, they are one volume.
+    for key, values in zip(PHASES, zip(*(frame.phase for frame in frames), strict=True), strict=True):
+        runs = [value for value, _ in groupby(values)]
+        if len(runs) > max(len(set(values)), _MAX_PHASE_CHANGES * len(values)):
+            raise BadScan(f"slices of {key} {runs[0] or 'none'} and {runs[1] or 'none'} lie between each other")
     pixel = np.array(frames[0].spacing)
     length, *drift = positions[-1] - positions[0]
     shape = len(frames), *frames[0].size
@@ -167,29 +165,15 @@ def _require_even(frames: Sequence[Frame], depths: np.ndarray) -> None:
         raise BadScan(f"several DICOM slices lie at the same position, as {one.name} and {other.name}{how}")
     worst = int(np.argmax(np.abs(steps - step)))
     numbers = np.arange(len(depths))
-    beside = depths - np.polyval(np.polyfit(numbers, depths, 1), numbers)
-    off = float(np.ptp(beside)) / 2  # mm from even spacing at most
+    off = float(np.ptp(depths - np.polyval(np.polyfit(numbers, depths, 1), numbers))) / 2  # mm from even spacing
+    # Positions in whole or tenths of millimetres may be off by half of that, and by the shift of the line.
+    units = [unit for unit in (1.0, 0.1) if np.abs(depths / unit - np.round(depths / unit)).max() < 1e-3]
+    rounding = 0.6 * units[0] if units else 0.0
     is_even = abs(steps[worst] - step) <= _STEP_TOLERANCE * step and off <= step / 2
-    allowed = max(_STEP_TOLERANCE * step, min(_rounding(depths), _MAX_ROUNDING * step))
+    allowed = max(_STEP_TOLERANCE * step, min(rounding, _MAX_ROUNDING * step))
     is_rounded = off <= allowed and steps.max() < _MIN_GAP * steps.min()
     if not is_even and not is_rounded:
         raise BadScan(
             f"DICOM slices are missing or unevenly spaced: {steps[worst]:.2f} mm after {frames[worst].name}, "
             f"{step:.2f} mm elsewhere"
         )
-
-
-def _rounding(depths: np.ndarray) -> float:
-    """How far, in mm, rounding to whole or tenths of millimetres may have moved slices; 0 if they are not rounded."""
-    for unit in (1.0, 0.1):
-        if np.abs(depths / unit - np.round(depths / unit)).max() < 1e-3:
-            return 0.6 * unit  # half of it, and the shift of the line
-    return 0.0
-
-
-def _require_one_phase(frames: Sequence[Frame]) -> None:
-    """Refuse phases that alternate in space; one after the other, or with few changes, they are one volume."""
-    for key, values in zip(PHASES, zip(*(frame.phase for frame in frames), strict=True), strict=True):
-        runs = [value for value, _ in groupby(values)]
-        if len(runs) > max(len(set(values)), _MAX_PHASE_CHANGES * len(values)):
-            raise BadScan(f"slices of {key} {runs[0] or 'none'} and {runs[1] or 'none'} lie between each other")

@@ -27,17 +27,11 @@ _TRUTH = {"True": True, "False": False}
 
 @dataclass(frozen=True)
 class MetaImageHeader:
-    """A header as it is written.
+    """A header as it is written."""
 
-    Attributes:
-        text: The lines before the one that names the file of the voxels.
-        data_file: The file of the voxels, as it is named there.
-        size: Bytes of the header.
-    """
-
-    text: str
-    data_file: str
-    size: int
+    text: str  # the lines before the one that names the file of the voxels
+    data_file: str  # that file, as it is named there
+    size: int  # bytes
 
     def has(self, *keys: str) -> bool:
         """Whether a line has one of these keys."""

@@ -187,16 +187,11 @@ def _bytes(stream: BufferedIOBase, voxels: _Voxels) -> Iterator[bytes]:
             yield chunk
         return
     stream.seek(voxels.compressed_from)
-    skip = voxels.offset
-    for chunk in _decompressed(_parts(stream, voxels.compressed_size), voxels.multistream):
+    skip, end = voxels.offset, voxels.compressed_from + voxels.compressed_size
+    parts = iter(lambda: stream.read(min(_COMPRESSED_CHUNK_BYTES, end - stream.tell())), b"")
+    for chunk in _decompressed(parts, voxels.multistream):
         yield chunk[skip:]
         skip = max(0, skip - len(chunk))
-
-
-def _parts(stream: BufferedIOBase, size: int) -> Iterator[bytes]:
-    while size > 0 and (part := stream.read(min(_COMPRESSED_CHUNK_BYTES, size))):
-        yield part
-        size -= len(part)
 
 
 def _decompressed(parts: Iterator[bytes], multistream: bool) -> Iterator[bytes]:

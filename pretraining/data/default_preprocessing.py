@@ -64,8 +64,6 @@ def preprocess_without_plan(
     array = array[:, z:z_end, y:y_end, x:x_end]
     target = target_spacing or spacing
     shape = resampled_shape(array.shape[1:], spacing, target)
-    if min(shape) < 2:
-        raise BadScan(f"only {by(shape)} voxels are left at a spacing of {by(target)} mm")
     if 2 * len(array) * math.prod(shape) > memory_of_machine():
         raise BadScan(
             f"has a spacing of {by(spacing)} mm, and would be of {by(shape)} voxels at the new spacing, more than "

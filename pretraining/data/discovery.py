@@ -43,7 +43,7 @@ def find_scans(
         raise DataError(f"unknown modality {modality!r}: choose from {', '.join(MODALITIES)}")
     if not sources:
         raise DataError("no scans named: give a dataset id, a dataset name or a folder (-d)")
-    located = [_locate(source) for source in sources]
+    located = [resolve_source(source) for source in sources]
     for first, second in combinations([source.folder.resolve() for source in located], 2):
         if first == second:
             raise DataError(f"{first} is named twice: name every source once")
@@ -68,8 +68,12 @@ def find_scans(
     return [replace(scan, name=name) for scan, name in zip(scans, names, strict=True)], skipped
 
 
-def _locate(source: str) -> Source:
-    """Whether a source is a dataset or a folder: ids and DatasetXXX names first, as in nnU-Net's commands."""
+def resolve_source(source: str) -> Source:
+    """Find a dataset or a folder: ids and DatasetXXX names first, as in nnU-Net's commands.
+
+    Raises:
+        DataError: If it does not exist.
+    """
     if source.isdigit():
         return _dataset(source)
     folder = Path(source).expanduser()
@@ -102,25 +106,6 @@ def _dataset(source: str) -> Source:
     if not folder.is_dir():
         raise DataError(f"{folder} does not exist: dataset {source} has no raw images in nnUNet_raw")
     return Source(name, Path(os.path.abspath(folder)), True)
-
-
-def resolve_source(source: str) -> tuple[str, str]:
-    """The short name of a source, and the dataset name or absolute folder that stands for it anywhere.
-
-    Raises:
-        DataError: If it does not exist.
-    """
-    located = _locate(source)
-    return located.name, located.name if located.is_dataset else str(located.folder)
-
-
-def resolve_store(source: str) -> str:
-    """`Scan.store` of a source's scans, which no other source has.
-
-    Raises:
-        DataError: If it does not exist.
-    """
-    return _locate(source).store
 
 
 def leave_out(scans: Sequence[Scan], skipped: Sequence[Skipped], names: Sequence[str]) -> list[Scan]:

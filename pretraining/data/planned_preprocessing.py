@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunetv2_pgl.errors import by, counted
+from nnunetv2_pgl.errors import counted
 from pretraining.data.default_preprocessing import PreprocessedScan
 from pretraining.data.resampling import resampled_shape
 from pretraining.data.scan import BadScan, DataError, safe_name
@@ -157,9 +157,7 @@ def preprocess_as_planned(
     planned = planned.for_channels(len(array))
     axes = planned.transpose_forward
     old = [spacing[axis] for axis in axes]
-    shape = resampled_shape(tuple(array.shape[1 + axis] for axis in axes), tuple(old), planned.spacing)
-    if min(shape) < 2:
-        raise BadScan(f"only {by(shape)} voxels are left at a spacing of {by(planned.spacing)} mm")
+    resampled_shape(tuple(array.shape[1 + axis] for axis in axes), tuple(old), planned.spacing)  # refuses thin scans
     plans, configuration = planned.managers()
     properties: dict[str, Any] = {"spacing": list(spacing)}
     preprocessor = configuration.preprocessor_class(verbose=False)

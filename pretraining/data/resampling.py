@@ -19,6 +19,9 @@ from nnunetv2.preprocessing.resampling.default_resampling import (
     resample_data_or_seg,
 )
 
+from nnunetv2_pgl.errors import by
+from pretraining.data.scan import BadScan
+
 Index = tuple[slice, slice, slice]
 
 _BAND = 32  # new voxels computed together
@@ -39,8 +42,14 @@ class _Band:
 def resampled_shape(
     shape: tuple[int, ...], spacing: tuple[float, ...], target: tuple[float, ...]
 ) -> tuple[int, int, int]:
-    """Shape after resampling from one spacing to another, all (z, y, x)."""
+    """Shape after resampling from one spacing to another, all (z, y, x).
+
+    Raises:
+        BadScan: If less than two voxels are left along an axis.
+    """
     z, y, x = (int(size) for size in compute_new_shape(shape, spacing, target))
+    if min(z, y, x) < 2:
+        raise BadScan(f"only {z} x {y} x {x} voxels are left at a spacing of {by(target)} mm")
     return z, y, x
 
 

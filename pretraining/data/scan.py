@@ -39,6 +39,11 @@ class Source:
     is_dataset: bool
 
     @property
+    def full_name(self) -> str:
+        """What stands for it in any working directory: the dataset's name or the absolute folder."""
+        return self.name if self.is_dataset else str(self.folder)
+
+    @property
     def store(self) -> str:
         """Folder below nnUNet_preprocessed; that of a plain folder has a hash of its path in its name."""
         if self.is_dataset:

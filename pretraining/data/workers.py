@@ -58,7 +58,7 @@ def _run_in_workers(
     queue = deque(tasks)
     workers = [_Worker(function) for _ in range(min(processes, len(queue)))]
     idle = list(workers)
-    busy: dict[Connection, tuple[_Worker[T, R], T]] = {}
+    busy: dict[Connection, tuple[_Worker[T], T]] = {}
     try:
         while queue or busy:
             while queue and idle:
@@ -69,8 +69,8 @@ def _run_in_workers(
             for connection in [connection for connection in busy if connection in ready]:
                 worker, task = busy.pop(connection)
                 try:
-                    outcome = worker.result()
-                except (EOFError, OSError):
+                    outcome = connection.recv()
+                except (EOFError, OSError):  # the process has died
                     killed.append(task)
                     if queue:
                         workers.append(_Worker(function))
@@ -83,10 +83,10 @@ def _run_in_workers(
             worker.stop()
 
 
-class _Worker(Generic[T, R]):
+class _Worker(Generic[T]):
     """A spawned process with its own pipe, which shows when it dies."""
 
-    def __init__(self, function: Callable[[T], R]) -> None:
+    def __init__(self, function: Callable[[T], object]) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, function), daemon=True)
@@ -113,10 +113,6 @@ class _Worker(Generic[T, R]):
             self._is_ready = True
         with suppress(OSError):  # killed while idle: noticed when the result is awaited
             self.connection.send(task)
-
-    def result(self) -> R | BadScan | DataError:
-        """Receive the outcome of the task; EOFError or OSError if the process has died."""
-        return self.connection.recv()
 
     def stop(self) -> None:
         """Kill the process."""

@@ -37,7 +37,7 @@ def find_in_dataset(source: Source, modality: str | None) -> tuple[list[Scan], l
     """Find the training and test images of an nnU-Net dataset; labels are not needed.
 
     Args:
-        source: The dataset; its folder holds ``dataset.json``.
+        source: The dataset.
         modality: ``"ct"`` or ``"mr"`` overrides what the channel names say.
 
     Returns:
@@ -47,17 +47,16 @@ def find_in_dataset(source: Source, modality: str | None) -> tuple[list[Scan], l
     Raises:
         DataError: If ``dataset.json`` is missing, damaged, or names no channels.
     """
-    folder = source.folder
-    dataset_json = _read_dataset_json(folder)
+    path = source.folder / "dataset.json"
+    dataset_json, channels = _read_dataset_json(path)
     ending = dataset_json["file_ending"]
-    channels = _channel_names(folder, dataset_json)
     is_ct = tuple(name.casefold() == "ct" if modality is None else modality == "ct" for name in channels)  # as nnU-Net
-    cases = _listed_cases(folder, dataset_json) if "dataset" in dataset_json else {}
+    cases = _listed_cases(path, dataset_json) if "dataset" in dataset_json else {}
     skipped: list[Skipped] = []
     others: list[Path] = []
     for subfolder in ("imagesTs",) if "dataset" in dataset_json else ("imagesTr", "imagesTs"):
-        cases |= _cases_in(folder / subfolder, ending, source.name, skipped, others)
-    reader = _reader_name(folder, dataset_json, [str(files[0]) for files in cases.values() if 0 in files])
+        cases |= _cases_in(source.folder / subfolder, ending, source.name, skipped, others)
+    reader = _reader_name(path, dataset_json, [str(files[0]) for files in cases.values() if 0 in files])
     scans = []
     for (parent, case), files in cases.items():
         if reason := _incomplete(files, channels, case, ending):
@@ -79,8 +78,8 @@ def find_in_dataset(source: Source, modality: str | None) -> tuple[list[Scan], l
     return scans, skipped
 
 
-def _read_dataset_json(folder: Path) -> dict[str, Any]:
-    path = folder / "dataset.json"
+def _read_dataset_json(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The content, and the names of the channels in the order of their numbers."""
     if not path.is_file():
         raise DataError(f"{path} is missing: every nnU-Net dataset needs one")
     try:
@@ -90,20 +89,15 @@ def _read_dataset_json(folder: Path) -> dict[str, Any]:
     ending = content.get("file_ending") if isinstance(content, dict) else None
     if not isinstance(ending, str) or not ending or Path(ending).name != ending:
         raise DataError(f'{path} has no "file_ending": add the ending of the image files, such as ".nii.gz"')
-    return content
-
-
-def _channel_names(folder: Path, dataset_json: dict[str, Any]) -> tuple[str, ...]:
-    """Channel names in the order of their numbers; "modality" is what nnU-Net v1 called them."""
-    names = dataset_json.get("channel_names", dataset_json.get("modality"))
+    names = content.get("channel_names", content.get("modality"))  # the latter in nnU-Net v1
     if not isinstance(names, dict) or not names:
-        raise DataError(f'{folder / "dataset.json"} has no "channel_names": add them, such as {{"0": "CT"}}')
+        raise DataError(f'{path} has no "channel_names": add them, such as {{"0": "CT"}}')
     if sorted(names) != sorted(map(str, range(len(names)))) or not all(isinstance(n, str) for n in names.values()):
-        raise DataError(f'{folder / "dataset.json"}: "channel_names" must name the channels "0", "1", ...')
-    return tuple(names[str(number)] for number in range(len(names)))
+        raise DataError(f'{path}: "channel_names" must name the channels "0", "1", ...')
+    return content, tuple(names[str(number)] for number in range(len(names)))
 
 
-def _reader_name(folder: Path, dataset_json: dict[str, Any], files: Sequence[str]) -> str:
+def _reader_name(path: Path, dataset_json: dict[str, Any], files: Sequence[str]) -> str:
     """The reader that nnU-Net takes, which opens the first file of a dataset to find it.
 
     Here two of three files decide, so that one bad scan does not.
@@ -113,10 +107,10 @@ def _reader_name(folder: Path, dataset_json: dict[str, Any], files: Sequence[str
         first = determine_reader_writer_from_dataset_json(dataset_json, verbose=False).__name__
     except (RuntimeError, AttributeError, TypeError) as error:  # no reader for these files, or none with this name
         if wanted not in (None, "None"):
-            raise DataError(f"{folder / 'dataset.json'}: nnU-Net has no reader {str(wanted)[:80]!r}") from error
+            raise DataError(f"{path}: nnU-Net has no reader {str(wanted)[:80]!r}") from error
         if ending in FILE_ENDINGS:
             return DEFAULT_READER  # SimpleITK reads more than nnU-Net's class for it lists
-        raise DataError(f"{folder / 'dataset.json'}: nnU-Net has no reader for {ending!r} files") from error
+        raise DataError(f"{path}: nnU-Net has no reader for {ending!r} files") from error
     if sum(ending.lower() in known.supported_file_endings for known in LIST_OF_IO_CLASSES) == 1:
         return first
     chosen: Counter[str] = Counter()
@@ -133,19 +127,16 @@ def _reader_name(folder: Path, dataset_json: dict[str, Any], files: Sequence[str
     return chosen.most_common(1)[0][0] if chosen else first
 
 
-def _listed_cases(folder: Path, dataset_json: dict[str, Any]) -> Cases:
+def _listed_cases(path: Path, dataset_json: dict[str, Any]) -> Cases:
     """Cases of nnU-Net's explicit form: dataset.json lists every image's path."""
+    cases: Cases = {}
     try:
-        return {
-            ("", case): {
-                number: Path(folder, os.path.expandvars(image)) for number, image in enumerate(entry["images"])
-            }
-            for case, entry in dataset_json["dataset"].items()
-        }
+        for case, entry in dataset_json["dataset"].items():
+            images = [Path(path.parent, os.path.expandvars(image)) for image in entry["images"]]
+            cases["", case] = dict(enumerate(images))
     except (AttributeError, KeyError, TypeError) as error:
-        raise DataError(
-            f'{folder / "dataset.json"}: "dataset" must give each case its list of "images" ({error!r})'
-        ) from error
+        raise DataError(f'{path}: "dataset" must give each case its list of "images" ({error!r})') from error
+    return cases
 
 
 def _cases_in(folder: Path, ending: str, source: str, skipped: list[Skipped], others: list[Path]) -> Cases:

@@ -1,7 +1,5 @@
 """Scans in a plain folder: image files and DICOM series, searched recursively."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

@@ -146,10 +146,7 @@ def preprocess_as_planned(
     Args:
         array: float32 (channel, z, y, x).
         spacing: (z, y, x) in mm.
-        planned: The plan.
-
-    Returns:
-        The scan with the plan's axes.
+        planned: The plan, whose axes the result has.
 
     Raises:
         BadScan: If the plan is for another number of channels, nothing is left, or a channel is constant.

@@ -6,8 +6,6 @@ with the few planes that a block of new voxels needs: voxels more than about 25 
 whole scan, the function itself holds up to four copies in float64.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache

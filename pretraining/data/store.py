@@ -54,10 +54,7 @@ class Volume:
 
     @classmethod
     def load(cls, path: str | Path) -> "Volume":
-        """Read a volume's record.
-
-        Args:
-            path: The ``.json`` record or the ``.b2nd`` file.
+        """Read the record of a volume, given by either of its two files.
 
         Raises:
             DataError: If the record is missing, damaged, or of a newer format.
@@ -100,15 +97,7 @@ class Volume:
         return None if self.orientation is None else body_axes(self.orientation).index(LATERAL)
 
     def read(self, channel: int, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
-        """Read the box ``[start, stop)`` of one channel.
-
-        Args:
-            channel: Index of the channel.
-            start: First voxel (z, y, x).
-            stop: Voxel after the last (z, y, x).
-
-        Returns:
-            The stored values, of shape ``stop - start``.
+        """Read the stored values in the box ``[start, stop)``, (z, y, x), of one channel.
 
         Raises:
             ValueError: If the box is empty or does not lie inside the scan.

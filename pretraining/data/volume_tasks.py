@@ -1,7 +1,5 @@
 """The work on one volume: check whether it is up to date, or make it from its scan."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,10 +57,9 @@ class Task:
 
 
 def stored_volume(task: Task) -> tuple[Volume, bool] | None:
-    """The volume on disk, if it was made with the task's settings from these very files.
+    """The volume on disk and whether its record has all that this version writes; None if it is out of date.
 
-    Returns:
-        The volume, and whether its record has all that this version writes.
+    It is up to date if it was made with the task's settings from these very files.
     """
     try:
         record = read_record(task.path)

@@ -98,14 +98,9 @@ def _writable(path: Path) -> Iterator[None]:
 
 
 def storage_layout(shape: Sequence[int], crop_size: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Choose chunks and blocks for reading random crops: a block is about a third of a crop, a chunk about a crop.
+    """Choose the shapes of chunks and blocks, (channel, z, y, x), for reading random crops of one channel.
 
-    Args:
-        shape: (channel, z, y, x).
-        crop_size: (z, y, x).
-
-    Returns:
-        Chunk shape and block shape, one channel each.
+    A block is about a third of a crop (z, y, x) per axis, a chunk about a crop.
     """
     chunks, blocks = [1], [1]
     for size, crop in zip(shape[1:], crop_size, strict=True):

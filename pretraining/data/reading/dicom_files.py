@@ -1,6 +1,7 @@
-"""Read DICOM files with pydicom: their frames and the values of these."""
+"""Read DICOM files with pydicom: their frames and the values of these.
 
-from __future__ import annotations
+Damaged files, and those without an image, raise `BadScan`, with the reason.
+"""
 
 import logging
 import os
@@ -30,22 +31,14 @@ _MAX_DEFLATED_BYTES = 8 * 1024**2  # of files that pydicom decompresses as a who
 
 
 def may_be_dicom(file: Path) -> bool:
-    """Whether a file has DICOM's preamble, or begins like a DICOM file that lacks it.
-
-    Raises:
-        OSError: If it cannot be read.
-    """
+    """Whether a file has DICOM's preamble, or begins like a DICOM file that lacks it; OSError if it cannot be read."""
     with file.open("rb") as stream:
         head = stream.read(132)
     return head[128:] == b"DICM" or head[:2] in (b"\x02\0", b"\x08\0", b"\0\x08")
 
 
 def read_frames(file: str) -> list[Frame]:
-    """The frames of a file, from its header; none if it is not DICOM, or a DICOMDIR.
-
-    Raises:
-        BadScan: If it is damaged, or holds no image.
-    """
+    """The frames of a file, from its header; none if it is not DICOM, or a DICOMDIR."""
     with _reasons_for(file):
         if os.path.getsize(file) > _MAX_DEFLATED_BYTES:
             with open(file, "rb") as stream:
@@ -58,9 +51,6 @@ def read_planes(file: str) -> Iterator[tuple[Frame, np.ndarray]]:
     """Each frame with its true values (rows, columns), such as HU, in any dtype.
 
     What sorts frames into series (`Frame.series`, ``label``, ``phase``, ``reference``) is left empty, to save time.
-
-    Raises:
-        BadScan: If the file is truncated or damaged.
     """
     with _reasons_for(file):
         data = pydicom.dcmread(file, force=True)

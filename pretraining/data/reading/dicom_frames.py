@@ -1,7 +1,5 @@
 """The frames in a DICOM object: their positions, what their values mean, and what sorts them into series."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Find the DICOM series of a folder that are one volume each, and the reason why other files are not used."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence

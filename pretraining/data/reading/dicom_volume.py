@@ -1,7 +1,5 @@
 """Whether frames of DICOM files form one volume, and the voxels of it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby

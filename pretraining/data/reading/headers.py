@@ -1,6 +1,7 @@
 """Shape and spacing from headers alone, and only where a header states them.
 
-SimpleITK and nibabel take 1 mm where a header has no spacing, and do not report it.
+SimpleITK and nibabel take 1 mm where a header has no spacing, and do not report it. What cannot be used raises
+`BadScan`, with the reason.
 """
 
 import gzip
@@ -39,11 +40,7 @@ _IN_SPACE = ("domain", "space", "time", "???", "none")  # kinds of axes; ITK tak
 
 
 def sitk_header(path: str) -> sitk.ImageFileReader:
-    """A file whose header SimpleITK has read, and no voxel.
-
-    Raises:
-        RuntimeError: If it cannot.
-    """
+    """A file whose header SimpleITK has read, and no voxel; RuntimeError if it cannot."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(path)
     reader.ReadImageInformation()
@@ -51,11 +48,7 @@ def sitk_header(path: str) -> sitk.ImageFileReader:
 
 
 def sitk_geometry(path: str) -> Geometry:
-    """Shape and spacing as SimpleITK reads them.
-
-    Raises:
-        BadScan: If the header cannot be read, states no spacing, or has several values per voxel.
-    """
+    """Shape and spacing as SimpleITK reads them, if they are stated and there is one value per voxel."""
     try:
         header = sitk_header(path)
     except RuntimeError as error:
@@ -69,11 +62,7 @@ def sitk_geometry(path: str) -> Geometry:
 
 
 def nibabel_geometry(path: str) -> Geometry:
-    """Shape and spacing as nibabel reads them.
-
-    Raises:
-        BadScan: If the header cannot be read, states no spacing, or has several values per voxel.
-    """
+    """Shape and spacing as nibabel reads them, if they are stated and there is one value per voxel."""
     require_stated_spacing(path)
     try:
         header: Any = nibabel.load(path).header
@@ -85,11 +74,7 @@ def nibabel_geometry(path: str) -> Geometry:
 
 
 def check_geometry(geometry: Geometry, name: str) -> None:
-    """Refuse what is not 3D, and impossible sizes.
-
-    Raises:
-        BadScan: With the reason; ``name`` is that of the file.
-    """
+    """Refuse what is not 3D, and impossible sizes; ``name`` is that of the file."""
     size = by(geometry.shape)
     if min(geometry.shape, default=0) < 1:
         raise BadScan(f"{name} declares {size} voxels: its header is damaged")
@@ -109,11 +94,7 @@ def reason_of(error: Exception) -> str:
 
 
 def require_stated_spacing(path: str) -> None:
-    """Refuse a file whose header does not state the spacing, or an impossible one; other formats pass.
-
-    Raises:
-        BadScan: With what is missing.
-    """
+    """Refuse a file whose header does not state the spacing, or an impossible one; other formats pass."""
     file, name = Path(path), path.lower()
     if name.endswith(NIFTI):
         try:
@@ -156,8 +137,7 @@ def nifti_header(file: Path, check: bool = False) -> Any:
 def _nrrd_states_spacing(file: Path) -> bool:
     """Whether there is a number for each axis in space, in ``spacings`` or ``space directions``.
 
-    Raises:
-        BadScan: If it is another format under this name; ITK may read that.
+    Another format under this name is refused; ITK may read it.
     """
     with file.open("rb") as stream:
         header = re.split(rb"\r?\n\r?\n", stream.read(_MAX_NRRD_HEADER_BYTES), maxsplit=1)[0]
@@ -182,13 +162,9 @@ def tiff_spacing_file(file: str) -> Path:
 
 
 def require_tiff_spacing(file: str) -> None:
-    """Refuse an impossible spacing; if there is no file with the spacing, nnU-Net takes 1 mm.
-
-    Raises:
-        BadScan: If the file does not hold three positive numbers.
-    """
+    """Refuse a file with the spacing that does not hold three positive numbers."""
     path = tiff_spacing_file(file)
-    if not path.is_file():
+    if not path.is_file():  # nnU-Net takes 1 mm
         return
     try:
         spacing = load_json(path)["spacing"]

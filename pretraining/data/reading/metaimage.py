@@ -3,7 +3,7 @@
 Observed with SimpleITK 2.5 (ITK 5.4): if MetaIO finds no voxels, memory stays as it is and no error is raised. This
 happens with compressed voxels that are damaged, too few, in several gzip streams, or of unknown size; with a list of
 too few files; and with names that look like a pattern but are none, some of which end the process. Missing voxels that
-are not compressed raise an error.
+are not compressed raise an error. What SimpleITK would misread raises `BadScan` here.
 """
 
 import os
@@ -67,11 +67,7 @@ class MetaImageHeader:
 
 
 def read_header(file: Path) -> MetaImageHeader:
-    """Read the lines of a header.
-
-    Raises:
-        BadScan: If none of them names the file of the voxels, or one has no key.
-    """
+    """Read the lines of a header, each of which must have a key, and one must name the file of the voxels."""
     with file.open("rb") as stream:
         start = stream.read(_MAX_HEADER_BYTES)
     end = _DATA_FILE.search(start)
@@ -86,14 +82,9 @@ def read_header(file: Path) -> MetaImageHeader:
 
 
 def locate_voxels(file: Path, header: MetaImageHeader, slices: int) -> tuple[Path, int, bool] | None:
-    """Where the voxels are.
+    """The file of the voxels, the byte at which they start in it, and whether they are compressed.
 
-    Returns:
-        Their file, the byte at which they start in it, and whether they are compressed; None if they are in several
-        files.
-
-    Raises:
-        BadScan: If their file is missing, or there are several and SimpleITK does not read each or say so.
+    None if they are in several files, of which SimpleITK reads each.
     """
     name = header.data_file
     if name.startswith("LIST") or "%" in name:

@@ -5,8 +5,6 @@ NIfTI file has a sform or qform, an NRRD file an anatomical space, a MetaImage f
 orientation.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias

@@ -13,9 +13,8 @@ from pretraining.data.resampling import resampled, resampled_shape
 from pretraining.data.scan import BadScan
 
 HU_RANGE = (-1024, 325)  # paper section 5.1
-# A CT has values below this: lungs, and the air around the patient.
-_SURELY_AIR = -200
-_SLAB = 4  # slices processed at once: a copy of the whole scan would cost memory
+_MAX_AIR_HU = -200  # a CT has values below this: lungs, and the air around the patient
+_SLAB_SLICES = 4  # processed at once: a copy of the whole scan would cost memory
 
 
 @dataclass(frozen=True)
@@ -72,9 +71,9 @@ def preprocess_without_plan(
     data = np.empty((len(array), *shape), np.int16 if all(is_ct) else np.float16)
     warnings = []
     for index, ct in enumerate(is_ct):
-        if ct and array[index].min() > _SURELY_AIR:
+        if ct and array[index].min() > _MAX_AIR_HU:
             warnings.append(
-                f"channel {index} is declared CT but has no value below {_SURELY_AIR}: probably not Hounsfield units"
+                f"channel {index} is declared CT but has no value below {_MAX_AIR_HU}: probably not Hounsfield units"
             )
         if not _fill(data[index], array[index], spacing, target, ct):
             raise BadScan(f"channel {index} is constant once resampled")
@@ -95,8 +94,8 @@ def moments(channel: np.ndarray) -> tuple[float, float]:
 
 
 def _slabs(channel: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(channel), _SLAB):
-        yield channel[start : start + _SLAB]
+    for start in range(0, len(channel), _SLAB_SLICES):
+        yield channel[start : start + _SLAB_SLICES]
 
 
 def _fill(

@@ -12,6 +12,7 @@ import numpy as np
 from nnunetv2.paths import nnUNet_preprocessed
 from tqdm import tqdm
 
+from nnunetv2_pgl.errors import counted
 from pretraining.data.planned_preprocessing import CT_SCHEME, PlannedPreprocessing
 from pretraining.data.reading import read_geometry
 from pretraining.data.scan import BadScan, DataError, Scan, Skipped, Spacing
@@ -91,9 +92,9 @@ def preprocess(
         not_completed += [problem] if problem else []
     if not_completed:
         logger.warning(
-            "%d records of an earlier version could not be completed (orientation, file hashes); each run will try "
-            "again. First error: %s",
-            *(len(not_completed), not_completed[0]),
+            "%s of an earlier version could not be completed (orientation, file hashes); each run will try again. "
+            "First error: %s",
+            *(counted(len(not_completed), "record"), not_completed[0]),
         )
     if not volumes:
         raise _none_left(scans, skipped)

@@ -142,6 +142,19 @@ def test_a_volume_that_has_changed_on_disk_is_redone_when_checksums_are_compared
     assert volumes[2].path.stat().st_mtime_ns == before
 
 
+def test_a_record_that_does_not_fit_its_file_is_redone_when_checksums_are_compared(
+    tmp_path: Path, write_scan: Write, ct_values: np.ndarray
+) -> None:
+    write_scan(tmp_path / "in" / "a.nii.gz", ct_values)
+    (volume,), _ = run(tmp_path / "in")
+    file = volume.path.with_suffix(".json")
+    record = json.loads(file.read_text())
+    depth, height, width = record["shape"][1:]
+    file.write_text(json.dumps({**record, "shape": [1, height, depth, width]}))
+    assert run(tmp_path / "in")[0] != [volume]
+    assert run(tmp_path / "in", verify=True)[0] == [volume]
+
+
 def test_bad_scans_are_skipped_with_the_reason(
     tmp_path: Path, write_scan: Write, ct_values: np.ndarray, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -150,11 +163,14 @@ def test_bad_scans_are_skipped_with_the_reason(
     write_scan(tmp_path / "in" / "metal.nii.gz", np.abs(ct_values) + 400)
     write_scan(tmp_path / "in" / "no_air.nii.gz", ct_values % 200)
     (tmp_path / "in" / "text.nii.gz").write_text("no image")
+    thin = write_scan(tmp_path / "other" / "good.nii.gz", ct_values).parent
+    write_scan(thin / "thin.nii.gz", ct_values[:3])
     with caplog.at_level(logging.WARNING):
         volumes, skipped = run(tmp_path / "in")
     assert [volume.name for volume in volumes] == ["good", "no_air"]
     assert "constant" in skipped["flat"]
     assert "constant once clipped" in skipped["metal"]
+    assert "only 1 x 20 x 24 voxels are left at a spacing of 9 x 1 x 1 mm" in run(thin, spacing=(9, 1, 1))[1]["thin"]
     assert "text.nii.gz" in skipped["text"]
     assert "no_air" in caplog.text
     assert "good" not in caplog.text

@@ -292,5 +292,5 @@ def test_records_that_cannot_be_written_are_told_and_used(
     with caplog.at_level(logging.WARNING):
         assert_lateral_is_where_the_left_is(run())
     (message,) = [text for text in caplog.messages if "orientation" in text]
-    assert message.startswith("1 records of an earlier version could not be completed")
+    assert message.startswith("1 record of an earlier version could not be completed")
     assert "read-only" in message

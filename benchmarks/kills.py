@@ -11,7 +11,7 @@ from pathlib import Path
 from subprocess import Popen, TimeoutExpired
 
 from benchmarks.small_runs import SmallRuns, are_equal, kill
-from nnunetv2_pgl.checkpoint import sha256_of
+from nnunetv2_pgl.files import sha256_of
 
 _SCANS = 60
 

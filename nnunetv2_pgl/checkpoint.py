@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import pickle
@@ -271,15 +270,6 @@ def untrained_encoder(checkpoint: EncoderCheckpoint, name: str) -> Encoder:
         return ResNet50Encoder(channels, architecture["strides"], norm, centred, padding)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{name}: its architecture is not known here ({error}); see pgl_info") from error
-
-
-def sha256_of(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 22), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _first_line(error: BaseException) -> str:

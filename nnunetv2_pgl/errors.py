@@ -1,6 +1,8 @@
-"""Errors that are shown to the user, each as one line."""
+"""Errors that are shown to the user, each as one line, and numbers in such lines."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 _LONGEST = 2000  # characters
 
@@ -17,3 +19,13 @@ def one_line(message: object) -> str:
     line = " ".join(part.strip() for part in str(message).splitlines())
     shown = "".join(character if character.isprintable() else "?" for character in line)
     return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}..."
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things, such as ``1 scan`` or ``2 scans``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def by(values: Iterable[float]) -> str:
+    """Sizes or a spacing, such as ``3 x 0.8 x 0.8``."""
+    return " x ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import gzip
+import hashlib
 import json
 import os
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -101,6 +102,37 @@ def load_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def walk(folder: Path, on_error: Callable[[OSError], None] | None = None) -> Iterator[tuple[Path, list[str]]]:
+    """Visit a folder and those below it that are not hidden. Links are followed, but each folder is visited once.
+
+    Args:
+        folder: Where to start.
+        on_error: Takes the error of each folder that cannot be listed. By default such folders are passed over.
+
+    Yields:
+        A folder, and the sorted names of its files and hidden subfolders.
+    """
+    seen: set[str] = set()
+    for directory, subfolders, files in os.walk(folder, onerror=on_error, followlinks=True):
+        real = os.path.realpath(directory)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        hidden = {name for name in subfolders if name.startswith(".")}
+        subfolders[:] = sorted({*subfolders} - hidden)
+        yield Path(directory), sorted([*files, *hidden])
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def flush_to_disk(file: IO[bytes]) -> None:

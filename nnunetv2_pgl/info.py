@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_pgl.adaptation import canonical
-from nnunetv2_pgl.checkpoint import CheckpointError, EncoderCheckpoint, load_checkpoint, sha256_of
+from nnunetv2_pgl.checkpoint import CheckpointError, EncoderCheckpoint, load_checkpoint
 from nnunetv2_pgl.errors import one_line
+from nnunetv2_pgl.files import sha256_of
 
 _METRICS = (
     *("loss", "feature_std", "flipped_right", "unflipped_right", "decoy", "position_code", "ceiling"),

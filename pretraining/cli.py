@@ -47,7 +47,7 @@ nnUNet_n_proc_DA workers. Options may be written with one dash or two.
 
 
 def _default_name(config: PretrainConfig) -> str:
-    names = "_".join(resolve_source(source)[0] for source in config.datasets)
+    names = "_".join(resolve_source(source).name for source in config.datasets)
     return f"{config.method}_{config.architecture}_{names}".replace(" ", "_")
 
 

@@ -23,7 +23,8 @@ import SimpleITK as sitk
 import torch
 from matplotlib.image import imread
 
-from nnunetv2_pgl.checkpoint import load_checkpoint, sha256_of
+from nnunetv2_pgl.checkpoint import load_checkpoint
+from nnunetv2_pgl.files import sha256_of
 from nnunetv2_pgl.networks import ResNet50Encoder
 from pretraining.demo.datasets import write_labelled_dataset, write_unlabelled_dataset
 

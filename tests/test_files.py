@@ -16,7 +16,7 @@ import torch
 from matplotlib.figure import Figure
 
 from nnunetv2_pgl.checkpoint import atomic_save
-from nnunetv2_pgl.files import replacing, write_bytes, write_nifti, write_text
+from nnunetv2_pgl.files import replacing, walk, write_bytes, write_nifti, write_text
 from pretraining.training.progress import RunLog
 from tests.full_disk import room_for
 
@@ -105,3 +105,13 @@ def test_a_log_that_cannot_grow_is_named(tmp_path: Path) -> None:
     message = r"could not write .*training_log_.*\.txt: File too large"
     with redirect_stdout(StringIO()), room_for(40), pytest.raises(OSError, match=message):
         log("second")
+
+
+def test_a_walk_follows_links_and_visits_each_folder_once(tmp_path: Path) -> None:
+    for name in ("b/c/file", "a/file", ".hidden/file", "z"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "b" / "c" / "round").symlink_to(tmp_path)
+    (tmp_path / "again").symlink_to(tmp_path / "b")
+    found = [(str(folder.relative_to(tmp_path)), names) for folder, names in walk(tmp_path)]
+    assert found == [(".", [".hidden", "z"]), ("a", ["file"]), ("again", []), ("again/c", ["file"])]

@@ -11,7 +11,8 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from nnunetv2_pgl.checkpoint import load_checkpoint, sha256_of
+from nnunetv2_pgl.checkpoint import load_checkpoint
+from nnunetv2_pgl.files import sha256_of
 from nnunetv2_pgl.networks import PlannedEncoder, PlannedNetwork
 from pretraining.data import Volume
 from pretraining.data.store import read_record

@@ -20,10 +20,10 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint, save_checkpoint, sha256_of
+from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint, save_checkpoint
 from nnunetv2_pgl.errors import PGLError, one_line
 from nnunetv2_pgl.export.model_card import Licence, model_card
-from nnunetv2_pgl.files import write_text
+from nnunetv2_pgl.files import sha256_of, write_text
 
 CHECKPOINT, PLAN, CONFIG = "checkpoint_final.pth", "adaptation_plan.json", "config.json"
 CARD, LICENCE = "README.md", "LICENSE"

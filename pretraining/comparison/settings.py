@@ -18,10 +18,10 @@ GROUPS = ("what is compared", "pre-training", "test set and prediction")  # of t
 
 
 def _dataset(text: str, option: str) -> str:
-    name, full = resolve_source(text)
-    if full != name or not name.startswith("Dataset"):
+    source = resolve_source(text)
+    if not source.is_dataset or not source.name.startswith("Dataset"):
         raise PGLError(f"{option} {text}: give a dataset of nnUNet_raw, as id or DatasetXXX_Name")
-    return name
+    return source.name
 
 
 def _distinct(values: Iterable[Any], _: str) -> tuple[Any, ...]:
@@ -29,7 +29,7 @@ def _distinct(values: Iterable[Any], _: str) -> tuple[Any, ...]:
 
 
 def _sources(texts: Iterable[str], _: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(resolve_source(text)[1] for text in texts))
+    return tuple(dict.fromkeys(resolve_source(text).full_name for text in texts))
 
 
 def _names(file: str, option: str) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Scans: find them, preprocess them, store them, read crops of them."""
 
-from pretraining.data.discovery import find_scans, leave_out, resolve_source, resolve_store, with_joint_channels
+from pretraining.data.discovery import find_scans, leave_out, resolve_source, with_joint_channels
 from pretraining.data.planned_preprocessing import PlannedPreprocessing
 from pretraining.data.preprocessing import preprocess
 from pretraining.data.reading import read_geometry, read_scan
@@ -20,6 +20,5 @@ __all__ = [
     "read_geometry",
     "read_scan",
     "resolve_source",
-    "resolve_store",
     "with_joint_channels",
 ]

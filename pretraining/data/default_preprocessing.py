@@ -7,37 +7,33 @@ from dataclasses import dataclass
 import numpy as np
 from acvl_utils.cropping_and_padding.bounding_boxes import get_bbox_from_mask
 
+from nnunetv2_pgl.errors import by
 from pretraining.data.reading.reader import memory_of_machine
 from pretraining.data.resampling import resampled, resampled_shape
 from pretraining.data.scan import BadScan
 
 HU_RANGE = (-1024, 325)  # paper section 5.1
-# A CT has values below this: lungs, and the air around the patient.
-_SURELY_AIR = -200
-_SLAB = 4  # slices processed at once: a copy of the whole scan would cost memory
+_MAX_AIR_HU = -200  # a CT has values below this: lungs, and the air around the patient
+_SLAB_SLICES = 4  # processed at once: a copy of the whole scan would cost memory
 
 
 @dataclass(frozen=True)
 class PreprocessedScan:
     """A scan as it will be stored.
 
-    Attributes:
-        data: (channel, z, y, x). Hounsfield units are whole numbers: int16. With other channels among them, all are
-            float16, which still holds every whole number up to 2048 exactly; other channels are z-scored, and float16
-            resolves them to 1/1000 of a standard deviation around the mean, far below any scanner's noise.
-        spacing: (z, y, x) in mm, such that shape times spacing is the extent before resampling.
-        mean: Per channel, of ``data``.
-        std: Per channel, of ``data``.
-        bbox: [start, stop) of the part kept of the original array, per axis.
-        warnings: What looks odd but does not exclude the scan.
+    Hounsfield units are whole numbers: int16. With other channels among them, all are float16, which still holds every
+    whole number up to 2048 exactly; other channels are z-scored, and float16 resolves them to 1/1000 of a standard
+    deviation around the mean, far below any scanner's noise.
     """
 
-    data: np.ndarray
-    spacing: tuple[float, float, float]
-    mean: tuple[float, ...]
+    data: np.ndarray  # (channel, z, y, x)
+    spacing: tuple[
+        float, float, float
+    ]  # (z, y, x) in mm, such that shape times spacing is the extent before resampling
+    mean: tuple[float, ...]  # of each channel of data
     std: tuple[float, ...]
-    bbox: tuple[tuple[int, int], ...]
-    warnings: tuple[str, ...]
+    bbox: tuple[tuple[int, int], ...]  # [start, stop) of the part kept of the original array, per axis
+    warnings: tuple[str, ...]  # what looks odd but does not exclude the scan
 
 
 def preprocess_without_plan(
@@ -61,44 +57,33 @@ def preprocess_without_plan(
     Raises:
         BadScan: If nothing is left, or a channel is constant once clipped.
     """
-    bbox = nonzero_box(array)
+    mask = (array != 0).any(axis=0)  # its box is that of nnU-Net's crop_to_nonzero, which also fills holes
+    bbox = tuple((int(start), int(stop)) for start, stop in get_bbox_from_mask(mask))
     (z, z_end), (y, y_end), (x, x_end) = bbox
     array = array[:, z:z_end, y:y_end, x:x_end]
     target = target_spacing or spacing
     shape = resampled_shape(array.shape[1:], spacing, target)
-    if min(shape) < 2:
-        raise BadScan(f"only {' x '.join(map(str, shape))} voxels are left at a spacing of {target} mm")
     if 2 * len(array) * math.prod(shape) > memory_of_machine():
         raise BadScan(
-            f"has a spacing of {' x '.join(f'{value:g}' for value in spacing)} mm, and would be of "
-            f"{' x '.join(map(str, shape))} voxels at the new spacing, more than memory holds: check its header"
+            f"has a spacing of {by(spacing)} mm, and would be of {by(shape)} voxels at the new spacing, more than "
+            "memory holds: check its header"
         )
     data = np.empty((len(array), *shape), np.int16 if all(is_ct) else np.float16)
     warnings = []
     for index, ct in enumerate(is_ct):
-        if ct and array[index].min() > _SURELY_AIR:
+        if ct and array[index].min() > _MAX_AIR_HU:
             warnings.append(
-                f"channel {index} is declared CT but has no value below {_SURELY_AIR}: probably not Hounsfield units"
+                f"channel {index} is declared CT but has no value below {_MAX_AIR_HU}: probably not Hounsfield units"
             )
         if not _fill(data[index], array[index], spacing, target, ct):
             raise BadScan(f"channel {index} is constant once resampled")
     mean, std = zip(*(moments(channel) for channel in data), strict=True)
     if min(std) == 0:
         raise BadScan(f"channel {std.index(0)} is constant once clipped to [{HU_RANGE[0]}, {HU_RANGE[1]}] HU")
-    stored = [old * before / after for old, before, after in zip(spacing, array.shape[1:], shape, strict=True)]
-    return PreprocessedScan(data, (stored[0], stored[1], stored[2]), mean, std, bbox, tuple(warnings))
-
-
-def nonzero_box(array: np.ndarray) -> tuple[tuple[int, int], ...]:
-    """Bounding box of the voxels that are nonzero in any channel.
-
-    It is the box of nnU-Net's ``crop_to_nonzero``. Filling the holes first, as nnU-Net does, takes long and does not
-    change the box.
-    """
-    mask = array[0] != 0
-    for channel in array[1:]:
-        mask |= channel != 0
-    return tuple((int(start), int(stop)) for start, stop in get_bbox_from_mask(mask))
+    z_size, y_size, x_size = (
+        old * before / after for old, before, after in zip(spacing, array.shape[1:], shape, strict=True)
+    )
+    return PreprocessedScan(data, (z_size, y_size, x_size), mean, std, bbox, tuple(warnings))
 
 
 def moments(channel: np.ndarray) -> tuple[float, float]:
@@ -109,8 +94,8 @@ def moments(channel: np.ndarray) -> tuple[float, float]:
 
 
 def _slabs(channel: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(channel), _SLAB):
-        yield channel[start : start + _SLAB]
+    for start in range(0, len(channel), _SLAB_SLICES):
+        yield channel[start : start + _SLAB_SLICES]
 
 
 def _fill(

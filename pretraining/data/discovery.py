@@ -11,6 +11,7 @@ from pathlib import Path
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
+from nnunetv2_pgl.errors import counted
 from pretraining.data.nnunet_dataset import find_in_dataset
 from pretraining.data.plain_folder import find_in_folder
 from pretraining.data.scan import FILE_ENDINGS, DataError, Scan, Skipped, Source, safe_name, unique_names
@@ -42,35 +43,37 @@ def find_scans(
         raise DataError(f"unknown modality {modality!r}: choose from {', '.join(MODALITIES)}")
     if not sources:
         raise DataError("no scans named: give a dataset id, a dataset name or a folder (-d)")
-    located = [_locate(source) for source in sources]
-    _refuse_overlap(located)
+    located = [resolve_source(source) for source in sources]
+    for first, second in combinations([source.folder.resolve() for source in located], 2):
+        if first == second:
+            raise DataError(f"{first} is named twice: name every source once")
+        if first in second.parents or second in first.parents:
+            raise DataError(f"{first} and {second} lie one inside the other: name only one of them")
     scans: list[Scan] = []
     skipped: list[Skipped] = []
     for source in located:
-        found, left_out = _scans_of(source, modality, use_masks)
-        scans += found
+        if source.is_dataset:
+            found, left_out = find_in_dataset(source, modality)
+        else:
+            found, left_out = find_in_folder(source, modality, use_masks)
+        if not found:
+            reason = f" ({left_out[0].name}: {left_out[0].reason})" if left_out else ""
+            expected = "imagesTr and imagesTs" if source.is_dataset else f"{', '.join(FILE_ENDINGS)} or DICOM files"
+            raise DataError(f"{source.folder} holds no scan{reason}: looked for {expected}")
+        names = unique_names([scan.name for scan in found], [scan.identifier for scan in found])
+        scans += [replace(scan, identifier=name) for scan, name in zip(found, names, strict=True)]
         skipped += left_out
     # Names that two sources share get the source in front; the files keep the identifier.
     names = unique_names([s.identifier for s in scans], [f"{safe_name(s.source)}_{s.identifier}" for s in scans])
     return [replace(scan, name=name) for scan, name in zip(scans, names, strict=True)], skipped
 
 
-def _scans_of(source: Source, modality: str | None, use_masks: bool) -> tuple[list[Scan], list[Skipped]]:
-    """Scans with names and identifiers unique in their source, and those left out."""
-    if source.is_dataset:
-        scans, skipped = find_in_dataset(source, modality)
-    else:
-        scans, skipped = find_in_folder(source, modality, use_masks)
-    if not scans:
-        reason = f" ({skipped[0].name}: {skipped[0].reason})" if skipped else ""
-        expected = "imagesTr and imagesTs" if source.is_dataset else f"{', '.join(FILE_ENDINGS)} or DICOM files"
-        raise DataError(f"{source.folder} holds no scan{reason}: looked for {expected}")
-    names = unique_names([scan.name for scan in scans], [scan.identifier for scan in scans])
-    return [replace(scan, name=name, identifier=name) for scan, name in zip(scans, names, strict=True)], skipped
+def resolve_source(source: str) -> Source:
+    """Find a dataset or a folder: ids and DatasetXXX names first, as in nnU-Net's commands.
 
-
-def _locate(source: str) -> Source:
-    """Whether a source is a dataset or a folder: ids and DatasetXXX names first, as in nnU-Net's commands."""
+    Raises:
+        DataError: If it does not exist.
+    """
     if source.isdigit():
         return _dataset(source)
     folder = Path(source).expanduser()
@@ -105,34 +108,6 @@ def _dataset(source: str) -> Source:
     return Source(name, Path(os.path.abspath(folder)), True)
 
 
-def _refuse_overlap(sources: Sequence[Source]) -> None:
-    """Refuse sources that share scans: each would count twice."""
-    for first, second in combinations([source.folder.resolve() for source in sources], 2):
-        if first == second:
-            raise DataError(f"{first} is named twice: name every source once")
-        if first in second.parents or second in first.parents:
-            raise DataError(f"{first} and {second} lie one inside the other: name only one of them")
-
-
-def resolve_source(source: str) -> tuple[str, str]:
-    """The short name of a source, and the dataset name or absolute folder that stands for it anywhere.
-
-    Raises:
-        DataError: If it does not exist.
-    """
-    located = _locate(source)
-    return located.name, located.name if located.is_dataset else str(located.folder)
-
-
-def resolve_store(source: str) -> str:
-    """`Scan.store` of a source's scans, which no other source has.
-
-    Raises:
-        DataError: If it does not exist.
-    """
-    return _locate(source).store
-
-
 def leave_out(scans: Sequence[Scan], skipped: Sequence[Skipped], names: Sequence[str]) -> list[Scan]:
     """All scans except those with the given names (`Scan.name` or `Scan.identifier`), in all sources.
 
@@ -141,8 +116,7 @@ def leave_out(scans: Sequence[Scan], skipped: Sequence[Skipped], names: Sequence
     """
     unwanted = set(names)
     known = {name for scan in scans for name in (scan.name, scan.identifier)} | {item.name for item in skipped}
-    unknown = sorted(unwanted - known)
-    if unknown:
+    if unknown := sorted(unwanted - known):
         raise DataError(
             f"-exclude: no scan is named {', '.join(unknown[:3])}{' ...' if len(unknown) > 3 else ''} "
             f"({len(unknown)} of {len(unwanted)} names are unknown; one that is known: {scans[0].identifier})"
@@ -170,30 +144,22 @@ def with_joint_channels(scans: Sequence[Scan], planned: int | None = None) -> tu
     counts = Counter(len(scan.channels) for scan in scans)
     number = planned if planned is not None else max(counts, key=lambda count: (counts[count], count))
     kept = [scan for scan in scans if len(scan.channels) == number]
+    wanted = counted(number, "channel")
     if not kept:
         found = ", ".join(map(str, sorted(counts)))
         raise DataError(
-            f"-channels joint: the plan is for {_counted(number)} and no scan has as many (found: {found}); use "
+            f"-channels joint: the plan is for {wanted} and no scan has as many (found: {found}); use "
             "-channels each, or another plan"
         )
     origin = "of the plan" if planned is not None else "that most scans have"
-    reason = f"-channels joint takes scans with {_counted(number)}, the number {origin}"
+    reason = f"-channels joint takes scans with {wanted}, the number {origin}"
     skipped = [
-        Skipped(scan.name, scan.source, f"has {_counted(len(scan.channels))}; {reason}")
+        Skipped(scan.name, scan.source, f"has {counted(len(scan.channels), 'channel')}; {reason}")
         for scan in scans
         if len(scan.channels) != number
     ]
-    _warn_of_names(kept)
-    return kept, skipped
-
-
-def _counted(channels: int) -> str:
-    return f"{channels} channel{'s' if channels > 1 else ''}"
-
-
-def _warn_of_names(scans: Sequence[Scan]) -> None:
-    """Channels are joined by number, so a number must mean the same in all sources."""
-    example = {tuple(name.casefold() for name in scan.channels): scan for scan in reversed(scans)}
-    if len(example) > 1:
-        named = "; ".join(f"{scan.source}: {', '.join(scan.channels)}" for scan in list(example.values())[:3])
+    examples = {tuple(name.casefold() for name in scan.channels): scan for scan in reversed(kept)}
+    if len(examples) > 1:
+        named = "; ".join(f"{scan.source}: {', '.join(scan.channels)}" for scan in list(examples.values())[:3])
         logger.warning("-channels joint joins channels by number, but their names differ (%s)", named)
+    return kept, skipped

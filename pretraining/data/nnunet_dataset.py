@@ -4,8 +4,8 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES, determin
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
 from nnunetv2_pgl.files import load_json
-from pretraining.data.reading.headers import sitk_reads_header, tiff_spacing_file
+from pretraining.data.reading.headers import sitk_header, tiff_spacing_file
 from pretraining.data.scan import (
     DEFAULT_READER,
     FILE_ENDINGS,
@@ -30,14 +30,14 @@ from pretraining.data.scan import (
 
 logger = logging.getLogger(__name__)
 
-IMAGE_FOLDERS = ("imagesTr", "imagesTs")
+Cases = dict[tuple[str, str], dict[int, Path]]  # image folder and case: file of each channel
 
 
 def find_in_dataset(source: Source, modality: str | None) -> tuple[list[Scan], list[Skipped]]:
     """Find the training and test images of an nnU-Net dataset; labels are not needed.
 
     Args:
-        source: The dataset; its folder holds ``dataset.json``.
+        source: The dataset.
         modality: ``"ct"`` or ``"mr"`` overrides what the channel names say.
 
     Returns:
@@ -47,17 +47,16 @@ def find_in_dataset(source: Source, modality: str | None) -> tuple[list[Scan], l
     Raises:
         DataError: If ``dataset.json`` is missing, damaged, or names no channels.
     """
-    folder = source.folder
-    dataset_json = _read_dataset_json(folder)
+    path = source.folder / "dataset.json"
+    dataset_json, channels = _read_dataset_json(path)
     ending = dataset_json["file_ending"]
-    channels = _channel_names(folder, dataset_json)
     is_ct = tuple(name.casefold() == "ct" if modality is None else modality == "ct" for name in channels)  # as nnU-Net
-    cases = _listed_cases(folder, dataset_json) if "dataset" in dataset_json else {}
+    cases = _listed_cases(path, dataset_json) if "dataset" in dataset_json else {}
     skipped: list[Skipped] = []
     others: list[Path] = []
-    for subfolder in IMAGE_FOLDERS[1:] if "dataset" in dataset_json else IMAGE_FOLDERS:
-        cases |= _cases_in(folder / subfolder, ending, source.name, skipped, others)
-    reader = _reader_name(folder, dataset_json, [str(files[0]) for files in cases.values() if 0 in files])
+    for subfolder in ("imagesTs",) if "dataset" in dataset_json else ("imagesTr", "imagesTs"):
+        cases |= _cases_in(source.folder / subfolder, ending, source.name, skipped, others)
+    reader = _reader_name(path, dataset_json, [str(files[0]) for files in cases.values() if 0 in files])
     scans = []
     for (parent, case), files in cases.items():
         if reason := _incomplete(files, channels, case, ending):
@@ -68,25 +67,19 @@ def find_in_dataset(source: Source, modality: str | None) -> tuple[list[Scan], l
         scans.append(Scan(*names, source.name, source.store, ordered, channels, is_ct, reader))
     if reader == Tiff3DIO.__name__:
         spacing_files = {tiff_spacing_file(scan.files[0]) for scan in scans}
-        _warn_of_missing_spacing(source.name, spacing_files)
         others = [file for file in others if file not in spacing_files]
+        if missing := sorted(path for path in spacing_files if not path.is_file()):
+            logger.warning(
+                "%s: %d of %d scans have no file with their spacing, such as %s, and are taken to be of 1 x 1 x 1 mm "
+                'as in nnU-Net; to correct it, write {"spacing": [z, y, x]} there',
+                *(source.name, len(missing), len(spacing_files), missing[0].name),
+            )
     log_unused(source.name, others)
     return scans, skipped
 
 
-def _warn_of_missing_spacing(source: str, spacing_files: Collection[Path]) -> None:
-    """Warn once where nnU-Net assumes a spacing, as it does in training as well."""
-    missing = sorted(path for path in spacing_files if not path.is_file())
-    if missing:
-        logger.warning(
-            "%s: %d of %d scans have no file with their spacing, such as %s, and are taken to be of 1 x 1 x 1 mm as in "
-            'nnU-Net; to correct it, write {"spacing": [z, y, x]} there',
-            *(source, len(missing), len(spacing_files), missing[0].name),
-        )
-
-
-def _read_dataset_json(folder: Path) -> dict[str, Any]:
-    path = folder / "dataset.json"
+def _read_dataset_json(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The content, and the names of the channels in the order of their numbers."""
     if not path.is_file():
         raise DataError(f"{path} is missing: every nnU-Net dataset needs one")
     try:
@@ -96,109 +89,82 @@ def _read_dataset_json(folder: Path) -> dict[str, Any]:
     ending = content.get("file_ending") if isinstance(content, dict) else None
     if not isinstance(ending, str) or not ending or Path(ending).name != ending:
         raise DataError(f'{path} has no "file_ending": add the ending of the image files, such as ".nii.gz"')
-    return content
-
-
-def _channel_names(folder: Path, dataset_json: dict[str, Any]) -> tuple[str, ...]:
-    """Channel names in the order of their numbers; "modality" is what nnU-Net v1 called them."""
-    names = dataset_json.get("channel_names", dataset_json.get("modality"))
+    names = content.get("channel_names", content.get("modality"))  # the latter in nnU-Net v1
     if not isinstance(names, dict) or not names:
-        raise DataError(f'{folder / "dataset.json"} has no "channel_names": add them, such as {{"0": "CT"}}')
+        raise DataError(f'{path} has no "channel_names": add them, such as {{"0": "CT"}}')
     if sorted(names) != sorted(map(str, range(len(names)))) or not all(isinstance(n, str) for n in names.values()):
-        raise DataError(f'{folder / "dataset.json"}: "channel_names" must name the channels "0", "1", ...')
-    return tuple(names[str(number)] for number in range(len(names)))
+        raise DataError(f'{path}: "channel_names" must name the channels "0", "1", ...')
+    return content, tuple(names[str(number)] for number in range(len(names)))
 
 
-def _reader_name(folder: Path, dataset_json: dict[str, Any], files: Sequence[str]) -> str:
+def _reader_name(path: Path, dataset_json: dict[str, Any], files: Sequence[str]) -> str:
     """The reader that nnU-Net takes, which opens the first file of a dataset to find it.
 
     Here two of three files decide, so that one bad scan does not.
     """
     ending, wanted = dataset_json["file_ending"], dataset_json.get("overwrite_image_reader_writer")
     try:
-        reader = determine_reader_writer_from_dataset_json(dataset_json, verbose=False).__name__
+        first = determine_reader_writer_from_dataset_json(dataset_json, verbose=False).__name__
     except (RuntimeError, AttributeError, TypeError) as error:  # no reader for these files, or none with this name
         if wanted not in (None, "None"):
-            raise DataError(f"{folder / 'dataset.json'}: nnU-Net has no reader {str(wanted)[:80]!r}") from error
+            raise DataError(f"{path}: nnU-Net has no reader {str(wanted)[:80]!r}") from error
         if ending in FILE_ENDINGS:
             return DEFAULT_READER  # SimpleITK reads more than nnU-Net's class for it lists
-        raise DataError(f"{folder / 'dataset.json'}: nnU-Net has no reader for {ending!r} files") from error
+        raise DataError(f"{path}: nnU-Net has no reader for {ending!r} files") from error
     if sum(ending.lower() in known.supported_file_endings for known in LIST_OF_IO_CLASSES) == 1:
-        return reader
+        return first
     chosen: Counter[str] = Counter()
     for file in dict.fromkeys((*files[:1], *files[len(files) // 2 :][:1], *files[-1:])):
-        chosen.update(_opened_by(file, dataset_json, reader))
-        if chosen and chosen.most_common(1)[0][1] == 2:
+        if 2 in chosen.values():
             break
-    return chosen.most_common(1)[0][0] if chosen else reader
+        if first == DEFAULT_READER:  # the header is enough here; nnU-Net would read the whole file
+            with suppress(RuntimeError):
+                sitk_header(file)
+                chosen[first] += 1
+                continue
+        with suppress(RuntimeError), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            chosen[determine_reader_writer_from_dataset_json(dataset_json, file, verbose=False).__name__] += 1
+    return chosen.most_common(1)[0][0] if chosen else first
 
 
-def _opened_by(file: str, dataset_json: dict[str, Any], first: str) -> list[str]:
-    """The reader with which nnU-Net opens a file; empty if none can.
-
-    Args:
-        file: Path of the file.
-        dataset_json: Content of dataset.json.
-        first: The reader that nnU-Net tries first. For that of SimpleITK, reading the header is enough.
-    """
-    if first == DEFAULT_READER and sitk_reads_header(file):
-        return [first]
-    silent = StringIO()
-    try:
-        with redirect_stdout(silent), redirect_stderr(silent):
-            return [determine_reader_writer_from_dataset_json(dataset_json, file, verbose=False).__name__]
-    except RuntimeError:
-        return []
-
-
-def _listed_cases(folder: Path, dataset_json: dict[str, Any]) -> dict[tuple[str, str], dict[int, Path]]:
+def _listed_cases(path: Path, dataset_json: dict[str, Any]) -> Cases:
     """Cases of nnU-Net's explicit form: dataset.json lists every image's path."""
-    cases = {}
+    cases: Cases = {}
     try:
         for case, entry in dataset_json["dataset"].items():
-            paths = [Path(folder, os.path.expandvars(image)) for image in entry["images"]]
-            cases["", case] = dict(enumerate(paths))
+            images = [Path(path.parent, os.path.expandvars(image)) for image in entry["images"]]
+            cases["", case] = dict(enumerate(images))
     except (AttributeError, KeyError, TypeError) as error:
-        raise DataError(
-            f'{folder / "dataset.json"}: "dataset" must give each case its list of "images" ({error!r})'
-        ) from error
+        raise DataError(f'{path}: "dataset" must give each case its list of "images" ({error!r})') from error
     return cases
 
 
-def _cases_in(
-    folder: Path, file_ending: str, source: str, skipped: list[Skipped], others: list[Path]
-) -> dict[tuple[str, str], dict[int, Path]]:
+def _cases_in(folder: Path, ending: str, source: str, skipped: list[Skipped], others: list[Path]) -> Cases:
     """Group the files of one image folder by case.
 
     Images with other names are added to ``skipped``, other files to ``others``.
     """
-    if not folder.is_dir():
-        return {}
-    pattern = re.compile(r"(.+)_(\d{4})" + re.escape(file_ending))
-    cases: dict[tuple[str, str], dict[int, Path]] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.name.endswith(file_ending):
+    pattern = re.compile(r"(.+)_(\d{4})" + re.escape(ending))
+    cases: Cases = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.name.startswith(".") or not path.name.endswith(ending):
             others.append(path)
-            continue
-        match = pattern.fullmatch(path.name)
-        if problem := path_problem(path):
+        elif problem := path_problem(path):
             skipped.append(Skipped(escape_non_utf8(path.name), source, problem))
-        elif match is None:
-            reason = f"the file name lacks nnU-Net's channel number (_0000{file_ending})"
-            skipped.append(Skipped(path.name, source, reason))
-        else:
+        elif match := pattern.fullmatch(path.name):
             cases.setdefault((folder.name, match[1]), {})[int(match[2])] = path
+        else:
+            reason = f"the file name lacks nnU-Net's channel number (_0000{ending})"
+            skipped.append(Skipped(path.name, source, reason))
     return cases
 
 
-def _incomplete(files: dict[int, Path], channels: tuple[str, ...], case: str, file_ending: str) -> str | None:
-    """Which channel file a case lacks or has too many; None if it is complete."""
+def _incomplete(files: dict[int, Path], channels: tuple[str, ...], case: str, ending: str) -> str:
+    """Which channel file a case lacks or has too many; empty if it is complete."""
     for index, channel in enumerate(channels):
         if index not in files:
-            return f"channel file {case}_{index:04d}{file_ending} ({channel}) is missing"
+            return f"channel file {case}_{index:04d}{ending} ({channel}) is missing"
         if not os.path.isfile(files[index]):  # Path.is_file raises if a name is too long
             return f"channel file {files[index]} ({channel}) is missing"
     extra = sorted(set(files) - set(range(len(channels))))
-    if extra:
-        return f"{files[extra[0]].name} has a channel number that dataset.json does not name"
-    return None
+    return f"{files[extra[0]].name} has a channel number that dataset.json does not name" if extra else ""

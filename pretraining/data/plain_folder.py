@@ -1,16 +1,15 @@
 """Scans in a plain folder: image files and DICOM series, searched recursively."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re
-import stat
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from nnunetv2_pgl.errors import counted
+from nnunetv2_pgl.files import walk
 from pretraining.data.reading.dicom_series import Series, find_series
 from pretraining.data.scan import (
     DICOM,
@@ -31,7 +30,7 @@ _WORDS = r"(?:labels?|masks?|segs?|segmentations?|gt|ground[_-]?truth)"
 _MASK_FILE = re.compile(rf"(?:^|[^a-z]){_WORDS}(?:[^a-z]|$)", re.IGNORECASE)
 _MASK_FOLDER = re.compile(rf"{_WORDS}[_-]?(?:tr|ts|va|val|train|test)?", re.IGNORECASE)
 _DETACHED = (".mhd", ".nhdr")  # headers that name the files with their voxels
-_HEADER = 64 * 1024  # bytes at the beginning of such a file in which the names stand
+_MAX_HEADER_BYTES = 64 * 1024
 
 
 def find_in_folder(source: Source, modality: str | None, use_masks: bool = False) -> tuple[list[Scan], list[Skipped]]:
@@ -52,17 +51,21 @@ def find_in_folder(source: Source, modality: str | None, use_masks: bool = False
     scans, masks, others, hidden = list[Scan](), list[Path](), list[Path](), list[Path]()
     skipped = list[Skipped]()
 
+    def skip(error: OSError) -> None:
+        name = escape_non_utf8(os.path.relpath(error.filename, folder))
+        skipped.append(Skipped(name, folder.name, f"the folder cannot be listed ({error.strerror})"))
+
     def names(parents: Sequence[str], stem: str) -> tuple[str, str, str, str]:
         return safe_name(stem), safe_name("_".join((*parents, stem))), source.name, source.store
 
-    for directory, files in _walk(folder, skipped):
+    for directory, file_names in walk(folder, skip):
         parents = directory.relative_to(folder).parts
-        for file in files:
+        for file in (directory / name for name in file_names):
             ending = next((ending for ending in FILE_ENDINGS if file.name.lower().endswith(ending)), "")
             stem = file.name[: len(file.name) - len(ending)]
             if file.name.startswith("."):
                 hidden.append(file)
-            elif reason := path_problem(file) or _special_file(file):
+            elif reason := path_problem(file):
                 skipped.append(Skipped(escape_non_utf8(file.name), source.name, reason))
             elif not ending:
                 others.append(file)
@@ -74,56 +77,45 @@ def find_in_folder(source: Source, modality: str | None, use_masks: bool = False
     unused = [*hidden, *_unused(scans, found.others)]
     for item in found.series:
         stack = item.stack
-        if stack.tilt:
-            logger.warning("%s: %s has a gantry tilt of %.1f degrees: straightened", folder.name, item.name, stack.tilt)
         channel = (modality or stack.frames[0].modality or "CT").upper()
         parents = item.folder.relative_to(folder).parts[:-1]
         files_of_scan = *names(parents, item.name), stack.files
         scans.append(Scan(*files_of_scan, (channel,), (channel == "CT",), DICOM, stack.geometry, not use_masks))
-    _warn_of_copies(folder, found.series)
-    _warn_of_modalities(folder, [item.stack.frames[0].modality for item in found.series], modality)
+    _warn_of_series(folder, found.series, modality)
     if masks:
         logger.warning(
-            "%s: ignored as segmentations by their names: %d file%s, such as %s (--use_masks takes them)",
-            *(folder.name, len(masks), "s" if masks[1:] else "", masks[0].relative_to(folder)),
+            "%s: ignored as segmentations by their names: %s, such as %s (--use_masks takes them)",
+            *(folder.name, counted(len(masks), "file"), masks[0].relative_to(folder)),
         )
     log_unused(folder.name, unused)
     return scans, skipped + [Skipped(name, folder.name, reason) for name, reason in found.left_out]
 
 
-def _special_file(file: Path) -> str:
-    """Why a file cannot be opened without waiting forever; empty if it can."""
-    try:
-        kind = file.stat().st_mode
-    except OSError:
-        return ""  # for the reader to report
-    return "" if stat.S_ISREG(kind) else "is a pipe, socket or device, not a file"
-
-
-def _warn_of_copies(folder: Path, series: Sequence[Series]) -> None:
-    """Warn of series with the same object UIDs: each counts in training, and may be excluded under one name only."""
-    same: dict[frozenset[str], list[str]] = {}
+def _warn_of_series(folder: Path, series: Sequence[Series], modality: str | None) -> None:
+    """Warn of what the user may not expect: straightened slices, copies, and modalities other than the one assumed."""
+    copies: dict[frozenset[str], list[str]] = {}
+    modalities: Counter[str] = Counter()
     for item in series:
-        uids = frozenset(frame.instance for frame in item.stack.frames)
-        if len(uids) == len(item.stack.files):
-            same.setdefault(uids, []).append(item.name)
-    for names in (names for names in same.values() if len(names) > 1):
+        stack = item.stack
+        if stack.tilt:
+            logger.warning("%s: %s has a gantry tilt of %.1f degrees: straightened", folder.name, item.name, stack.tilt)
+        uids = frozenset(frame.instance for frame in stack.frames)
+        if len(uids) == len(stack.files):
+            copies.setdefault(uids, []).append(item.name)
+        stated = stack.frames[0].modality
+        if stated and (stated == "CT") != (modality != "mr"):
+            modalities[stated] += 1
+    for names in (names for names in copies.values() if len(names) > 1):
         logger.warning(
             "%s: the same DICOM series lies there %d times, as %s, and is used as often: take the copies out",
             *(folder.name, len(names), " and ".join(names[:2])),
         )
-
-
-def _warn_of_modalities(folder: Path, found: Sequence[str], modality: str | None) -> None:
-    """Warn where DICOM files are not CT, and where the user overrides what they say."""
-    others = Counter(name for name in found if name and (name == "CT") != (modality != "mr"))
-    if not others:
-        return
-    series = ", ".join(f"{count} {name}" for name, count in others.most_common())
-    if modality is None:
-        logger.warning("%s: DICOM series that are not CT are treated as non-CT: %s", folder.name, series)
-    else:
-        logger.warning("%s: -modality %s overrides what DICOM files say: %s", folder.name, modality, series)
+    if modalities:
+        effect = "DICOM series that are not CT are treated as non-CT"
+        if modality is not None:
+            effect = f"-modality {modality} overrides what DICOM files say"
+        found = ", ".join(f"{count} {name}" for name, count in modalities.most_common())
+        logger.warning("%s: %s: %s", folder.name, effect, found)
 
 
 def _unused(scans: Sequence[Scan], others: Sequence[Path]) -> list[Path]:
@@ -132,27 +124,5 @@ def _unused(scans: Sequence[Scan], others: Sequence[Path]) -> list[Path]:
     for file in (Path(scan.files[0]) for scan in scans):
         if file.name.lower().endswith(_DETACHED):
             with suppress(OSError), file.open("rb") as stream:
-                headers[file.parent] = headers.get(file.parent, b"") + stream.read(_HEADER)
+                headers[file.parent] = headers.get(file.parent, b"") + stream.read(_MAX_HEADER_BYTES)
     return [file for file in others if os.fsencode(file.name) not in headers.get(file.parent, b"")]
-
-
-def _walk(folder: Path, skipped: list[Skipped]) -> Iterator[tuple[Path, list[Path]]]:
-    """Every folder that is not hidden, with its files, sorted. Links are followed, but each folder is visited once.
-
-    Folders that cannot be listed are added to ``skipped``.
-    """
-
-    def skip(error: OSError) -> None:
-        name = escape_non_utf8(os.path.relpath(error.filename, folder))
-        skipped.append(Skipped(name, folder.name, f"the folder cannot be listed ({error.strerror})"))
-
-    seen: set[str] = set()
-    for directory, subfolders, files in os.walk(folder, onerror=skip, followlinks=True):
-        real = os.path.realpath(directory)
-        if real in seen:
-            subfolders.clear()
-            continue
-        seen.add(real)
-        hidden = [name for name in subfolders if name.startswith(".")]  # counted as one file each
-        subfolders[:] = sorted(set(subfolders) - set(hidden))
-        yield Path(directory), [Path(directory, name) for name in sorted(files + hidden)]

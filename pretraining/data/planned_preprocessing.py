@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from nnunetv2_pgl.errors import counted
 from pretraining.data.default_preprocessing import PreprocessedScan
 from pretraining.data.resampling import resampled_shape
 from pretraining.data.scan import BadScan, DataError, safe_name
 from pretraining.option_fields import require_types
 
 CT_SCHEME = "CTNormalization"
-_LARGEST_IN_FLOAT16 = 2048.0  # whole numbers up to here are exact; only unnormalised values are larger
-# nnU-Net resamples labels with the images. Here they are only the mask of nonzero voxels, which is no longer needed by
-# then.
-_LABELS_AS_THEY_ARE = {"resampling_fn_seg": "no_resampling_hack", "resampling_fn_seg_kwargs": {}}
+_MAX_IN_FLOAT16 = 2048.0  # whole numbers up to here are exact; only unnormalised values are larger
+# nnU-Net resamples labels with the images. Here they are only the mask of nonzero voxels, no longer needed by then.
+_NO_RESAMPLING_OF_LABELS = {"resampling_fn_seg": "no_resampling_hack", "resampling_fn_seg_kwargs": {}}
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class PlannedPreprocessing:
     preprocessor_name: str = "DefaultPreprocessor"
 
     @classmethod
-    def of_plans(cls, plans: Mapping[str, Any], configuration: str) -> PlannedPreprocessing:
+    def from_plans(cls, plans: Mapping[str, Any], configuration: str) -> PlannedPreprocessing:
         """The preprocessing of a 3D configuration.
 
         Args:
@@ -64,18 +64,20 @@ class PlannedPreprocessing:
             DataError: There is no such configuration, it is not 3D, or it names what nnU-Net does not have.
         """
         name = str(plans.get("plans_name", "the plans"))
-        available = plans.get("configurations") or {}
-        if configuration not in available:
-            raise DataError(f"{name}: has no configuration {configuration}, only {', '.join(available)}")
         try:
             manager = PlansManager(dict(plans))
             values = {**plans, **manager.get_configuration(configuration).configuration}
             values["configuration"] = configuration
             values["foreground_intensity_properties_per_channel"] = manager.foreground_intensity_properties_per_channel
             planned = cls.from_dict({field.name: values[field.name] for field in fields(cls)})
-            planned._check()
+            _, resolved = planned.managers()
+            _ = resolved.resampling_fn_data  # an error if nnU-Net does not have it
         except KeyError as error:
             raise DataError(f"{name}: lacks {error}; plan again with nnUNetv2_plan_experiment") from error
+        except RuntimeError as error:
+            raise DataError(f"{name}: {error}") from error
+        if resolved.preprocessor_class is None:
+            raise DataError(f"{name}: this nnU-Net has no preprocessor {planned.preprocessor_name}")
         return planned
 
     @classmethod
@@ -89,14 +91,9 @@ class PlannedPreprocessing:
         content: dict[str, Any] = dict(values)
         try:
             planned = cls(**content | {key: tuple(content[key]) for key in sequences if key in content})
-            if len(planned.spacing) != 3:
-                raise DataError(
-                    f"{planned.plans_name}: {planned.configuration} is not 3D (spacing {planned.spacing}); use a "
-                    "configuration such as 3d_fullres"
-                )
             require_types(planned)
         except TypeError as error:
-            raise DataError(f"preprocessing of a plan: {error}") from error
+            raise DataError(f"preprocessing of a plan, which must be 3D: {error}") from error
         return planned
 
     def to_dict(self) -> dict[str, Any]:
@@ -123,7 +120,7 @@ class PlannedPreprocessing:
         if count == self.channels:
             return self
         if self.channels != 1:
-            raise BadScan(f"has {count} channel{'s' if count > 1 else ''}, {self.plans_name} is for {self.channels}")
+            raise BadScan(f"has {counted(count, 'channel')}, {self.plans_name} is for {self.channels}")
         properties = self.foreground_intensity_properties_per_channel["0"]
         return replace(
             self,
@@ -134,18 +131,8 @@ class PlannedPreprocessing:
 
     def managers(self) -> tuple[PlansManager, ConfigurationManager]:
         """What nnU-Net's preprocessor takes."""
-        values = self.to_dict() | _LABELS_AS_THEY_ARE | {"architecture": {}}
+        values = self.to_dict() | _NO_RESAMPLING_OF_LABELS | {"architecture": {}}
         return PlansManager(values), ConfigurationManager(values)
-
-    def _check(self) -> None:
-        _, configuration = self.managers()
-        try:
-            known = configuration.preprocessor_class is not None
-            _ = configuration.resampling_fn_data
-        except RuntimeError as error:
-            raise DataError(f"{self.plans_name}: {error}") from error
-        if not known:
-            raise DataError(f"{self.plans_name}: this nnU-Net has no preprocessor {self.preprocessor_name}")
 
 
 def preprocess_as_planned(
@@ -159,10 +146,7 @@ def preprocess_as_planned(
     Args:
         array: float32 (channel, z, y, x).
         spacing: (z, y, x) in mm.
-        planned: The plan.
-
-    Returns:
-        The scan with the plan's axes.
+        planned: The plan, whose axes the result has.
 
     Raises:
         BadScan: If the plan is for another number of channels, nothing is left, or a channel is constant.
@@ -170,9 +154,7 @@ def preprocess_as_planned(
     planned = planned.for_channels(len(array))
     axes = planned.transpose_forward
     old = [spacing[axis] for axis in axes]
-    most = resampled_shape(tuple(array.shape[1 + axis] for axis in axes), tuple(old), planned.spacing)
-    if min(most) < 2:
-        raise BadScan(f"only {' x '.join(map(str, most))} voxels are left at a spacing of {planned.spacing} mm")
+    resampled_shape(tuple(array.shape[1 + axis] for axis in axes), tuple(old), planned.spacing)  # refuses thin scans
     plans, configuration = planned.managers()
     properties: dict[str, Any] = {"spacing": list(spacing)}
     preprocessor = configuration.preprocessor_class(verbose=False)
@@ -180,11 +162,9 @@ def preprocess_as_planned(
     for number, channel in enumerate(values):
         if not np.isfinite(channel).all() or channel.min() == channel.max():
             raise BadScan(f"channel {number} is constant or not finite once normalised as {planned.plans_name} says")
-    exact = float(np.abs(values).max()) <= _LARGEST_IN_FLOAT16
+    dtype = np.float16 if float(np.abs(values).max()) <= _MAX_IN_FLOAT16 else np.float32
     cropped = properties["shape_after_cropping_and_before_resampling"]
     z, y, x = (s * int(n) / m for s, n, m in zip(old, cropped, values.shape[1:], strict=True))
     box = tuple((int(start), int(stop)) for start, stop in properties["bbox_used_for_cropping"])
-    count = len(values)
-    return PreprocessedScan(
-        values.astype(np.float16 if exact else np.float32), (z, y, x), (0.0,) * count, (1.0,) * count, box, ()
-    )
+    mean, std = (0.0,) * len(values), (1.0,) * len(values)
+    return PreprocessedScan(values.astype(dtype), (z, y, x), mean, std, box, ())

@@ -6,8 +6,6 @@ with the few planes that a block of new voxels needs: voxels more than about 25 
 whole scan, the function itself holds up to four copies in float64.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +17,9 @@ from nnunetv2.preprocessing.resampling.default_resampling import (
     resample_data_or_seg,
 )
 
+from nnunetv2_pgl.errors import by
+from pretraining.data.scan import BadScan
+
 Index = tuple[slice, slice, slice]
 
 _BAND = 32  # new voxels computed together
@@ -28,10 +29,9 @@ _NEGLIGIBLE = 1e-14  # weight; with some thousand HU it changes less than the el
 
 @dataclass(frozen=True)
 class _Band:
-    """New voxels ``start .. stop - 1`` of an axis: ``weights @ old[first:last]``."""
+    """Some new voxels of an axis: ``weights @ old[first:last]``."""
 
-    start: int
-    stop: int
+    new: slice
     first: int
     last: int
     weights: np.ndarray
@@ -40,8 +40,14 @@ class _Band:
 def resampled_shape(
     shape: tuple[int, ...], spacing: tuple[float, ...], target: tuple[float, ...]
 ) -> tuple[int, int, int]:
-    """Shape after resampling from one spacing to another, all (z, y, x)."""
+    """Shape after resampling from one spacing to another, all (z, y, x).
+
+    Raises:
+        BadScan: If less than two voxels are left along an axis.
+    """
     z, y, x = (int(size) for size in compute_new_shape(shape, spacing, target))
+    if min(z, y, x) < 2:
+        raise BadScan(f"only {z} x {y} x {x} voxels are left at a spacing of {by(target)} mm")
     return z, y, x
 
 
@@ -60,51 +66,42 @@ def resampled(
         limits: Range that the scan is clipped to before.
 
     Yields:
-        The place of a block in the new scan, and its values, float32. Together they fill ``resampled_shape``.
+        Where a block lies in the new scan, and its values, float32. Together they fill ``resampled_shape``.
     """
     shape = resampled_shape(scan.shape, spacing, target)
     separate, axis = determine_do_sep_z_and_axis(None, spacing, target)
     if shape == scan.shape:
-        axis, blocks = 0, _unchanged(scan, limits)
-    elif separate and axis is not None:
-        blocks = _slice_by_slice(np.moveaxis(scan, axis, 0), _moved(shape, axis), limits)
-    else:
-        axis = int(np.argmax(scan.shape))  # the longest, so that the planes held are the smallest part
-        blocks = _with_neighbours(np.moveaxis(scan, axis, 0), _moved(shape, axis), limits)
-    for start, stop, block in blocks:
+        for start in range(0, len(scan), _PLANES):
+            yield np.s_[start : start + _PLANES, :, :], np.clip(scan[start : start + _PLANES], *limits)
+        return
+    resample_along = _slice_by_slice
+    if not separate or axis is None:
+        resample_along, axis = _with_neighbours, int(np.argmax(scan.shape))  # the longest: the planes held are smallest
+    height, width = (size for other, size in enumerate(shape) if other != axis)
+    for new, block in resample_along(np.moveaxis(scan, axis, 0), (shape[axis], height, width), limits):
         where = [slice(None)] * 3
-        where[axis] = slice(start, stop)
-        yield (where[0], where[1], where[2]), np.moveaxis(block.astype(np.float32, copy=False), 0, axis)
-
-
-def _moved(shape: tuple[int, int, int], axis: int) -> tuple[int, int, int]:
-    """The shape with an axis moved to the front."""
-    first, second = (size for other, size in enumerate(shape) if other != axis)
-    return shape[axis], first, second
-
-
-def _unchanged(planes: np.ndarray, limits: tuple[float, float]) -> Iterator[tuple[int, int, np.ndarray]]:
-    for start in range(0, len(planes), _PLANES):
-        part = planes[start : start + _PLANES]
-        yield start, start + len(part), np.clip(part, *limits)
+        where[axis] = new
+        yield (where[0], where[1], where[2]), np.moveaxis(block.astype(np.float32), 0, axis)
 
 
 def _slice_by_slice(
     planes: np.ndarray, shape: tuple[int, int, int], limits: tuple[float, float]
-) -> Iterator[tuple[int, int, np.ndarray]]:
+) -> Iterator[tuple[slice, np.ndarray]]:
     """Resample in plane, and repeat or drop slices across; like nnU-Net, clip to the range of each slice."""
-    picked = _picked_slices(len(planes), shape[0])
-    for source in np.unique(picked):
-        plane = _loaded(planes[source : source + 1], limits)
+    # Which slice nnU-Net takes for each new one (order_z 0): it resamples a column of slice numbers.
+    numbers = np.arange(len(planes), dtype=np.float64).reshape(1, -1, 1, 1)
+    picked = resample_data_or_seg(numbers, (shape[0], 1, 1), axis=0, order=0, do_separate_z=True, order_z=0).ravel()
+    for source in np.unique(picked).astype(np.intp):
+        plane = np.clip(planes[source : source + 1].astype(np.float64, order="C"), *limits)
         low, high = plane.min(), plane.max()
         plane = np.clip(_in_plane(plane, shape[1], shape[2]), low, high)
-        for place in np.flatnonzero(picked == source):
-            yield int(place), int(place) + 1, plane
+        for index in np.flatnonzero(picked == source):
+            yield slice(index, index + 1), plane
 
 
 def _with_neighbours(
     planes: np.ndarray, shape: tuple[int, int, int], limits: tuple[float, float]
-) -> Iterator[tuple[int, int, np.ndarray]]:
+) -> Iterator[tuple[slice, np.ndarray]]:
     """Resample along all axes: first the planes that a band needs in plane, then across them."""
     low, high = np.clip((planes.min(), planes.max()), *limits)
     bands = _bands(len(planes), shape[0])
@@ -116,15 +113,11 @@ def _with_neighbours(
         first = band.first
         for start in range(first + kept, band.last, _PLANES):
             stop = min(start + _PLANES, band.last)
-            held[start - first : stop - first] = _in_plane(_loaded(planes[start:stop], limits), shape[1], shape[2])
+            loaded = np.clip(planes[start:stop].astype(np.float64, order="C"), *limits)
+            held[start - first : stop - first] = _in_plane(loaded, shape[1], shape[2])
         last = band.last
         block = band.weights @ held[: last - first].reshape(last - first, -1)
-        yield band.start, band.stop, np.clip(block, low, high, out=block).reshape(-1, *shape[1:])
-
-
-def _loaded(planes: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
-    loaded = np.array(planes, np.float64, order="C")
-    return np.clip(loaded, *limits, out=loaded)
+        yield band.new, np.clip(block, low, high, out=block).reshape(-1, *shape[1:])
 
 
 def _in_plane(planes: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -132,10 +125,10 @@ def _in_plane(planes: np.ndarray, height: int, width: int) -> np.ndarray:
     count, old_height, old_width = planes.shape
     wide = np.empty((count, old_height, width))
     for band in _bands(old_width, width):
-        wide[:, :, band.start : band.stop] = planes[:, :, band.first : band.last] @ band.weights.T
+        wide[:, :, band.new] = planes[:, :, band.first : band.last] @ band.weights.T
     out = np.empty((count, height, width))
     for band in _bands(old_height, height):
-        out[:, band.start : band.stop] = band.weights @ wide[:, band.first : band.last]
+        out[:, band.new] = band.weights @ wide[:, band.first : band.last]
     return out
 
 
@@ -148,7 +141,7 @@ def _bands(count: int, new_count: int) -> tuple[_Band, ...]:
         rows = weights[start : start + _BAND]
         used = np.flatnonzero((np.abs(rows) > _NEGLIGIBLE).any(axis=0))
         first, last = int(used[0]), int(used[-1]) + 1
-        bands.append(_Band(start, start + len(rows), first, last, np.ascontiguousarray(rows[:, first:last])))
+        bands.append(_Band(slice(start, start + len(rows)), first, last, np.ascontiguousarray(rows[:, first:last])))
     return tuple(bands)
 
 
@@ -163,10 +156,3 @@ def _weights(count: int, new_count: int) -> np.ndarray:
     lines = np.concatenate([np.eye(count), np.full((count, 1), 2.0), np.full((count, 1), -2.0)], axis=1)
     shape = (new_count, count + 2, 1)
     return resample_data_or_seg(lines[None, :, :, None], shape, axis=2, order=3, do_separate_z=True)[0, :, :count, 0]
-
-
-def _picked_slices(count: int, new_count: int) -> np.ndarray:
-    """Which slice nnU-Net takes for each new one (order_z 0): resample a column of slice numbers."""
-    column = np.arange(count, dtype=np.float64).reshape(1, count, 1, 1)
-    picked = resample_data_or_seg(column, (new_count, 1, 1), axis=0, order=0, do_separate_z=True, order_z=0)
-    return picked.ravel().astype(np.intp)

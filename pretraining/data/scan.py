@@ -10,14 +10,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunetv2_pgl.errors import PGLError
+from nnunetv2_pgl.errors import PGLError, counted
 
 logger = logging.getLogger(__name__)
 
 DICOM = "dicom"
 DEFAULT_READER = "SimpleITKIO"
 FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
-_MOST_ENDINGS = 8
+_MAX_ENDINGS = 8  # that a message lists
+
+Spacing = tuple[float, float, float]  # (z, y, x) in mm
 
 
 class DataError(PGLError):
@@ -28,9 +30,6 @@ class BadScan(PGLError):  # noqa: N818 - it describes the scan; the run continue
     """One scan cannot be used. The message is the reason, as shown to the user."""
 
 
-Spacing = tuple[float, float, float]  # (z, y, x) in mm
-
-
 @dataclass(frozen=True)
 class Source:
     """One thing that ``-d`` names: an nnU-Net dataset or a plain folder."""
@@ -38,6 +37,11 @@ class Source:
     name: str
     folder: Path
     is_dataset: bool
+
+    @property
+    def full_name(self) -> str:
+        """What stands for it in any working directory: the dataset's name or the absolute folder."""
+        return self.name if self.is_dataset else str(self.folder)
 
     @property
     def store(self) -> str:
@@ -77,7 +81,7 @@ class Scan:
         channels: Channel names as in dataset.json, such as ``("CT",)`` or ``("T1", "FLAIR")``.
         is_ct: Per channel, whether its values are Hounsfield units.
         reader: Name of the nnU-Net reader class, or ``DICOM``.
-        geometry: Of a DICOM series, from the headers that it was found by.
+        geometry: Of a DICOM series, from its headers.
         may_be_mask: Whether the scan is to be refused if its values are those of a segmentation.
     """
 
@@ -106,14 +110,14 @@ class Skipped:
         return f"{self.source}: {self.name} skipped: {self.reason}"
 
 
-def summarise_skipped(skipped: Iterable[Skipped], most: int = 3) -> list[str]:
-    """Lines for the user; more than ``most`` scans of one source with the same reason share one."""
+def summarise_skipped(skipped: Iterable[Skipped]) -> list[str]:
+    """Lines for the user; more than three scans of one source with the same reason share one."""
     groups: dict[tuple[str, str], list[Skipped]] = {}
     for item in skipped:
         groups.setdefault((item.source, item.reason), []).append(item)
     lines = []
     for (source, reason), items in groups.items():
-        if len(items) > most:
+        if len(items) > 3:
             lines.append(f"{source}: {items[0].name} and {len(items) - 1} more skipped: {reason}")
         else:
             lines += [str(item) for item in items]
@@ -125,18 +129,24 @@ def log_unused(source: str, files: Iterable[Path]) -> None:
     counts = Counter(
         "hidden" if file.name.startswith(".") else file.suffix.lower() or "without ending" for file in files
     )
-    common = counts.most_common(_MOST_ENDINGS)
-    parts = [f"{count} {ending}" for ending, count in common]
-    if others := counts.total() - sum(count for _, count in common):
-        parts.append(f"{others} other{'s' if others > 1 else ''}")
+    parts = [f"{count} {ending}" for ending, count in counts.most_common(_MAX_ENDINGS)]
+    if others := sum(count for _, count in counts.most_common()[_MAX_ENDINGS:]):
+        parts.append(counted(others, "other"))
     if parts:
         logger.warning("%s: ignored files that are not scans: %s", source, ", ".join(parts))
 
 
 def path_problem(file: Path) -> str:
-    """What is wrong with a path that is not UTF-8, with which SimpleITK ends the process; empty if nothing is."""
+    """Why a file must not be opened; empty if nothing is wrong.
+
+    SimpleITK ends the process at a path that is not UTF-8. Opening a pipe waits forever.
+    """
     path = os.fspath(file)
-    return "" if escape_non_utf8(path) == path else f"its path is not UTF-8 text ({escape_non_utf8(path)}): rename it"
+    if escape_non_utf8(path) != path:
+        return f"its path is not UTF-8 text ({escape_non_utf8(path)}): rename it"
+    if os.path.exists(path) and not os.path.isfile(path):
+        return "is a folder, pipe, socket or device, not a file"
+    return ""
 
 
 def escape_non_utf8(name: str) -> str:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from pretraining.data.scan import DataError
 FORMAT_VERSION = 1
 _REMEDY = "delete it, and the scan is preprocessed again"
 _DTYPES = ("int16", "float16", "float32")
-_LARGEST_CHUNK = 1024**3  # bytes that reading decompresses at once; ours are about as large as a crop
-_OPEN_ARRAYS = 16  # what a process has read of them stays mapped: at 64, 140 MiB of 2.5 MB files
+_MAX_CHUNK_BYTES = 1024**3  # that reading decompresses at once; ours are about as large as a crop
+_MAX_OPEN_ARRAYS = 16  # what a process has read of them stays mapped: at 64, 140 MiB of 2.5 MB files
 _MMAP = {} if os.name == "nt" else {"mmap_mode": "r"}  # blosc2 cannot on Windows
 
 
@@ -54,10 +54,7 @@ class Volume:
 
     @classmethod
     def load(cls, path: str | Path) -> "Volume":
-        """Read a volume's record.
-
-        Args:
-            path: The ``.json`` record or the ``.b2nd`` file.
+        """Read the record of a volume, given by either of its two files.
 
         Raises:
             DataError: If the record is missing, damaged, or of a newer format.
@@ -82,7 +79,12 @@ class Volume:
                 raise ValueError("impossible values")
             if not len(mean) == len(std) == len(is_ct) == channels:
                 raise ValueError("not one mean, std and is_ct for each channel")
-            orientation = _orientation(record.get("orientation"))
+            orientation: Orientation | None = None
+            if record.get("orientation") is not None:
+                first, second, third = record["orientation"]
+                orientation = (first, second, third)
+                if len(set(body_axes(orientation))) < 3:
+                    raise ValueError(f"orientation {orientation}")
             return cls(
                 path, str(record["name"]), str(record["source"]), shape, spacing, mean, std, is_ct, dtype, orientation
             )
@@ -94,32 +96,20 @@ class Volume:
         """Which of (z, y, x) runs from left to right in the body; None if that is unknown."""
         return None if self.orientation is None else body_axes(self.orientation).index(LATERAL)
 
-    def renamed(self, name: str) -> "Volume":
-        """The same volume under the name it has in a pool."""
-        return replace(self, name=name)
-
     def read(self, channel: int, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
-        """Read the box ``[start, stop)`` of one channel.
-
-        Args:
-            channel: Index of the channel.
-            start: First voxel (z, y, x).
-            stop: Voxel after the last (z, y, x).
-
-        Returns:
-            The stored values, of shape ``stop - start``.
+        """Read the stored values in the box ``[start, stop)``, (z, y, x), of one channel.
 
         Raises:
             ValueError: If the box is empty or does not lie inside the scan.
             DataError: If the file is missing or damaged.
         """
-        axes = zip(start, stop, self.shape[1:], strict=True)
-        if not 0 <= channel < self.shape[0] or not all(0 <= low < high <= size for low, high, size in axes):
+        sides = list(zip(start, stop, self.shape[1:], strict=True))
+        if not 0 <= channel < self.shape[0] or not all(0 <= low < high <= size for low, high, size in sides):
             box = f"channel {channel}, {tuple(start)} to {tuple(stop)}"
             raise ValueError(f"{self.name}: {box} is not inside the scan of shape {self.shape}")
         try:
             array = self._array()
-            values = np.empty([high - low for low, high in zip(start, stop, strict=True)], dtype=array.dtype)
+            values = np.empty([high - low for low, high, _ in sides], dtype=array.dtype)
             # What array[...] calls, without its analysis of the index, which takes a fifth of the time.
             array.get_slice_numpy(values, ((channel, *start), (channel + 1, *stop)))
             return values
@@ -129,14 +119,6 @@ class Volume:
                 "again"
             ) from error
 
-    def fits_its_file(self) -> bool:
-        """Whether the file can be opened and holds an array as the record says."""
-        try:
-            self._array()
-        except (OSError, RuntimeError, ValueError):
-            return False
-        return True
-
     def _array(self) -> blosc2.NDArray:
         array = _open(str(self.path), self.path.stat().st_mtime_ns)
         if tuple(array.shape) != self.shape or array.dtype != np.dtype(self.dtype):
@@ -144,24 +126,14 @@ class Volume:
         return array
 
 
-def _orientation(letters: list[str] | None) -> Orientation | None:
-    """From a record; raises one of `Volume.from_record`'s errors if it is damaged."""
-    if letters is None:
-        return None
-    z, y, x = letters
-    if len(set(body_axes((z, y, x)))) < 3:
-        raise ValueError(f"orientation {letters}")
-    return (z, y, x)
-
-
-@lru_cache(maxsize=_OPEN_ARRAYS)
+@lru_cache(maxsize=_MAX_OPEN_ARRAYS)
 def _open(path: str, modified: int) -> blosc2.NDArray:
     """Open a file once per process, and again if ``modified`` shows that it was replaced."""
     array = blosc2.open(path, mode="r", dparams={"nthreads": 1}, **_MMAP)
     if not isinstance(array, blosc2.NDArray):
         raise RuntimeError(f"it holds a {type(array).__name__}, not an array")
-    if array.schunk.chunksize > _LARGEST_CHUNK:
-        raise RuntimeError(f"its chunks of {array.schunk.chunksize} bytes are larger than {_LARGEST_CHUNK}")
+    if array.schunk.chunksize > _MAX_CHUNK_BYTES:
+        raise RuntimeError(f"its chunks of {array.schunk.chunksize} bytes are larger than {_MAX_CHUNK_BYTES}")
     return array
 
 

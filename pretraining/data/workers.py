@@ -5,7 +5,7 @@ import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Generic, TypeVar
 
@@ -14,7 +14,6 @@ from pretraining.data.scan import BadScan, DataError
 T = TypeVar("T")
 R = TypeVar("R")
 
-_READY = "ready"
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
@@ -59,7 +58,7 @@ def _run_in_workers(
     queue = deque(tasks)
     workers = [_Worker(function) for _ in range(min(processes, len(queue)))]
     idle = list(workers)
-    busy: dict[Connection, tuple[_Worker[T, R], T]] = {}
+    busy: dict[Connection, tuple[_Worker[T], T]] = {}
     try:
         while queue or busy:
             while queue and idle:
@@ -70,8 +69,8 @@ def _run_in_workers(
             for connection in [connection for connection in busy if connection in ready]:
                 worker, task = busy.pop(connection)
                 try:
-                    outcome = worker.result()
-                except (EOFError, OSError):
+                    outcome = connection.recv()
+                except (EOFError, OSError):  # the process has died
                     killed.append(task)
                     if queue:
                         workers.append(_Worker(function))
@@ -84,15 +83,21 @@ def _run_in_workers(
             worker.stop()
 
 
-class _Worker(Generic[T, R]):
+class _Worker(Generic[T]):
     """A spawned process with its own pipe, which shows when it dies."""
 
-    def __init__(self, function: Callable[[T], R]) -> None:
+    def __init__(self, function: Callable[[T], object]) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, function), daemon=True)
-        with _one_thread_each():
+        before = dict(os.environ)
+        os.environ.update(dict.fromkeys(_THREADS, "1"))  # the other cores are for the other workers
+        try:
             self._process.start()
+        finally:
+            for name in _THREADS:
+                del os.environ[name]
+            os.environ.update(before)
         theirs.close()  # the pipe ends when the process does
         self._is_ready = False
 
@@ -109,10 +114,6 @@ class _Worker(Generic[T, R]):
         with suppress(OSError):  # killed while idle: noticed when the result is awaited
             self.connection.send(task)
 
-    def result(self) -> R | BadScan | DataError:
-        """Receive the outcome of the task; EOFError or OSError if the process has died."""
-        return self.connection.recv()
-
     def stop(self) -> None:
         """Kill the process."""
         self.connection.close()
@@ -120,26 +121,11 @@ class _Worker(Generic[T, R]):
         self._process.join()
 
 
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Processes started here compute with one thread each: the other cores are for the other workers."""
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
 def _serve(connection: Connection, function: Callable[[T], R]) -> None:
     """Carry out tasks until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends its workers
     with suppress(EOFError, OSError):
-        connection.send(_READY)
+        connection.send("ready")
         while True:
             connection.send(_call(function, connection.recv()))
 
@@ -149,5 +135,5 @@ def _call(function: Callable[[T], R], task: T) -> R | BadScan | DataError:
         return function(task)
     except (BadScan, DataError) as error:
         return error
-    except Exception as error:  # whatever one scan provokes, the others go on
+    except Exception as error:  # whatever one scan provokes, the others continue
         return BadScan(f"{type(error).__name__}: {error}")

@@ -15,8 +15,8 @@ from nnunetv2_pgl.files import write_bytes, write_text
 from pretraining.data.scan import DataError
 from pretraining.data.store import FORMAT_VERSION, Volume
 
-_LEFTOVER_AGE = 600.0  # s without a change; the writer of an older temporary file is dead
-_LARGEST_BLOCK = 32  # voxels per axis: 8 x 32 x 32 int16 are 16 KiB, which stays in the first-level cache
+_MIN_LEFTOVER_AGE = 600.0  # s without a change; the writer of an older temporary file is dead
+_MAX_BLOCK_SIDE = 32  # voxels: 8 x 32 x 32 int16 are 16 KiB, which stays in the first-level cache
 
 # Measured with 25 x 137 x 137 crops from int16 120 x 400 x 400 (a CT resampled to that size, with noise of 12 HU; file
 # cached, one thread, 2-core machine, median of 120): blocks of 8 x 32 x 32 in chunks of about a crop 0.55 ms and 54 %
@@ -68,11 +68,7 @@ def write_volume(path: Path, data: np.ndarray, record: Mapping[str, Any], crop_s
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Write the record of a volume, at once.
-
-    Args:
-        path: The ``.b2nd`` file that it belongs to.
-        record: Its whole content.
+    """Write the record of the volume ``path``, at once.
 
     Raises:
         DataError: If the disk is full or not writable.
@@ -102,19 +98,14 @@ def _writable(path: Path) -> Iterator[None]:
 
 
 def storage_layout(shape: Sequence[int], crop_size: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Choose chunks and blocks for reading random crops: a block is about a third of a crop, a chunk about a crop.
+    """Choose the shapes of chunks and blocks, (channel, z, y, x), for reading random crops of one channel.
 
-    Args:
-        shape: (channel, z, y, x).
-        crop_size: (z, y, x).
-
-    Returns:
-        Chunk shape and block shape, one channel each.
+    A block is about a third of a crop (z, y, x) per axis, a chunk about a crop.
     """
     chunks, blocks = [1], [1]
     for size, crop in zip(shape[1:], crop_size, strict=True):
         third = max(1, crop // 3)
-        block = min(2 ** (third.bit_length() - 1), _LARGEST_BLOCK, size)
+        block = min(2 ** (third.bit_length() - 1), _MAX_BLOCK_SIDE, size)
         blocks.append(block)
         chunks.append(block * min(max(1, round(crop / block)), -(-size // block)))
     return tuple(chunks), tuple(blocks)
@@ -123,5 +114,5 @@ def storage_layout(shape: Sequence[int], crop_size: Sequence[int]) -> tuple[tupl
 def remove_leftovers(folder: Path) -> None:
     """Delete temporary files whose writer was killed; those of a running process are younger, and stay."""
     for path in folder.glob(".*.tmp"):
-        if time.time() - path.stat().st_mtime > _LEFTOVER_AGE:
+        if time.time() - path.stat().st_mtime > _MIN_LEFTOVER_AGE:
             path.unlink(missing_ok=True)

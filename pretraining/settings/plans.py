@@ -58,7 +58,7 @@ def _settings(
     settings: dict[str, Any] = {
         "views": {"size": patch},
         "plans": f"{plans['dataset_name']}/{plans_name}/{configuration}",
-        "preprocessing": PlannedPreprocessing.of_plans(plans, configuration).to_dict(),
+        "preprocessing": PlannedPreprocessing.from_plans(plans, configuration).to_dict(),
     }
     if architecture == "resnet50":
         from nnunetv2_pgl.trainers.plans import network_strides  # loads nnU-Net's trainers, which takes seconds

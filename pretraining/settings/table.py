@@ -34,7 +34,7 @@ class PretrainSettings:
         group=SCANS,
         name="d",
         metavar="ID",
-        parse=lambda sources, _: tuple(resolve_source(source)[1] for source in sources),
+        parse=lambda sources, _: tuple(resolve_source(source).full_name for source in sources),
     )
     modality: Literal["ct", "mr"] | None = setting(
         None,

@@ -20,7 +20,7 @@ from pretraining.data import (
     find_scans,
     leave_out,
     preprocess,
-    resolve_store,
+    resolve_source,
     with_joint_channels,
 )
 from pretraining.data.reading.orientation import read_orientation
@@ -93,7 +93,7 @@ def prepare_volumes(
 
 def sources_of(config: PretrainConfig, scans: Sequence[Scan], volumes: Sequence[Volume]) -> list[int]:
     """Which of the settings' ``datasets`` each volume is from; ``scans`` are those that were found."""
-    stores = [resolve_store(source) for source in config.datasets]
+    stores = [resolve_source(source).store for source in config.datasets]
     numbers = {scan.name: stores.index(scan.store) for scan in scans}
     return [numbers[volume.name] for volume in volumes]
 

@@ -105,7 +105,7 @@ def test_voxels_are_those_of_nnunets_preprocessor(
     chosen = manager.get_configuration(configuration)
     one = scan(len(chosen.normalization_schemes))
     expected, _, _ = DefaultPreprocessor(verbose=False).run_case(list(one.files), None, manager, chosen, {})
-    volume = stored(tmp_path, one, through_json(PlannedPreprocessing.of_plans(content, configuration)))
+    volume = stored(tmp_path, one, through_json(PlannedPreprocessing.from_plans(content, configuration)))
     assert volume.dtype == "float16"
     np.testing.assert_array_equal(read(volume), expected.astype(np.float16))
     np.testing.assert_allclose(read(volume).astype(np.float32), expected, rtol=2**-11, atol=2**-24)
@@ -119,21 +119,21 @@ def test_values_too_large_for_float16_are_kept_exact(tmp_path: Path, write_scan:
     values = np.random.default_rng(0).integers(0, 70000, (8, 9, 10)).astype(np.float32)
     file = write_scan(tmp_path / "in" / "a.nrrd", values, (2.0, 1.2, 0.9))
     one = Scan("a", "a", "in", "in", (str(file),), ("MR",), (False,))
-    volume = stored(tmp_path, one, PlannedPreprocessing.of_plans(plans("NoNormalization"), "3d_fullres"))
+    volume = stored(tmp_path, one, PlannedPreprocessing.from_plans(plans("NoNormalization"), "3d_fullres"))
     assert volume.dtype == "float32"
     np.testing.assert_array_equal(read(volume)[0], values)
 
 
 def test_a_changed_plan_redoes_the_volume(tmp_path: Path, scan: Callable[..., Scan]) -> None:
     content = plans(CT)
-    first = stored(tmp_path, scan(1), PlannedPreprocessing.of_plans(content, "3d_fullres"))
+    first = stored(tmp_path, scan(1), PlannedPreprocessing.from_plans(content, "3d_fullres"))
     before = first.path.stat().st_mtime_ns
-    again = stored(tmp_path, scan(1), through_json(PlannedPreprocessing.of_plans(content, "3d_fullres")))
+    again = stored(tmp_path, scan(1), through_json(PlannedPreprocessing.from_plans(content, "3d_fullres")))
     assert again.path.stat().st_mtime_ns != before  # the scan's own file was written anew by now
     one, before = scan(1), 0
     for number in range(3):
         content["foreground_intensity_properties_per_channel"]["0"]["mean"] = float(number // 2)
-        volume = stored(tmp_path, one, PlannedPreprocessing.of_plans(content, "3d_fullres"))
+        volume = stored(tmp_path, one, PlannedPreprocessing.from_plans(content, "3d_fullres"))
         assert (volume.path.stat().st_mtime_ns == before) == (number == 1)
         before = volume.path.stat().st_mtime_ns
     assert read_record(volume.path)["settings"]["planned"]["normalization_schemes"] == [CT]
@@ -151,14 +151,14 @@ def test_one_scheme_serves_any_number_of_channels(
     )
     two = replace(two, is_ct=(True, False))
     with caplog.at_level(logging.WARNING):
-        volume = stored(tmp_path, two, PlannedPreprocessing.of_plans(plans(CT), "3d_fullres"))
+        volume = stored(tmp_path, two, PlannedPreprocessing.from_plans(plans(CT), "3d_fullres"))
     np.testing.assert_array_equal(read(volume), expected.astype(np.float16))
     assert "in: nnUNetPlans clips channel c1 as CT, which it is not declared to be" in caplog.text
     assert "c0" not in caplog.text
 
 
 def test_other_numbers_of_channels_are_skipped_in_one_line(tmp_path: Path, scan: Callable[..., Scan]) -> None:
-    planned = PlannedPreprocessing.of_plans(plans(CT, MR), "3d_fullres")
+    planned = PlannedPreprocessing.from_plans(plans(CT, MR), "3d_fullres")
     options: dict[str, Any] = {"crop_size": (4, 8, 8), "processes": 1, "progress": False, "planned": planned}
     volumes, skipped = preprocess([scan(2), scan(1, "b"), scan(3, "c")], tmp_path / "out", **options)
     assert [volume.name for volume in volumes] == ["a"]
@@ -171,8 +171,8 @@ def test_other_numbers_of_channels_are_skipped_in_one_line(tmp_path: Path, scan:
 @pytest.mark.parametrize(
     ("changes", "configuration", "message"),
     [
-        ({}, "3d_cascade", "nnUNetPlans: has no configuration 3d_cascade, only 2d, 3d_fullres, 3d_lowres"),
-        ({}, "2d", "2d is not 3D"),
+        ({}, "3d_cascade", "nnUNetPlans: Requested configuration 3d_cascade not found"),
+        ({}, "2d", "must be 3D: spacing is"),
         ({"preprocessor_name": "Mine"}, "3d_fullres", "no preprocessor Mine"),
         ({"resampling_fn_data": "mine"}, "3d_fullres", "resampling function named 'mine'"),
         ({"normalization_schemes": None}, "3d_fullres", "normalization_schemes"),
@@ -184,6 +184,6 @@ def test_unusable_plans_are_one_line(changes: dict[str, Any], configuration: str
     for key, value in changes.items():
         fullres.pop(key) if value is None else fullres.update({key: value})
     with pytest.raises(DataError) as caught:
-        PlannedPreprocessing.of_plans(content, configuration)
+        PlannedPreprocessing.from_plans(content, configuration)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)

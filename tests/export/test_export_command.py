@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint, save_checkpoint, sha256_of
+from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint, save_checkpoint
 from nnunetv2_pgl.export.hub_folder import export_entry
+from nnunetv2_pgl.files import sha256_of
 from nnunetv2_pgl.networks import PlannedEncoder, PlannedNetwork
 from nnunetv2_pgl.nnssl import adaptation_plan
 

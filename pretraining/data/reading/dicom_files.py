@@ -1,6 +1,7 @@
-"""Read DICOM files with pydicom: their frames and the values of these."""
+"""Read DICOM files with pydicom: their frames and the values of these.
 
-from __future__ import annotations
+Damaged files, and those without an image, raise `BadScan`, with the reason.
+"""
 
 import logging
 import os
@@ -26,29 +27,23 @@ from pretraining.data.scan import BadScan
 
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # tracebacks of decoders; what matters becomes the reason
 
-
-_MOST_DEFLATED = 8 * 1024**2  # bytes
+_MAX_DEFLATED_BYTES = 8 * 1024**2  # of files that pydicom decompresses as a whole, to up to a thousand times the size
 
 
 def may_be_dicom(file: Path) -> bool:
-    """Whether a file has DICOM's preamble, or begins like a DICOM file that lacks it.
-
-    Raises:
-        OSError: If it cannot be read.
-    """
+    """Whether a file has DICOM's preamble, or begins like a DICOM file that lacks it; OSError if it cannot be read."""
     with file.open("rb") as stream:
         head = stream.read(132)
     return head[128:] == b"DICM" or head[:2] in (b"\x02\0", b"\x08\0", b"\0\x08")
 
 
 def read_frames(file: str) -> list[Frame]:
-    """The frames of a file, from its header; none if it is not DICOM, or a DICOMDIR.
-
-    Raises:
-        BadScan: If it is damaged, or holds no image.
-    """
+    """The frames of a file, from its header; none if it is not DICOM, or a DICOMDIR."""
     with _reasons_for(file):
-        _require_harmless(file)
+        if os.path.getsize(file) > _MAX_DEFLATED_BYTES:
+            with open(file, "rb") as stream:
+                if DeflatedExplicitVRLittleEndian.encode() in stream.read(1024):
+                    raise BadScan("is deflated: store it in another transfer syntax")
         return frames_of(file, pydicom.dcmread(file, stop_before_pixels=True, force=True))
 
 
@@ -56,9 +51,6 @@ def read_planes(file: str) -> Iterator[tuple[Frame, np.ndarray]]:
     """Each frame with its true values (rows, columns), such as HU, in any dtype.
 
     What sorts frames into series (`Frame.series`, ``label``, ``phase``, ``reference``) is left empty, to save time.
-
-    Raises:
-        BadScan: If the file is truncated or damaged.
     """
     with _reasons_for(file):
         data = pydicom.dcmread(file, force=True)
@@ -66,9 +58,13 @@ def read_planes(file: str) -> Iterator[tuple[Frame, np.ndarray]]:
             implicit, little = data.original_encoding
             explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
             data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
-        planes = iter_pixels(data)
+        planes, padding = iter_pixels(data), data.get("PixelPaddingValue")
         for frame, pixels in zip(frames_of(file, data, for_sorting=False), planes, strict=False):
-            yield frame, _without_padding(_true_values(pixels, frame, data), pixels, data)
+            values = _true_values(pixels, frame, data)
+            # Padding around the field of view becomes the lowest value if it is stored as the highest.
+            if padding is not None and padding == pixels.max() and not (is_padding := pixels == padding).all():
+                values[is_padding] = values[~is_padding].min()
+            yield frame, values
         if next(planes, None) is not None:
             raise BadScan("holds more frames than it declares: export it again")
 
@@ -80,14 +76,6 @@ def _true_values(pixels: np.ndarray, frame: Frame, data: Dataset) -> np.ndarray:
     if slope == 1:  # exact for whole numbers
         return np.add(pixels, intercept, dtype=np.float32)
     return np.multiply(pixels, slope, dtype=np.float64) + intercept
-
-
-def _without_padding(values: np.ndarray, pixels: np.ndarray, data: Dataset) -> np.ndarray:
-    """Padding around the field of view becomes the lowest value if it is stored as the highest."""
-    padding = data.get("PixelPaddingValue")
-    if padding is not None and padding == pixels.max() and not (is_padding := pixels == padding).all():
-        values[is_padding] = values[~is_padding].min()
-    return values
 
 
 @contextmanager
@@ -104,11 +92,3 @@ def _reasons_for(file: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadScan(f"{Path(file).name} is truncated or damaged ({reason}): fetch it again") from error
-
-
-def _require_harmless(file: str) -> None:
-    """Refuse large deflated files, which pydicom would decompress as a whole, to up to a thousand times the size."""
-    if os.path.getsize(file) > _MOST_DEFLATED:
-        with open(file, "rb") as stream:
-            if DeflatedExplicitVRLittleEndian.encode() in stream.read(1024):
-                raise BadScan("is deflated: store it in another transfer syntax")

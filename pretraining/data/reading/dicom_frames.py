@@ -1,7 +1,5 @@
 """The frames in a DICOM object: their positions, what their values mean, and what sorts them into series."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Sequence
@@ -37,7 +35,7 @@ _PHASES_IN_GROUPS = {
 }
 # Modalities of objects that are not images of a patient, with or without pixels.
 _NO_IMAGES = {"SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "PR", "SR", "KO", "REG", "DOC"}
-_LEAST_FRAME = 64  # bytes of a frame in a file, however compressed
+_MIN_FRAME_BYTES = 64  # in a file, however compressed
 # What the frames of an object without functional groups may differ in (PS3.3, C.8.4.8).
 _VECTORS = (
     *("EnergyWindowVector", "DetectorVector", "PhaseVector", "RotationVector", "RRIntervalVector", "TimeSlotVector"),
@@ -53,44 +51,29 @@ _GROUPS = (
 
 @dataclass(frozen=True, slots=True)  # there may be hundreds of thousands
 class Frame:
-    """One plane of a DICOM file, without its pixels.
-
-    What the file does not state is empty.
-
-    Attributes:
-        file: Path.
-        index: Number in the file.
-        count: Number of frames in the file.
-        instance: UID of the object in the file.
-        series: UIDs of study and series, patient and modality: badly anonymised patients may share UIDs.
-        label: Series number and description, as far as there are any.
-        modality: Such as CT, MR or PT.
-        is_grey: Whether a pixel is one value; false for colours and palettes.
-        phase: Values of `PHASES` as text.
-        reference: UID of the frame of reference.
-        size: Rows and columns.
-        position: (x, y, z) of the centre of the first pixel in mm, towards left, back and head of the patient.
-        cosines: Direction from column to column, then from row to row, in the same space; 6 numbers.
-        spacing: From row to row and from column to column, in mm.
-        slope, intercept: Of the linear function from stored values to true ones, such as HU; empty: 1 and 0.
-    """
+    """One plane of a DICOM file, without its pixels. What the file does not state is empty."""
 
     file: str
-    index: int
-    count: int
-    instance: str
-    series: tuple[str, ...]
-    label: tuple[str, ...]
-    modality: str
-    is_grey: bool
-    phase: tuple[str, ...]
-    reference: str
-    size: tuple[int, int]
-    position: tuple[float, ...]
-    cosines: tuple[float, ...]
-    spacing: tuple[float, ...]
-    slope: tuple[float, ...]
-    intercept: tuple[float, ...]
+    index: int  # in the file
+    count: int  # frames in the file
+    instance: str  # UID of the object in the file
+    series: tuple[str, ...]  # UIDs of study and series, patient and modality: badly anonymised patients may share UIDs
+    label: tuple[str, ...]  # series number and description, as far as there are any
+    modality: str  # such as CT, MR or PT
+    is_grey: bool  # a pixel is one value; false for colours and palettes
+    phase: tuple[str, ...]  # values of PHASES
+    reference: str  # UID of the frame of reference
+    size: tuple[int, int]  # rows and columns
+    position: tuple[float, ...]  # (x, y, z) of the first pixel's centre in mm, towards left, back and head
+    cosines: tuple[float, ...]  # direction from column to column, then from row to row, in the same space
+    spacing: tuple[float, ...]  # from row to row and from column to column, in mm
+    slope: tuple[float, ...]  # from stored values to true ones, such as HU; empty: 1
+    intercept: tuple[float, ...]  # empty: 0
+
+    @property
+    def folder(self) -> Path:
+        """Of the file."""
+        return Path(self.file).parent
 
     @property
     def name(self) -> str:
@@ -126,20 +109,38 @@ def frames_of(file: str, data: Dataset, for_sorting: bool = True) -> list[Frame]
     if 0 in size:
         raise BadScan("holds no image, or is truncated")
     is_grey = _text(data, "PhotometricInterpretation").startswith("MONOCHROME") and data.get("SamplesPerPixel", 1) == 1
-    text = partial(_text, data) if for_sorting else lambda _: ""
-    uids = text("StudyInstanceUID"), text("SeriesInstanceUID"), text("PatientID"), modality
-    label = tuple(part for part in (text("SeriesNumber"), text("SeriesDescription")) if part)
     count, groups = int(data.get("NumberOfFrames") or 1), data.get("PerFrameFunctionalGroupsSequence") or []
-    if count * _LEAST_FRAME > os.path.getsize(file):
+    if count * _MIN_FRAME_BYTES > os.path.getsize(file):
         raise BadScan(f"declares {count} frames: it is damaged, fetch it again")
     if groups and len(groups) != count:
         raise BadScan(f"declares {count} frames and describes {len(groups)}: fetch it again")
-    common = count, text("SOPInstanceUID"), uids, label, modality, is_grey
-    place = text("FrameOfReferenceUID"), size
+
+    def text(keyword: str) -> str:
+        return _text(data, keyword) if for_sorting else ""
+
+    common = partial(
+        Frame,
+        file=file,
+        count=count,
+        instance=text("SOPInstanceUID"),
+        series=(text("StudyInstanceUID"), text("SeriesInstanceUID"), text("PatientID"), modality),
+        label=tuple(part for part in (text("SeriesNumber"), text("SeriesDescription")) if part),
+        modality=modality,
+        is_grey=is_grey,
+        reference=text("FrameOfReferenceUID"),
+        size=size,
+    )
 
     def frame(index: int, items: Sequence[Dataset], *own_and_shared: Dataset) -> Frame:
-        phase = _phase(data, own_and_shared) if for_sorting else ("",) * len(PHASES)
-        return Frame(file, index, *common, phase, *place, *_position_and_values(items))
+        return common(
+            index=index,
+            phase=_phase(data, own_and_shared) if for_sorting else ("",) * len(PHASES),
+            position=_numbers(items, "ImagePositionPatient", 3),
+            cosines=_numbers(items, "ImageOrientationPatient", 6),
+            spacing=_numbers(items, "PixelSpacing", 2),
+            slope=_numbers(items, "RescaleSlope", 1),
+            intercept=_numbers(items, "RescaleIntercept", 1),
+        )
 
     if not groups:
         detectors = data.get("DetectorInformationSequence") or []  # these have the position in nuclear medicine
@@ -175,34 +176,26 @@ def _text(data: Dataset, keyword: str) -> str:
 
 def _phase(data: Dataset, groups: Sequence[Dataset]) -> tuple[str, ...]:
     """Values of `PHASES`: the first that is in the groups, or else the object's."""
-    return tuple(
-        next(
-            (
-                _text(group[sequence][0], name)
-                for group in groups
-                for sequence, name in _PHASES_IN_GROUPS.get(keyword, ())
-                if group.get(sequence)
-            ),
-            _text(data, keyword),
-        )
-        for keyword in PHASES
-    )
+
+    def value(keyword: str) -> str:
+        for group in groups:
+            for sequence, name in _PHASES_IN_GROUPS.get(keyword, ()):
+                if group.get(sequence):
+                    return _text(group[sequence][0], name)
+        return _text(data, keyword)
+
+    return tuple(map(value, PHASES))
 
 
 def _items(groups: Dataset) -> list[Dataset]:
     return [groups[keyword][0] for keyword in _GROUPS if groups.get(keyword)]
 
 
-def _position_and_values(items: Sequence[Dataset]) -> tuple[Any, ...]:
-    """Position, cosines, spacing, slope and intercept, each from the first item that has it."""
-
-    def numbers(keyword: str, count: int) -> tuple[float, ...]:
-        item = next((item for item in items if keyword in item), None)
-        values = () if item is None else tuple(float(value) for value in _values(item, keyword) if value)
-        return values if len(values) == count and all(map(math.isfinite, values)) else ()
-
-    geometry = numbers("ImagePositionPatient", 3), numbers("ImageOrientationPatient", 6), numbers("PixelSpacing", 2)
-    return *geometry, numbers("RescaleSlope", 1), numbers("RescaleIntercept", 1)
+def _numbers(items: Sequence[Dataset], keyword: str, count: int) -> tuple[float, ...]:
+    """From the first item that has them; empty if they are not as many, or not finite."""
+    item = next((item for item in items if keyword in item), None)
+    values = () if item is None else tuple(float(value) for value in _values(item, keyword) if value)
+    return values if len(values) == count and all(map(math.isfinite, values)) else ()
 
 
 def _evenly_spaced(first: Frame, data: Dataset) -> list[Frame]:
@@ -223,4 +216,4 @@ def _evenly_spaced(first: Frame, data: Dataset) -> list[Frame]:
         raise BadScan(f"has {count} frames whose SliceVector does not number them: export it again")
     normal = np.cross(first.cosines[:3], first.cosines[3:])
     positions = np.array(first.position) + np.outer((np.array(slices) - 1) * float(step), normal)
-    return [replace(first, index=index, position=tuple(place)) for index, place in enumerate(positions.tolist())]
+    return [replace(first, index=index, position=tuple(position)) for index, position in enumerate(positions.tolist())]

@@ -1,7 +1,5 @@
 """Find the DICOM series of a folder that are one volume each, and the reason why other files are not used."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,29 +10,24 @@ from typing import TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from nnunetv2_pgl.errors import counted
 from pretraining.data.reading.dicom_files import may_be_dicom, read_frames
 from pretraining.data.reading.dicom_frames import PHASES, Frame
 from pretraining.data.reading.dicom_volume import Stack, stacked
 from pretraining.data.scan import BadScan
 
 _ENDINGS = (".dcm", ".dicom", ".ima")
-_MOST_SCOUTS = 0.1  # share of the slices of a series
+_MAX_SCOUT_SHARE = 0.1  # of the slices of a series
 K = TypeVar("K")
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Series:
-    """A scan in DICOM files.
+    """A scan in DICOM files."""
 
-    Attributes:
-        folder: The folder of its slices, or the common parent of their folders.
-        name: Of that folder, with what distinguishes it from other series there.
-        stack: The volume.
-    """
-
-    folder: Path
-    name: str
+    folder: Path  # of its slices, or the common parent of their folders
+    name: str  # of that folder, with what distinguishes the series from others there
     stack: Stack
 
 
@@ -67,36 +60,38 @@ def find_series(files: Sequence[Path]) -> Found:
             bad[file] = str(error)
     series_in: dict[Path, set[tuple[str, ...]]] = {}
     for frame in frames:
-        series_in.setdefault(Path(frame.file).parent, set()).add(frame.series)
+        series_in.setdefault(frame.folder, set()).add(frame.series)
     for group in _grouped(frames, [frame.series for frame in frames]).values():
-        label = group[0].label if any(len(series_in[folder]) > 1 for folder in _folders(group)) else ()
-        _add_series(found, group, label)
+        is_alone = all(len(series_in[folder]) == 1 for folder in {frame.folder for frame in group})
+        _add_series(found, group, label=() if is_alone else group[0].label)
     kinds = [(file.parent, reason.removeprefix(file.name).partition(" (")[0]) for file, reason in bad.items()]
     folders = Counter(folder for folder, _ in dict.fromkeys(kinds))
     for (folder, _), alike in _grouped(bad, kinds).items():
-        first, others = alike[0], len(alike) - 1
+        first = alike[0]
         name = f"{folder.name}/{first.name}" if folder in series_in or folders[folder] > 1 else folder.name
-        more = f"; the same for {others} more file{'s' if others > 1 else ''} there" if others else ""
+        more = f"; the same for {counted(len(alike) - 1, 'more file')} there" if alike[1:] else ""
         found.left_out.append((name, bad[first] + more))
     return found
 
 
 def _add_series(found: Found, frames: list[Frame], label: Sequence[str]) -> None:
     """Add the scans among frames with one series UID, and the reasons for the others."""
-    folder = Path(os.path.commonpath(_folders(frames)))
+    folder = Path(os.path.commonpath([frame.folder for frame in frames]))
     name = "_".join((folder.name, *label))
     try:
         scouts = _scouts(frames)
         if len(scouts) == len(frames):
             raise BadScan("holds only localizers (scout views), which are not a volume")
         slices = _without(frames, scouts)
-        pictures = _pictures(slices)
+        # Screenshots and reports: a few frames that are coloured or have no position at all.
+        pictures = [frame for frame in slices if not frame.is_grey or not (frame.position or frame.cosines)]
+        pictures = _whole_files(pictures, slices, _MAX_SCOUT_SHARE)
         volumes = _volumes(_without(slices, pictures))
         found.series += [Series(folder, "_".join((name, *suffix)), stack) for suffix, stack in volumes.items()]
         found.left_out += [(f"{name}/{scout.name}", "a localizer: set aside") for scout in scouts]
         found.left_out += [(f"{name}/{one.name}", "a picture, not a slice: set aside") for one in pictures]
     except BadScan as error:
-        by_folder = _grouped(frames, [Path(frame.file).parent for frame in frames])
+        by_folder = _grouped(frames, [frame.folder for frame in frames])
         by_itself = Found()
         if len(by_folder) > 1:
             for part in by_folder.values():
@@ -139,28 +134,18 @@ def _scouts(frames: Sequence[Frame]) -> list[Frame]:
     normals = np.array([np.cross(frame.cosines[:3], frame.cosines[3:]) for frame in frames])
     usual = Counter(map(tuple, normals.round(2).tolist())).most_common(1)[0][0]
     across = [frame for frame, normal in zip(frames, normals, strict=True) if abs(normal @ usual) < 0.5]
-    return _whole_files(across, frames) if len(across) <= _MOST_SCOUTS * len(frames) else []
+    return _whole_files(across, frames, _MAX_SCOUT_SHARE)
 
 
-def _pictures(frames: Sequence[Frame]) -> list[Frame]:
-    """Screenshots and reports: a few frames among the slices that are coloured or have no position at all."""
-    pictures = [frame for frame in frames if not frame.is_grey or not (frame.position or frame.cosines)]
-    return _whole_files(pictures, frames) if len(pictures) <= _MOST_SCOUTS * len(frames) else []
-
-
-def _whole_files(some: Sequence[Frame], frames: Sequence[Frame]) -> list[Frame]:
-    """Frames of ``some`` whose files hold no other frame, since all frames of a file are read."""
+def _whole_files(some: Sequence[Frame], frames: Sequence[Frame], max_share: float = 1.0) -> list[Frame]:
+    """Frames of ``some`` whose files hold no other frame, since all frames of a file are read; none if too many."""
     others = Counter(frame.file for frame in frames) - Counter(frame.file for frame in some)
-    return [frame for frame in some if frame.file not in others]
+    return [frame for frame in some if frame.file not in others] if len(some) <= max_share * len(frames) else []
 
 
 def _without(frames: Sequence[Frame], some: Sequence[Frame]) -> list[Frame]:
     files = {frame.file for frame in some}
     return [frame for frame in frames if frame.file not in files]
-
-
-def _folders(frames: Iterable[Frame]) -> set[Path]:
-    return {Path(frame.file).parent for frame in frames}
 
 
 def _grouped(items: Iterable[T], keys: Iterable[K]) -> dict[K, list[T]]:

@@ -1,7 +1,5 @@
 """Whether frames of DICOM files form one volume, and the voxels of it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -9,32 +7,27 @@ from itertools import groupby
 import numpy as np
 from scipy import ndimage
 
-from pretraining.data.reading.dicom_files import read_frames, read_planes
+from nnunetv2_pgl.errors import by, counted
+from pretraining.data.reading.dicom_files import read_planes
 from pretraining.data.reading.dicom_frames import PHASES, Frame
 from pretraining.data.scan import BadScan, Geometry
 
-_LEAST_SLICES = 3  # two radiographs are not a volume
+_MIN_SLICES = 3  # two radiographs are not a volume
 _STEP_TOLERANCE = 0.1  # share of the slice distance
-_MOST_ROUNDED = 0.25  # share of the slice distance; a missing slice moves others by half of it
-_LIKE_A_GAP = 1.6  # times the smallest distance
-_MOST_CHANGES = 0.25  # changes of phase per slice; it is nearly 1 for two phases that alternate
-_MOST_TILT = 1.0  # mm across the normal per mm along it; gantries tilt by 30 degrees at most
+_MAX_ROUNDING = 0.25  # share of the slice distance; a missing slice moves others by half of it
+_MIN_GAP = 1.6  # times the smallest distance
+_MAX_PHASE_CHANGES = 0.25  # changes of phase per slice; it is nearly 1 for two phases that alternate
+_MAX_TILT = 1.0  # mm across the normal per mm along it; gantries tilt by 30 degrees at most
 _TOLERANCE = 1e-3  # of direction cosines and pixel sizes, absolute and relative
 
 
 @dataclass(frozen=True)
 class Stack:
-    """Frames of one volume, in order along the normal of their planes.
-
-    Attributes:
-        frames: The frames.
-        geometry: Of the volume once it is straightened.
-        shear: With a tilted gantry, the shift of slices along their columns and rows, per mm along the normal.
-    """
+    """Frames of one volume, in order along the normal of their planes."""
 
     frames: tuple[Frame, ...]
-    geometry: Geometry
-    shear: tuple[float, float]
+    geometry: Geometry  # once it is straightened
+    shear: tuple[float, float]  # of a tilted gantry: shift of slices along columns and rows, per mm along the normal
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -84,15 +77,6 @@ def read_volume(files: Sequence[str], geometry: Geometry) -> np.ndarray:
     return array[None]
 
 
-def stack_of(files: Sequence[str]) -> Stack:
-    """The volume in these files, from their headers.
-
-    Raises:
-        BadScan: As `read_frames` and `stacked`.
-    """
-    return stacked([frame for file in files for frame in read_frames(file)])
-
-
 def stacked(frames: Sequence[Frame]) -> Stack:
     """Put frames in order along their normal.
 
@@ -103,25 +87,31 @@ def stacked(frames: Sequence[Frame]) -> Stack:
     for frame in frames:
         _require_geometry(frame)
         _require_alike(frames[0], frame)
-    if len(frames) < _LEAST_SLICES:
-        raise BadScan(f"is 2D: {len(frames)} DICOM slice{'s' if len(frames) != 1 else ''}, not a 3D scan")
+    if len(frames) < _MIN_SLICES:
+        raise BadScan(f"is 2D: {counted(len(frames), 'DICOM slice')}, not a 3D scan")
     row, column = np.array(frames[0].cosines).reshape(2, 3)
     axes = np.stack((np.cross(row, column), column, row))
-    places = np.array([frame.position for frame in frames]) @ axes.T  # (slice, axis) in mm
-    order = np.argsort(places[:, 0], kind="stable")
-    frames, places = [frames[index] for index in order], places[order]
-    _require_even(frames, places[:, 0])
-    _require_one_phase(frames)
+    positions = np.array([frame.position for frame in frames]) @ axes.T  # (slice, axis) in mm
+    order = np.argsort(positions[:, 0], kind="stable")
+    frames, positions = [frames[index] for index in order], positions[order]
+    _require_even(frames, positions[:, 0])
+    # Phases that alternate in space are refused; one after the other, or with few changes, they are one volume.
+    for key, values in zip(PHASES, zip(*(frame.phase for frame in frames), strict=True), strict=True):
+        runs = [value for value, _ in groupby(values)]
+        if len(runs) > max(len(set(values)), _MAX_PHASE_CHANGES * len(values)):
+            raise BadScan(f"slices of {key} {runs[0] or 'none'} and {runs[1] or 'none'} lie between each other")
     pixel = np.array(frames[0].spacing)
-    length, *drift = places[-1] - places[0]
+    length, *drift = positions[-1] - positions[0]
     shape = len(frames), *frames[0].size
     distance = round(float(length / (len(frames) - 1)), 4)  # mm; positions are written with few digits
     spacing = distance, float(pixel[0]), float(pixel[1])
-    beside = np.abs(places - places[0] - np.outer(places[:, 0] - places[0, 0], [1, *np.array(drift) / length]))
+    beside = np.abs(
+        positions - positions[0] - np.outer(positions[:, 0] - positions[0, 0], [1, *np.array(drift) / length])
+    )
     if beside.max() > pixel.min() / 2:
         farthest = frames[int(beside.max(axis=1).argmax())]
         raise BadScan(f"{farthest.name} lies {beside.max():.2f} mm beside the line of the other slices")
-    if np.hypot(*drift) > _MOST_TILT * length:
+    if np.hypot(*drift) > _MAX_TILT * length:
         raise BadScan(
             f"its slices lie beside each other, {np.hypot(*drift):.1f} mm over {length:.1f} mm along their normal"
         )
@@ -150,10 +140,8 @@ def _require_alike(one: Frame, other: Frame) -> None:
         ("pixel spacing", one.spacing, other.spacing),
     ):
         if a != b and not np.allclose(a, b, rtol=_TOLERANCE, atol=_TOLERANCE):
-            values = [" x ".join(f"{value:.4g}" for value in values) for values in (a, b)]
             raise BadScan(
-                f"its slices differ in {kind} ({values[0]} in {one.name}, {values[1]} in {other.name}): they are not "
-                "one volume"
+                f"its slices differ in {kind} ({by(a)} in {one.name}, {by(b)} in {other.name}): they are not one volume"
             )
     for kind, a, b in (("slope", one.slope, other.slope), ("intercept", one.intercept, other.intercept)):
         if bool(a) != bool(b):
@@ -174,35 +162,16 @@ def _require_even(frames: Sequence[Frame], depths: np.ndarray) -> None:
         how = f" ({', '.join(differ)})" if differ else ""
         raise BadScan(f"several DICOM slices lie at the same position, as {one.name} and {other.name}{how}")
     worst = int(np.argmax(np.abs(steps - step)))
-    off = _off_a_line(depths)
+    numbers = np.arange(len(depths))
+    off = float(np.ptp(depths - np.polyval(np.polyfit(numbers, depths, 1), numbers))) / 2  # mm from even spacing
+    # Positions in whole or tenths of millimetres may be off by half of that, and by the shift of the line.
+    units = [unit for unit in (1.0, 0.1) if np.abs(depths / unit - np.round(depths / unit)).max() < 1e-3]
+    rounding = 0.6 * units[0] if units else 0.0
     is_even = abs(steps[worst] - step) <= _STEP_TOLERANCE * step and off <= step / 2
-    allowed = max(_STEP_TOLERANCE * step, min(_rounding(depths), _MOST_ROUNDED * step))
-    is_rounded = off <= allowed and steps.max() < _LIKE_A_GAP * steps.min()
+    allowed = max(_STEP_TOLERANCE * step, min(rounding, _MAX_ROUNDING * step))
+    is_rounded = off <= allowed and steps.max() < _MIN_GAP * steps.min()
     if not is_even and not is_rounded:
         raise BadScan(
             f"DICOM slices are missing or unevenly spaced: {steps[worst]:.2f} mm after {frames[worst].name}, "
             f"{step:.2f} mm elsewhere"
         )
-
-
-def _off_a_line(depths: np.ndarray) -> float:
-    """How far, in mm, slices are from even spacing at most."""
-    numbers = np.arange(len(depths))
-    beside = depths - np.polyval(np.polyfit(numbers, depths, 1), numbers)
-    return float(np.ptp(beside)) / 2
-
-
-def _rounding(depths: np.ndarray) -> float:
-    """How far, in mm, rounding to whole or tenths of millimetres may have moved slices; 0 if they are not rounded."""
-    for unit in (1.0, 0.1):
-        if np.abs(depths / unit - np.round(depths / unit)).max() < 1e-3:
-            return 0.6 * unit  # half of it, and the shift of the line
-    return 0.0
-
-
-def _require_one_phase(frames: Sequence[Frame]) -> None:
-    """Refuse phases that alternate in space; one after the other, or with few changes, they are one volume."""
-    for key, values in zip(PHASES, zip(*(frame.phase for frame in frames), strict=True), strict=True):
-        runs = [value for value, _ in groupby(values)]
-        if len(runs) > max(len(set(values)), _MOST_CHANGES * len(values)):
-            raise BadScan(f"slices of {key} {runs[0] or 'none'} and {runs[1] or 'none'} lie between each other")

@@ -1,6 +1,7 @@
 """Shape and spacing from headers alone, and only where a header states them.
 
-SimpleITK and nibabel take 1 mm where a header has no spacing, and do not report it.
+SimpleITK and nibabel take 1 mm where a header has no spacing, and do not report it. What cannot be used raises
+`BadScan`, with the reason.
 """
 
 import gzip
@@ -20,6 +21,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
+from nnunetv2_pgl.errors import by
 from nnunetv2_pgl.files import load_json
 from pretraining.data.reading import metaimage
 from pretraining.data.scan import BadScan, Geometry
@@ -33,38 +35,20 @@ NIFTI_ERRORS = (
     *(ImageFileError, HeaderDataError, WrapStructError),
     *(EOFError, OSError, zlib.error, ValueError, AttributeError, OverflowError),
 )
-_MOST_OF_NRRD = 1024**2  # bytes of a header
+_MAX_NRRD_HEADER_BYTES = 1024**2
 _IN_SPACE = ("domain", "space", "time", "???", "none")  # kinds of axes; ITK takes others for values of a voxel
-_CHANNEL = len("_0000")
 
 
 def sitk_header(path: str) -> sitk.ImageFileReader:
-    """A file whose header SimpleITK has read, and no voxel.
-
-    Raises:
-        RuntimeError: If it cannot.
-    """
+    """A file whose header SimpleITK has read, and no voxel; RuntimeError if it cannot."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(path)
     reader.ReadImageInformation()
     return reader
 
 
-def sitk_reads_header(path: str) -> bool:
-    """Whether SimpleITK finds a header that it can read."""
-    try:
-        sitk_header(path)
-    except RuntimeError:
-        return False
-    return True
-
-
 def sitk_geometry(path: str) -> Geometry:
-    """Shape and spacing as SimpleITK reads them.
-
-    Raises:
-        BadScan: If the header cannot be read, states no spacing, or has several values per voxel.
-    """
+    """Shape and spacing as SimpleITK reads them, if they are stated and there is one value per voxel."""
     try:
         header = sitk_header(path)
     except RuntimeError as error:
@@ -78,28 +62,20 @@ def sitk_geometry(path: str) -> Geometry:
 
 
 def nibabel_geometry(path: str) -> Geometry:
-    """Shape and spacing as nibabel reads them.
-
-    Raises:
-        BadScan: If the header cannot be read, states no spacing, or has several values per voxel.
-    """
+    """Shape and spacing as nibabel reads them, if they are stated and there is one value per voxel."""
     require_stated_spacing(path)
     try:
         header: Any = nibabel.load(path).header
     except NIFTI_ERRORS as error:
-        raise no_nifti(path, error) from error
+        raise not_nifti(path, error) from error
     if header.get_data_dtype().kind not in "iuf":
         raise BadScan(f"{Path(path).name} has several values per voxel ({header.get_data_dtype()})")
     return Geometry(tuple(reversed(header.get_data_shape())), tuple(float(v) for v in reversed(header.get_zooms())))
 
 
 def check_geometry(geometry: Geometry, name: str) -> None:
-    """Refuse what is not 3D, and impossible sizes.
-
-    Raises:
-        BadScan: With the reason; ``name`` is that of the file.
-    """
-    size = " x ".join(map(str, geometry.shape))
+    """Refuse what is not 3D, and impossible sizes; ``name`` is that of the file."""
+    size = by(geometry.shape)
     if min(geometry.shape, default=0) < 1:
         raise BadScan(f"{name} declares {size} voxels: its header is damaged")
     if len(geometry.shape) != 3 or min(geometry.shape) == 1:
@@ -118,17 +94,13 @@ def reason_of(error: Exception) -> str:
 
 
 def require_stated_spacing(path: str) -> None:
-    """Refuse a file whose header does not state the spacing, or an impossible one; other formats pass.
-
-    Raises:
-        BadScan: With what is missing.
-    """
+    """Refuse a file whose header does not state the spacing, or an impossible one; other formats pass."""
     file, name = Path(path), path.lower()
     if name.endswith(NIFTI):
         try:
             stored = tuple(float(value) for value in nifti_header(file)["pixdim"][3:0:-1])
         except NIFTI_ERRORS as error:
-            raise no_nifti(path, error) from error
+            raise not_nifti(path, error) from error
         if not all(math.isfinite(value) and value != 0 for value in stored):  # ITK and nibabel make 1 mm of zero
             raise _impossible_spacing(file.name, stored)
         return
@@ -148,8 +120,8 @@ def _impossible_spacing(name: str, spacing: Sequence[float]) -> BadScan:
     return BadScan(f"{name} has an impossible spacing ({', '.join(f'{value:g}' for value in spacing)})")
 
 
-def no_nifti(path: str | Path, error: Exception) -> BadScan:
-    """The reason for what nibabel raises, one of ``NIFTI_ERRORS``."""
+def not_nifti(path: str | Path, error: Exception) -> BadScan:
+    """A reason for one of ``NIFTI_ERRORS``."""
     return BadScan(f"{Path(path).name} is not a NIfTI file that can be read ({error})")
 
 
@@ -165,11 +137,10 @@ def nifti_header(file: Path, check: bool = False) -> Any:
 def _nrrd_states_spacing(file: Path) -> bool:
     """Whether there is a number for each axis in space, in ``spacings`` or ``space directions``.
 
-    Raises:
-        BadScan: If it is another format under this name; ITK may read that.
+    Another format under this name is refused; ITK may read it.
     """
     with file.open("rb") as stream:
-        header = re.split(rb"\r?\n\r?\n", stream.read(_MOST_OF_NRRD), maxsplit=1)[0]
+        header = re.split(rb"\r?\n\r?\n", stream.read(_MAX_NRRD_HEADER_BYTES), maxsplit=1)[0]
     if not header.startswith(b"NRRD"):
         raise BadScan(f"{file.name} is not an NRRD file: give it the ending of its format")
     lines = [line.partition(":") for line in header.decode("latin-1").splitlines()]
@@ -187,17 +158,13 @@ def _nrrd_states_spacing(file: Path) -> bool:
 def tiff_spacing_file(file: str) -> Path:
     """Where nnU-Net looks for the spacing of a 3D TIFF such as ``cell_0000.tif``: ``cell.json``."""
     path = Path(file)
-    return path.with_name(f"{path.name.removesuffix(path.suffix)[:-_CHANNEL]}.json")
+    return path.with_name(f"{path.name.removesuffix(path.suffix)[: -len('_0000')]}.json")
 
 
 def require_tiff_spacing(file: str) -> None:
-    """Refuse an impossible spacing; if there is no file with the spacing, nnU-Net takes 1 mm.
-
-    Raises:
-        BadScan: If the file does not hold three positive numbers.
-    """
+    """Refuse a file with the spacing that does not hold three positive numbers."""
     path = tiff_spacing_file(file)
-    if not path.is_file():
+    if not path.is_file():  # nnU-Net takes 1 mm
         return
     try:
         spacing = load_json(path)["spacing"]

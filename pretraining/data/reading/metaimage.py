@@ -3,7 +3,7 @@
 Observed with SimpleITK 2.5 (ITK 5.4): if MetaIO finds no voxels, memory stays as it is and no error is raised. This
 happens with compressed voxels that are damaged, too few, in several gzip streams, or of unknown size; with a list of
 too few files; and with names that look like a pattern but are none, some of which end the process. Missing voxels that
-are not compressed raise an error.
+are not compressed raise an error. What SimpleITK would misread raises `BadScan` here.
 """
 
 import os
@@ -13,8 +13,8 @@ from pathlib import Path
 
 from pretraining.data.scan import BadScan
 
-_MOST = 64 * 1024  # bytes of a header
-_MOST_OF_LIST = 16 * 1024**2
+_MAX_HEADER_BYTES = 64 * 1024
+_MAX_LIST_BYTES = 16 * 1024**2
 # As MetaIO parses a line: key, "=" or ":", value, with blanks around them.
 _LINE = r"^\s*(?:{key})[ \t]*[=:][=: \t]*{value}"
 _DATA_FILE = re.compile(_LINE.format(key="ElementDataFile", value=r"([^\n]*)(?:\n|\Z)").encode(), re.MULTILINE)
@@ -27,17 +27,11 @@ _TRUTH = {"True": True, "False": False}
 
 @dataclass(frozen=True)
 class MetaImageHeader:
-    """A header as it is written.
+    """A header as it is written."""
 
-    Attributes:
-        text: The lines before the one that names the file of the voxels.
-        data_file: The file of the voxels, as it is named there.
-        size: Bytes of the header.
-    """
-
-    text: str
-    data_file: str
-    size: int
+    text: str  # the lines before the one that names the file of the voxels
+    data_file: str  # that file, as it is named there
+    size: int  # bytes
 
     def has(self, *keys: str) -> bool:
         """Whether a line has one of these keys."""
@@ -57,8 +51,8 @@ class MetaImageHeader:
     @property
     def compressed_size(self) -> int:
         """Bytes of the compressed voxels; 0 if not stated."""
-        digits = re.match(r"\d*", self.value("CompressedDataSize") or "")
-        return int(digits[0] or 0) if digits else 0
+        digits = re.match(r"\d+", self.value("CompressedDataSize") or "")
+        return int(digits[0]) if digits else 0
 
     def is_big_endian(self) -> bool | None:
         """Byte order of a header that is written exactly as ITK writes it; None for other headers."""
@@ -73,13 +67,9 @@ class MetaImageHeader:
 
 
 def read_header(file: Path) -> MetaImageHeader:
-    """Read the lines of a header.
-
-    Raises:
-        BadScan: If none of them names the file of the voxels, or one has no key.
-    """
+    """Read the lines of a header, each of which must have a key, and one must name the file of the voxels."""
     with file.open("rb") as stream:
-        start = stream.read(_MOST)
+        start = stream.read(_MAX_HEADER_BYTES)
     end = _DATA_FILE.search(start)
     if end is None:
         raise BadScan(f"{file.name} cannot be read: its MetaImage header has no line ElementDataFile")
@@ -91,33 +81,21 @@ def read_header(file: Path) -> MetaImageHeader:
     return MetaImageHeader(text, os.fsdecode(end[1]).strip(), end.end())
 
 
-@dataclass(frozen=True)
-class VoxelLocation:
-    """The file that holds the voxels, after how many bytes they start, and whether they are compressed."""
+def locate_voxels(file: Path, header: MetaImageHeader, slices: int) -> tuple[Path, int, bool] | None:
+    """The file of the voxels, the byte at which they start in it, and whether they are compressed.
 
-    file: Path
-    start: int
-    is_compressed: bool
-
-
-def locate_voxels(file: Path, header: MetaImageHeader, slices: int) -> VoxelLocation | None:
-    """Where the voxels are; None if they are in several files.
-
-    Raises:
-        BadScan: If their file is missing, or there are several and SimpleITK does not read each or say so.
+    None if they are in several files, of which SimpleITK reads each.
     """
-    if header.data_file.startswith("LIST") or "%" in header.data_file:
+    name = header.data_file
+    if name.startswith("LIST") or "%" in name:
         _require_all_files(file, header, slices)
         return None
-    if header.data_file in _HERE:
-        return VoxelLocation(file, header.size, header.is_compressed)
-    data = file.parent / header.data_file
-    if os.path.isfile(data):
-        return VoxelLocation(data, 0, header.is_compressed)
-    data = Path(f"{data}.gz")  # MetaIO looks for it, too
-    if os.path.isfile(data):
-        return VoxelLocation(data, 0, True)
-    raise BadScan(f"{file.name} has its voxels in {header.data_file}, which is not there")
+    if name in _HERE:
+        return file, header.size, header.is_compressed
+    for data, is_compressed in ((file.parent / name, header.is_compressed), (file.parent / f"{name}.gz", True)):
+        if os.path.isfile(data):  # MetaIO looks for both
+            return data, 0, is_compressed
+    raise BadScan(f"{file.name} has its voxels in {name}, which is not there")
 
 
 def _require_all_files(file: Path, header: MetaImageHeader, slices: int) -> None:
@@ -128,7 +106,7 @@ def _require_all_files(file: Path, header: MetaImageHeader, slices: int) -> None
     if name == "LIST":
         with file.open("rb") as stream:
             stream.seek(header.size)
-            lines = stream.read(_MOST_OF_LIST).count(b"\n")
+            lines = stream.read(_MAX_LIST_BYTES).count(b"\n")
         if lines < slices:
             raise BadScan(f"{file.name} lists {lines} files for {slices} slices, each to end with a new line")
     elif not _PATTERN.fullmatch(name):

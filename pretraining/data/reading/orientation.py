@@ -5,8 +5,6 @@ NIfTI file has a sform or qform, an NRRD file an anatomical space, a MetaImage f
 orientation.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,8 +15,8 @@ from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReori
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWithReorient
 
 from pretraining.data.reading import metaimage
-from pretraining.data.reading.dicom_volume import stack_of
 from pretraining.data.reading.headers import METAIMAGE, NIFTI, NRRD, sitk_header
+from pretraining.data.reading.reader import read_geometry
 from pretraining.data.scan import DICOM, Scan
 
 # The direction in which the index grows along (z, y, x), such as ("S", "P", "L"): to the left or right of the body, to
@@ -81,7 +79,7 @@ def read_orientation(scan: Scan) -> Orientation | None:
         return None
     try:
         if scan.reader == DICOM:
-            directions: list[Sequence[float] | None] = [(scan.geometry or stack_of(scan.files).geometry).direction]
+            directions: list[Sequence[float] | None] = [read_geometry(scan).direction]
         else:
             directions = [_direction_of_file(Path(file)) for file in scan.files]
         orientations = {None if one is None else orientation_of_direction(one) for one in directions}

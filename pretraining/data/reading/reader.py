@@ -15,7 +15,9 @@ from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWithReorient
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
-from pretraining.data.reading.dicom_volume import read_volume, stack_of
+from nnunetv2_pgl.errors import by
+from pretraining.data.reading.dicom_files import read_frames
+from pretraining.data.reading.dicom_volume import read_volume, stacked
 from pretraining.data.reading.headers import (
     METAIMAGE,
     NIFTI,
@@ -26,12 +28,12 @@ from pretraining.data.reading.headers import (
     require_tiff_spacing,
     sitk_geometry,
 )
-from pretraining.data.reading.voxels import check_file, metaimage_voxels, read_voxels
+from pretraining.data.reading.voxels import metaimage_voxels, read_voxels
 from pretraining.data.scan import DICOM, BadScan, Geometry, Scan
 
-_MOST_LABELS = 16  # different values; no scan has as few
-_LEAST_LABEL = -1
-_SAMPLE = 10_000  # voxels
+_MAX_LABELS = 16  # different values; no scan has as few
+_MIN_LABEL = -1
+_SAMPLED_VOXELS = 10_000
 
 
 def read_geometry(scan: Scan) -> Geometry:
@@ -41,7 +43,7 @@ def read_geometry(scan: Scan) -> Geometry:
         BadScan: If a header cannot be read, or is not that of a 3D scan with one value per voxel.
     """
     if scan.reader == DICOM:
-        return scan.geometry or stack_of(scan.files).geometry
+        return scan.geometry or stacked([frame for file in scan.files for frame in read_frames(file)]).geometry
     if not _is_read_here(scan):
         array, properties = _read_by_nnunet(scan)
         return Geometry(array.shape[1:], tuple(float(value) for value in properties["spacing"]))
@@ -82,13 +84,18 @@ def read_scan(scan: Scan) -> tuple[np.ndarray, tuple[float, float, float], dict[
             array, properties = _read_files(scan)
         else:
             for path in scan.files:
-                check_file(path)
+                read_voxels(path)
             array, properties = _read_by_nnunet(scan)
     spacing = tuple(float(value) for value in properties["spacing"])
     if array.ndim != 4 or array.shape[0] != len(scan.channels):
         raise BadScan(f"expected {len(scan.channels)} channels of 3D data, got an array of shape {array.shape}")
     check_geometry(Geometry(array.shape[1:], spacing), Path(scan.files[0]).name)
-    _check_values(array, scan.channels)
+    for name, values in zip(scan.channels, array, strict=True):
+        low, high = float(values.min()), float(values.max())  # NaN shows in both
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise BadScan(f"channel {name} holds NaN or infinite values")
+        if low == high:
+            raise BadScan(f"channel {name} is constant ({low:g})")
     if scan.may_be_mask and (labels := _few_labels(array)):
         raise BadScan(f"holds only the values {labels}: a segmentation, not a scan (--use_masks accepts it)")
     return array, (spacing[0], spacing[1], spacing[2]), properties
@@ -106,7 +113,7 @@ def _read_files(scan: Scan) -> tuple[np.ndarray, dict[str, Any]]:
         geometry = read_geometry(scan)
     except BadScan:
         for path in scan.files:
-            check_file(path)  # finds the damage, which explains more than ITK's message
+            read_voxels(path)  # finds the damage, which explains more than ITK's message
         raise
     _require_memory(geometry.shape, scan.files)
     array = np.empty((len(scan.files), *geometry.shape), np.float32)
@@ -115,8 +122,13 @@ def _read_files(scan: Scan) -> tuple[np.ndarray, dict[str, Any]]:
             continue
         if scan.reader == NibabelIO.__name__:
             out[...] = _read_with_nnunet(scan.reader, (path,))[0][0]
-        else:
-            _read_with_sitk(path, out)
+            continue
+        try:
+            image = sitk.ReadImage(path)
+        except RuntimeError as error:
+            raise BadScan(f"{Path(path).name} cannot be read: {reason_of(error)}") from error
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+            np.copyto(out, sitk.GetArrayViewFromImage(image), casting="unsafe")
     return array, {"spacing": list(geometry.spacing)}
 
 
@@ -125,8 +137,8 @@ def _require_memory(shape: Sequence[int], files: Sequence[str]) -> None:
     size, memory = 4 * math.prod(shape) * len(files), memory_of_machine()
     if size > memory:
         raise BadScan(
-            f"{Path(files[0]).name} declares {' x '.join(map(str, shape))} voxels, {size / 2**30:.0f} GiB as float32 "
-            f"on a machine with {memory / 2**30:.0f} GiB of memory: check its header"
+            f"{Path(files[0]).name} declares {by(shape)} voxels, {size / 2**30:.0f} GiB as float32 on a machine with "
+            f"{memory / 2**30:.0f} GiB of memory: check its header"
         )
 
 
@@ -136,15 +148,6 @@ def memory_of_machine() -> float:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return math.inf
-
-
-def _read_with_sitk(path: str, out: np.ndarray) -> None:
-    try:
-        image = sitk.ReadImage(path)
-    except RuntimeError as error:
-        raise BadScan(f"{Path(path).name} cannot be read: {reason_of(error)}") from error
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
-        np.copyto(out, sitk.GetArrayViewFromImage(image), casting="unsafe")
 
 
 def _read_by_nnunet(scan: Scan) -> tuple[np.ndarray, dict[str, Any]]:
@@ -172,27 +175,17 @@ def _read_with_nnunet(reader: str, files: Sequence[str]) -> tuple[np.ndarray, di
         raise BadScan(f"{Path(files[0]).name} cannot be read by nnU-Net's {reader} ({cause})") from error
 
 
-def _check_values(array: np.ndarray, channels: Sequence[str]) -> None:
-    """Refuse constant channels, NaN and infinity, all of which show in minimum and maximum."""
-    for name, values in zip(channels, array, strict=True):
-        low, high = float(values.min()), float(values.max())
-        if not (np.isfinite(low) and np.isfinite(high)):
-            raise BadScan(f"channel {name} holds NaN or infinite values")
-        if low == high:
-            raise BadScan(f"channel {name} is constant ({low:g})")
-
-
 def _few_labels(array: np.ndarray) -> str:
     """The values as text if they are few whole numbers, as in a segmentation; empty for a scan."""
-    if any(part.min() < _LEAST_LABEL for part in (array[:, 0], array)):  # the first slice decides for most scans
+    if any(part.min() < _MIN_LABEL for part in (array[:, 0], array)):  # the first slice decides for most scans
         return ""
     found: set[float] = set()
     # A few voxels decide for all other scans; a segmentation is searched slice by slice.
-    for part in (array.reshape(-1)[:: max(1, array.size // _SAMPLE)], *array.reshape(-1, *array.shape[2:])):
+    for part in (array.reshape(-1)[:: max(1, array.size // _SAMPLED_VOXELS)], *array.reshape(-1, *array.shape[2:])):
         found.update(np.unique(part).tolist())
-        if len(found) > _MOST_LABELS:
+        if len(found) > _MAX_LABELS:
             return ""
     if any(value != round(value) for value in found) or (len(found) > 2 and max(found) > 2 * len(found)):
         return ""
     values = [f"{value:g}" for value in sorted(found)]
-    return ", ".join(values) if len(values) <= 4 else f"{values[0]}, {values[1]}, ..., {values[-1]}"
+    return ", ".join(values if len(values) <= 4 else [*values[:2], "...", values[-1]])

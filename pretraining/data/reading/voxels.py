@@ -22,73 +22,49 @@ import numpy as np
 import SimpleITK as sitk
 
 from pretraining.data.reading import metaimage
-from pretraining.data.reading.headers import METAIMAGE, NIFTI, NIFTI_ERRORS, nifti_header, no_nifti, sitk_header
+from pretraining.data.reading.headers import METAIMAGE, NIFTI, NIFTI_ERRORS, nifti_header, not_nifti, sitk_header
 from pretraining.data.scan import BadScan
 
-_CHUNK = 4 * 1024**2
-_GZIP = b"\x1f\x8b"
-_COMPRESSED_CHUNK = 64 * 1024  # it may be a thousand times as large once decompressed
-# Bytes before and after the voxels. More is no header and no padding: megabytes of zeros that decompress to terabytes
-# would be read for hours.
-_MOST_BESIDE_VOXELS = 64 * 1024**2
-# ITK ignores smaller slopes.
-_SMALLEST_SLOPE = 1e-12
+_CHUNK_BYTES = 4 * 1024**2
+_COMPRESSED_CHUNK_BYTES = 64 * 1024  # it may be a thousand times as large once decompressed
+_GZIP_MAGIC = b"\x1f\x8b"
+# Before and after the voxels. More is neither header nor padding: megabytes of zeros that decompress to terabytes would
+# be read for hours.
+_MAX_BYTES_BESIDE_VOXELS = 64 * 1024**2
+_MIN_SLOPE = 1e-12  # ITK ignores smaller ones
 
 
 @dataclass(frozen=True)
 class _Voxels:
-    """Where and how a file holds its voxels.
-
-    Attributes:
-        file: The file.
-        dtype: Of the stored values.
-        count: Number of values.
-        offset: Bytes before the first voxel; if ``compressed_from`` is given, of what is decompressed.
-        compressed_from: Where in the file a zlib or gzip stream begins; None if there is none.
-        compressed_size: Bytes from there on that count.
-        multistream: Whether further gzip streams may follow the first.
-        slope, intercept: Of the linear function from stored to true values.
-        check_only: Whether to look for damage only, and leave the values to the dataset's reader.
-    """
+    """Where and how a file holds its voxels."""
 
     file: Path
-    dtype: np.dtype
+    dtype: np.dtype  # of the stored values
     count: int
-    offset: int = 0
-    compressed_from: int | None = None
+    offset: int = 0  # bytes before the first voxel; if there is a zlib or gzip stream, of what is decompressed
+    compressed_from: int | None = None  # byte of the file at which that stream begins
     compressed_size: int = sys.maxsize
-    multistream: bool = False
-    slope: float = 1.0
+    multistream: bool = False  # whether further gzip streams may follow the first
+    slope: float = 1.0  # of the linear function from stored to true values
     intercept: float = 0.0
-    check_only: bool = False
+    check_only: bool = False  # look for damage only, and leave the values to the dataset's reader
 
 
-def check_file(path: str) -> None:
-    """Read a file once, without keeping it, and look for damage: for readers that must read it themselves.
-
-    Raises:
-        BadScan: If the file ends too early, fails its checksum, or holds NaN or infinity.
-    """
-    _read(Path(path), None)
-
-
-def read_voxels(path: str, out: np.ndarray) -> bool:
+def read_voxels(path: str, out: np.ndarray | None = None) -> bool:
     """Read a file once and look for damage.
 
     Args:
         path: The file.
         out: float32 (z, y, x), of the shape that the header states; takes the values, NaN and infinity among them.
+            None: only look for damage, NaN and infinity, for readers that must read the file themselves.
 
     Returns:
         False if the dataset's reader has to read the file: formats whose damage it notices itself, unusual headers.
 
     Raises:
-        BadScan: If the file ends too early or fails its checksum.
+        BadScan: If the file ends too early, fails its checksum, or is checked only and holds NaN or infinity.
     """
-    return _read(Path(path), out.reshape(-1))
-
-
-def _read(file: Path, out: np.ndarray | None) -> bool:
+    file = Path(path)
     name, voxels = file.name.lower(), None
     if name.endswith(NIFTI):
         voxels = _nifti_voxels(file)
@@ -98,16 +74,13 @@ def _read(file: Path, out: np.ndarray | None) -> bool:
         return False
     if voxels.dtype.kind not in "iuf":
         raise BadScan(f"{file.name} has several values per voxel ({voxels.dtype})")
-    if voxels.offset > _MOST_BESIDE_VOXELS:
+    if voxels.offset > _MAX_BYTES_BESIDE_VOXELS:
         raise BadScan(f"{file.name} declares that its voxels begin after {voxels.offset} bytes: fetch it again")
-    if voxels.count < 1:
-        raise BadScan(f"{file.name} declares {voxels.count} values: its header is damaged")
-    if voxels.check_only:
-        out = None
-    if out is not None and voxels.count != out.size:
-        raise BadScan(f"{file.name} declares {voxels.count} values for {out.size} voxels")
+    values = None if out is None or voxels.check_only else out.reshape(-1)
+    if voxels.count < 1 or (values is not None and voxels.count != values.size):
+        raise BadScan(f"{file.name} declares {voxels.count} values, not one for each voxel: its header is damaged")
     try:
-        read = _fill(voxels, out)
+        read = _fill(voxels, values)
     except (EOFError, zlib.error) as error:
         raise BadScan(f"{file.name} is truncated or damaged ({error}): fetch it again") from error
     if read < voxels.count:
@@ -121,7 +94,7 @@ def _nifti_voxels(file: Path) -> _Voxels:
         header = nifti_header(file, check=True)
         dtype, count, offset = header.get_data_dtype(), math.prod(header.get_data_shape()), header.get_data_offset()
     except NIFTI_ERRORS as error:
-        raise no_nifti(file, error) from error
+        raise not_nifti(file, error) from error
     if offset < header.sizeof_hdr:
         raise BadScan(f"{file.name} declares that its voxels begin at byte {offset}, within its header")
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
@@ -129,7 +102,7 @@ def _nifti_voxels(file: Path) -> _Voxels:
         slope, is_unusual = 1.0, intercept != 0 and math.isfinite(intercept)  # nibabel drops it with the slope
         intercept = 0.0
     else:
-        is_unusual = abs(slope) < _SMALLEST_SLOPE or not math.isfinite(intercept)
+        is_unusual = abs(slope) < _MIN_SLOPE or not math.isfinite(intercept)
     return _Voxels(
         *(file, dtype, count, int(offset)),
         compressed_from=0 if file.name.lower().endswith(".gz") else None,
@@ -153,28 +126,25 @@ def metaimage_voxels(file: Path) -> _Voxels | None:
         dtype = sitk.GetArrayFromImage(sitk.Image([1, 1], read.GetPixelID(), channels)).dtype
     except RuntimeError:
         return None  # the reader will raise it again
-    place = metaimage.locate_voxels(file, header, slices=size[-1])
-    if place is None:
+    located = metaimage.locate_voxels(file, header, slices=size[-1])
+    if located is None:
         return None
+    data, start, is_compressed = located
     count, is_big_endian = math.prod(size) * channels, header.is_big_endian()
     if is_big_endian is not None:
         dtype = dtype.newbyteorder(">" if is_big_endian else "<")
-    if not place.is_compressed:
-        return None if is_big_endian is None else _Voxels(place.file, dtype, count, place.start)
-    there, declared = place.file.stat().st_size - place.start, header.compressed_size
+    if not is_compressed:
+        return None if is_big_endian is None else _Voxels(data, dtype, count, start)
+    there, declared = data.stat().st_size - start, header.compressed_size
     if is_big_endian is not None and declared == there:
-        return _Voxels(place.file, dtype, count, compressed_from=place.start)
-    if header.has("HeaderSize") or (place.file == file and not declared):
+        return _Voxels(data, dtype, count, compressed_from=start)
+    if header.has("HeaderSize") or (data == file and not declared):
         raise BadScan(
             f"{file.name} does not say where its compressed voxels lie (CompressedDataSize, HeaderSize) in the way "
             "that SimpleITK understands: write it again without compression"
         )
-    return _Voxels(
-        *(place.file, np.dtype(np.uint8), count * dtype.itemsize),
-        compressed_from=place.start,
-        compressed_size=declared or there,
-        check_only=True,
-    )
+    stored = np.dtype(np.uint8), count * dtype.itemsize
+    return _Voxels(data, *stored, compressed_from=start, compressed_size=declared or there, check_only=True)
 
 
 def _fill(voxels: _Voxels, out: np.ndarray | None) -> int:
@@ -192,10 +162,10 @@ def _fill(voxels: _Voxels, out: np.ndarray | None) -> int:
             rest = chunk[values.nbytes :]
             if done == voxels.count:
                 beyond, rest = beyond + len(rest), b""
-                if beyond > _MOST_BESIDE_VOXELS:
+                if beyond > _MAX_BYTES_BESIDE_VOXELS:
                     raise BadScan(
-                        f"{voxels.file.name} continues for more than {_MOST_BESIDE_VOXELS} bytes after its voxels: "
-                        "its header is damaged, or it is not a scan"
+                        f"{voxels.file.name} continues for more than {_MAX_BYTES_BESIDE_VOXELS} bytes after its "
+                        "voxels: its header is damaged, or it is not a scan"
                     )
     return done
 
@@ -213,20 +183,15 @@ def _bytes(stream: BufferedIOBase, voxels: _Voxels) -> Iterator[bytes]:
     """What follows the header, decompressed."""
     if voxels.compressed_from is None:
         stream.seek(voxels.offset)
-        while chunk := stream.read(_CHUNK):
+        while chunk := stream.read(_CHUNK_BYTES):
             yield chunk
         return
     stream.seek(voxels.compressed_from)
-    skip = voxels.offset
-    for chunk in _decompressed(_parts(stream, voxels.compressed_size), voxels.multistream):
+    skip, end = voxels.offset, voxels.compressed_from + voxels.compressed_size
+    parts = iter(lambda: stream.read(min(_COMPRESSED_CHUNK_BYTES, end - stream.tell())), b"")
+    for chunk in _decompressed(parts, voxels.multistream):
         yield chunk[skip:]
         skip = max(0, skip - len(chunk))
-
-
-def _parts(stream: BufferedIOBase, size: int) -> Iterator[bytes]:
-    while size > 0 and (part := stream.read(min(_COMPRESSED_CHUNK, size))):
-        yield part
-        size -= len(part)
 
 
 def _decompressed(parts: Iterator[bytes], multistream: bool) -> Iterator[bytes]:
@@ -241,9 +206,9 @@ def _decompressed(parts: Iterator[bytes], multistream: bool) -> Iterator[bytes]:
         yield decompressor.decompress(compressed)
         while decompressor.eof:
             following = decompressor.unused_data.lstrip(b"\0")
-            if len(following) < len(_GZIP):
+            if len(following) < len(_GZIP_MAGIC):
                 following += next(parts, b"")
-            if not multistream or not following.startswith(_GZIP):
+            if not multistream or not following.startswith(_GZIP_MAGIC):
                 return
             decompressor = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
             yield decompressor.decompress(following)

@@ -11,8 +11,12 @@ import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
+from pretraining.data import find_scans, read_geometry, read_scan
+
 AXIAL = (1, 0, 0, 0, 1, 0)
 CT, ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1"
+N = 12
+VALUES = np.random.default_rng(0).integers(-1000, 1000, (N, 10, 14)).astype(np.int16)
 
 
 def dataset(
@@ -99,3 +103,20 @@ def _groups(told: dict[str, Any]) -> Dataset:
         if len(item):
             setattr(groups, sequence, [item])
     return groups
+
+
+def read(folder: Path, modality: str | None = None) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Voxels of the scans, and the reasons of what is left out; headers and voxels must agree."""
+    scans, skipped = find_scans([str(folder)], modality)
+    arrays = {}
+    for scan in scans:
+        array, spacing, _ = read_scan(scan)
+        assert read_geometry(scan).spacing == spacing
+        assert read_geometry(scan).shape == array.shape[1:]
+        arrays[scan.name] = array[0]
+    return arrays, {item.name: item.reason for item in skipped}
+
+
+def with_good(folder: Path) -> Path:
+    """A series of another UID beside the one to be tried: there is always a scan."""
+    return write_slices(folder / "good", VALUES, SeriesInstanceUID="1.2.4").parent

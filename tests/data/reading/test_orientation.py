@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,6 @@ import SimpleITK as sitk
 from pretraining.data import (
     DataError,
     PlannedPreprocessing,
-    Scan,
     Volume,
     find_scans,
     preprocess,
@@ -27,17 +25,14 @@ from pretraining.data import (
     volume_tasks,
 )
 from pretraining.data.reading.orientation import orientation_of_direction, read_orientation
+from tests.data.reading.dicom_files import enhanced, save
+from tests.data.reading.scans import scan_of
 from tests.data.test_planned_preprocessing import plans
 
 Write = Callable[..., Path]
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 OPTIONS: dict[str, Any] = {"crop_size": (8, 8, 8), "processes": 1, "progress": False}
-
-
-def scan_of(*files: Path, reader: str = "SimpleITKIO") -> Scan:
-    channels = tuple(f"channel{index}" for index in range(len(files)))
-    return Scan("s", "s", "src", "src", tuple(map(str, files)), channels, (True,) * len(files), reader)
 
 
 def all_axes_and_ways() -> list[np.ndarray]:
@@ -178,7 +173,7 @@ def test_the_left_of_the_body_is_where_a_record_says(tmp_path: Path, reader: str
         sitk.WriteImage(image_of_the_left(rotation(rng, 20) @ axes), str(file))
         name = str(number)
         scans.append(replace(scan_of(file, reader=reader), name=name, identifier=name))
-    planned = PlannedPreprocessing.of_plans(plans("NoNormalization", transpose=(2, 0, 1)), "3d_fullres")
+    planned = PlannedPreprocessing.from_plans(plans("NoNormalization", transpose=(2, 0, 1)), "3d_fullres")
     found = set()
     for plan in (None, planned):
         volumes, skipped = preprocess(scans, tmp_path / "out", spacing="native", planned=plan, **OPTIONS)
@@ -241,47 +236,14 @@ def test_dicom_of_many_frames_in_one_file(tmp_path: Path, told: bool) -> None:
     assert read_orientation(scan) == (("I", "A", "L") if told else None)
 
 
-def element(group: int, number: int, kind: str, value: bytes | str | int) -> bytes:
-    """One of DICOM's, explicit, little endian."""
-    if isinstance(value, int):
-        value = struct.pack("<H", value)
-    content = value.encode() if isinstance(value, str) else value
-    content += (b"\0" if kind == "UI" else b" ") * (len(content) % 2)
-    size = struct.pack("<HI", 0, len(content)) if kind in ("OB", "OW", "SQ") else struct.pack("<H", len(content))
-    return struct.pack("<HH", group, number) + kind.encode() + size + content
-
-
-def sequence(group: int, number: int, *items: bytes) -> bytes:
-    return element(group, number, "SQ", b"".join(struct.pack("<HHI", 0xFFFE, 0xE000, len(i)) + i for i in items))
-
-
 @pytest.mark.parametrize("step", [2, -2])
 def test_sagittal_frames_of_an_enhanced_object(tmp_path: Path, step: int) -> None:
     """It tells its orientation within sequences. Rows run to the back, columns to the feet, the normal to the right."""
-    kind = "1.2.840.10008.5.1.4.1.1.2.1"
-    frames = [
-        sequence(0x20, 0x9113, element(0x20, 0x32, "DS", f"{step * frame}\\0\\0"))
-        + sequence(0x20, 0x9116, element(0x20, 0x37, "DS", "0\\1\\0\\0\\0\\-1"))
-        for frame in range(4)
-    ]
-    measures = element(0x18, 0x50, "DS", "2") + element(0x28, 0x30, "DS", "0.8\\0.8")
-    described = {"0x10": 5, "0x11": 6, "0x100": 16, "0x101": 16, "0x102": 15, "0x103": 0}
-    meta = (
-        element(2, 0x2, "UI", kind) + element(2, 0x3, "UI", "1.2.3.4") + element(2, 0x10, "UI", "1.2.840.10008.1.2.1")
-    )
-    parts = [
-        *(b"\0" * 128, b"DICM", element(2, 0, "UL", struct.pack("<I", len(meta))), meta),
-        *(element(8, 0x16, "UI", kind), element(8, 0x18, "UI", "1.2.3.4"), element(8, 0x60, "CS", "CT")),
-        *(element(0x20, 0xD, "UI", "1.2.3"), element(0x20, 0xE, "UI", "1.2.3.5"), element(0x28, 2, "US", 1)),
-        *(element(0x28, 4, "CS", "MONOCHROME2"), element(0x28, 8, "IS", "4")),
-        *(element(0x28, int(number, 16), "US", value) for number, value in described.items()),
-        *(sequence(0x5200, 0x9229, sequence(0x28, 0x9110, measures)), sequence(0x5200, 0x9230, *frames)),
-        element(0x7FE0, 0x10, "OW", np.arange(120, dtype="<u2").tobytes()),
-    ]
-    (tmp_path / "a.dcm").write_bytes(b"".join(parts))
-    scan = scan_of(tmp_path / "a.dcm", reader="dicom")
+    stored = np.arange(120, dtype=np.uint16).reshape(4, 5, 6)
+    turned = {"ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}
+    frames = enhanced(stored, [(step * frame, 0, 0) for frame in range(4)], [turned] * 4)
+    scan = scan_of(save(frames, tmp_path / "a.dcm"), reader="dicom")
     assert read_orientation(scan) == ("R", "I", "P")
-    stored = np.arange(120).reshape(4, 5, 6)
     np.testing.assert_array_equal(read_scan(scan)[0][0], stored[::-1] if step > 0 else stored)
 
 
@@ -289,7 +251,7 @@ def stored_before(tmp_path: Path, transpose: tuple[int, int, int] | None = None)
     """A volume without an orientation in its record; gives what a run makes of it."""
     sitk.WriteImage(image_of_the_left(np.eye(3)[:, [2, 0, 1]]), str(tmp_path / "a.nrrd"))
     scheme = plans("NoNormalization", transpose=transpose) if transpose else None
-    planned = PlannedPreprocessing.of_plans(scheme, "3d_fullres") if scheme else None
+    planned = PlannedPreprocessing.from_plans(scheme, "3d_fullres") if scheme else None
 
     def run() -> Volume:
         scans = [scan_of(tmp_path / "a.nrrd")]
@@ -330,5 +292,5 @@ def test_records_that_cannot_be_written_are_told_and_used(
     with caplog.at_level(logging.WARNING):
         assert_lateral_is_where_the_left_is(run())
     (message,) = [text for text in caplog.messages if "orientation" in text]
-    assert message.startswith("1 records of an earlier version could not be completed")
+    assert message.startswith("1 record of an earlier version could not be completed")
     assert "read-only" in message

@@ -13,22 +13,11 @@ from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
 from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-from pretraining.data import BadScan, DataError, Scan, find_scans, read_geometry, read_scan
+from pretraining.data import BadScan, DataError, find_scans, read_geometry, read_scan
 from pretraining.data.reading import voxels
+from tests.data.reading.scans import reason, scan_of
 
 Write = Callable[..., Path]
-
-
-def scan_of(*files: Path) -> Scan:
-    channels = tuple(f"channel{index}" for index in range(len(files)))
-    return Scan("s", "s", "src", "src", tuple(map(str, files)), channels, (True,) * len(files))
-
-
-def reason(*files: Path) -> str:
-    with pytest.raises(BadScan) as error:
-        read_scan(scan_of(*files))
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha", ".mhd"])
@@ -99,7 +88,7 @@ def test_gzip_in_several_parts(
     tmp_path: Path, write_scan: Write, ct_values: np.ndarray, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
     """As bgzip writes it, and with zeros behind, as tapes leave them; wherever the parts end in a chunk."""
-    monkeypatch.setattr("pretraining.data.reading.voxels._COMPRESSED_CHUNK", chunk)
+    monkeypatch.setattr("pretraining.data.reading.voxels._COMPRESSED_CHUNK_BYTES", chunk)
     content = gzip.decompress(write_scan(tmp_path / "a.nii.gz", ct_values).read_bytes())
     file = tmp_path / "b.nii.gz"
     parts = [gzip.compress(content[start : start + 1001]) for start in range(0, len(content), 1001)]

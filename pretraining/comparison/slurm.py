@@ -13,7 +13,7 @@ from nnunetv2_pgl.extension_folder import VARIABLE as EXTENSION
 from pretraining.comparison.comparison import Comparison, extension_path
 from pretraining.comparison.files import write_file
 from pretraining.comparison.runs import training_runs
-from pretraining.launching.commands import find_command
+from pretraining.console_commands import find_command
 
 
 def write_submit_script(comparison: Comparison) -> Path:

@@ -18,7 +18,7 @@ from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.networks.hardware import autocast_type
 from pretraining.launching.distributed import Processes
 from pretraining.launching.errors import Stopped
-from pretraining.launching.stopping import Agreement, StopSignals
+from pretraining.launching.stopping import AnyProcess, StopSignals
 from pretraining.settings.config import PretrainConfig
 from pretraining.training.correspondence import calibrate_norms, measure_correspondence
 from pretraining.training.geometry_baselines import place_warnings, validation_batches
@@ -111,18 +111,18 @@ class Run:
         self.state = initial_state(config, self.device, self.precision)
         self.state.steps_per_epoch = self.steps_per_epoch
         self.state.scans = [scan.name for scan in pool.training]
-        scans, rank, count = pool.training, self.processes.rank, self.processes.count
+        scans, rank, count = pool.training, self.processes.rank, self.processes.world_size
         weighted = WeightedOrder(pool.sources, config.weights, config.seed) if config.weights else None
         sampler = PairSampler(
             len(scans), self.steps, config.batch_size, config.accumulate, config.seed, rank, count, weighted
         )
-        local = self.processes.local_count
+        local = self.processes.local_world_size
         self.loader = PairLoader(scans, config, sampler, runtime.workers, self.device, local)
         self.validation: list[ViewPairBatch] = []
         self.step = self._stepper(self.state.objective)
         self.times = SaveTimes(runtime.save_every, self.steps_per_epoch)
         self.writer = StateWriter(folder)
-        self._any_wants_to_stop = Agreement(self.processes, self.device)
+        self._any_wants_to_stop = AnyProcess(self.processes, self.device)
 
     def _stepper(self, model: nn.Module) -> Stepper:
         warmup = self.steps_per_epoch * self.config.warmup_epochs
@@ -146,7 +146,7 @@ class Run:
 
         Only after the baseline, which the main process measures alone: synchronised norms would wait for the others.
         """
-        if self.processes.count == 1:
+        if self.processes.world_size == 1:
             return
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")  # of 1-channel weights
         module = synchronise_batch_norms(self.state.objective)
@@ -244,6 +244,8 @@ class Run:
 
     def _correspondence(self) -> dict[str, float]:
         config = self.config
-        views_at_once = 2 * config.batch_size // (config.accumulate * self.processes.count)  # as in a part of a step
+        views_at_once = (
+            2 * config.batch_size // (config.accumulate * self.processes.world_size)
+        )  # as in a part of a step
         how = (config.views.size, self.device, self.precision, config.stages[-1], views_at_once)
         return measure_correspondence(self.state.objective.encoder, self.validation, *how).to_record()

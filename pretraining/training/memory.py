@@ -39,11 +39,11 @@ def require_fitting_batch(config: PretrainConfig, device: str, processes: Proces
     available = available_memory()
     if device != "cpu" or available is None:
         return
-    available //= processes.local_count
-    fixed, per_pair = bytes_of_step(config, workers, processes.count)
+    available //= processes.local_world_size
+    fixed, per_pair = bytes_of_step(config, workers, processes.world_size)
     needed = fixed + _pairs_of_part(config, processes) * per_pair
     if needed > available:
-        each = f" in each of {processes.local_count} processes" if processes.local_count > 1 else ""
+        each = f" in each of {processes.local_world_size} processes" if processes.local_world_size > 1 else ""
         reason = (
             f"A step needs about {needed / _GIB:.1f} GiB of memory{each}, of which {available / _GIB:.1f} are free."
         )
@@ -131,7 +131,7 @@ def _largest_part(config: PretrainConfig, device: str, processes: Processes, wor
     if device == "cuda":
         torch.backends.cudnn.benchmark = False  # it would search for each size
         try:
-            step = _step_of(config, processes.device(device), processes.count)
+            step = _step_of(config, processes.device(device), processes.world_size)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -140,8 +140,8 @@ def _largest_part(config: PretrainConfig, device: str, processes: Processes, wor
                 + _reason(error)
             ) from error
         return largest_that_runs(step, most)
-    fixed, per_pair = bytes_of_step(config, workers, processes.count)
-    left = (available_memory() or 0) // processes.local_count
+    fixed, per_pair = bytes_of_step(config, workers, processes.world_size)
+    left = (available_memory() or 0) // processes.local_world_size
     return min(most, int((left - fixed) // per_pair))
 
 
@@ -173,7 +173,7 @@ def _reason(error: BaseException) -> str:
 
 def _pairs_of_part(config: PretrainConfig, processes: Processes) -> int:
     """Pairs that a process computes at once."""
-    return config.batch_size // (config.accumulate * processes.count)
+    return config.batch_size // (config.accumulate * processes.world_size)
 
 
 def _too_large(config: PretrainConfig, processes: Processes, part: int, reason: str) -> PGLError:
@@ -181,9 +181,9 @@ def _too_large(config: PretrainConfig, processes: Processes, part: int, reason: 
     tried = f"-b {config.batch_size} does not fit"
     if part < 1:
         return PGLError(f"{tried}, nor does one pair at a time: use a smaller -patch. {reason}")
-    whole = part * processes.count * config.accumulate
+    whole = part * processes.world_size * config.accumulate
     advice = f"The largest batch that fits is -b {whole}"
-    per_process = config.batch_size // processes.count
+    per_process = config.batch_size // processes.world_size
     parts = [
         n for n in range(config.accumulate + 1, per_process + 1) if per_process % n == 0 and per_process // n <= part
     ]

@@ -82,12 +82,12 @@ def pretrain(config: PretrainConfig, options: RunOptions) -> None:
             manifest = Manifest.of_pool(config, pool)
             if not (from_state and folder.manifest.exists()):  # going on with other scans will be refused
                 manifest.write(folder.manifest)
-            log(*opening_lines(config, pool, options.device, processes.count))
+            log(*opening_lines(config, pool, options.device, processes.world_size))
             if not (from_state and folder.pictures.exists()):
                 draw_pairs(prepared.volumes, config.views, config.seed, folder.pictures)
 
         runtime = Runtime(options.device, processes, workers, options.save_every, stop)
-        stop.note()
+        stop.defer()
         with suggesting_a_smaller_batch(config, options.device, processes, workers):
             state = train(config, pool, folder.path, runtime, log, from_state)
         if processes.is_main:

@@ -27,8 +27,7 @@ from nnunetv2_pgl.trainers.preprocessing_check import intensity_difference, spac
 from nnunetv2_pgl.transfer import load_encoder
 from pretraining.settings.table import RunOptions
 from pretraining.training.pretrain import pretrain
-from pretraining.training.start import initial_state
-from pretraining.training.state import TrainingState
+from pretraining.training.state import TrainingState, initial_state
 from tests.golden.make import FOLDERS, GOLDEN, RUN, config, machine
 from tests.hostile import harmed, variants
 from tests.planned_networks import small_network

@@ -75,9 +75,9 @@ class Processes:
                     f"cannot join the others; unset {' and '.join(given)} to train with this process alone or with "
                     "-num_gpus N, or start all processes with torchrun, which sets what is needed"
                 )
-        world_size = os.environ["WORLD_SIZE"]
-        local = os.environ.get("LOCAL_RANK", "0"), os.environ.get("LOCAL_WORLD_SIZE", world_size)
-        return cls(*map(int, (os.environ["RANK"], world_size, *local)))
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        return cls(rank, world_size, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
 
     @property
     def is_main(self) -> bool:

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nnunetv2_pgl.networks.hardware import autocast_type
 from pretraining.objectives import Objective
 from pretraining.settings.config import PretrainConfig
-from pretraining.training.start import bytes_drawn, make_objective
+from pretraining.training.networks import bytes_drawn, make_objective
 from pretraining.views.rendering import largest_source_box
 
 # Counted is what torch asks for. Resident memory was up to 1.6 times that (buffers of the libraries, memory that the

@@ -23,10 +23,11 @@ from nnunetv2_pgl.errors import PGLError
 from pretraining.data import DataError, Volume
 from pretraining.launching.errors import HOW_TO_CONTINUE, ProcessLost
 from pretraining.launching.stopping import ignore_signals_in_worker
+from pretraining.objectives.methods import OBJECTIVES
 from pretraining.settings.config import PretrainConfig
 from pretraining.training.memory import is_out_of_memory, require_shared_memory
+from pretraining.training.networks import bytes_drawn
 from pretraining.training.sampler import PairSampler
-from pretraining.training.start import bytes_drawn, drawing_function
 from pretraining.views import ViewPairBatch, ViewPairDataset
 from pretraining.views.rendering import largest_source_box
 
@@ -159,7 +160,7 @@ class _NotedPairs(Dataset[Sample | DataError]):
 
     def __init__(self, scans: Sequence[Volume], config: PretrainConfig, workers: int):
         self.scans = scans
-        self.pairs = ViewPairDataset(scans, config.views, config.seed, drawing_function(config.method))
+        self.pairs = ViewPairDataset(scans, config.views, config.seed, OBJECTIVES[config.method].objective.draw)
         self.notes = torch.zeros(max(workers, 1), 3, dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:

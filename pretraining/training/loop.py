@@ -34,9 +34,8 @@ from pretraining.training.progress import (
 )
 from pretraining.training.sampler import PairSampler, WeightedOrder
 from pretraining.training.saving import SaveTimes, StateWriter
-from pretraining.training.start import initial_state, prepare_device
-from pretraining.training.state import EpochSoFar, TrainingState
-from pretraining.training.step import Stepper
+from pretraining.training.state import EpochSoFar, TrainingState, initial_state
+from pretraining.training.step import Stepper, prepare_device
 from pretraining.training.synchronised import synchronise_batch_norms
 from pretraining.views import ViewPairBatch
 

@@ -16,7 +16,7 @@ from nnunetv2_pgl.networks.hardware import autocast_type
 from pretraining.launching.distributed import Processes
 from pretraining.settings.config import PretrainConfig
 from pretraining.training.footprint import available_memory, bytes_of_step
-from pretraining.training.start import initial_state
+from pretraining.training.state import initial_state
 from pretraining.views.rendering import largest_source_box
 
 _MIB, _GIB = 2**20, 2**30

@@ -18,7 +18,7 @@ from pretraining.alignment import FeatureGrid, align
 from pretraining.data import Volume
 from pretraining.settings.config import PretrainConfig
 from pretraining.training.geometry_baselines import geometry_of_pairs, validation_batches
-from pretraining.training.start import make_encoder
+from pretraining.training.networks import make_encoder
 from pretraining.views import ViewGeometry, ViewPairBatch, ViewPairDataset, ViewSettings, overlap_box, overlap_fraction
 
 _COLOURS = ("tab:cyan", "tab:orange")

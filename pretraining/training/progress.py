@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from nnunetv2_pgl.files import replacing, write_text
-from nnunetv2_pgl.methods import MEASURES
+from nnunetv2_pgl.methods import MEASURES, METHODS
 from pretraining.objectives import target_decay
 from pretraining.settings.config import PretrainConfig
 from pretraining.training.state import TrainingState
@@ -59,7 +59,7 @@ def epoch_record(state: TrainingState, config: PretrainConfig, means: dict[str, 
         "epoch": state.epoch,
         **means,
         "learning_rate": state.optimizer.param_groups[0]["lr"],
-        **({"tau": tau} if state.objective.has_target else {}),
+        **({"tau": tau} if "target_decay" in METHODS[config.method].settings else {}),
         "seconds": seconds,
         "scans_per_second": pairs / seconds,
         "views_per_second": 2 * pairs / seconds,

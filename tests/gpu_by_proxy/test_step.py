@@ -35,7 +35,7 @@ PAIRS = 3
 @pytest.fixture(autouse=True)
 def _few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     few = partial(ResNet50Encoder, blocks=(1, 2, 1, 1))
-    monkeypatch.setattr("pretraining.training.start.ResNet50Encoder", few)
+    monkeypatch.setattr("pretraining.training.networks.ResNet50Encoder", few)
     monkeypatch.setattr("nnunetv2_pgl.networks.segmenter.ResNet50Encoder", few)
 
 

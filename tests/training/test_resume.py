@@ -22,8 +22,7 @@ from pretraining.training import loop, saving
 from pretraining.training.pretrain import pretrain
 from pretraining.training.run_folder import RunFolder
 from pretraining.training.saving import SaveTimes
-from pretraining.training.start import initial_state
-from pretraining.training.state import TrainingState
+from pretraining.training.state import TrainingState, initial_state
 from pretraining.training.step import Stepper
 from tests.golden import make
 

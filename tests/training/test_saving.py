@@ -22,7 +22,7 @@ from pretraining.training.pretrain import pretrain
 from pretraining.training.run_folder import RunFolder
 from pretraining.training.sampler import PairSampler
 from pretraining.training.saving import SaveTimes, StateWriter
-from pretraining.training.start import initial_state
+from pretraining.training.state import initial_state
 from pretraining.training.step import Stepper
 from tests.golden import make
 

@@ -21,13 +21,13 @@ from nnunetv2_pgl.methods import METHODS
 from nnunetv2_pgl.networks import ResNet50Encoder
 from pretraining.objectives import PGL, Objective, local_contrastive_loss
 from pretraining.objectives.deformation_apply import DeformationBatch, deform
+from pretraining.objectives.methods import OBJECTIVES
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.table import RunOptions
 from pretraining.training.optimisation import GRADIENT_CLIP_NORMS
 from pretraining.training.pretrain import pretrain
 from pretraining.training.run_folder import RunFolder
-from pretraining.training.start import drawing_function, initial_state
-from pretraining.training.state import TrainingState
+from pretraining.training.state import TrainingState, initial_state
 from pretraining.training.step import Stepper
 from pretraining.views import (
     GeometryBatch,
@@ -73,7 +73,7 @@ class Scan:
 
 
 def parts_of(config: PretrainConfig, steps: int) -> list[ViewPairBatch]:
-    dataset = ViewPairDataset([Scan()], config.views, 0, drawing_function(config.method))
+    dataset = ViewPairDataset([Scan()], config.views, 0, OBJECTIVES[config.method].objective.draw)
     size = config.batch_size // config.accumulate
     draws = range(steps * config.batch_size)
     return [ViewPairBatch.collate([dataset[d, 0] for d in draws[i : i + size]]) for i in draws[::size]]
@@ -89,10 +89,12 @@ class StepsWrittenOut:
     """Steps of a method's networks: autograd for the gradient, all else by hand.
 
     Attributes:
+        method: Its name.
         objective: Its networks, changed by every step.
         momentum: Of each trained weight.
     """
 
+    method: str
     objective: Objective
     momentum: dict[str, Tensor] = field(default_factory=dict)
 
@@ -102,7 +104,7 @@ class StepsWrittenOut:
         generator = torch.Generator().manual_seed(int(draws[0]))
         outputs = []
         for part in parts:
-            views = part.render(CONFIG.views.size, generator, self.objective.changes_intensity)
+            views = part.render(CONFIG.views.size, generator, "views.intensity" in METHODS[self.method].settings)
             outputs.append(torch.stack(list(self.objective(views, part.geometries, generator, **part.drawn))))
         values = torch.stack(outputs).mean(dim=0)
         trained = {name: p for name, p in self.objective.named_parameters() if p.requires_grad}
@@ -127,7 +129,7 @@ def test_steps_are_those_written_out(method: str, accumulate: int) -> None:
     config = replace(CONFIG, method=method, accumulate=accumulate, optimizer="sgd", weight_decay=DECAY)
     config = replace(config, views=replace(config.views, intensity=DRAWN))
     state = initial_state(config, torch.device("cpu"), None)
-    reference = StepsWrittenOut(copy.deepcopy(state.objective))
+    reference = StepsWrittenOut(method, copy.deepcopy(state.objective))
     stepper, batches = Stepper(config, STEPS, WARMUP, state, state.objective, RANK), parts_of(config, len(RATES))
     given = iter(batches)
     for number in range(len(RATES)):
@@ -250,16 +252,16 @@ def test_waiting_is_that_for_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_loading_processes_drew_reaches_the_method() -> None:
     config = replace(CONFIG, method="models_genesis")
-    dataset = ViewPairDataset([Scan()], config.views, 0, drawing_function("models_genesis"))
+    dataset = ViewPairDataset([Scan()], config.views, 0, OBJECTIVES["models_genesis"].objective.draw)
     batch = ViewPairBatch.collate([dataset[draw, 0] for draw in range(4)])
     state = initial_state(config, torch.device("cpu"), None)
     stepper = Stepper(config, STEPS, WARMUP, state, state.objective, 0)
     values, _ = stepper(2, iter([batch]))
     views = batch.render(config.views.size, changes_intensity=False)
-    generator = torch.Generator().manual_seed(stepper._seed(2))
+    generator = torch.Generator().manual_seed(int(np.random.SeedSequence((config.seed, 2, 0)).generate_state(1)[0]))
     deformed = deform(views, DeformationBatch(**batch.drawn), generator)
     assert float(values[1]) == pytest.approx(float((deformed - views).square().mean()), rel=1e-5)
-    drawing = [method for method in METHODS if drawing_function(method)((2, 2, 2), np.random.default_rng(0))]
+    drawing = [method for method in METHODS if OBJECTIVES[method].objective.draw((2, 2, 2), np.random.default_rng(0))]
     assert drawing == ["models_genesis"]
 
 

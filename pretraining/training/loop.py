@@ -21,7 +21,7 @@ from pretraining.launching.errors import Stopped
 from pretraining.launching.stopping import AnyProcess, StopSignals
 from pretraining.settings.config import PretrainConfig
 from pretraining.training.correspondence import calibrate_norms, measure_correspondence
-from pretraining.training.geometry_baselines import place_warnings, validation_batches
+from pretraining.training.geometry_baselines import position_warnings, validation_batches
 from pretraining.training.loading import PairLoader
 from pretraining.training.pool import Pool
 from pretraining.training.progress import (
@@ -161,7 +161,7 @@ class Run:
         with self.times.measuring():
             self.state.baseline = self._correspondence()
         self.log("Before training:", *correspondence_lines(self.state.baseline))
-        self.log(*place_warnings(self.state.baseline))
+        self.log(*position_warnings(self.state.baseline))
 
     def epoch(self, batches: Iterator[ViewPairBatch]) -> None:
         """The steps of an epoch that are left, and its record. Saves when it is time, and ends when it is asked to."""

@@ -19,9 +19,10 @@ from pretraining.training.correspondence import (
     nearest,
 )
 from pretraining.training.geometry_baselines import (
-    Places,
+    AlignedCells,
+    expected_accuracy,
     geometry_of_pairs,
-    place_warnings,
+    position_warnings,
     validation_batches,
     validation_samples,
 )
@@ -449,11 +450,11 @@ def test_the_place_in_the_view_is_warned_of_where_it_tells(drawn: dict[str, list
         found = geometry_of_pairs(batches_of(drawn[name]), case.grid, case.cells)
         (*_, last) = found.lines()
         assert last.startswith("WARNING: the scans are little larger than the views") == warned
-        assert place_warnings(found.__dict__) == found.lines()[2:]
-    assert place_warnings({}) == []
-    assert place_warnings({"unflipped_position_code": 0.5}) == []
-    assert len(place_warnings({"unflipped_position_code": 0.51})) == 1
-    assert place_warnings({"unflipped_position_code": None}) == []
+        assert position_warnings(found.__dict__) == found.lines()[2:]
+    assert position_warnings({}) == []
+    assert position_warnings({"unflipped_position_code": 0.5}) == []
+    assert len(position_warnings({"unflipped_position_code": 0.51})) == 1
+    assert position_warnings({"unflipped_position_code": None}) == []
 
 
 def test_shares_and_steps_by_hand() -> None:
@@ -462,10 +463,12 @@ def test_shares_and_steps_by_hand() -> None:
         GeometryBatch(*(torch.tensor([values], dtype=torch.float64) for values in (start, size)), torch.zeros(1, 3) > 0)
         for start, size in (((0.0, 3, 10), (6.0, 6, 12)), ((2.0, 1, 4), (6.0, 7, 24)))
     )
-    places = Places.of(one, two, FeatureGrid((4, 4, 16), (4.0, 4.0, 8.0), (2.0, 2.0, 4.0)), (1, 1, 2))
+    places = AlignedCells.from_geometries(
+        one, two, FeatureGrid((4, 4, 16), (4.0, 4.0, 8.0), (2.0, 2.0, 4.0)), (1, 1, 2)
+    )
     assert places.steps.tolist() == [[4, 5, 6]]
     near = torch.tensor([[[True, True], [False, True]]])
-    assert Places.share([near, torch.ones(1, 1, 1) > 0, near]).tolist() == [0.75**2]
+    assert expected_accuracy([near, torch.ones(1, 1, 1) > 0, near]).tolist() == [0.75**2]
 
 
 def test_a_single_cell() -> None:

@@ -105,8 +105,8 @@ def position_warnings(record: Mapping[str, float | None]) -> list[str]:
     if position_only <= _MAX_POSITION_ONLY_SHARE:
         return []
     return [
-        f"WARNING: the scans are little larger than the views: in pairs without a relative flip, {position_only:.0%} of "
-        "the cells can be matched to the right location by their position in the view alone, so such pairs teach "
+        f"WARNING: the scans are little larger than the views: in pairs without a relative flip, {position_only:.0%} "
+        "of the cells can be matched to the right location by their position in the view alone, so such pairs teach "
         "little about anatomy. Use a smaller -patch or a finer -spacing, and keep flips and -padding replicate"
     ]
 

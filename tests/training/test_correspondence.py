@@ -463,10 +463,8 @@ def test_shares_and_steps_by_hand() -> None:
         GeometryBatch(*(torch.tensor([values], dtype=torch.float64) for values in (start, size)), torch.zeros(1, 3) > 0)
         for start, size in (((0.0, 3, 10), (6.0, 6, 12)), ((2.0, 1, 4), (6.0, 7, 24)))
     )
-    places = AlignedCells.from_geometries(
-        one, two, FeatureGrid((4, 4, 16), (4.0, 4.0, 8.0), (2.0, 2.0, 4.0)), (1, 1, 2)
-    )
-    assert places.steps.tolist() == [[4, 5, 6]]
+    cells = AlignedCells.from_geometries(one, two, FeatureGrid((4, 4, 16), (4.0, 4.0, 8.0), (2.0, 2.0, 4.0)), (1, 1, 2))
+    assert cells.steps.tolist() == [[4, 5, 6]]
     near = torch.tensor([[[True, True], [False, True]]])
     assert expected_accuracy([near, torch.ones(1, 1, 1) > 0, near]).tolist() == [0.75**2]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 import warnings
@@ -15,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from nnunetv2_pgl.errors import PGLError
+from nnunetv2_pgl.files import write_text
 from nnunetv2_pgl.networks.hardware import autocast_type
 from pretraining.launching.distributed import Processes
 from pretraining.launching.errors import Stopped
@@ -24,14 +26,7 @@ from pretraining.training.correspondence import calibrate_norms, measure_corresp
 from pretraining.training.geometry_baselines import position_warnings, validation_batches
 from pretraining.training.loading import PairLoader
 from pretraining.training.pool import Pool
-from pretraining.training.progress import (
-    RunLog,
-    append_metrics,
-    correspondence_lines,
-    epoch_lines,
-    epoch_record,
-    write_metrics,
-)
+from pretraining.training.progress import RunLog, append_text, correspondence_lines, epoch_lines, epoch_record
 from pretraining.training.sampler import PairSampler, WeightedOrder
 from pretraining.training.saving import SaveTimes, StateWriter
 from pretraining.training.state import EpochSoFar, TrainingState, initial_state
@@ -138,7 +133,8 @@ class Run:
         where = f"step {steps} of epoch {epoch}" if steps else f"epoch {epoch} of {self.config.epochs}"
         self.log(f"Continuing after {where}")
         if self.processes.is_main:
-            write_metrics(self.state.history, self.folder / "metrics.jsonl")
+            lines = [json.dumps(record) + "\n" for record in self.state.history]
+            write_text(self.folder / "metrics.jsonl", "".join(lines))
 
     def distribute(self) -> None:
         """Joins the processes' networks, which become those of the main process.
@@ -195,7 +191,7 @@ class Run:
             recent = [r["seconds"] for r in self.state.history[-5:]]
             left = self.config.epochs - len(self.state.history)
             self.log(*epoch_lines(record, left * sum(recent) / len(recent)))
-            append_metrics(record, self.folder / "metrics.jsonl")
+            append_text(self.folder / "metrics.jsonl", json.dumps(record) + "\n")
         self.state.so_far = EpochSoFar()
 
     def _save_or_stop(self, bar: tqdm[NoReturn]) -> None:

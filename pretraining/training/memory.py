@@ -6,6 +6,7 @@ import gc
 import os
 import re
 import traceback
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -106,19 +107,18 @@ def largest_that_runs(run: Callable[[int], None], most: int) -> int:
 
     Other errors of the function are passed on.
     """
-    fits, fails = 0, most + 1
-    while fails - fits > 1:
-        middle = (fits + fails) // 2
+
+    def runs_out(number: int) -> bool:
         try:
-            run(middle)
+            run(number)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             traceback.clear_frames(error.__traceback__)
-            fails = middle
-        else:
-            fits = middle
-    return fits
+            return True
+        return False
+
+    return bisect_left(range(1, most + 1), True, key=runs_out)
 
 
 def _largest_part(config: PretrainConfig, device: str, processes: Processes, workers: int) -> int:
@@ -145,12 +145,12 @@ def _largest_part(config: PretrainConfig, device: str, processes: Processes, wor
     return min(most, int((left - fixed) // per_pair))
 
 
-def _step_of(config: PretrainConfig, device: torch.device, processes: int) -> Callable[[int], None]:
+def _step_of(config: PretrainConfig, device: torch.device, world_size: int) -> Callable[[int], None]:
     """A step of a number of pairs on new networks, which no other process has to join."""
     state = initial_state(config, device, autocast_type(device))
     size, channels = config.views.size, config.encoder_channels
     crop = largest_source_box(size, config.views.scale)
-    buckets = sum(p.numel() for p in state.objective.parameters() if p.requires_grad) if processes > 1 else 0
+    buckets = sum(p.numel() for p in state.objective.parameters() if p.requires_grad) if world_size > 1 else 0
 
     def run(pairs: int) -> None:
         state.optimizer.zero_grad(set_to_none=True)
@@ -181,12 +181,10 @@ def _too_large(config: PretrainConfig, processes: Processes, part: int, reason: 
     tried = f"-b {config.batch_size} does not fit"
     if part < 1:
         return PGLError(f"{tried}, nor does one pair at a time: use a smaller -patch. {reason}")
-    whole = part * processes.world_size * config.accumulate
-    advice = f"The largest batch that fits is -b {whole}"
-    per_process = config.batch_size // processes.world_size
-    parts = [
-        n for n in range(config.accumulate + 1, per_process + 1) if per_process % n == 0 and per_process // n <= part
-    ]
-    if parts:
-        advice += f"; -b {config.batch_size} -accumulate {parts[0]} computes the same batch in parts that fit"
+    advice = f"The largest batch that fits is -b {part * processes.world_size * config.accumulate}"
+    pairs = config.batch_size // processes.world_size
+    for parts in range(config.accumulate + 1, pairs + 1):
+        if pairs % parts == 0 and pairs // parts <= part:
+            advice += f"; -b {config.batch_size} -accumulate {parts} computes the same batch in parts that fit"
+            break
     return PGLError(f"{tried}. {advice}. {reason}")

@@ -289,7 +289,7 @@ def test_a_state_in_another_memory_layout_is_continued(straight: RunFolder, monk
 
 
 def test_two_runs_do_not_share_a_folder(straight: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pretraining.training.run_folder._UNTIL_LOADERS_END", 0.1)
+    monkeypatch.setattr("pretraining.training.run_folder._SECONDS_UNTIL_LOADERS_END", 0.1)
     before = straight.latest.stat().st_mtime_ns
     with straight.locked(), pytest.raises(PGLError, match=r"straight: a run is in progress there; .* -o$"):
         run("straight", resume=True)

@@ -95,8 +95,8 @@ class Run:
     """
 
     def __init__(self, config: PretrainConfig, pool: Pool, folder: Path, runtime: Runtime, log: RunLog):
-        self.config, self.folder, self.runtime, self.log = config, folder, runtime, log
-        self.processes = runtime.processes
+        self.config, self.folder, self.log = config, folder, log
+        self.processes, self.signals = runtime.processes, runtime.stop
         self.device = self.processes.device(runtime.device)
         prepare_device(self.device)
         self.precision = autocast_type(self.device)
@@ -105,10 +105,10 @@ class Run:
         self.state = initial_state(config, self.device, self.precision)
         self.state.steps_per_epoch = self.steps_per_epoch
         self.state.scans = [scan.name for scan in pool.training]
-        scans, rank, count = pool.training, self.processes.rank, self.processes.world_size
+        scans, rank, world_size = pool.training, self.processes.rank, self.processes.world_size
         weighted = WeightedOrder(pool.sources, config.weights, config.seed) if config.weights else None
         sampler = PairSampler(
-            len(scans), self.steps, config.batch_size, config.accumulate, config.seed, rank, count, weighted
+            len(scans), self.steps, config.batch_size, config.accumulate, config.seed, rank, world_size, weighted
         )
         local = self.processes.local_world_size
         self.loader = PairLoader(scans, config, sampler, runtime.workers, self.device, local)
@@ -116,14 +116,14 @@ class Run:
         self.step = self._stepper(self.state.objective)
         self.times = SaveTimes(runtime.save_every, self.steps_per_epoch)
         self.writer = StateWriter(folder)
-        self._any_wants_to_stop = AnyProcess(self.processes, self.device)
+        self._any_must_stop = AnyProcess(self.processes, self.device)
 
     def _stepper(self, model: nn.Module) -> Stepper:
         warmup = self.steps_per_epoch * self.config.warmup_epochs
         return Stepper(self.config, self.steps, warmup, self.state, model, self.processes.rank)
 
     def restore(self) -> None:
-        """Goes on from ``checkpoint_latest.pth``; records of epochs after it are dropped.
+        """Continues from ``checkpoint_latest.pth``; records of epochs after it are dropped.
 
         Raises:
             CheckpointError: See `TrainingState.restore`.
@@ -135,6 +135,15 @@ class Run:
         if self.processes.is_main:
             lines = [json.dumps(record) + "\n" for record in self.state.history]
             write_text(self.folder / "metrics.jsonl", "".join(lines))
+
+    def measure_baseline(self) -> None:
+        """The correspondence of the untrained encoder, after its norms have seen a few batches."""
+        encoder, size = self.state.objective.encoder, self.config.views.size
+        calibrate_norms(encoder, self.validation, size, self.device, self.precision)
+        with self.times.measuring():
+            self.state.baseline = self._correspondence()
+        self.log("Before training:", *correspondence_lines(self.state.baseline))
+        self.log(*position_warnings(self.state.baseline))
 
     def distribute(self) -> None:
         """Joins the processes' networks, which become those of the main process.
@@ -149,15 +158,6 @@ class Run:
         # The only buffers are the norms' running statistics, which come out alike; older torch lacks the new option.
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
         self.step = self._stepper(DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False))
-
-    def measure_baseline(self) -> None:
-        """The correspondence of the untrained encoder, after its norms have seen a few batches."""
-        encoder, size = self.state.objective.encoder, self.config.views.size
-        calibrate_norms(encoder, self.validation, size, self.device, self.precision)
-        with self.times.measuring():
-            self.state.baseline = self._correspondence()
-        self.log("Before training:", *correspondence_lines(self.state.baseline))
-        self.log(*position_warnings(self.state.baseline))
 
     def epoch(self, batches: Iterator[ViewPairBatch]) -> None:
         """The steps of an epoch that are left, and its record. Saves when it is time, and ends when it is asked to."""
@@ -179,26 +179,25 @@ class Run:
 
     def _end_epoch(self) -> None:
         """Adds the record of the epoch to the log."""
-        so_far = self.state.so_far
-        means = self.processes.mean(so_far.total) / self.steps_per_epoch
+        state = self.state
+        means = self.processes.mean(state.so_far.total) / self.steps_per_epoch
         if self.processes.is_main:
-            measured = self.state.objective.output(*means.tolist())._asdict()
-            record = epoch_record(self.state, self.config, measured)
-            if self.state.step == self.steps or self.times.measuring_is_due(self.state.step):
+            record = epoch_record(state, self.config, state.objective.output(*means.tolist())._asdict())
+            if state.step == self.steps or self.times.measuring_is_due(state.step):
                 with self.times.measuring():
                     record |= self._correspondence()
-            self.state.history.append(record)
-            recent = [r["seconds"] for r in self.state.history[-5:]]
-            left = self.config.epochs - len(self.state.history)
-            self.log(*epoch_lines(record, left * sum(recent) / len(recent)))
+            state.history.append(record)
+            seconds = [record["seconds"] for record in state.history[-5:]]
+            left = self.config.epochs - len(state.history)
+            self.log(*epoch_lines(record, left * sum(seconds) / len(seconds)))
             append_text(self.folder / "metrics.jsonl", json.dumps(record) + "\n")
-        self.state.so_far = EpochSoFar()
+        state.so_far = EpochSoFar()
 
     def _save_or_stop(self, bar: tqdm[NoReturn]) -> None:
-        stop, is_done = self.runtime.stop, self.state.step == self.steps
-        if stop is not None and self._any_wants_to_stop(stop.received is not None) and not is_done:
+        is_done = self.state.step == self.steps
+        if self.signals is not None and self._any_must_stop(self.signals.received is not None) and not is_done:
             bar.close()
-            self._stop(stop.received or "a signal to another process")
+            self._stop(self.signals.received or "a signal to another process")
         if self.processes.is_main:
             self.writer.check()
             if is_done or self.times.is_due(self.state.step):
@@ -239,8 +238,6 @@ class Run:
 
     def _correspondence(self) -> dict[str, float]:
         config = self.config
-        views_at_once = (
-            2 * config.batch_size // (config.accumulate * self.processes.world_size)
-        )  # as in a part of a step
-        how = (config.views.size, self.device, self.precision, config.stages[-1], views_at_once)
+        views = 2 * config.batch_size // (config.accumulate * self.processes.world_size)  # at once, as in a step
+        how = (config.views.size, self.device, self.precision, config.stages[-1], views)
         return measure_correspondence(self.state.objective.encoder, self.validation, *how).to_record()

@@ -38,7 +38,7 @@ def make_checkpoint(
         config: Settings of the run.
         spacing: Spacing (z, y, x) in mm of the scans as trained on, the median where it varies.
         is_ct: Whether all scans were CT.
-        num_scans: Scans trained on.
+        num_scans: Number of scans trained on.
         last_record: The last epoch's record.
         manifest: Hash of the manifest and number of scans per source, as in `Manifest.summary`.
     """
@@ -47,9 +47,19 @@ def make_checkpoint(
     keys = [key.split(".") for key, parameter in encoder.named_parameters() if not parameter.requires_grad]
     untrained = {".".join(key[:2]) if key[0] == "stages" else key[0] for key in keys}
     datasets = [Path(name).name for name in config.datasets]  # a checkpoint that is shared shows no paths
+    architecture = {
+        "name": config.architecture,
+        "norm": encoder.norm_name,
+        "centred": encoder.centred,
+        "padding": encoder.padding,
+        "strides": list(encoder.strides),
+        "in_channels": encoder.in_channels,
+    }
+    if isinstance(encoder, PlannedEncoder):
+        architecture["network"] = encoder.network.to_dict()
     pgl = {
         "method": config.method,
-        "architecture": _architecture(config.architecture, encoder),
+        "architecture": architecture,
         "config": {**config.to_dict(), "datasets": datasets, "exclude": len(config.exclude)},
         "untrained_stages": sorted(untrained),
         "datasets": datasets,
@@ -70,20 +80,6 @@ def make_checkpoint(
     }
     citations = [dict(citation) for citation in METHODS[config.method].citations]
     return EncoderCheckpoint(weights, pgl, _adaptation_plan(pgl, encoder), citations, objective.kept_decoder())
-
-
-def _architecture(name: str, encoder: Encoder) -> dict[str, Any]:
-    architecture = {
-        "name": name,
-        "norm": encoder.norm_name,
-        "centred": encoder.centred,
-        "padding": encoder.padding,
-        "strides": list(encoder.strides),
-        "in_channels": encoder.in_channels,
-    }
-    if isinstance(encoder, PlannedEncoder):
-        architecture["network"] = encoder.network.to_dict()
-    return architecture
 
 
 def _intensity(is_ct: bool, planned: dict[str, Any] | None) -> dict[str, Any]:

@@ -29,7 +29,7 @@ _FLIPS_DRAWN = 1000
 def validation_batches(
     scans: Sequence[StoredScan], views: ViewSettings, seed: int, pairs: int = 64, batch_size: int = 8
 ) -> list[ViewPairBatch]:
-    """A fixed set of pairs from held-out scans, see `validation_samples`."""
+    """A fixed set of pairs, see `validation_samples`."""
     samples = validation_samples(scans, views, seed, pairs)
     return [ViewPairBatch.collate(samples[i : i + batch_size]) for i in range(0, pairs, batch_size)]
 
@@ -165,7 +165,7 @@ class AlignedCells:
         return cls(size, view, scan, (one.flips != two.flips).cpu(), (overlap / overlap.new_tensor(size)).cpu())
 
     def indices(self) -> Tensor:
-        """Of each cell, (d * h * w, 3); the right match has the same."""
+        """Indices of each cell, (d * h * w, 3); the right match has the same."""
         d, h, w = self.size
         return torch.stack(torch.unravel_index(torch.arange(d * h * w), (d, h, w)), dim=-1)
 

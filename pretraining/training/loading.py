@@ -192,7 +192,7 @@ def _without_sigchld_handler() -> Iterator[None]:
     """Without torch's handler of SIGCHLD, which raises RuntimeError wherever the program is, even in a `finally`.
 
     torch installs it when the first loading process has started. If that is in here, the handler is gone afterwards,
-    and a death shows where batches are waited for: torch looks after the processes every 5 s.
+    and a death shows where batches are waited for: torch checks the processes every 5 s.
     """
     if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
         yield

@@ -66,10 +66,8 @@ def train(
 
     Raises:
         Stopped: If the run was asked to end, and has saved its state.
-        PGLError: If the loss is not finite any more, a loading process has died, or there is too little memory for
-            them.
-        DataError: If a scan cannot be read.
-        CheckpointError: If a run cannot be continued.
+        PGLError: If the loss is not finite any more, a loading process has died or lacks memory, a scan cannot be read
+            (DataError), or a run cannot be continued (CheckpointError).
         OSError: If the state cannot be written.
     """
     run = Run(config, pool, folder, runtime, log)

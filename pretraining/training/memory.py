@@ -155,7 +155,7 @@ def _step_of(config: PretrainConfig, device: torch.device, world_size: int) -> C
     def run(pairs: int) -> None:
         state.optimizer.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
-        # Those of this step and, while they are joined, twice those of the next one.
+        # Crops of this step and, while they are joined, twice those of the next one.
         crops = torch.empty(3 * 2 * pairs, channels, *crop, dtype=torch.int16, device=device)
         exchanged = torch.empty(buckets, device=device)  # the gradients of all processes
         views = torch.randn(2 * pairs, channels, *size, device=device)

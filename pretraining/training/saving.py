@@ -1,4 +1,4 @@
-"""When a run is measured and saved, and the thread that writes while training goes on."""
+"""When a run is measured and saved, and the thread that writes while training continues."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class SaveTimes:
     measured at the end of an epoch, as often as that takes 1 % of the time, at least every 10 minutes.
 
     Args:
-        save_every: Epochs; None: by the clock.
-        steps_per_epoch: Steps.
+        save_every: Number of epochs between two saves; None: by the clock.
+        steps_per_epoch: Number of steps in an epoch.
         now: The clock, in seconds.
     """
 

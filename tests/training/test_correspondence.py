@@ -132,17 +132,34 @@ def test_misses_are_told_in_voxels_of_the_scan() -> None:
     assert found.axes[:2] == (None, None)
 
 
-def test_misses_are_told_by_how_far_they_are_off() -> None:
-    """Four cells along x, six voxels apart, of which each finds its neighbour, and the last one the first."""
+@pytest.mark.parametrize(
+    ("order", "right", "distance"), [((1, 2, 3, 0), 0, 6 * (1 + 1 + 1 + 3) / 4), ((1, 0, 2, 3), 0.5, 6)]
+)
+def test_misses_are_measured_by_how_far_they_are_off(order: tuple[int, ...], right: float, distance: float) -> None:
+    """Four cells along x, six voxels apart: each finds its neighbour, and the last one the first; or two are right."""
     geometry = GeometryBatch(
         torch.zeros(2, 3, dtype=torch.float64),
         torch.tensor([[4.0, 4, 24], [4, 4, 24]], dtype=torch.float64),
         torch.zeros(2, 3, dtype=torch.bool),
     )
     grid = FeatureGrid((4, 4, 32), (4.0, 4.0, 8.0), (2.0, 2.0, 4.0))
-    maps = torch.stack((torch.eye(4), torch.eye(4).roll(1, dims=1))).view(2, 4, 1, 1, 4)
+    maps = torch.stack((torch.eye(4), torch.eye(4)[:, torch.tensor(order).argsort()])).view(2, 4, 1, 1, 4)
     found = compare_maps([(maps, geometry)], grid)
-    assert (found.unflipped_right, found.miss_distance) == (0, pytest.approx(6 * (1 + 1 + 1 + 3) / 4))
+    assert (found.unflipped_right, found.miss_distance) == (right, pytest.approx(distance))
+
+
+def test_decoys_are_those_of_flipped_pairs(drawn: dict[str, list[dict[str, Any]]]) -> None:
+    """Flipped pairs hold a code of the position in the view, the others one of the location in the scan."""
+    case, samples = CASES["openkbp"], drawn["openkbp"]
+    maps = []
+    for (by_view, batch), (by_scan, _) in zip(
+        maps_of(samples, case, in_view), maps_of(samples, case, in_scan), strict=True
+    ):
+        is_flipped = (torch.arange(len(by_view)) % 2 == 1).view(-1, 1, 1, 1, 1)
+        maps.append((torch.where(is_flipped, by_view, by_scan), batch))
+    found = compare_maps(maps, case.grid)
+    assert found.decoy == pytest.approx(expected(samples, case, in_view)["decoy"], abs=0.01)
+    assert found.unflipped_right == pytest.approx(expected(samples, case, in_scan)["unflipped_right"], abs=0.01)
 
 
 def test_the_same_noise_each_time() -> None:

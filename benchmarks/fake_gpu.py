@@ -22,8 +22,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.fake_backward import BackwardEngine
+from pretraining.objectives.methods import OBJECTIVES
 from pretraining.settings.config import PretrainConfig
-from pretraining.training import start
+from pretraining.training import state as training_state
 from pretraining.training.state import TrainingState
 from pretraining.views import ViewPairBatch
 from pretraining.views.rendering import largest_source_box
@@ -166,14 +167,14 @@ def fake_gpu() -> Iterator[Watch]:
 
 def state_on_gpu(config: PretrainConfig) -> TrainingState:
     """Networks and optimiser as a run on the device starts with, within `fake_gpu`."""
-    make = start.make_objective
+    make = training_state.make_objective
 
     def without_values(*arguments: Any) -> Any:
         with torch.device("meta"):
             return make(*arguments)
 
-    with mock.patch.object(start, "make_objective", without_values):
-        state = start.initial_state(config, GPU, HALF)
+    with mock.patch.object(training_state, "make_objective", without_values):
+        state = training_state.initial_state(config, GPU, HALF)
     state.scaler = None  # as with bfloat16, in whose place this float16 stands
     return state
 
@@ -187,7 +188,7 @@ def batch_on_gpu(config: PretrainConfig, pairs: int) -> ViewPairBatch:
     place = torch.empty(views, 3, dtype=torch.float64, device=GPU)
     scale = torch.empty(views, channels, device=GPU)
     changes = torch.tensor([0.1, 0.7, 1.1, 1.2]).repeat(views, channels, 1)
-    of_a_view = start.drawing_function(config.method)(config.views.size, np.random.default_rng(0))
+    of_a_view = OBJECTIVES[config.method].objective.draw(config.views.size, np.random.default_rng(0))
     drawn = {
         name: torch.empty(views, *values.shape, dtype=torch.from_numpy(values).dtype, device=GPU)
         for name, values in of_a_view.items()

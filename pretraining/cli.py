@@ -29,7 +29,7 @@ from pretraining.settings.table import SCANS, VIEWS, RunOptions
 from pretraining.training.pool import prepare_volumes
 from pretraining.training.pretrain import pretrain
 from pretraining.training.preview import draw_pairs, geometry_lines
-from pretraining.training.run_folder import RunFolder, require_same
+from pretraining.training.run_folder import RunFolder
 from pretraining.views.body_axes import axis_warnings
 
 _EPILOG = """examples:
@@ -61,7 +61,7 @@ def _run(arguments: argparse.Namespace) -> None:
     folder = RunFolder.named(options.name or _default_name(settings_of(arguments)))
     if options.resume and folder.config_file.exists():
         config = PretrainConfig.load(folder.config_file)
-        require_same(with_options(arguments, config), config, folder)
+        folder.require_same(with_options(arguments, config), config)
     elif arguments.datasets is None:
         raise PGLError(f"--c: {folder.path} holds no run to continue; give -d to start one{folder.neighbours()}")
     else:

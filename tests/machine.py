@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pretraining.launching.commands import find_command
+from pretraining.console_commands import find_command
 
 SMALL = (
     *("-d", "501", "-patch", "6", "12", "16", "-strides", "4", "8", "8", "-np", "1", "-val_scans", "1"),

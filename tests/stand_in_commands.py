@@ -115,7 +115,7 @@ def make_compare_command(
     (raw / "dataset.json").write_text(json.dumps(content))
     scripts = tmp_path / "bin"
     scripts.mkdir()
-    monkeypatch.setattr("pretraining.launching.commands.find_command", lambda name: str(_stand_in(scripts, name)))
+    monkeypatch.setattr("pretraining.console_commands.find_command", lambda name: str(_stand_in(scripts, name)))
     monkeypatch.setenv("JOURNAL", str(tmp_path / "journal"))
     monkeypatch.setenv("PGL_CHECKPOINT", "/somewhere/else.pth")
     monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))

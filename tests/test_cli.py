@@ -19,9 +19,9 @@ from pretraining.settings.config import PretrainConfig
 from pretraining.settings.options import OptionParser, add_pretraining_options, with_options
 from pretraining.settings.values import names_in
 from pretraining.training.geometry_baselines import GeometryBaselines
+from pretraining.training.networks import make_encoder
 from pretraining.training.preview import geometry_lines
 from pretraining.training.run_folder import RunFolder
-from pretraining.training.start import make_encoder
 from pretraining.views import ViewSettings
 from tests.known_encoders import CoordinateScan
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from jinja2 import Environment
 
 from nnunetv2_pgl.checkpoint import CheckpointError, load_checkpoint, load_plain
 from nnunetv2_pgl.errors import PGLError
@@ -27,14 +28,26 @@ from nnunetv2_pgl.trainers.preprocessing_check import intensity_difference, spac
 from nnunetv2_pgl.transfer import load_encoder
 from pretraining.settings.table import RunOptions
 from pretraining.training.pretrain import pretrain
-from pretraining.training.start import initial_state
-from pretraining.training.state import TrainingState
+from pretraining.training.state import TrainingState, initial_state
 from tests.golden.make import FOLDERS, GOLDEN, RUN, config, machine
 from tests.hostile import harmed, variants
 from tests.planned_networks import small_network
 
 FINAL = GOLDEN / "nnUNet_results" / "PGL" / RUN / "checkpoint_final.pth"
 STATE = FINAL.with_name("checkpoint_latest.pth")
+
+
+@pytest.fixture(autouse=True)
+def templates_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the template of the model card would take half of the time."""
+    compile_template, compiled = Environment.compile, {}
+
+    def once(self: Environment, source: Any, *arguments: Any) -> Any:
+        if source not in compiled:
+            compiled[source] = compile_template(self, source, *arguments)
+        return compiled[source]
+
+    monkeypatch.setattr(Environment, "compile", once)
 
 
 def use(path: Path) -> None:

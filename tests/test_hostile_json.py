@@ -138,6 +138,8 @@ def test_the_record_of_a_stored_scan(scans: Path) -> None:
         try:
             (volume,) = volumes()
             assert (volume.name, volume.shape) == (good.name, good.shape)
-            Manifest.of_pool(PretrainConfig(datasets=(str(scans),)), split_pool([volume], PretrainConfig(("x",)), [0]))
+            Manifest.from_pool(
+                PretrainConfig(datasets=(str(scans),)), split_pool([volume], PretrainConfig(("x",)), [0])
+            )
         except Exception as error:
             raise AssertionError(f"{what}: {type(error).__name__}: {error}") from error

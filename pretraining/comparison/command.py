@@ -25,7 +25,7 @@ from pretraining.comparison.merging import add_results
 from pretraining.comparison.preparation import is_prepared, prepare
 from pretraining.comparison.runs import share, training_runs
 from pretraining.comparison.settings import GROUPS, ComparisonSettings
-from pretraining.launching.commands import CommandStopped, find_command
+from pretraining.console_commands import CommandStopped, find_command
 from pretraining.launching.errors import STOPPED_EXIT_CODE
 from pretraining.option_fields import add_options, given_values, require_ranges, spelled
 from pretraining.settings.options import OptionParser, adder, natural, positive

@@ -23,7 +23,7 @@ from pretraining.comparison.files import ComparisonFolder
 from pretraining.comparison.inits import Initialisation, initialisations, random_network, seen_test_cases
 from pretraining.comparison.settings import ComparisonSettings
 from pretraining.comparison.splits import LabelledDataset, Splits, make_splits
-from pretraining.launching.commands import CommandRunner
+from pretraining.console_commands import CommandRunner
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from pretraining.comparison.runs import (
     training_runs,
     write_plans,
 )
-from pretraining.launching.commands import CommandStopped
+from pretraining.console_commands import CommandStopped
 
 Failures = dict[str, str]
 _MAX_PREDICTION_PROCESSES = 3  # nnU-Net's default

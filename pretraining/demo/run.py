@@ -17,10 +17,10 @@ import torch
 
 from nnunetv2_pgl.errors import PGLError, one_line
 from nnunetv2_pgl.extension_folder import extension_folder
+from pretraining.console_commands import CommandRunner
 from pretraining.demo.datasets import FILE_ENDING, write_labelled_dataset, write_unlabelled_dataset
 from pretraining.demo.phantoms import LABELS
 from pretraining.demo.pictures import PredictedCase, draw_phantom, draw_predictions, read_volume
-from pretraining.launching.commands import CommandRunner
 
 UNLABELLED_ID, UNLABELLED_NAME, N_UNLABELLED = 501, "PGLDemoUnlabelled", 16
 LABELLED_ID, LABELLED_NAME, N_TRAIN, N_TEST = 502, "PGLDemoTorso", 16, 4

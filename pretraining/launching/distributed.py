@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -16,9 +16,9 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
+from nnunetv2_pgl.errors import PGLError
 from pretraining.launching.errors import HOW_TO_CONTINUE, ProcessLost
-from pretraining.launching.heartbeat import end_without, heartbeat
-from pretraining.launching.torchrun_environment import ProcessRank, read_torchrun_environment
+from pretraining.launching.heartbeat import exit_after_losing, heartbeat
 
 T = TypeVar("T")
 
@@ -35,16 +35,49 @@ _GONE = re.compile(
 
 
 @dataclass(frozen=True)
-class Processes(ProcessRank):
+class Processes:
     """This process among those that train together, and what they do in common.
 
     Attributes:
+        rank: Number of this process among all.
+        world_size: How many there are.
+        local_rank: Number of this process on its machine.
+        local_world_size: How many there are on this machine.
         store: Where the main process notes that it has done what the others wait for; None if there are no others.
         calls: Counts the calls of `run_on_main`.
     """
 
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
     store: PrefixStore | None = None
-    calls: Iterator[int] = field(default_factory=itertools.count)
+    calls: Iterator[int] = field(default_factory=itertools.count, compare=False)
+
+    @classmethod
+    def from_environment(cls) -> Processes:
+        """What torchrun's variables say of this process; alone if there are none, or WORLD_SIZE is 1.
+
+        Schedulers and job scripts set some of them too. A process that does not know which of several it is must not
+        train alone: so would the others.
+
+        Raises:
+            PGLError: Some of the variables are missing; the message names them.
+        """
+        given = [name for name in ("WORLD_SIZE", "RANK") if name in os.environ]
+        if not given or os.environ.get("WORLD_SIZE") == "1":
+            return cls()
+        for names in (("WORLD_SIZE", "RANK"), ("MASTER_ADDR", "MASTER_PORT")):
+            if missing := [name for name in names if not os.environ.get(name)]:
+                raise PGLError(
+                    f"the environment has {' and '.join(f'{name}={os.environ[name]}' for name in given)}, but "
+                    f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set, so that this process "
+                    f"cannot join the others; unset {' and '.join(given)} to train with this process alone or with "
+                    "-num_gpus N, or start all processes with torchrun, which sets what is needed"
+                )
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        return cls(rank, world_size, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
 
     @property
     def is_main(self) -> bool:
@@ -57,14 +90,14 @@ class Processes(ProcessRank):
 
     def barrier(self) -> None:
         """Waits for all processes."""
-        if self.count > 1:
+        if self.world_size > 1:
             dist.barrier()
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """Mean of a tensor over all processes."""
-        if self.count > 1:
+        if self.world_size > 1:
             dist.all_reduce(values)
-            values = values / self.count
+            values = values / self.world_size
         return values
 
     def run_on_main(self, function: Callable[[], T]) -> T:
@@ -119,23 +152,23 @@ def process_group(kind: str) -> Iterator[Processes]:
         kind: Type of the device: NCCL serves "cuda", gloo the others.
 
     Raises:
-        PGLError: If what the environment says of them is incomplete or contradictory.
+        PGLError: If the environment says only part of what is needed.
         ProcessLost: If another process ended.
     """
-    place = read_torchrun_environment()
-    if place.count == 1:
-        yield Processes()
+    processes = Processes.from_environment()
+    if processes.world_size == 1:
+        yield processes
         return
     device = None
     if kind == "cuda":
-        device = torch.device("cuda", place.local_rank)  # given to the group, which would guess it from the rank
+        device = processes.device(kind)  # given to the group, which would guess it from the rank
         torch.cuda.set_device(device)
     elif "OMP_NUM_THREADS" not in os.environ:  # torchrun sets it; else the processes would compete for the cores
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // place.local_count))
-    rank, count = place.rank, place.count
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes.local_world_size))
+    rank, world_size = processes.rank, processes.world_size
     try:
-        store, rank, count = next(rendezvous("env://", timeout=_WAIT_FOR_ALL))
-        if place.local_count == count:  # the counts of several nodes' agents may differ
+        store, rank, world_size = next(rendezvous("env://", timeout=_WAIT_FOR_ALL))
+        if processes.local_world_size == world_size:  # the counts of several nodes' agents may differ
             # torchrun keeps its store when it restarts, with the addresses of processes that are gone.
             store = PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         dist.init_process_group(
@@ -143,11 +176,12 @@ def process_group(kind: str) -> Iterator[Processes]:
             timeout=_WAIT_FOR_ALL,
             store=store,
             rank=rank,
-            world_size=count,
+            world_size=world_size,
             device_id=device,
         )
-        processes = Processes(rank, count, place.local_rank, place.local_count, PrefixStore("pgl_pretrain", store))
-        with heartbeat(rank, count, lambda lost: end_without(lost, count)):
+        store = PrefixStore("pgl_pretrain", store)
+        processes = replace(processes, rank=rank, world_size=world_size, store=store)
+        with heartbeat(rank, world_size, lambda lost: exit_after_losing(lost, world_size)):
             yield processes
             processes.barrier()  # else the first to leave would be missed
         dist.destroy_process_group()  # not after an error: NCCL would wait for what the others will never send
@@ -155,6 +189,6 @@ def process_group(kind: str) -> Iterator[Processes]:
         if isinstance(error, ProcessLost) or not _GONE.search(str(error)):
             raise
         raise ProcessLost(
-            f"process {rank} of {count} lost the connection to another one, which was killed (perhaps by the system, "
-            f"for lack of memory) or has failed; its message, if any, is above. {HOW_TO_CONTINUE}"
+            f"process {rank} of {world_size} lost the connection to another one, which was killed (perhaps by the "
+            f"system, for lack of memory) or has failed; its message, if any, is above. {HOW_TO_CONTINUE}"
         ) from error

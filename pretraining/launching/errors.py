@@ -13,7 +13,7 @@ from typing import NoReturn
 STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: not finished, try again
 HOW_TO_CONTINUE = "Add --c to continue from the last saved state; torchrun --max-restarts N does so by itself"
 
-_UNTIL_THE_LAUNCHER_LOOKS = 5.0  # seconds; it looks ten times a second
+_SECONDS_FOR_LAUNCHER = 5.0  # it looks ten times a second
 
 
 class Stopped(Exception):  # noqa: N818 - it is no error
@@ -38,7 +38,7 @@ def end_after_another(line: str) -> NoReturn:
     """
     if line and not _started_by_num_gpus() and os.environ.get("LOCAL_RANK", "0") in ("0", "1"):
         print(line, file=sys.stderr, flush=True)
-    time.sleep(_UNTIL_THE_LAUNCHER_LOOKS)
+    time.sleep(_SECONDS_FOR_LAUNCHER)
     _leave(1)
 
 

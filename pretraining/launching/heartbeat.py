@@ -18,28 +18,33 @@ import torch.distributed as dist
 
 from pretraining.launching.errors import HOW_TO_CONTINUE, report
 
-SECONDS = 5.0  # between two beats
-MOST_MISSED = 4  # beats; a launcher leaves a process that hangs 30 seconds more
+SECONDS_BETWEEN_BEATS = 5.0
+MAX_MISSED_BEATS = 4  # a launcher leaves a process that hangs 30 seconds more
 
 
 @contextmanager
 def heartbeat(
-    rank: int, count: int, lost: Callable[[int | None], None], seconds: float = SECONDS, most_missed: int = MOST_MISSED
+    rank: int,
+    world_size: int,
+    on_loss: Callable[[int | None], None],
+    seconds: float = SECONDS_BETWEEN_BEATS,
+    max_missed: int = MAX_MISSED_BEATS,
 ) -> Iterator[None]:
     """Shows the other processes that this one lives, and watches the next one.
 
-    All have to leave together, such as after a barrier.
+    All must leave together, such as after a barrier.
 
     Args:
-        rank: Of this process.
-        count: How many there are.
-        lost: Called, from a thread, with the rank of the next process when it has missed too many beats, or with None
-            when the store, which is at MASTER_ADDR, has not answered for as long or is gone.
+        rank: Number of this process.
+        world_size: How many there are.
+        on_loss: Called, from a thread, with the rank of the next process when it has missed too many beats, or with
+            None when the store, which is at MASTER_ADDR, has not answered for as long or is gone.
         seconds: Between two beats.
-        most_missed: Beats.
+        max_missed: Beats that may be missed.
     """
     left = threading.Event()
-    heard = [0, 0]  # beats of this process and of the next one that the store has counted
+    following = (rank + 1) % world_size
+    counted = [0, 0]  # beats of this process and of the next one, as the store has them
 
     def beat() -> None:
         tcp_store: Any = dist.TCPStore  # type: ignore[attr-defined]
@@ -48,16 +53,16 @@ def heartbeat(
             where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             store = tcp_store(*where, is_master=False, wait_for_workers=False)
             while not left.wait(seconds):
-                heard[:] = store.add(f"beats_{rank}", 1), store.add(f"beats_{(rank + 1) % count}", 0)
+                counted[:] = store.add(f"beats_{rank}", 1), store.add(f"beats_{following}", 0)
 
     def watch() -> None:
-        last, missed = [-1, -1], [0, 0]
+        before, missed = [-1, -1], [0, 0]
         while not left.wait(seconds):
-            missed = [n + 1 if now == before else 0 for n, now, before in zip(missed, heard, last, strict=True)]
-            last = list(heard)
+            missed = [n + 1 if now == then else 0 for n, now, then in zip(missed, counted, before, strict=True)]
+            before = list(counted)
             # The next one is lost only if the store has just answered.
-            if missed[0] >= most_missed or (missed[1] >= most_missed and missed[0] == 0):
-                lost(None if missed[0] else (rank + 1) % count)
+            if missed[0] >= max_missed or (missed[1] >= max_missed and missed[0] == 0):
+                on_loss(None if missed[0] else following)
                 return
 
     # Two, since a store that does not answer holds the first one for good; the end of the process must not wait for it.
@@ -69,20 +74,24 @@ def heartbeat(
     finally:
         left.set()
         for thread in threads:
-            thread.join(SECONDS)  # one that the end of Python meets within a call of the store aborts the process
+            # A thread that is within a call of the store when Python ends would abort the process.
+            thread.join(SECONDS_BETWEEN_BEATS)
 
 
-def end_without(lost: int | None, count: int) -> NoReturn:
-    """Ends this process from a thread, since its main thread may wait for the lost process where nothing interrupts it.
+def exit_after_losing(lost: int | None, world_size: int) -> NoReturn:
+    """Ends this process from a thread, since its main thread may wait for the lost one where nothing interrupts it.
 
     Args:
-        lost: See `heartbeat`.
-        count: How many processes there are.
+        lost: What `heartbeat` calls ``on_loss`` with.
+        world_size: How many processes there are.
     """
-    who = f"{os.environ['MASTER_ADDR']}, where the run was launched," if lost is None else f"process {lost} of {count}"
+    if lost is None:
+        who = f"{os.environ['MASTER_ADDR']}, where the run was launched,"
+    else:
+        who = f"process {lost} of {world_size}"
     line = (
-        f"pgl_pretrain: nothing was heard of {who} for {SECONDS * MOST_MISSED:.0f} seconds: its machine is down or "
-        f"hangs, or the network between them. {HOW_TO_CONTINUE}"
+        f"pgl_pretrain: nothing was heard of {who} for {SECONDS_BETWEEN_BEATS * MAX_MISSED_BEATS:.0f} seconds: its "
+        f"machine is down or hangs, or the network between them. {HOW_TO_CONTINUE}"
     )
     print(file=sys.stderr, flush=True)  # below the progress bar
     if lost is None:  # the launcher that would print it is perhaps gone too

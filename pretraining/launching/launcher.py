@@ -17,11 +17,11 @@ from nnunetv2_pgl.errors import PGLError
 from pretraining.launching.errors import HOW_TO_CONTINUE, Stopped, end, is_one_of_several
 
 _HANGUPS = [getattr(signal, name) for name in ("SIGHUP", "SIGQUIT") if hasattr(signal, name)]
-_BETWEEN_LOOKS = 0.1  # seconds
-_UNTIL_KILLED = 30  # seconds after SIGTERM, as Slurm leaves; after other signals, four times as long
+_SECONDS_BETWEEN_CHECKS = 0.1
+_SECONDS_UNTIL_KILLED = 30  # after SIGTERM, as Slurm leaves; after other signals, four times as long
 
 
-def launch(arguments: Sequence[str], count: int) -> None:
+def launch(arguments: Sequence[str], world_size: int) -> None:
     """Runs python with these arguments in processes that train together.
 
     With the part of torchrun that starts processes and waits for them: all of torchrun would print a traceback and a
@@ -33,10 +33,10 @@ def launch(arguments: Sequence[str], count: int) -> None:
         PGLError: If a process was killed, or ended without a line, or this one is itself one of several.
     """
     if is_one_of_several():  # each of which would start as many
-        given = " and ".join(f"{name}={os.environ[name]}" for name in ("WORLD_SIZE", "RANK") if name in os.environ)
         raise PGLError(
-            f"-num_gpus starts the processes, but the environment has {given}: this one is already one of several; "
-            "leave out -num_gpus, or unset WORLD_SIZE and RANK"
+            f"-num_gpus starts the processes, but the environment has WORLD_SIZE={os.environ['WORLD_SIZE']} and "
+            f"RANK={os.environ['RANK']}: this one is already one of several; leave out -num_gpus, or unset WORLD_SIZE "
+            "and RANK"
         )
     logger = logging.getLogger("torch.distributed.elastic")
     logger.addHandler(logging.NullHandler())
@@ -45,49 +45,48 @@ def launch(arguments: Sequence[str], count: int) -> None:
         signal.signal(signal.SIGUSR1, _raise_as_torch_does)  # for the others it does so itself
     tcp_store: Any = dist.TCPStore  # type: ignore[attr-defined]
     store = tcp_store("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    ranks = range(count)
+    environments = {
+        rank: {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(world_size),
+            "LOCAL_WORLD_SIZE": str(world_size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(store.port),  # the store of this process, which outlives the others
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "TORCHELASTIC_RESTART_COUNT": "0",
+        }
+        for rank in range(world_size)
+    }
     ignored = [number for number in _HANGUPS if signal.getsignal(number) == signal.SIG_IGN]  # by nohup
     with TemporaryDirectory(prefix="pgl_pretrain_") as folder:
         processes = start_processes(
             "pgl_pretrain",
             sys.executable,
-            dict.fromkeys(ranks, ("-u", *arguments)),
-            {rank: _variables(rank, count, store.port) for rank in ranks},
+            dict.fromkeys(environments, ("-u", *arguments)),
+            environments,
             DefaultLogsSpecs(folder),
         )
         for number in ignored:
             signal.signal(number, signal.SIG_IGN)  # which torch has undone
         asked = None
         try:
-            result = processes.wait(period=_BETWEEN_LOOKS)
+            result = processes.wait(period=_SECONDS_BETWEEN_CHECKS)
         except SignalException as signalled:
             asked = signalled.sigval
             for number in {signal.SIGTERM, signal.SIGINT, asked}:
                 signal.signal(number, signal.SIG_IGN)  # one is enough
-            processes.close(asked, _UNTIL_KILLED if asked == signal.SIGTERM else 4 * _UNTIL_KILLED)  # passes it on
+            patience = _SECONDS_UNTIL_KILLED * (1 if asked == signal.SIGTERM else 4)
+            processes.close(asked, patience)  # passes the signal on
             result = processes.wait(0)
         if result is not None and result.failures:
             failures = list(result.failures.items())  # in the order in which they ended
             if asked is not None:  # the signal was for all: prefer a process that left a message
                 failures.sort(key=lambda item: not os.path.exists(item[1].error_file))
-            _explain(*failures[0], count, asked)
+            _explain(*failures[0], world_size, asked)
 
 
-def _variables(rank: int, count: int, port: int) -> dict[str, str]:
-    """What torchrun would put into the environment; the store is that of this process, which outlives the others."""
-    return {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "TORCHELASTIC_RESTART_COUNT": "0",
-    }
-
-
-def _explain(rank: int, failure: ProcessFailure, count: int, asked: signal.Signals | None) -> NoReturn:
+def _explain(rank: int, failure: ProcessFailure, world_size: int, asked: signal.Signals | None) -> NoReturn:
     """Ends as the process did that failed first; those that fail after it only do so because of it."""
     if os.path.exists(failure.error_file):
         end(failure.message, failure.exitcode)
@@ -98,7 +97,9 @@ def _explain(rank: int, failure: ProcessFailure, count: int, asked: signal.Signa
         how = f"{failure.signal_name()}, often sent by the system for lack of memory"
     else:
         how = f"exit code {failure.exitcode} (its message, if any, is above)"
-    raise PGLError(f"training process {rank} of {count} ended with {how}; the others were stopped. {HOW_TO_CONTINUE}")
+    raise PGLError(
+        f"training process {rank} of {world_size} ended with {how}; the others were stopped. {HOW_TO_CONTINUE}"
+    )
 
 
 def _raise_as_torch_does(number: int, frame: object) -> NoReturn:

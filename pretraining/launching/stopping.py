@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: it saves what it has and says how to go on."""
+"""Signals that ask a run to end: it saves what it has and says how to continue."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ from pretraining.launching.errors import Stopped
 
 # scancel, a job's time limit, and a launcher that ends what is left; Slurm's --signal, sent some time before; Ctrl-C.
 _SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")
-_RESPITE = 25.0  # seconds that SIGTERM leaves a loading process: launchers and Slurm leave 30 before they kill
+_WORKER_DELAY = 25.0  # seconds until SIGTERM ends a loading process: launchers and Slurm leave 30 before they kill
 
 
 class StopSignals:
     """What has asked this process to end.
 
-    Before `note` a signal ends it at once, by an exception: there is nothing to save yet. Afterwards, when an exception
-    could hit half a step or the last save, it is noted, and the loop looks for it. A second Ctrl-C still ends it.
+    Before `defer` a signal ends it at once, by an exception: there is nothing to save yet. Afterwards, when an
+    exception could hit half a step or the last save, it is recorded, and the loop looks for it. A second Ctrl-C still
+    ends it.
 
     A launcher sends SIGTERM too when another process has ended. Then this one fails at what it does next with that one,
     or waits until the launcher kills it, 30 seconds later.
 
     Attributes:
-        received: Name of the first signal noted, or None.
+        received: Name of the first deferred signal, or None.
     """
 
     def __init__(self) -> None:
         self.received: str | None = None
-        self._is_noting = False
+        self._is_deferring = False
 
     @contextmanager
     def caught(self) -> Iterator[StopSignals]:
@@ -52,21 +53,21 @@ class StopSignals:
             for name, handler in before.items():
                 signal.signal(getattr(signal, name), handler)
 
-    def note(self) -> None:
-        """From now on, the run trains."""
-        self._is_noting = True
+    def defer(self) -> None:
+        """From now on, signals are recorded: the run trains."""
+        self._is_deferring = True
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
-        if not self._is_noting:
+        if not self._is_deferring:
             raise Stopped(f"stopped by {name} before the first step; scans already preprocessed will be found again")
         if name == "SIGINT" and self.received == "SIGINT":
             raise KeyboardInterrupt
         self.received = self.received or name
 
 
-class Agreement:
-    """Whether any of the processes that train together wants something: all get the same answer at the same call.
+class AnyProcess:
+    """Whether something is true in any of the processes that train together: all get the same answer at the same call.
 
     One process alone gets its own answer at once. Several get that of two calls ago, which has long arrived, so that
     neither the host nor the GPU waits for it.
@@ -74,25 +75,25 @@ class Agreement:
 
     def __init__(self, processes: Processes, device: torch.device) -> None:
         self._processes, self._device = processes, device
-        self._asked: deque[tuple[torch.Tensor, Any]] = deque()
+        self._pending: deque[tuple[torch.Tensor, Any]] = deque()
 
     def __call__(self, own: bool) -> bool:
-        """Gives this process's wish; every process has to call as often as the others."""
-        if self._processes.count == 1:
+        """Takes this process's value; every process has to call as often as the others."""
+        if self._processes.world_size == 1:
             return own
-        wish = torch.full((1,), float(own), device=self._device)
-        work: Any = dist.all_reduce(wish, op=dist.ReduceOp.MAX, async_op=True)
+        value = torch.full((1,), float(own), device=self._device)
+        work: Any = dist.all_reduce(value, op=dist.ReduceOp.MAX, async_op=True)
         if self._device.type == "cuda":
             work.wait()  # for the GPU's stream, not for the host
-            wish = torch.empty(1, pin_memory=True).copy_(wish, non_blocking=True)
+            value = torch.empty(1, pin_memory=True).copy_(value, non_blocking=True)
             work = torch.cuda.Event()
             work.record()
-        self._asked.append((wish, work))
-        if len(self._asked) < 3:
+        self._pending.append((value, work))
+        if len(self._pending) < 3:
             return False
-        wish, work = self._asked.popleft()
+        value, work = self._pending.popleft()
         work.synchronize() if self._device.type == "cuda" else work.wait()
-        return bool(wish.item())
+        return bool(value.item())
 
 
 def ignore_signals_in_worker(worker: int) -> None:
@@ -103,10 +104,10 @@ def ignore_signals_in_worker(worker: int) -> None:
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _end_after_respite)
+    signal.signal(signal.SIGTERM, _end_after_delay)
 
 
-def _end_after_respite(*_: object) -> None:
+def _end_after_delay(*_: object) -> None:
     """SIGALRM ends a process wherever it is, also in a library that Python cannot interrupt."""
     if hasattr(signal, "setitimer"):  # Windows has none, and ends processes without asking them
-        signal.setitimer(signal.ITIMER_REAL, _RESPITE)
+        signal.setitimer(signal.ITIMER_REAL, _WORKER_DELAY)

@@ -21,15 +21,11 @@ class Objective(nn.Module):
 
     Attributes:
         output: Named tuple of scalars that `forward` returns, the loss first.
-        has_target: Whether there is a target path, which follows the online path.
-        changes_intensity: Whether the views have the intensity changes of section 3.2.
         encoder: The encoder that is kept.
         precision: Autocast type of the networks, None for float32.
     """
 
     output: ClassVar[Any]
-    has_target: ClassVar[bool] = True
-    changes_intensity: ClassVar[bool] = True
     encoder: Encoder
     precision: torch.dtype | None
 
@@ -96,9 +92,6 @@ class Restoration(Objective):
         segmenter: The restoring network; as many output as input channels. Its encoder is kept.
         precision: Autocast type of the network, None for float32. The loss is always float32.
     """
-
-    has_target = False
-    changes_intensity = False  # the views to restore are the scans' own intensities
 
     def __init__(self, segmenter: Segmenter, precision: torch.dtype | None = None):
         super().__init__()

@@ -1,6 +1,6 @@
-"""The label-free validation: do features of the same place find each other in the other view?
+"""The label-free validation: do features of the same location find each other in the other view?
 
-A code of the place *in the view*, which says nothing of what is there, passes for knowledge wherever two views are
+A code of the position *in the view*, which says nothing of what is there, passes for knowledge wherever two views are
 flipped alike and show much the same part of a scan. So pairs with a relative flip are counted separately, and what such
 a code and a perfect one would reach in the same pairs is reported with what was measured (docs/method.md).
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 from nnunetv2_pgl.networks import Encoder
 from nnunetv2_pgl.networks.hardware import lay_out
 from pretraining.alignment import FeatureGrid, align
-from pretraining.training.geometry_baselines import GeometryBaselines, Places, halves, mean_of
+from pretraining.training.geometry_baselines import AlignedCells, GeometryBaselines, halves, mean_of
 from pretraining.views import GeometryBatch, ViewPairBatch
 
 _CALIBRATION_BATCHES = 4
@@ -25,13 +25,13 @@ _CALIBRATION_BATCHES = 4
 
 @dataclass(frozen=True)
 class AxisShares:
-    """What happens along one axis in the pairs that are flipped against each other along it, as shares of their cells.
+    """Matches along one axis, in pairs that are flipped against each other along it, as shares of their cells.
 
-    Cells whose right place is also the same place of the view are left out.
+    Cells whose right location is also the same position of the view are left out.
 
     Attributes:
-        right: The found cell is right along this axis.
-        mirrored: It lies where the same place of the view does.
+        right: The match is right along this axis.
+        mirrored: It is at the same position of the view.
     """
 
     right: float
@@ -40,18 +40,18 @@ class AxisShares:
 
 @dataclass(frozen=True)
 class Correspondence(GeometryBaselines):
-    """How well places are recognised; shares of aligned cells, None where there are no such pairs.
+    """How well locations are recognised; shares of aligned cells, None where there are no such pairs.
 
     A cell's match is its nearest neighbour among the other view's aligned cells, by the cosine of the features less
-    their mean over all cells looked at.
+    their mean over all cells.
 
     Attributes:
-        flipped_right: In pairs with a relative flip: the match is the right place.
+        flipped_right: In pairs with a relative flip: the match is at the right location.
         unflipped_right: The same in pairs without one.
-        decoy: In pairs with a relative flip: the match is at the same place of the view. Cells for which that is the
-            right place are left out; 0 if these are all.
+        decoy: In pairs with a relative flip: the match is at the same position of the view. Cells for which that is the
+            right location are left out; 0 if these are all.
         axes: For z, y and x; None where no cell of a flipped pair counts.
-        miss_distance: Mean distance in source voxels between match and right place where they differ.
+        miss_distance: Mean distance in source voxels between match and right location where they differ.
         cells: Number of cells that were looked up.
     """
 
@@ -63,19 +63,8 @@ class Correspondence(GeometryBaselines):
     cells: int
 
     def to_record(self) -> dict[str, float]:
-        """What an epoch's record keeps: the values that are not None."""
-        names = (
-            "flipped_right",
-            "unflipped_right",
-            "decoy",
-            "position_code",
-            "unflipped_position_code",
-            "ceiling",
-            "unflipped_ceiling",
-            "miss_distance",
-        )
-        values = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in values.items() if value is not None}
+        """What an epoch's record keeps."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, float)}
 
 
 def measure_correspondence(
@@ -93,7 +82,7 @@ def measure_correspondence(
         encoder: Any encoder.
         batches: See `validation_batches`.
         view_size: Size of the views (z, y, x).
-        device: Of the encoder.
+        device: Where the encoder is.
         precision: Autocast type, None for float32.
         stage: Which of the encoder's maps the cells are of, by default the deepest.
         views_at_once: How many views the encoder gets at a time, by default those of a batch.
@@ -131,25 +120,50 @@ def calibrate_norms(
 
 def compare_maps(maps: Sequence[tuple[Tensor, GeometryBatch]], grid: FeatureGrid) -> Correspondence:
     """The correspondence of feature maps, by batch (2 B, C, d, h, w), first views first, and their geometries."""
-    pairs = [_aligned_pair(features, *halves(geometries), grid) for features, geometries in maps]
-    first, second = (torch.cat(parts).cpu() for parts in zip(*pairs, strict=True))
+    aligned: list[tuple[Tensor, Tensor]] = []
+    for features, geometries in maps:
+        (one, two), (of_one, of_two) = halves(geometries), features.chunk(2)
+        aligned.append((align(of_one, one, two, grid)[0], align(of_two, two, one, grid)[0]))
+    first, second = (torch.cat(parts).cpu() for parts in zip(*aligned, strict=True))
     # Features after a ReLU share a large common part, which would make every cosine close to one.
     mean = torch.cat((first, second)).mean(dim=(0, 2, 3, 4), keepdim=True)
-    places = [Places.of(*halves(geometries), grid, first.shape[2:]) for _, geometries in maps]
-    counts = _Counts()
-    at = 0
-    for part in places:
-        size = len(part.flips)
-        counts.add(nearest(first[at : at + size] - mean, second[at : at + size] - mean), part)
-        at += size
-    return counts.result(GeometryBaselines.of(places))
+    batches = [AlignedCells.from_geometries(*halves(geometries), grid, first.shape[2:]) for _, geometries in maps]
+    sizes = [len(batch.flips) for batch in batches]
+    found = map(nearest, (first - mean).split(sizes), (second - mean).split(sizes))
 
+    hits: list[Tensor] = []
+    misses: list[Tensor] = []
+    decoys: list[Tensor] = []
+    of_axes: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+    for matches, cells in zip(found, batches, strict=True):
+        right, flips = cells.indices(), cells.flips
+        is_right = matches == right
+        hits.append(is_right.all(dim=2))
+        misses.append(((matches - right) * cells.steps.unsqueeze(1)).norm(dim=2)[~hits[-1]])
+        # Per axis, whether the match, and whether the right cell, is at the same position of the view.
+        pair = torch.arange(len(matches)).unsqueeze(1)
+        near = list(zip(cells.nearest_in_view, right.unbind(dim=1), matches.unbind(dim=2), strict=True))
+        of_match = torch.stack([n[pair, i, match] for n, i, match in near], dim=2)
+        of_right = torch.stack([n[:, i, i] for n, i, _ in near], dim=2)
+        decoys.append(of_match.all(dim=2)[~of_right.all(dim=2) & flips.any(dim=1, keepdim=True)])
+        for axis, collected in enumerate(of_axes):
+            counts = ~of_right[..., axis] & flips[:, axis, None]
+            collected.append(torch.stack((is_right[..., axis][counts], of_match[..., axis][counts])))
 
-def _aligned_pair(features: Tensor, one: GeometryBatch, two: GeometryBatch, grid: FeatureGrid) -> tuple[Tensor, Tensor]:
-    """Aligned maps of first and second views, (B, C, ...) each."""
-    first, _ = align(features.chunk(2)[0], one, two, grid)
-    second, _ = align(features.chunk(2)[1], two, one, grid)
-    return first, second
+    shares, flipped = torch.cat(hits).double().mean(dim=1), torch.cat([cells.flips.any(dim=1) for cells in batches])
+    z, y, x = (
+        AxisShares(*counted.double().mean(dim=1).tolist()) if counted.numel() else None
+        for counted in (torch.cat(parts, dim=1) for parts in of_axes)
+    )
+    return Correspondence(
+        **vars(GeometryBaselines.from_cells(batches)),
+        flipped_right=mean_of(shares[flipped]),
+        unflipped_right=mean_of(shares[~flipped]),
+        decoy=(mean_of(torch.cat(decoys)) or 0.0) if flipped.any() else None,
+        axes=(z, y, x),
+        miss_distance=mean_of(torch.cat(misses)) or 0.0,
+        cells=sum(part.numel() for part in hits),
+    )
 
 
 def nearest(first: Tensor, second: Tensor) -> Tensor:
@@ -165,54 +179,3 @@ def nearest(first: Tensor, second: Tensor) -> Tensor:
     a, b = (F.normalize(features.flatten(2), dim=1) for features in (first, second))
     found = (a.transpose(1, 2) @ b).argmax(dim=2)
     return torch.stack(torch.unravel_index(found, first.shape[2:]), dim=-1)
-
-
-class _Counts:
-    """Collects the matches of the cells of all pairs."""
-
-    def __init__(self) -> None:
-        self.hits: list[Tensor] = []  # of the pairs of a batch, the share of cells that is right
-        self.flipped: list[Tensor] = []
-        self.decoys: list[Tensor] = []
-        self.of_axes: tuple[list[tuple[Tensor, Tensor]], ...] = ([], [], [])
-        self.misses: list[Tensor] = []
-        self.cells = 0
-
-    def add(self, found: Tensor, places: Places) -> None:
-        """``found`` are the matches of a batch, (B, cells, 3)."""
-        right = places.right()
-        hits = (found == right).all(dim=2)
-        self.hits.append(hits.double().mean(dim=1))
-        self.flipped.append(places.flips.any(dim=1))
-        self.cells += hits.numel()
-        for pair, (matches, flips) in enumerate(zip(found, places.flips.tolist(), strict=True)):
-            self.misses.append(((matches - right) * places.steps[pair]).norm(dim=1)[~hits[pair]])
-            near = [n[pair] for n in places.near_in_view]
-            at_match = torch.stack([n[right[:, a], matches[:, a]] for a, n in enumerate(near)], dim=1)
-            at_right = torch.stack([n[right[:, a], right[:, a]] for a, n in enumerate(near)], dim=1)
-            if any(flips):
-                self.decoys.append(at_match.all(dim=1)[~at_right.all(dim=1)])
-            for axis in (a for a in range(3) if flips[a]):
-                apart = ~at_right[:, axis]
-                same = matches[:, axis] == right[:, axis]
-                self.of_axes[axis].append((same[apart], at_match[apart, axis]))
-
-    def result(self, by_geometry: GeometryBaselines) -> Correspondence:
-        """All pairs together."""
-        hits, flipped = torch.cat(self.hits), torch.cat(self.flipped)
-        z, y, x = map(_shares, self.of_axes)
-        return Correspondence(
-            **vars(by_geometry),
-            flipped_right=mean_of(hits[flipped]),
-            unflipped_right=mean_of(hits[~flipped]),
-            decoy=(mean_of(torch.cat(self.decoys)) or 0.0) if self.decoys else None,
-            axes=(z, y, x),
-            miss_distance=mean_of(torch.cat(self.misses)) or 0.0,
-            cells=self.cells,
-        )
-
-
-def _shares(axis: Sequence[tuple[Tensor, Tensor]]) -> AxisShares | None:
-    """Shares over all pairs that are flipped along an axis, from one (right, mirrored) per pair."""
-    right, mirrored = (mean_of(torch.cat([pair[i] for pair in axis])) if axis else None for i in (0, 1))
-    return None if right is None or mirrored is None else AxisShares(right, mirrored)

@@ -38,43 +38,17 @@ def make_checkpoint(
         config: Settings of the run.
         spacing: Spacing (z, y, x) in mm of the scans as trained on, the median where it varies.
         is_ct: Whether all scans were CT.
-        num_scans: Scans trained on.
+        num_scans: Number of scans trained on.
         last_record: The last epoch's record.
         manifest: Hash of the manifest and number of scans per source, as in `Manifest.summary`.
     """
     encoder = objective.encoder
-    z, y, x = (float(s) for s in spacing)
-    datasets = [Path(name).name for name in config.datasets]  # a checkpoint that is shared shows no paths
-    pgl = {
-        "method": config.method,
-        "architecture": _architecture(config.architecture, encoder),
-        "config": {**config.to_dict(), "datasets": datasets, "exclude": len(config.exclude)},
-        "untrained_stages": _untrained(encoder),
-        "datasets": datasets,
-        "epochs": config.epochs,
-        "num_scans": num_scans,
-        "manifest": manifest,
-        "intensity": _intensity(is_ct, config.preprocessing),
-        "spacing": [z, y, x],
-        "view_size": list(config.views.size),
-        "metrics": {key: float(np.float64(value)) for key, value in last_record.items()},
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": versions(),
-    }
-    citations = [dict(citation) for citation in METHODS[config.method].citations]
-    plan = _adaptation_plan(pgl, encoder)
-    return EncoderCheckpoint(_weights(encoder), pgl, plan, citations, objective.kept_decoder())
-
-
-def _untrained(encoder: Encoder) -> list[str]:
-    """Stages that the loss does not reach, as in the keys; see `PGL`'s stages."""
+    # Stages that the loss does not reach, see `PGL`'s stages.
     keys = [key.split(".") for key, parameter in encoder.named_parameters() if not parameter.requires_grad]
-    return sorted({".".join(key[:2]) if key[0] == "stages" else key[0] for key in keys})
-
-
-def _architecture(name: str, encoder: Encoder) -> dict[str, Any]:
+    untrained = {".".join(key[:2]) if key[0] == "stages" else key[0] for key in keys}
+    datasets = [Path(name).name for name in config.datasets]  # a checkpoint that is shared shows no paths
     architecture = {
-        "name": name,
+        "name": config.architecture,
         "norm": encoder.norm_name,
         "centred": encoder.centred,
         "padding": encoder.padding,
@@ -83,18 +57,29 @@ def _architecture(name: str, encoder: Encoder) -> dict[str, Any]:
     }
     if isinstance(encoder, PlannedEncoder):
         architecture["network"] = encoder.network.to_dict()
-    return architecture
-
-
-def _weights(encoder: Encoder) -> dict[str, Tensor]:
-    """Its state on the CPU. nnU-Net's networks hold each tensor under two names; in the file it stays one."""
-    copies: dict[int, Tensor] = {}
-    weights = {}
-    for key, value in encoder.state_dict(keep_vars=True).items():
-        if id(value) not in copies:
-            copies[id(value)] = value.detach().to("cpu", copy=True)
-        weights[key] = copies[id(value)]
-    return weights
+    pgl = {
+        "method": config.method,
+        "architecture": architecture,
+        "config": {**config.to_dict(), "datasets": datasets, "exclude": len(config.exclude)},
+        "untrained_stages": sorted(untrained),
+        "datasets": datasets,
+        "epochs": config.epochs,
+        "num_scans": num_scans,
+        "manifest": manifest,
+        "intensity": _intensity(is_ct, config.preprocessing),
+        "spacing": [float(s) for s in spacing],
+        "view_size": list(config.views.size),
+        "metrics": {key: float(np.float64(value)) for key, value in last_record.items()},
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": versions(),
+    }
+    copies: dict[int, Tensor] = {}  # nnU-Net's networks hold each tensor under two names; in the file it stays one
+    weights = {
+        key: copies.setdefault(id(value), value.detach().to("cpu", copy=True))
+        for key, value in encoder.state_dict(keep_vars=True).items()
+    }
+    citations = [dict(citation) for citation in METHODS[config.method].citations]
+    return EncoderCheckpoint(weights, pgl, _adaptation_plan(pgl, encoder), citations, objective.kept_decoder())
 
 
 def _intensity(is_ct: bool, planned: dict[str, Any] | None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nnunetv2_pgl.networks.hardware import autocast_type
 from pretraining.objectives import Objective
 from pretraining.settings.config import PretrainConfig
-from pretraining.training.start import bytes_drawn, make_objective
+from pretraining.training.networks import bytes_drawn, make_objective
 from pretraining.views.rendering import largest_source_box
 
 # Counted is what torch asks for. Resident memory was up to 1.6 times that (buffers of the libraries, memory that the
@@ -65,7 +65,7 @@ def flop(network: Callable[[Tensor], Any], shape: Sequence[int]) -> int:
 
     Args:
         network: On the device "meta".
-        shape: Of its input.
+        shape: Shape of its input.
     """
     with FlopCounterMode(display=False) as counter:
         outputs = tree_leaves(network(torch.empty(*shape, device="meta")))
@@ -80,27 +80,30 @@ def available_memory() -> int | None:
 
 
 class MemoryCounter(TorchDispatchMode):
-    """Follows the bytes of all tensors that exist at a time."""
+    """Follows the bytes of all tensors that exist at a time.
+
+    Attributes:
+        peak: The most there were.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = 0
+        self._now = self.peak = 0
         self._seen: weakref.WeakKeyDictionary[torch.UntypedStorage, None] = weakref.WeakKeyDictionary()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Calls the function and counts the storages it made."""
         result = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage() not in self._seen:
-                storage = tensor.untyped_storage()
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._seen:
                 self._seen[storage] = None
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._freed, storage.nbytes())
+                self._now += storage.nbytes()
+                self.peak = max(self.peak, self._now)
+                weakref.finalize(storage, self._free, storage.nbytes())
         return result
 
-    def _freed(self, size: int) -> None:
-        self.now -= size
+    def _free(self, size: int) -> None:
+        self._now -= size
 
 
 class _DryForward(nn.Module):
@@ -111,7 +114,6 @@ class _DryForward(nn.Module):
         self.objective = objective
 
     def forward(self, views: Tensor) -> Tensor:
-        """(2 B, C, D, H, W) -> a scalar."""
         return self.objective.dry_forward(views)
 
 

@@ -23,16 +23,17 @@ from nnunetv2_pgl.errors import PGLError
 from pretraining.data import DataError, Volume
 from pretraining.launching.errors import HOW_TO_CONTINUE, ProcessLost
 from pretraining.launching.stopping import ignore_signals_in_worker
+from pretraining.objectives.methods import OBJECTIVES
 from pretraining.settings.config import PretrainConfig
 from pretraining.training.memory import is_out_of_memory, require_shared_memory
+from pretraining.training.networks import bytes_drawn
 from pretraining.training.sampler import PairSampler
-from pretraining.training.start import bytes_drawn, drawing_function
 from pretraining.views import ViewPairBatch, ViewPairDataset
 from pretraining.views.rendering import largest_source_box
 
 Sample = dict[str, NDArray[Any]]
 
-_UNTIL_IT_SHOWS = 10.0  # seconds in which a process that no longer answers has died, on a busy machine too
+_SECONDS_UNTIL_DEAD = 10.0  # in which a process that no longer answers has died, on a busy machine too
 
 
 class PairLoader:
@@ -60,14 +61,17 @@ class PairLoader:
         local_processes: int = 1,
     ):
         self.scans, self.sampler, self.device = scans, sampler, device
-        self._dataset = _NotedPairs(scans, config, workers)
+        self._pairs = _RecordedPairs(scans, config, workers)
         self._workers: list[BaseProcess] = []
         ahead = max(2, -(-sampler.units_per_part // max(workers, 1)))  # units of each worker: a part, or more
         if workers:
-            units = workers * ahead + sampler.units_per_part
-            require_shared_memory(local_processes * units * _bytes_of_unit(scans, config, sampler))
+            voxels = math.prod(largest_source_box(config.views.size, config.views.scale)) * config.encoder_channels
+            bytes_of_view = voxels * max(np.dtype(scan.dtype).itemsize for scan in scans) + bytes_drawn(config)
+            pairs_of_unit = -(-sampler.part // sampler.units_per_part)
+            units = local_processes * (workers * ahead + sampler.units_per_part)
+            require_shared_memory(units * pairs_of_unit * 2 * bytes_of_view)
         self._loader = DataLoader(
-            self._dataset,
+            self._pairs,
             batch_sampler=sampler,
             collate_fn=_collate,
             num_workers=workers,
@@ -84,12 +88,14 @@ class PairLoader:
             PGLError: If a loading process has died, at whatever point that is noticed.
         """
         self.sampler.first_step = first_step
-        with self.explaining_deaths():
+        with self.naming_dead_workers():
             yield parts_on_device(self._units(), self.sampler.units_per_part, self.device)
 
     @contextmanager
-    def explaining_deaths(self) -> Iterator[None]:
-        """Around all that is done while there are loading processes; on an error they are ended.
+    def naming_dead_workers(self) -> Iterator[None]:
+        """Around all that is done while there are loading processes; on an error they are ended, at once.
+
+        Python would send them SIGTERM when it ends itself, which leaves them time, and wait for them.
 
         Raises:
             PGLError: See `batches`.
@@ -101,25 +107,21 @@ class PairLoader:
                 self._explain(error)
                 raise
             finally:
-                self._end_workers()
+                with _without_sigchld_handler():
+                    for worker in self._workers:
+                        worker.kill()
+                        worker.join(_SECONDS_UNTIL_DEAD)
+                self._workers = []
 
     def _units(self) -> Iterator[ViewPairBatch]:
         others = multiprocessing.active_children()
-        with _without_death_handler():
+        with _without_sigchld_handler():
             units = iter(self._loader)
         self._workers += [child for child in multiprocessing.active_children() if child not in others]
         for unit in units:
             if isinstance(unit, DataError):
                 raise unit
             yield unit
-
-    def _end_workers(self) -> None:
-        """At once. Python would send them SIGTERM when it ends itself, which leaves them time, and wait for them."""
-        with _without_death_handler():
-            for worker in self._workers:
-                worker.kill()
-                worker.join(_UNTIL_IT_SHOWS)
-        self._workers = []
 
     def _explain(self, error: BaseException) -> None:
         """Names the loading process that has died, if one has and that may be the reason of the error."""
@@ -128,47 +130,47 @@ class PairLoader:
             return
         if is_out_of_memory(error) or (worker := self._dead_worker()) is None:
             return
-        (note,) = (note for note in self._dataset.notes.tolist() if note[0] == worker.pid)
-        scan, code = self.scans[note[1]], worker.exitcode or 0
+        ((_, index, is_reading),) = (record for record in self._pairs.records.tolist() if record[0] == worker.pid)
+        scan, code = self.scans[index], worker.exitcode or 0
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         lacking = "shared memory" if hasattr(signal, "SIGBUS") and code == -signal.SIGBUS else "memory"
         raise PGLError(
-            f"a data loading process {how} {'while' if note[2] else 'after'} it read {scan.name} ({scan.path}). If "
+            f"a data loading process {how} {'while' if is_reading else 'after'} it read {scan.name} ({scan.path}). If "
             f"{lacking} ran out, lower nnUNet_n_proc_DA; if this scan does it again, --verify_dataset_integrity "
             f"preprocesses damaged scans again. {HOW_TO_CONTINUE}"
         ) from error
 
     def _dead_worker(self) -> BaseProcess | None:
-        """The loading process that did not end well."""
-        pids = {pid for pid, _, _ in self._dataset.notes.tolist()}
+        """The loading process that ended with an error."""
+        pids = {pid for pid, _, _ in self._pairs.records.tolist()}
         workers = {worker.sentinel: worker for worker in self._workers if worker.pid in pids}
         if not workers:
             return None
-        with _without_death_handler():
-            ended = connection.wait(list(workers), timeout=_UNTIL_IT_SHOWS)
+        with _without_sigchld_handler():
+            ended = connection.wait(list(workers), timeout=_SECONDS_UNTIL_DEAD)
             for sentinel in workers.keys() & ended:
-                workers[sentinel].join(_UNTIL_IT_SHOWS)  # its files close before it has an exit code
+                workers[sentinel].join(_SECONDS_UNTIL_DEAD)  # its files close before it has an exit code
         return next((worker for worker in workers.values() if worker.exitcode), None)
 
 
-class _NotedPairs(Dataset[Sample | DataError]):
-    """Pairs of views; each loading process notes its id, the scan and whether it is still reading it.
+class _RecordedPairs(Dataset[Sample | DataError]):
+    """Pairs of views; each loading process records its id, the scan and whether it is still reading it.
 
     Errors are returned, not raised: the data loader would turn them into the text of a traceback.
     """
 
     def __init__(self, scans: Sequence[Volume], config: PretrainConfig, workers: int):
         self.scans = scans
-        self.pairs = ViewPairDataset(scans, config.views, config.seed, drawing_function(config.method))
-        self.notes = torch.zeros(max(workers, 1), 3, dtype=torch.int64).share_memory_()
+        self.pairs = ViewPairDataset(scans, config.views, config.seed, OBJECTIVES[config.method].objective.draw)
+        self.records = torch.zeros(max(workers, 1), 3, dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample | DataError:
         worker = get_worker_info()
-        note = self.notes[worker.id if worker else 0]
-        note[0], note[1], note[2] = os.getpid(), key[1], 1
+        record = self.records[worker.id if worker else 0]
+        record[0], record[1], record[2] = os.getpid(), key[1], 1
         try:
             return self.pairs[key]
         except DataError as error:
@@ -177,7 +179,7 @@ class _NotedPairs(Dataset[Sample | DataError]):
             scan = self.scans[key[1]]
             return DataError(f"{scan.path} cannot be read ({type(error).__name__}: {error})")
         finally:
-            note[2] = 0
+            record[2] = 0
 
 
 def _collate(samples: Sequence[Sample | DataError]) -> ViewPairBatch | DataError:
@@ -186,36 +188,28 @@ def _collate(samples: Sequence[Sample | DataError]) -> ViewPairBatch | DataError
 
 
 @contextmanager
-def _without_death_handler() -> Iterator[None]:
+def _without_sigchld_handler() -> Iterator[None]:
     """Without torch's handler of SIGCHLD, which raises RuntimeError wherever the program is, even in a `finally`.
 
     torch installs it when the first loading process has started. If that is in here, the handler is gone afterwards,
-    and a death shows where batches are waited for: torch looks after the processes every 5 s.
+    and a death shows where batches are waited for: torch checks the processes every 5 s.
     """
     if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
         yield
         return
+
+    def handle_by(handler: Any) -> None:
+        while True:
+            with suppress(RuntimeError):  # the handler of before has raised, of an earlier death: once for each
+                signal.signal(signal.SIGCHLD, handler)
+                return
+
     before = signal.getsignal(signal.SIGCHLD) or signal.SIG_DFL
-    _handle_deaths(signal.SIG_DFL)
+    handle_by(signal.SIG_DFL)
     try:
         yield
     finally:
-        _handle_deaths(before)
-
-
-def _handle_deaths(handler: Any) -> None:
-    while True:
-        with suppress(RuntimeError):  # the handler of before has raised, of an earlier death: once for each
-            signal.signal(signal.SIGCHLD, handler)
-            return
-
-
-def _bytes_of_unit(scans: Sequence[Volume], config: PretrainConfig, sampler: PairSampler) -> int:
-    """Shared memory of a unit: the crops of both views, as stored, and what is drawn for them."""
-    voxels = math.prod(largest_source_box(config.views.size, config.views.scale)) * config.encoder_channels
-    size = max(np.dtype(scan.dtype).itemsize for scan in scans)
-    pairs = -(-sampler.part // sampler.units_per_part)
-    return 2 * pairs * (voxels * size + bytes_drawn(config))
+        handle_by(before)
 
 
 def parts_on_device(units: Iterator[ViewPairBatch], per_part: int, device: torch.device) -> Iterator[ViewPairBatch]:
@@ -225,9 +219,9 @@ def parts_on_device(units: Iterator[ViewPairBatch], per_part: int, device: torch
     when the next part is asked for.
 
     Args:
-        units: As they are loaded.
+        units: Batches as they are loaded.
         per_part: How many make a part.
-        device: Of the training.
+        device: Where the networks are.
     """
     if device.type != "cuda":
         while part := list(islice(units, per_part)):
@@ -245,4 +239,4 @@ def parts_on_device(units: Iterator[ViewPairBatch], per_part: int, device: torch
         current.wait_stream(stream)
         batch.record_stream(current)
         yield batch
-        del batch  # before room is made for the next
+        del batch  # before memory is taken for the next

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 import warnings
@@ -15,28 +16,21 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from nnunetv2_pgl.errors import PGLError
+from nnunetv2_pgl.files import write_text
 from nnunetv2_pgl.networks.hardware import autocast_type
 from pretraining.launching.distributed import Processes
 from pretraining.launching.errors import Stopped
-from pretraining.launching.stopping import Agreement, StopSignals
+from pretraining.launching.stopping import AnyProcess, StopSignals
 from pretraining.settings.config import PretrainConfig
 from pretraining.training.correspondence import calibrate_norms, measure_correspondence
-from pretraining.training.geometry_baselines import place_warnings, validation_batches
+from pretraining.training.geometry_baselines import position_warnings, validation_batches
 from pretraining.training.loading import PairLoader
 from pretraining.training.pool import Pool
-from pretraining.training.progress import (
-    RunLog,
-    append_metrics,
-    correspondence_lines,
-    epoch_lines,
-    epoch_record,
-    write_metrics,
-)
+from pretraining.training.progress import RunLog, append_text, correspondence_lines, epoch_lines, epoch_record
 from pretraining.training.sampler import PairSampler, WeightedOrder
 from pretraining.training.saving import SaveTimes, StateWriter
-from pretraining.training.start import initial_state, prepare_device
-from pretraining.training.state import EpochSoFar, TrainingState
-from pretraining.training.step import Stepper
+from pretraining.training.state import EpochSoFar, TrainingState, initial_state
+from pretraining.training.step import Stepper, prepare_device
 from pretraining.training.synchronised import synchronise_batch_norms
 from pretraining.views import ViewPairBatch
 
@@ -72,10 +66,8 @@ def train(
 
     Raises:
         Stopped: If the run was asked to end, and has saved its state.
-        PGLError: If the loss is not finite any more, a loading process has died, or there is too little memory for
-            them.
-        DataError: If a scan cannot be read.
-        CheckpointError: If a run cannot be continued.
+        PGLError: If the loss is not finite any more, a loading process has died or lacks memory, a scan cannot be read
+            (DataError), or a run cannot be continued (CheckpointError).
         OSError: If the state cannot be written.
     """
     run = Run(config, pool, folder, runtime, log)
@@ -101,8 +93,8 @@ class Run:
     """
 
     def __init__(self, config: PretrainConfig, pool: Pool, folder: Path, runtime: Runtime, log: RunLog):
-        self.config, self.folder, self.runtime, self.log = config, folder, runtime, log
-        self.processes = runtime.processes
+        self.config, self.folder, self.log = config, folder, log
+        self.processes, self.signals = runtime.processes, runtime.stop
         self.device = self.processes.device(runtime.device)
         prepare_device(self.device)
         self.precision = autocast_type(self.device)
@@ -111,25 +103,25 @@ class Run:
         self.state = initial_state(config, self.device, self.precision)
         self.state.steps_per_epoch = self.steps_per_epoch
         self.state.scans = [scan.name for scan in pool.training]
-        scans, rank, count = pool.training, self.processes.rank, self.processes.count
+        scans, rank, world_size = pool.training, self.processes.rank, self.processes.world_size
         weighted = WeightedOrder(pool.sources, config.weights, config.seed) if config.weights else None
         sampler = PairSampler(
-            len(scans), self.steps, config.batch_size, config.accumulate, config.seed, rank, count, weighted
+            len(scans), self.steps, config.batch_size, config.accumulate, config.seed, rank, world_size, weighted
         )
-        local = self.processes.local_count
+        local = self.processes.local_world_size
         self.loader = PairLoader(scans, config, sampler, runtime.workers, self.device, local)
         self.validation: list[ViewPairBatch] = []
         self.step = self._stepper(self.state.objective)
         self.times = SaveTimes(runtime.save_every, self.steps_per_epoch)
         self.writer = StateWriter(folder)
-        self._any_wants_to_stop = Agreement(self.processes, self.device)
+        self._any_must_stop = AnyProcess(self.processes, self.device)
 
     def _stepper(self, model: nn.Module) -> Stepper:
         warmup = self.steps_per_epoch * self.config.warmup_epochs
         return Stepper(self.config, self.steps, warmup, self.state, model, self.processes.rank)
 
     def restore(self) -> None:
-        """Goes on from ``checkpoint_latest.pth``; records of epochs after it are dropped.
+        """Continues from ``checkpoint_latest.pth``; records of epochs after it are dropped.
 
         Raises:
             CheckpointError: See `TrainingState.restore`.
@@ -139,21 +131,8 @@ class Run:
         where = f"step {steps} of epoch {epoch}" if steps else f"epoch {epoch} of {self.config.epochs}"
         self.log(f"Continuing after {where}")
         if self.processes.is_main:
-            write_metrics(self.state.history, self.folder / "metrics.jsonl")
-
-    def distribute(self) -> None:
-        """Joins the processes' networks, which become those of the main process.
-
-        Only after the baseline, which the main process measures alone: synchronised norms would wait for the others.
-        """
-        if self.processes.count == 1:
-            return
-        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")  # of 1-channel weights
-        module = synchronise_batch_norms(self.state.objective)
-        devices = [self.processes.local_rank] if self.device.type == "cuda" else None
-        # The only buffers are the norms' running statistics, which come out alike; older torch lacks the new option.
-        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
-        self.step = self._stepper(DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False))
+            lines = [json.dumps(record) + "\n" for record in self.state.history]
+            write_text(self.folder / "metrics.jsonl", "".join(lines))
 
     def measure_baseline(self) -> None:
         """The correspondence of the untrained encoder, after its norms have seen a few batches."""
@@ -162,7 +141,21 @@ class Run:
         with self.times.measuring():
             self.state.baseline = self._correspondence()
         self.log("Before training:", *correspondence_lines(self.state.baseline))
-        self.log(*place_warnings(self.state.baseline))
+        self.log(*position_warnings(self.state.baseline))
+
+    def distribute(self) -> None:
+        """Joins the processes' networks, which become those of the main process.
+
+        Only after the baseline, which the main process measures alone: synchronised norms would wait for the others.
+        """
+        if self.processes.world_size == 1:
+            return
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")  # of 1-channel weights
+        module = synchronise_batch_norms(self.state.objective)
+        devices = [self.processes.local_rank] if self.device.type == "cuda" else None
+        # The only buffers are the norms' running statistics, which come out alike; older torch lacks the new option.
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+        self.step = self._stepper(DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False))
 
     def epoch(self, batches: Iterator[ViewPairBatch]) -> None:
         """The steps of an epoch that are left, and its record. Saves when it is time, and ends when it is asked to."""
@@ -184,26 +177,25 @@ class Run:
 
     def _end_epoch(self) -> None:
         """Adds the record of the epoch to the log."""
-        so_far = self.state.so_far
-        means = self.processes.mean(so_far.total) / self.steps_per_epoch
+        state = self.state
+        means = self.processes.mean(state.so_far.total) / self.steps_per_epoch
         if self.processes.is_main:
-            measured = self.state.objective.output(*means.tolist())._asdict()
-            record = epoch_record(self.state, self.config, measured)
-            if self.state.step == self.steps or self.times.measuring_is_due(self.state.step):
+            record = epoch_record(state, self.config, state.objective.output(*means.tolist())._asdict())
+            if state.step == self.steps or self.times.measuring_is_due(state.step):
                 with self.times.measuring():
                     record |= self._correspondence()
-            self.state.history.append(record)
-            recent = [r["seconds"] for r in self.state.history[-5:]]
-            left = self.config.epochs - len(self.state.history)
-            self.log(*epoch_lines(record, left * sum(recent) / len(recent)))
-            append_metrics(record, self.folder / "metrics.jsonl")
-        self.state.so_far = EpochSoFar()
+            state.history.append(record)
+            seconds = [record["seconds"] for record in state.history[-5:]]
+            left = self.config.epochs - len(state.history)
+            self.log(*epoch_lines(record, left * sum(seconds) / len(seconds)))
+            append_text(self.folder / "metrics.jsonl", json.dumps(record) + "\n")
+        state.so_far = EpochSoFar()
 
     def _save_or_stop(self, bar: tqdm[NoReturn]) -> None:
-        stop, is_done = self.runtime.stop, self.state.step == self.steps
-        if stop is not None and self._any_wants_to_stop(stop.received is not None) and not is_done:
+        is_done = self.state.step == self.steps
+        if self.signals is not None and self._any_must_stop(self.signals.received is not None) and not is_done:
             bar.close()
-            self._stop(stop.received or "a signal to another process")
+            self._stop(self.signals.received or "a signal to another process")
         if self.processes.is_main:
             self.writer.check()
             if is_done or self.times.is_due(self.state.step):
@@ -244,6 +236,6 @@ class Run:
 
     def _correspondence(self) -> dict[str, float]:
         config = self.config
-        views_at_once = 2 * config.batch_size // (config.accumulate * self.processes.count)  # as in a part of a step
-        how = (config.views.size, self.device, self.precision, config.stages[-1], views_at_once)
+        views = 2 * config.batch_size // (config.accumulate * self.processes.world_size)  # at once, as in a step
+        how = (config.views.size, self.device, self.precision, config.stages[-1], views)
         return measure_correspondence(self.state.objective.encoder, self.validation, *how).to_record()

@@ -6,6 +6,7 @@ import gc
 import os
 import re
 import traceback
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -16,7 +17,7 @@ from nnunetv2_pgl.networks.hardware import autocast_type
 from pretraining.launching.distributed import Processes
 from pretraining.settings.config import PretrainConfig
 from pretraining.training.footprint import available_memory, bytes_of_step
-from pretraining.training.start import initial_state
+from pretraining.training.state import initial_state
 from pretraining.views.rendering import largest_source_box
 
 _MIB, _GIB = 2**20, 2**30
@@ -39,11 +40,11 @@ def require_fitting_batch(config: PretrainConfig, device: str, processes: Proces
     available = available_memory()
     if device != "cpu" or available is None:
         return
-    available //= processes.local_count
-    fixed, per_pair = bytes_of_step(config, workers, processes.count)
+    available //= processes.local_world_size
+    fixed, per_pair = bytes_of_step(config, workers, processes.world_size)
     needed = fixed + _pairs_of_part(config, processes) * per_pair
     if needed > available:
-        each = f" in each of {processes.local_count} processes" if processes.local_count > 1 else ""
+        each = f" in each of {processes.local_world_size} processes" if processes.local_world_size > 1 else ""
         reason = (
             f"A step needs about {needed / _GIB:.1f} GiB of memory{each}, of which {available / _GIB:.1f} are free."
         )
@@ -106,19 +107,18 @@ def largest_that_runs(run: Callable[[int], None], most: int) -> int:
 
     Other errors of the function are passed on.
     """
-    fits, fails = 0, most + 1
-    while fails - fits > 1:
-        middle = (fits + fails) // 2
+
+    def runs_out(number: int) -> bool:
         try:
-            run(middle)
+            run(number)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             traceback.clear_frames(error.__traceback__)
-            fails = middle
-        else:
-            fits = middle
-    return fits
+            return True
+        return False
+
+    return bisect_left(range(1, most + 1), True, key=runs_out)
 
 
 def _largest_part(config: PretrainConfig, device: str, processes: Processes, workers: int) -> int:
@@ -131,7 +131,7 @@ def _largest_part(config: PretrainConfig, device: str, processes: Processes, wor
     if device == "cuda":
         torch.backends.cudnn.benchmark = False  # it would search for each size
         try:
-            step = _step_of(config, processes.device(device), processes.count)
+            step = _step_of(config, processes.device(device), processes.world_size)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -140,22 +140,22 @@ def _largest_part(config: PretrainConfig, device: str, processes: Processes, wor
                 + _reason(error)
             ) from error
         return largest_that_runs(step, most)
-    fixed, per_pair = bytes_of_step(config, workers, processes.count)
-    left = (available_memory() or 0) // processes.local_count
+    fixed, per_pair = bytes_of_step(config, workers, processes.world_size)
+    left = (available_memory() or 0) // processes.local_world_size
     return min(most, int((left - fixed) // per_pair))
 
 
-def _step_of(config: PretrainConfig, device: torch.device, processes: int) -> Callable[[int], None]:
+def _step_of(config: PretrainConfig, device: torch.device, world_size: int) -> Callable[[int], None]:
     """A step of a number of pairs on new networks, which no other process has to join."""
     state = initial_state(config, device, autocast_type(device))
     size, channels = config.views.size, config.encoder_channels
     crop = largest_source_box(size, config.views.scale)
-    buckets = sum(p.numel() for p in state.objective.parameters() if p.requires_grad) if processes > 1 else 0
+    buckets = sum(p.numel() for p in state.objective.parameters() if p.requires_grad) if world_size > 1 else 0
 
     def run(pairs: int) -> None:
         state.optimizer.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
-        # Those of this step and, while they are joined, twice those of the next one.
+        # Crops of this step and, while they are joined, twice those of the next one.
         crops = torch.empty(3 * 2 * pairs, channels, *crop, dtype=torch.int16, device=device)
         exchanged = torch.empty(buckets, device=device)  # the gradients of all processes
         views = torch.randn(2 * pairs, channels, *size, device=device)
@@ -173,7 +173,7 @@ def _reason(error: BaseException) -> str:
 
 def _pairs_of_part(config: PretrainConfig, processes: Processes) -> int:
     """Pairs that a process computes at once."""
-    return config.batch_size // (config.accumulate * processes.count)
+    return config.batch_size // (config.accumulate * processes.world_size)
 
 
 def _too_large(config: PretrainConfig, processes: Processes, part: int, reason: str) -> PGLError:
@@ -181,12 +181,10 @@ def _too_large(config: PretrainConfig, processes: Processes, part: int, reason: 
     tried = f"-b {config.batch_size} does not fit"
     if part < 1:
         return PGLError(f"{tried}, nor does one pair at a time: use a smaller -patch. {reason}")
-    whole = part * processes.count * config.accumulate
-    advice = f"The largest batch that fits is -b {whole}"
-    per_process = config.batch_size // processes.count
-    parts = [
-        n for n in range(config.accumulate + 1, per_process + 1) if per_process % n == 0 and per_process // n <= part
-    ]
-    if parts:
-        advice += f"; -b {config.batch_size} -accumulate {parts[0]} computes the same batch in parts that fit"
+    advice = f"The largest batch that fits is -b {part * processes.world_size * config.accumulate}"
+    pairs = config.batch_size // processes.world_size
+    for parts in range(config.accumulate + 1, pairs + 1):
+        if pairs % parts == 0 and pairs // parts <= part:
+            advice += f"; -b {config.batch_size} -accumulate {parts} computes the same batch in parts that fit"
+            break
     return PGLError(f"{tried}. {advice}. {reason}")

@@ -35,25 +35,21 @@ def make_optimizer(name: str, module: nn.Module, learning_rate: float, weight_de
     """
     groups = parameter_groups(module, weight_decay)
     if name == "lars":
-        return _lars(groups, learning_rate)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch warns of one of timm's models, all of which load
+            from timm.optim.lars import Lars
+        return Lars(groups, lr=learning_rate, momentum=0.9)
     if name == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9)
     if name == "nnunet":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=0.99, nesterov=True)
     if name == "adamw":
-        fused = True if _can_fuse(module) else None  # one pass over the weights, not ten; elsewhere torch's default
-        return torch.optim.AdamW(groups, lr=learning_rate, fused=fused)
+        # In one kernel: one pass over the weights, not ten. On CUDA torch 2.4 has one that fails with kernels of one
+        # voxel, whose gradients come with other strides (pytorch#106951). Elsewhere torch's default.
+        devices = {parameter.device.type for parameter in module.parameters()}
+        can_fuse = devices == {"cpu"} or (devices == {"cuda"} and torch.__version__ >= "2.5")
+        return torch.optim.AdamW(groups, lr=learning_rate, fused=can_fuse or None)
     raise ValueError(f"optimizer must be lars, sgd, adamw or nnunet, got '{name}'")
-
-
-def _can_fuse(module: nn.Module) -> bool:
-    """Whether torch has AdamW in one kernel for the devices of a module.
-
-    On CUDA torch 2.4 has one that fails with kernels of one voxel, whose gradients come with other strides
-    (pytorch#106951).
-    """
-    devices = {parameter.device.type for parameter in module.parameters()}
-    return devices == {"cpu"} or (devices == {"cuda"} and torch.__version__ >= "2.5")
 
 
 def learning_rate_at(step: int, steps: int, warmup_steps: int, peak: float, power: float | None = None) -> float:
@@ -63,8 +59,7 @@ def learning_rate_at(step: int, steps: int, warmup_steps: int, peak: float, powe
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(steps - warmup_steps, 1)
-    progress = min(progress, 1.0)
+    progress = min((step - warmup_steps) / max(steps - warmup_steps, 1), 1.0)
     return peak * (0.5 * (1.0 + math.cos(math.pi * progress)) if power is None else (1.0 - progress) ** power)
 
 
@@ -72,11 +67,3 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
     """Sets the learning rate of every group."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
-
-
-def _lars(groups: list[dict[str, Any]], learning_rate: float) -> torch.optim.Optimizer:
-    """LARS of timm, imported only when used: that loads all of its models, slowly, and torch warns of one of them."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        from timm.optim.lars import Lars
-    return Lars(groups, lr=learning_rate, momentum=0.9)

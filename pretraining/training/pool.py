@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from nnunetv2_pgl.files import write_text
 from pretraining.data import (
     PlannedPreprocessing,
     Scan,
@@ -38,8 +37,8 @@ class Pool:
     """Scans to train on and scans held out for the correspondence metric.
 
     Attributes:
-        sources: Which of the settings' ``datasets`` each training scan is from; needed where these have weights.
-        validation_sources: The same of the scans held out.
+        sources: Index in the settings' ``datasets`` for each training scan; needed where these have weights.
+        validation_sources: The same for the scans held out.
     """
 
     training: Sequence[Volume]
@@ -134,7 +133,7 @@ class Manifest:
     scans_per_source: dict[str, int]
 
     @classmethod
-    def of_pool(cls, config: PretrainConfig, pool: Pool) -> Manifest:
+    def from_pool(cls, config: PretrainConfig, pool: Pool) -> Manifest:
         """The manifest of a run's scans; equal pools give equal text.
 
         Raises:
@@ -154,10 +153,6 @@ class Manifest:
         content["scans"] = sorted(scans, key=lambda scan: (names.index(scan["source"]), scan["name"]))
         return cls(json.dumps(content, indent=1, ensure_ascii=False) + "\n", counts)
 
-    def write(self, path: Path) -> None:
-        """Writes it, as a whole or not at all."""
-        write_text(path, self.text)
-
     def summary(self) -> dict[str, Any]:
         """Plain values for the checkpoint: SHA-256 of the file, and the number of scans of each source."""
         return {"sha256": sha256(self.text.encode()).hexdigest(), "scans_per_source": self.scans_per_source}
@@ -170,26 +165,24 @@ def source_names(datasets: Sequence[str]) -> list[str]:
 
 
 def _entry(volume: Volume, source: str, use: str) -> dict[str, Any]:
+    """What the manifest says of a scan. A DICOM series is one file, hashed over the hashes of its slices in order."""
     record = read_record(volume.path)
+    files = [{"name": Path(e["path"]).name, "size": e["size"], "sha256": e.get("sha256")} for e in record["files"]]
+    if len(files) > len(record["channels"]):
+        hashes = [file["sha256"] for file in files]
+        series = {
+            "name": f"{files[0]['name']} and {len(files) - 1} more slices",
+            "slices": len(files),
+            "size": sum(file["size"] for file in files),
+            "sha256": None if None in hashes else sha256("\n".join(hashes).encode()).hexdigest(),
+        }
+        files = [series]
     return {
         "name": volume.name,
         "source": source,
         "use": use,
-        "files": _files(record["files"], len(record["channels"])),
+        "files": files,
         "channels": record["channels"],
         "shape": list(volume.shape),
         "spacing": list(volume.spacing),
     }
-
-
-def _files(entries: Sequence[dict[str, Any]], channels: int) -> list[dict[str, Any]]:
-    """Name, size and hash of each file. A DICOM series is one entry, hashed over the hashes of its slices in order."""
-    files = [{"name": Path(e["path"]).name, "size": e["size"], "sha256": e.get("sha256")} for e in entries]
-    if len(files) <= channels:
-        return files
-    hashes = [file["sha256"] for file in files]
-    digest = None if None in hashes else sha256("\n".join(hashes).encode()).hexdigest()
-    return [
-        {"name": f"{files[0]['name']} and {len(files) - 1} more slices", "slices": len(files)}
-        | {"size": sum(file["size"] for file in files), "sha256": digest}
-    ]

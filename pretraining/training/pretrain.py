@@ -6,12 +6,12 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import NamedTuple
 
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunetv2_pgl.checkpoint import save_checkpoint
+from nnunetv2_pgl.files import write_text
 from pretraining.data import Skipped, Volume
 from pretraining.data.scan import summarise_skipped
 from pretraining.launching.distributed import Processes, process_group
@@ -38,22 +38,6 @@ from pretraining.training.summary import next_commands, opening_lines
 from pretraining.views.body_axes import axis_warnings
 
 
-class Prepared(NamedTuple):
-    """What a run knows once its scans are preprocessed.
-
-    Attributes:
-        config: The settings, with the number of channels.
-        volumes: The scans.
-        sources: Number of the source of each.
-        skipped: Scans that are left out.
-    """
-
-    config: PretrainConfig
-    volumes: list[Volume]
-    sources: list[int]
-    skipped: list[Skipped]
-
-
 def pretrain(config: PretrainConfig, options: RunOptions) -> None:
     """Runs in every process that trains together; the main one prepares the data and writes.
 
@@ -72,26 +56,32 @@ def pretrain(config: PretrainConfig, options: RunOptions) -> None:
         if options.resume and not resume:
             log("", f"WARNING: --c, but {folder.path} holds no run to continue: starting a new one")
 
-        prepared = _prepare(config, options, processes, workers, log)
-        config, pool = prepared.config, split_pool(prepared.volumes, prepared.config, prepared.sources)
+        log("", "Preparing the scans of " + ", ".join(config.datasets))
+        with _warnings_in(log):
+            config, volumes, sources, skipped = processes.run_on_main(
+                lambda: _prepare(config, options, processes, workers)
+            )
+        for line in (*summarise_skipped(skipped), *axis_warnings(volumes, config.views)):
+            log(f"WARNING: {line}")
+        pool = split_pool(volumes, config, sources)
 
         from_state = processes.run_on_main(lambda: resume and folder.latest.exists())
         if resume and not from_state:
             log(f"{folder.latest.name} is not there yet: starting from the first step")
         if processes.is_main:
-            manifest = Manifest.of_pool(config, pool)
-            if not (from_state and folder.manifest.exists()):  # going on with other scans will be refused
-                manifest.write(folder.manifest)
-            log(*opening_lines(config, pool, options.device, processes.count))
+            manifest = Manifest.from_pool(config, pool)
+            if not (from_state and folder.manifest.exists()):  # continuing with other scans will be refused
+                write_text(folder.manifest, manifest.text)
+            log(*opening_lines(config, pool, options.device, processes.world_size))
             if not (from_state and folder.pictures.exists()):
-                draw_pairs(prepared.volumes, config.views, config.seed, folder.pictures)
+                draw_pairs(volumes, config.views, config.seed, folder.pictures)
 
         runtime = Runtime(options.device, processes, workers, options.save_every, stop)
-        stop.note()
+        stop.defer()
         with suggesting_a_smaller_batch(config, options.device, processes, workers):
             state = train(config, pool, folder.path, runtime, log, from_state)
         if processes.is_main:
-            _finish(config, folder, state, pool, prepared.skipped, manifest, log)
+            _finish(config, folder, state, pool, skipped, manifest, log)
         processes.barrier()  # until then a signal must not end those that wait
 
 
@@ -101,23 +91,16 @@ def loading_workers(device: str) -> int:
     return min(allowed, 1) if device == "cpu" else allowed
 
 
-def _prepare(config: PretrainConfig, options: RunOptions, processes: Processes, workers: int, log: RunLog) -> Prepared:
-    """The main process prepares for all; an error stops all."""
-
-    def prepare() -> Prepared:
-        scans, skipped = find_pool(config)
-        resolved = replace(config, in_channels=len(scans[0].channels) if config.channels == "joint" else None)
-        if nnUNet_preprocessed.is_set():  # else that must be reported first; now: preprocessing may take hours
-            require_fitting_batch(resolved, options.device, processes, workers)
-        volumes, bad = preprocess_pool(config, scans, options.preprocessing_processes, options.verify)
-        return Prepared(resolved, volumes, sources_of(config, scans, volumes), [*skipped, *bad])
-
-    log("", "Preparing the scans of " + ", ".join(config.datasets))
-    with _warnings_in(log):
-        prepared = processes.run_on_main(prepare)
-    warnings = [*summarise_skipped(prepared.skipped), *axis_warnings(prepared.volumes, config.views)]
-    log(*(f"WARNING: {line}" for line in warnings))
-    return prepared
+def _prepare(
+    config: PretrainConfig, options: RunOptions, processes: Processes, workers: int
+) -> tuple[PretrainConfig, list[Volume], list[int], list[Skipped]]:
+    """The settings with the number of channels, the preprocessed scans, the source of each, and what is left out."""
+    scans, skipped = find_pool(config)
+    config = replace(config, in_channels=len(scans[0].channels) if config.channels == "joint" else None)
+    if nnUNet_preprocessed.is_set():  # else that must be reported first; now: preprocessing may take hours
+        require_fitting_batch(config, options.device, processes, workers)
+    volumes, bad = preprocess_pool(config, scans, options.preprocessing_processes, options.verify)
+    return config, volumes, sources_of(config, scans, volumes), [*skipped, *bad]
 
 
 @contextmanager
@@ -144,15 +127,8 @@ def _finish(
 ) -> None:
     """Writes the encoder checkpoint and reports what was skipped and what to type next."""
     is_ct = all(all(volume.is_ct) for volume in pool.volumes)
-    checkpoint = make_checkpoint(
-        state.objective,
-        config,
-        median_spacing(pool.volumes),
-        is_ct,
-        len(pool.training),
-        state.history[-1],
-        manifest.summary(),
-    )
+    spacing, last = median_spacing(pool.volumes), state.history[-1]
+    checkpoint = make_checkpoint(state.objective, config, spacing, is_ct, len(pool.training), last, manifest.summary())
     save_checkpoint(checkpoint, folder.final)
     folder.release()
     if skipped:

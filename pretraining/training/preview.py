@@ -18,10 +18,11 @@ from pretraining.alignment import FeatureGrid, align
 from pretraining.data import Volume
 from pretraining.settings.config import PretrainConfig
 from pretraining.training.geometry_baselines import geometry_of_pairs, validation_batches
-from pretraining.training.start import make_encoder
+from pretraining.training.networks import make_encoder
 from pretraining.views import ViewGeometry, ViewPairBatch, ViewPairDataset, ViewSettings, overlap_box, overlap_fraction
 
 _COLOURS = ("tab:cyan", "tab:orange")
+_FIELDS = 6  # of the chessboard along each axis
 
 
 def draw_pairs(volumes: Sequence[Volume], settings: ViewSettings, seed: int, path: Path, pairs: int = 3) -> None:
@@ -76,15 +77,19 @@ def _draw_row(
     _draw_scan(axes[0], volume, channel, int(min(middle, volume.shape[1] - 1)), geometries)
     for number, geometry in enumerate(geometries):
         _draw_view(axes[1 + number], views[number, 0], geometry, (start, size), middle, volume.spacing)
-        axes[1 + number].set_title(f"view {number + 1}{_flips(geometry)}", fontsize=9, color=_COLOURS[number])
+        flipped = "".join(name for name, flip in zip("zyx", geometry.flip, strict=True) if flip)
+        title = f"view {number + 1}" + (f", flipped in {flipped}" if flipped else "")
+        axes[1 + number].set_title(title, fontsize=9, color=_COLOURS[number])
 
     grid = FeatureGrid(settings.size, (1.0, 1.0, 1.0), (0.5, 0.5, 0.5))
     first, _ = align(views[:1], geometries[:1], geometries[1:], grid, settings.size)
     second, _ = align(views[1:], geometries[1:], geometries[:1], grid, settings.size)
-    slices = [aligned[0, 0, settings.size[0] // 2].numpy() for aligned in (first, second)]
+    one, two = (aligned[0, 0, settings.size[0] // 2].numpy() for aligned in (first, second))
+    rows, columns = np.indices(one.shape)
+    is_odd = (rows * _FIELDS // one.shape[0] + columns * _FIELDS // one.shape[1]) % 2 == 1
     aspect = _aspect(volume.spacing, size, settings.size)
     titles = ("overlap in view 1", "overlap in view 2", "both, as a chessboard")
-    for axis, image, title in zip(axes[3:], [*slices, _chessboard(slices[0], slices[1])], titles, strict=True):
+    for axis, image, title in zip(axes[3:], (one, two, np.where(is_odd, two, one)), titles, strict=True):
         axis.imshow(image, cmap="gray", aspect=aspect)
         axis.set_title(title, fontsize=9)
     which = f", channel {channel:04d}" if volume.shape[0] > 1 else ""  # numbered as in nnU-Net's file names
@@ -95,17 +100,12 @@ def _draw_row(
 
 
 def _draw_scan(axis: Any, volume: Volume, channel: int, z: int, geometries: Sequence[ViewGeometry]) -> None:
+    """A slice of the scan with the boxes of both views."""
     _, _, height, width = volume.shape
     image = volume.read(channel, (z, 0, 0), (z + 1, height, width))[0].astype(np.float32)
     low, high = np.percentile(image, (1, 99.5))
-    axis.imshow(
-        image,
-        cmap="gray",
-        vmin=low,
-        vmax=max(high, low + 1e-3),
-        extent=(0, width, height, 0),
-        aspect=volume.spacing[1] / volume.spacing[2],
-    )
+    contrast = {"cmap": "gray", "vmin": low, "vmax": max(high, low + 1e-3)}
+    axis.imshow(image, extent=(0, width, height, 0), aspect=volume.spacing[1] / volume.spacing[2], **contrast)
     for geometry, colour in zip(geometries, _COLOURS, strict=True):
         axis.add_patch(_frame(geometry.start[1:], geometry.size[1:], colour))
 
@@ -128,7 +128,7 @@ def _draw_view(
     index = int(np.clip(size[0] - position if geometry.flip[0] else position, 0, size[0] - 1))
     aspect = _aspect(spacing, np.array(geometry.size), view.shape)
     axis.imshow(view[index].numpy(), cmap="gray", extent=(0, size[2], size[1], 0), aspect=aspect)
-    axis.add_patch(_frame((float(low[1]), float(low[2])), (float(extent[1]), float(extent[2])), "yellow"))
+    axis.add_patch(_frame(low[1:].tolist(), extent[1:].tolist(), "yellow"))
 
 
 def _frame(start: Sequence[float], size: Sequence[float], colour: str) -> Rectangle:
@@ -138,14 +138,3 @@ def _frame(start: Sequence[float], size: Sequence[float], colour: str) -> Rectan
 def _aspect(spacing: Sequence[float], size: np.ndarray, pixels: Sequence[int]) -> float:
     """Height of a pixel over its width, when ``pixels`` span ``size`` source voxels of the given spacing."""
     return float(spacing[1] * size[1] / pixels[1]) / float(spacing[2] * size[2] / pixels[2])
-
-
-def _flips(geometry: ViewGeometry) -> str:
-    flipped = "".join(name for name, flip in zip("zyx", geometry.flip, strict=True) if flip)
-    return f", flipped in {flipped}" if flipped else ""
-
-
-def _chessboard(a: np.ndarray, b: np.ndarray, fields: int = 6) -> np.ndarray:
-    rows, columns = np.indices(a.shape)
-    odd = (rows * fields // a.shape[0] + columns * fields // a.shape[1]) % 2 == 1
-    return np.where(odd, b, a)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from nnunetv2_pgl.files import replacing, write_text
-from nnunetv2_pgl.methods import MEASURES
+from nnunetv2_pgl.files import replacing
+from nnunetv2_pgl.methods import MEASURES, METHODS
 from pretraining.objectives import target_decay
 from pretraining.settings.config import PretrainConfig
 from pretraining.training.state import TrainingState
@@ -24,7 +23,7 @@ class RunLog:
     """Prints lines with nnU-Net's time stamps and appends them to the run's ``training_log_*.txt``.
 
     Args:
-        folder: The run folder; None on processes that stay silent.
+        folder: The run folder; None in processes that print nothing.
     """
 
     def __init__(self, folder: Path | None):
@@ -51,7 +50,7 @@ def epoch_record(state: TrainingState, config: PretrainConfig, means: dict[str, 
     Args:
         state: After the epoch's last step, which its ``so_far`` counts.
         config: Settings of the run.
-        means: Of what the method measures, over the steps of the epoch and all processes.
+        means: What the method measures, averaged over the steps of the epoch and all processes.
     """
     seconds, pairs = state.so_far.seconds, state.steps_per_epoch * config.batch_size
     tau = target_decay(state.step - 1, state.steps_per_epoch * config.epochs, config.target_decay)
@@ -59,7 +58,7 @@ def epoch_record(state: TrainingState, config: PretrainConfig, means: dict[str, 
         "epoch": state.epoch,
         **means,
         "learning_rate": state.optimizer.param_groups[0]["lr"],
-        **({"tau": tau} if state.objective.has_target else {}),
+        **({"tau": tau} if "target_decay" in METHODS[config.method].settings else {}),
         "seconds": seconds,
         "scans_per_second": pairs / seconds,
         "views_per_second": 2 * pairs / seconds,
@@ -68,27 +67,16 @@ def epoch_record(state: TrainingState, config: PretrainConfig, means: dict[str, 
 
 
 def epoch_lines(record: dict[str, Any], seconds_left: float) -> list[str]:
-    """An epoch's record for the log."""
+    """An epoch's record for the log, with the warnings that follow from it."""
+    tau = f", tau: {record['tau']:.5f}" if "tau" in record else ""
     lines = [
         "",
         f"Epoch {record['epoch']}",
-        f"Current learning rate: {record['learning_rate']:.5f}"
-        + (f", tau: {record['tau']:.5f}" if "tau" in record else ""),
+        f"Current learning rate: {record['learning_rate']:.5f}{tau}",
         f"train_loss {record['loss']:.4f}",
-        *_health(record),
     ]
-    lines += correspondence_lines(record)
-    lines.append(
-        f"Epoch time: {record['seconds']:.2f} s, {record['scans_per_second']:.2f} scans/s, "
-        f"{record['views_per_second']:.2f} views/s, waiting for data {record['waiting']:.0%}, "
-        f"time left {timedelta(seconds=round(seconds_left))}"
-    )
-    return lines
-
-
-def _health(record: dict[str, Any]) -> list[str]:
-    """What the method measured besides the loss, and the warnings that follow."""
-    lines = [", ".join(text.format(record[key]) for key, text in MEASURES.items() if key in record)]
+    if measured := ", ".join(text.format(record[key]) for key, text in MEASURES.items() if key in record):
+        lines.append(measured)
     if record.get("feature_std", 1.0) < COLLAPSE_BELOW:
         lines.append(
             f"WARNING: the features have collapsed (feature_std below {COLLAPSE_BELOW}): all scans and places look "
@@ -96,10 +84,17 @@ def _health(record: dict[str, Any]) -> list[str]:
         )
     elif record.get("within_views", 1.0) < COLLAPSE_BELOW:
         lines.append(
-            f"WARNING: the features tell scans apart but not places (less than {COLLAPSE_BELOW:.0%} of their variance "
-            "lies within a view). Early in a run this passes; if it stays, raise -b or -lr, or try another -optimizer."
+            f"WARNING: the features tell scans apart but not places (less than {COLLAPSE_BELOW:.0%} of their "
+            "variance lies within a view). Early in a run this passes; if it stays, raise -b or -lr, or try another "
+            "-optimizer."
         )
-    return [line for line in lines if line]
+    return [
+        *lines,
+        *correspondence_lines(record),
+        f"Epoch time: {record['seconds']:.2f} s, {record['scans_per_second']:.2f} scans/s, "
+        f"{record['views_per_second']:.2f} views/s, waiting for data {record['waiting']:.0%}, "
+        f"time left {timedelta(seconds=round(seconds_left))}",
+    ]
 
 
 def correspondence_lines(record: Mapping[str, float]) -> list[str]:
@@ -117,20 +112,6 @@ def correspondence_lines(record: Mapping[str, float]) -> list[str]:
             f"{record['unflipped_position_code']:.1%}, upper bound {record['unflipped_ceiling']:.1%})"
         )
     return lines
-
-
-def write_metrics(history: Sequence[dict[str, Any]], path: Path) -> None:
-    """One JSON line per epoch, replaced as a whole."""
-    write_text(path, "".join(json.dumps(record) + "\n" for record in history))
-
-
-def append_metrics(record: dict[str, Any], path: Path) -> None:
-    """The line of one more epoch.
-
-    Raises:
-        OSError: If the file cannot be written.
-    """
-    append_text(path, json.dumps(record) + "\n")
 
 
 def append_text(path: Path, text: str) -> None:
@@ -153,57 +134,43 @@ def plot_progress(history: Sequence[dict[str, Any]], baseline: dict[str, float] 
     loss, share, spread, rate, speed = figure.subplots(5, 1, sharex=True, height_ratios=(2, 2, 1, 1, 1))
     miss, decay = share.twinx(), rate.twinx()
 
-    _curve(loss, history, "loss", "training loss", "tab:blue")
-    _curve(share, history, "flipped_right", "flipped pairs: cells matched\nto the right location", "tab:green")
-    _curve(share, history, "ceiling", "upper bound", "tab:green", linestyle=":")
-    _curve(share, history, "decoy", "to the same position\nin the view instead", "tab:red")
-    _curve(share, history, "unflipped_right", "pairs without a flip", "tab:blue")
-    _curve(share, history, "unflipped_position_code", "position-only baseline", "tab:blue", linestyle=":")
-    _curve(share, history, "correspondence", "all pairs\n(version 0.1.0)", "tab:cyan")
+    def curve(axes: Any, key: str, label: str, color: str, **style: Any) -> None:
+        known = [(record["epoch"], record[key]) for record in history if key in record]
+        if known:
+            marker = "." if len(known) < 40 else None
+            axes.plot(*zip(*known, strict=True), label=label, color=color, marker=marker, **style)
+
+    curve(loss, "loss", "training loss", "tab:blue")
+    curve(share, "flipped_right", "flipped pairs: cells matched\nto the right location", "tab:green")
+    curve(share, "ceiling", "upper bound", "tab:green", linestyle=":")
+    curve(share, "decoy", "to the same position\nin the view instead", "tab:red")
+    curve(share, "unflipped_right", "pairs without a flip", "tab:blue")
+    curve(share, "unflipped_position_code", "position-only baseline", "tab:blue", linestyle=":")
+    curve(share, "correspondence", "all pairs\n(version 0.1.0)", "tab:cyan")
     if baseline and "flipped_right" in baseline:
         share.axhline(baseline["flipped_right"], color="tab:orange", linestyle="--", label="before training")
-    _curve(miss, history, "miss_distance", "distance of the others", "tab:gray", alpha=0.5)
-    _curve(spread, history, "feature_std", "feature spread\n(1: even, 0: collapsed)", "tab:purple")
-    _curve(spread, history, "within_views", "share of it between\npositions within a view", "tab:olive")
+    curve(miss, "miss_distance", "distance of the others", "tab:gray", alpha=0.5)
+    curve(spread, "feature_std", "feature spread\n(1: even, 0: collapsed)", "tab:purple")
+    curve(spread, "within_views", "share of it between\npositions within a view", "tab:olive")
     spread.axhline(COLLAPSE_BELOW, color="tab:gray", linestyle=":")
-    _curve(rate, history, "learning_rate", "learning rate", "tab:brown")
-    _curve(decay, history, "tau", "tau", "tab:pink")
-    _curve(speed, history, "views_per_second", "views per second", "black")
+    curve(rate, "learning_rate", "learning rate", "tab:brown")
+    curve(decay, "tau", "tau", "tab:pink")
+    curve(speed, "views_per_second", "views per second", "black")
 
-    names = {
-        loss: "loss",
-        share: "share",
-        miss: "voxels",
-        spread: "spread",
-        rate: "rate",
-        decay: "tau",
-        speed: "views/s",
-    }
-    for axes, name in names.items():
+    panels = ((loss, "loss"), (share, "share"), (miss, "voxels"), (spread, "spread"), (rate, "rate"), (decay, "tau"))
+    for axes, name in (*panels, (speed, "views/s")):
         axes.set_ylabel(name)
     for axes in (share, miss, spread, speed):
         axes.set_ylim(0, None)
-    for axes, twin in ((loss, None), (share, miss), (spread, None), (rate, decay), (speed, None)):
+    for axes, twins in ((loss, ()), (share, (miss,)), (spread, ()), (rate, (decay,)), (speed, ())):
         axes.grid(alpha=0.3)
-        _legend_beside(axes, twin)
+        handles, labels = axes.get_legend_handles_labels()
+        for twin in twins:
+            more_handles, more_labels = twin.get_legend_handles_labels()
+            handles, labels = handles + more_handles, labels + more_labels
+        axes.legend(handles, labels, loc="center left", bbox_to_anchor=(1.1, 0.5), fontsize=9, frameon=False)
     speed.set_xlabel("epoch")
     if history:
         speed.set_xlim(history[0]["epoch"] - 0.5, history[-1]["epoch"] + 0.5)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100)
-
-
-def _curve(axes: Any, history: Sequence[dict[str, Any]], key: str, label: str, color: str, **style: Any) -> None:
-    """One value over the epochs that have it."""
-    known = [(record["epoch"], record[key]) for record in history if key in record]
-    if known:
-        axes.plot(*zip(*known, strict=True), label=label, color=color, marker="." if len(known) < 40 else None, **style)
-
-
-def _legend_beside(axes: Any, twin: Any | None) -> None:
-    """One legend for both scales, right of the curves."""
-    handles, labels = axes.get_legend_handles_labels()
-    if twin is not None:
-        more_handles, more_labels = twin.get_legend_handles_labels()
-        handles, labels = handles + more_handles, labels + more_labels
-    axes.legend(handles, labels, loc="center left", bbox_to_anchor=(1.1, 0.5), fontsize=9, frameon=False)

@@ -1,4 +1,4 @@
-"""Where a run lives, and whether it may start or go on there."""
+"""Where a run lives, and whether it may start or continue there."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from nnunetv2.paths import nnUNet_results
@@ -22,14 +21,29 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-_UNTIL_LOADERS_END = 20.0  # seconds
+_SECONDS_UNTIL_LOADERS_END = 20.0
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """``$nnUNet_results/PGL/<run name>``."""
+    """``$nnUNet_results/PGL/<run name>``.
 
-    path: Path
+    Attributes:
+        path: The folder.
+        config_file: Settings of the run.
+        manifest: Which scans the run is trained on.
+        pictures: Some pairs of views.
+        latest: Everything needed to continue.
+        final: The encoder.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.config_file = path / "config.json"
+        self.manifest = path / "manifest.json"
+        self.pictures = path / "views.png"
+        self.latest = path / "checkpoint_latest.pth"
+        self.final = path / "checkpoint_final.pth"
+        self._claim_file = path / "torchrun_id.txt"
 
     @classmethod
     def named(cls, name: str) -> RunFolder:
@@ -43,49 +57,6 @@ class RunFolder:
         if not name or name in (".", "..") or Path(name).name != name:
             raise PGLError(f"-o {name!r} is not a name for a folder")
         return cls(Path(nnUNet_results) / "PGL" / name)
-
-    @property
-    def config_file(self) -> Path:
-        """Settings of the run."""
-        return self.path / "config.json"
-
-    @property
-    def manifest(self) -> Path:
-        """Which scans the run is trained on."""
-        return self.path / "manifest.json"
-
-    @property
-    def pictures(self) -> Path:
-        """Some pairs of views."""
-        return self.path / "views.png"
-
-    @property
-    def latest(self) -> Path:
-        """Everything needed to continue."""
-        return self.path / "checkpoint_latest.pth"
-
-    @property
-    def final(self) -> Path:
-        """The encoder."""
-        return self.path / "checkpoint_final.pth"
-
-    def start(self, config: PretrainConfig) -> None:
-        """Makes the folder of a new run and writes its settings.
-
-        Raises:
-            PGLError: If a run is already there, or the folder cannot be made.
-        """
-        if self.latest.exists() or self.final.exists():
-            if not self.config_file.exists():
-                raise PGLError(
-                    f"{self.path} holds a run without its config.json, which is needed to continue it: put it back, "
-                    "choose another name with -o, or delete the folder"
-                )
-            raise PGLError(
-                f"{self.path} already holds a run: add --c to continue it, choose another name with -o, or delete it"
-            )
-        self._make()
-        write_text(self.config_file, json.dumps(config.to_dict(), indent=4) + "\n")
 
     def open(self, config: PretrainConfig, resume: bool, held: ExitStack) -> bool:
         """Starts a new run here, or returns True if the run that is here must be continued.
@@ -121,16 +92,41 @@ class RunFolder:
             return
         folder = os.open(self.path, os.O_RDONLY)
         try:
-            end = time.monotonic() + _UNTIL_LOADERS_END
-            while not _lock(folder):
-                if time.monotonic() > end:
-                    raise PGLError(
-                        f"{self.path}: a run is in progress there; wait until it ends, or choose another name with -o"
-                    )
-                time.sleep(0.5)
+            end = time.monotonic() + _SECONDS_UNTIL_LOADERS_END
+            while True:
+                try:
+                    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > end:
+                        raise PGLError(
+                            f"{self.path}: a run is in progress there; wait until it ends, or choose another name "
+                            "with -o"
+                        ) from None
+                    time.sleep(0.5)
+                except OSError:
+                    break  # this file system has no locks
             yield
         finally:
             os.close(folder)
+
+    def start(self, config: PretrainConfig) -> None:
+        """Makes the folder of a new run and writes its settings.
+
+        Raises:
+            PGLError: If a run is already there, or the folder cannot be made.
+        """
+        if self.latest.exists() or self.final.exists():
+            if not self.config_file.exists():
+                raise PGLError(
+                    f"{self.path} holds a run without its config.json, which is needed to continue it: put it back, "
+                    "choose another name with -o, or delete the folder"
+                )
+            raise PGLError(
+                f"{self.path} already holds a run: add --c to continue it, choose another name with -o, or delete it"
+            )
+        self._make()
+        write_text(self.config_file, json.dumps(config.to_dict(), indent=4) + "\n")
 
     def _make(self) -> None:
         try:
@@ -141,7 +137,7 @@ class RunFolder:
             ) from error
 
     def claim(self) -> None:
-        """Notes that this torchrun job has started the run, so that its restarts continue without ``--c``."""
+        """Records that this torchrun job has started the run, so that its restarts continue without ``--c``."""
         if (job := _torchrun_job()) is not None:
             self._claim_file.write_text(job + "\n")
 
@@ -151,17 +147,26 @@ class RunFolder:
         return job is not None and self._claim_file.exists() and self._claim_file.read_text().strip() == job
 
     def release(self) -> None:
-        """Removes the note from a finished run."""
+        """Removes the record from a finished run."""
         self._claim_file.unlink(missing_ok=True)
-
-    @property
-    def _claim_file(self) -> Path:
-        return self.path / "torchrun_id.txt"
 
     def neighbours(self) -> str:
         """Names of existing runs, as a hint for an error."""
         others = sorted(file.parent.name for file in self.path.parent.glob("*/config.json"))
         return f", or name one that is there with -o: {', '.join(others[:5])}" if others else ""
+
+    def require_same(self, given: PretrainConfig, stored: PretrainConfig) -> None:
+        """Stops a continued run whose settings were changed.
+
+        Raises:
+            PGLError: Names each setting with both values.
+        """
+        if different := given.differences(stored):
+            listed = "; ".join(f"{name}: the run has {theirs}, you gave {own}" for name, own, theirs in different)
+            raise PGLError(
+                f"--c continues {self.path} with its own settings, and these differ: {listed}. Leave them out to "
+                "continue with the run's values, or start a new run with -o"
+            )
 
 
 def _torchrun_job() -> str | None:
@@ -172,29 +177,3 @@ def _torchrun_job() -> str | None:
     """
     run_id = os.environ.get("TORCHELASTIC_RUN_ID")
     return None if run_id is None else f"{run_id} {socket.gethostname()} {os.getppid()}"
-
-
-def _lock(folder: int) -> bool:
-    """Whether the lock is ours now, or there are no locks on this file system."""
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def require_same(given: PretrainConfig, stored: PretrainConfig, folder: RunFolder) -> None:
-    """Stops a continued run whose settings were changed.
-
-    Raises:
-        PGLError: Names each setting with both values.
-    """
-    different = given.differences(stored)
-    if different:
-        listed = "; ".join(f"{name}: the run has {theirs}, you gave {own}" for name, own, theirs in different)
-        raise PGLError(
-            f"--c continues {folder.path} with its own settings, and these differ: {listed}. Leave them out to "
-            "continue with the run's values, or start a new run with -o"
-        )

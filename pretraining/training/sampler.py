@@ -14,9 +14,8 @@ from torch.utils.data import Sampler
 from nnunetv2_pgl.errors import PGLError
 from pretraining.data import DataError
 
-# Draws per pass at most; weights are rounded to that, by less than 0.001 %.
-_LONGEST_PASS = 100_000
-LARGEST_UNIT = 16  # pairs that a loading process reads at a time; of the paper's views some 32 MB
+_MAX_DRAWS_PER_PASS = 100_000  # weights are rounded to that, by less than 0.001 %
+_MAX_UNIT_PAIRS = 16  # pairs that a loading process reads at a time; of the paper's views some 32 MB
 
 
 class PairSampler(Sampler[list[tuple[int, int]]]):
@@ -33,15 +32,15 @@ class PairSampler(Sampler[list[tuple[int, int]]]):
         batch_size: Pairs per step, over all processes.
         accumulate: Parts of a step per process.
         seed: Seed of the run.
-        rank: This process.
-        processes: Number of processes.
+        rank: Number of this process.
+        world_size: How many processes train together.
         weighted: Which scan a draw takes where sources have weights; None: all scans equally often, as above.
 
     Attributes:
         first_step: Where the stream begins, from 0.
 
     Raises:
-        ValueError: If a step's pairs cannot be divided evenly.
+        PGLError: If a step's pairs cannot be divided evenly.
     """
 
     def __init__(
@@ -52,28 +51,28 @@ class PairSampler(Sampler[list[tuple[int, int]]]):
         accumulate: int,
         seed: int,
         rank: int = 0,
-        processes: int = 1,
+        world_size: int = 1,
         weighted: WeightedOrder | None = None,
     ):
-        if batch_size % (processes * accumulate):
+        if batch_size % (world_size * accumulate):
             raise PGLError(
-                f"a batch of {batch_size} pairs cannot be divided evenly over {processes} processes and {accumulate} "
+                f"a batch of {batch_size} pairs cannot be divided evenly over {world_size} processes and {accumulate} "
                 "accumulated parts; choose -b as a multiple of both"
             )
         self.scans, self.steps, self.batch_size = scans, steps, batch_size
-        self.seed, self.rank, self.processes, self.weighted = seed, rank, processes, weighted
-        self.part = batch_size // (processes * accumulate)
-        self.units_per_part = -(-self.part // LARGEST_UNIT)
+        self.seed, self.rank, self.world_size, self.weighted = seed, rank, world_size, weighted
+        self.part = batch_size // (world_size * accumulate)
+        self.units_per_part = -(-self.part // _MAX_UNIT_PAIRS)
         self.first_step = 0
         self._order = lru_cache(maxsize=1)(self._new_order)
 
     def __len__(self) -> int:
-        own = self.batch_size // self.processes
+        own = self.batch_size // self.world_size
         return (self.steps - self.first_step) * (own // self.part) * self.units_per_part
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """Units of the steps from ``first_step`` on, each a list of (number of the draw, index of the scan)."""
-        own = self.batch_size // self.processes
+        own = self.batch_size // self.world_size
         edges = [self.part * unit // self.units_per_part for unit in range(self.units_per_part + 1)]
         for step in range(self.first_step, self.steps):
             first = step * self.batch_size + self.rank * own
@@ -148,7 +147,7 @@ def draws_per_pass(weights: Sequence[float], scans: int) -> list[int]:
     exact = [Fraction(str(float(weight))) for weight in weights]
     shares = [weight / sum(exact) for weight in exact]
     length = math.lcm(*(share.denominator for share in shares))
-    if length > _LONGEST_PASS:
-        return [max(1, round(share * _LONGEST_PASS)) if share else 0 for share in shares]
+    if length > _MAX_DRAWS_PER_PASS:
+        return [max(1, round(share * _MAX_DRAWS_PER_PASS)) if share else 0 for share in shares]
     length *= -(-scans // length)
     return [int(share * length) for share in shares]

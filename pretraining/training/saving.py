@@ -1,4 +1,4 @@
-"""When a run is measured and saved, and the thread that writes while training goes on."""
+"""When a run is measured and saved, and the thread that writes while training continues."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nnunetv2_pgl.checkpoint import atomic_save
 from pretraining.training.progress import plot_progress
 from pretraining.training.state import TrainingState
 
-SECONDS_BETWEEN = 600.0
+_SECONDS_BETWEEN_SAVES = 600.0
 _SHARE_OF_MEASURING = 0.01  # of the time
 
 
@@ -26,8 +26,8 @@ class SaveTimes:
     measured at the end of an epoch, as often as that takes 1 % of the time, at least every 10 minutes.
 
     Args:
-        save_every: Epochs; None: by the clock.
-        steps_per_epoch: Steps.
+        save_every: Number of epochs between two saves; None: by the clock.
+        steps_per_epoch: Number of steps in an epoch.
         now: The clock, in seconds.
     """
 
@@ -35,13 +35,13 @@ class SaveTimes:
         self._steps = None if save_every is None else save_every * steps_per_epoch
         self._now = now
         self._saved = self._measured = now()
-        self._pause = SECONDS_BETWEEN  # between two measurements
+        self._pause = _SECONDS_BETWEEN_SAVES  # between two measurements
 
     def is_due(self, step: int) -> bool:
         """Whether to save after ``step`` steps of the run."""
         if self._steps is not None:
             return step % self._steps == 0
-        return self._now() - self._saved >= SECONDS_BETWEEN
+        return self._now() - self._saved >= _SECONDS_BETWEEN_SAVES
 
     def measuring_is_due(self, step: int) -> bool:
         """Whether to measure after ``step`` steps of the run, the last ones of an epoch."""
@@ -59,7 +59,7 @@ class SaveTimes:
         started = self._now()
         yield
         self._measured = self._now()
-        self._pause = min(SECONDS_BETWEEN, (self._measured - started) / _SHARE_OF_MEASURING)
+        self._pause = min(_SECONDS_BETWEEN_SAVES, (self._measured - started) / _SHARE_OF_MEASURING)
 
 
 class StateWriter:
@@ -93,8 +93,7 @@ class StateWriter:
             OSError: If the former state could not be written; the one before it is intact.
         """
         self.wait()
-        history, baseline = list(state.history), state.baseline
-        self._writing = self._thread.submit(self._write, state.on_host(), history, baseline)
+        self._writing = self._thread.submit(self._write, state.on_host())
 
     def wait(self) -> None:
         """Until all is written.
@@ -114,10 +113,10 @@ class StateWriter:
         if self._writing is not None and self._writing.done():
             self._writing.result()
 
-    def _write(self, content: dict[str, Any], history: list[dict[str, Any]], baseline: dict[str, float] | None) -> None:
+    def _write(self, content: dict[str, Any]) -> None:
         atomic_save(content, self._folder / "checkpoint_latest.pth")
         try:
-            plot_progress(history, baseline, self._folder / "progress.png")
+            plot_progress(content["history"], content["baseline"], self._folder / "progress.png")
         except OSError:
             raise
         except Exception as error:  # no error of a plotting library is a reason to end a run

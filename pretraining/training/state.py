@@ -1,4 +1,4 @@
-"""Everything a run needs to go on: copied to the host to be written, read back for ``--c``."""
+"""Everything a run needs to continue: copied to the host to be written, read back for ``--c``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from nnunetv2_pgl.checkpoint import CheckpointError, load_plain
 from pretraining.objectives import Objective
+from pretraining.settings.config import PretrainConfig
+from pretraining.training.networks import make_objective
+from pretraining.training.optimisation import make_optimizer
 
 _FORMAT_VERSION = 3
 _READABLE_VERSIONS = (1, 2, 3)  # 1 and 2 count epochs, and 1 has none in progress
@@ -54,7 +58,7 @@ class TrainingState:
         optimizer: With its momenta.
         step: Steps done.
         steps_per_epoch: Steps after which an epoch's record is written.
-        so_far: Of the epoch in progress.
+        so_far: What the epoch in progress has added up.
         history: One record per epoch; of several processes, the main one has it.
         baseline: Correspondence before training.
         config: Settings as plain values, for the reader.
@@ -80,24 +84,27 @@ class TrainingState:
 
     def on_host(self) -> dict[str, Any]:
         """A copy that later steps do not change, as it is written to ``checkpoint_latest.pth``; tensors on the CPU."""
-        copied = _copied_to_host(
-            {
-                "objective": self.objective.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "so_far": vars(self.so_far),
-                "history": self.history,
-            },
-            {},
-        )
-        return {
+        copies: dict[Any, Tensor] = {}
+
+        def copied(tensor: Tensor) -> Tensor:  # nnU-Net's networks hold tensors under two names: one copy
+            key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+            if key not in copies:
+                copies[key] = tensor.detach().to("cpu", copy=True)
+            return copies[key]
+
+        content = {
             "training_state": _FORMAT_VERSION,
-            **copied,
+            "objective": dict(self.objective.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "so_far": vars(self.so_far),
+            "history": self.history,
             "step": self.step,
             "baseline": self.baseline,
             "config": self.config,
             "scans": self.scans,
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
         }
+        return tree_map_only(Tensor, copied, content)
 
     def restore(self, path: Path) -> None:
         """Fills networks, optimiser and history from ``checkpoint_latest.pth``.
@@ -134,7 +141,12 @@ class TrainingState:
             # How the optimiser computes is a matter of this device and this torch.
             group.update({name: own[name] for name in ("foreach", "fused") if name in own})
         self.optimizer.load_state_dict(content["optimizer"])
-        _lay_out_like_weights(self.optimizer)
+        for weight, values in self.optimizer.state.items():
+            for name, value in values.items():
+                if isinstance(value, Tensor) and value.shape == weight.shape:
+                    # Fused kernels go through momenta and weights in the order of memory, but torch keeps the layout
+                    # that was saved: versions until 0.1.0 had all networks in channels last.
+                    values[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
         if self.scaler is not None and content.get("scaler") is not None:
             self.scaler.load_state_dict(content["scaler"])
         self.so_far = EpochSoFar(**content.get("so_far", {}))
@@ -150,26 +162,9 @@ class TrainingState:
             raise ValueError(f"{len(self.history)} records do not belong to {self.step!r} steps")
 
 
-def _lay_out_like_weights(optimizer: torch.optim.Optimizer) -> None:
-    """Gives momenta the memory layout of their weights: fused kernels go through both in the order of memory.
-
-    Versions until 0.1.0 had all networks in channels last, and torch keeps the layout that was saved.
-    """
-    for weight, values in optimizer.state.items():
-        for name, value in values.items():
-            if isinstance(value, Tensor) and value.shape == weight.shape:
-                values[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
-
-
-def _copied_to_host(value: Any, copies: dict[Any, Tensor]) -> Any:
-    """Copies of all tensors in dictionaries and lists. nnU-Net's networks hold tensors under two names: one copy."""
-    if isinstance(value, Tensor):
-        key = (value.data_ptr(), value.shape, value.stride(), value.dtype)
-        if key not in copies:
-            copies[key] = value.detach().to("cpu", copy=True)
-        return copies[key]
-    if isinstance(value, dict):
-        return {key: _copied_to_host(item, copies) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_copied_to_host(item, copies) for item in value]
-    return value
+def initial_state(config: PretrainConfig, device: torch.device, precision: torch.dtype | None) -> TrainingState:
+    """A run before its first epoch."""
+    objective = make_objective(config, precision).to(device)
+    optimizer = make_optimizer(config.optimizer_name, objective, config.peak_learning_rate, config.weight_decay)
+    scaler = torch.amp.GradScaler(device.type) if precision is torch.float16 else None
+    return TrainingState(objective, optimizer, config=config.to_dict(), scaler=scaler)

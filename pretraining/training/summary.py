@@ -32,12 +32,6 @@ def opening_lines(config: PretrainConfig, pool: Pool, device: str, processes: in
     ]
 
 
-def _is_used(setting: str, method: str) -> bool:
-    """Whether a method uses a setting of the run; what no method names is used by all."""
-    others = {name for other in METHODS.values() for name in other.settings}.difference(METHODS[method].settings)
-    return not setting.startswith(tuple(others))
-
-
 def _preset_lines(config: PretrainConfig) -> list[str]:
     """Which settings the run has, what was changed, and which optimiser the batch has led to."""
     base, name = {
@@ -45,16 +39,18 @@ def _preset_lines(config: PretrainConfig) -> list[str]:
         "recommended": (recommended(), "The recommended settings (the paper's: --paper)"),
         "published": (published_for_mae(), "The settings published for mae (docs/method.md)"),
     }[config.preset]
-    found = {"datasets", "in_channels", "exclude", "network", "preprocessing", "seed", "modality", "use_masks"}
+    not_reported = {"datasets", "in_channels", "exclude", "network", "preprocessing", "seed", "modality", "use_masks"}
     if config.planned_network is not None:
-        found.add("norm")  # the network has its own
-    changed = [
-        f"{name} {'none' if value is None else value}"
-        for name, value, _ in config.differences(base)
-        if name.split(".")[0] not in found
-    ]
-    lines = [name + (f", changed: {', '.join(changed)}" if changed else "")]
-    if unused := [text for text in changed if not _is_used(text.split()[0], config.method)]:
+        not_reported.add("norm")  # the network has its own
+    changed = {
+        setting: f"{setting} {'none' if value is None else value}"
+        for setting, value, _ in config.differences(base)
+        if setting.split(".")[0] not in not_reported
+    }
+    lines = [name + (f", changed: {', '.join(changed.values())}" if changed else "")]
+    # What no method names is used by all.
+    others = {name for method in METHODS.values() for name in method.settings} - {*METHODS[config.method].settings}
+    if unused := [text for setting, text in changed.items() if setting.startswith(tuple(others))]:
         lines.append(f"WARNING: {config.method} does not use {', '.join(unused)}")
     if config.preset == "paper" and config.optimizer is None and config.optimizer_name != "lars":
         lines.append(

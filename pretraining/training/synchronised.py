@@ -20,15 +20,6 @@ _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_t
 class SynchronisedBatchNorm3d(nn.BatchNorm3d):
     """Batch norm whose statistics while training are those of the batches of all processes, equal in size."""
 
-    @classmethod
-    def from_batch_norm(cls, norm: nn.BatchNorm3d) -> SynchronisedBatchNorm3d:
-        """The same norm, sharing parameters and running statistics."""
-        new = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-        new.weight, new.bias = norm.weight, norm.bias
-        new.running_mean, new.running_var = norm.running_mean, norm.running_var
-        new.num_batches_tracked = norm.num_batches_tracked
-        return new.train(norm.training)
-
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, ...) -> (B, C, ...)."""
         if not (self.training and dist.is_initialized()):
@@ -42,21 +33,21 @@ class SynchronisedBatchNorm3d(nn.BatchNorm3d):
 
 
 def synchronise_batch_norms(module: nn.Module) -> nn.Module:
-    """Replaces every ``BatchNorm3d`` inside a module, in place."""
-    for name, child in module.named_children():
+    """Makes every ``BatchNorm3d`` inside a module a `SynchronisedBatchNorm3d`, in place; returns the module."""
+    for child in module.modules():
         if type(child) is nn.BatchNorm3d:
-            setattr(module, name, SynchronisedBatchNorm3d.from_batch_norm(child))
-        else:
-            synchronise_batch_norms(child)
+            child.__class__ = SynchronisedBatchNorm3d
     return module
 
 
 class NormaliseOnGPU(torch.autograd.Function):
-    """Input, weight, bias, running statistics, eps -> output, by the kernels of ``SyncBatchNorm``."""
+    """Input, weight, bias, running statistics, eps -> output, by the kernels of ``SyncBatchNorm``.
+
+    Gradients of weight and bias are those of this process's batch alone.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, running: Running, eps: float) -> Tensor:
-        """Joins the statistics of all processes, and normalises."""
         own = torch.stack(torch.batch_norm_stats(x, eps))
         means, factors = _of_all_processes(own).unbind(dim=1)
         counts = own.new_full((len(means),), x.numel() // x.shape[1])
@@ -66,7 +57,6 @@ class NormaliseOnGPU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients; those of weight and bias are of this process's batch alone."""
         x, weight, mean, factor, counts = ctx.saved_tensors
         grad = gradients[0].contiguous(memory_format=_layout(x))
         *own, grad_weight, grad_bias = torch.batch_norm_backward_reduce(grad, x, mean, factor, weight, True, True, True)
@@ -77,11 +67,10 @@ class NormaliseOnGPU(torch.autograd.Function):
 
 
 class NormaliseOnCPU(torch.autograd.Function):
-    """The same on a CPU, which lacks those kernels; torch's own do all that goes over the voxels but one pass."""
+    """The same on a CPU, which lacks those kernels; other ones of torch do all but one pass over the voxels."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, running: Running, eps: float) -> Tensor:
-        """Joins the statistics of all processes, and normalises."""
         unused = x.new_zeros(2, x.shape[1], dtype=weight.dtype)  # running statistics; their type is that of the results
         own = torch.stack(torch.batch_norm_update_stats(x, unused[0], unused[1], 0.0))
         means, variances = _of_all_processes(own).unbind(dim=1)
@@ -97,7 +86,6 @@ class NormaliseOnCPU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients; those of weight and bias are of this process's batch alone."""
         x, weight, mean, var = ctx.saved_tensors
         grad = gradients[0].contiguous(memory_format=_layout(x))
         # With constant statistics: grad_x = w r grad, grad_weight = sum of grad (x - mean) r, grad_bias = sum of grad.

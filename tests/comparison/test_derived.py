@@ -26,7 +26,7 @@ from pretraining.comparison.settings import ComparisonSettings
 from pretraining.comparison.splits import Fold, Splits
 from pretraining.settings.config import recommended
 from pretraining.training.footprint import flop
-from pretraining.training.start import make_objective
+from pretraining.training.networks import make_objective
 from tests.planned_networks import small_network
 
 NAME = "Dataset007_Small"

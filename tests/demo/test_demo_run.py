@@ -9,10 +9,10 @@ import pytest
 from matplotlib.image import imread
 
 from nnunetv2_pgl.errors import PGLError
+from pretraining.console_commands import CommandError, CommandRunner, CommandStopped, find_command
 from pretraining.demo.phantoms import LABELS, make_phantom
 from pretraining.demo.pictures import PredictedCase, Volume, draw_phantom, draw_predictions
 from pretraining.demo.run import DemoFolder, demo_commands, demo_entry, dice_table, read_results
-from pretraining.launching.commands import CommandError, CommandRunner, CommandStopped, find_command
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="the stand-in commands are scripts with a #! line")
 

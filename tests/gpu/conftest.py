@@ -12,7 +12,7 @@ from benchmarks.scans import store_scan
 from nnunetv2_pgl.networks import ResNet50Encoder, segmenter
 from pretraining.data import Volume
 from pretraining.demo.phantoms import make_phantom
-from pretraining.training import start
+from pretraining.training import networks
 
 NARROW = (8, 16, 32, 64)  # the encoder's layers at an eighth of their width
 
@@ -33,7 +33,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     def narrow_encoder(*arguments: Any, **options: Any) -> ResNet50Encoder:
         return ResNet50Encoder(*arguments, **{**options, "widths": NARROW})
 
-    for module in (start, segmenter):
+    for module in (networks, segmenter):
         monkeypatch.setattr(module, "ResNet50Encoder", narrow_encoder)
 
 

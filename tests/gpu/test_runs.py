@@ -23,7 +23,7 @@ from pretraining.data import Volume
 from pretraining.demo.datasets import write_unlabelled_dataset
 from pretraining.launching.distributed import Processes
 from pretraining.launching.errors import Stopped
-from pretraining.launching.stopping import Agreement, StopSignals
+from pretraining.launching.stopping import AnyProcess, StopSignals
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.table import RunOptions
 from pretraining.training.loop import Run, Runtime, train
@@ -186,7 +186,7 @@ def test_a_step_in_a_group_is_that_of_a_process_alone(scans: list[Volume], tmp_p
 
 @pytest.mark.usefixtures("group")
 def test_a_wish_arrives_two_calls_later() -> None:
-    asked = Agreement(Processes(0, 2, 0, 2), DEVICE)
+    asked = AnyProcess(Processes(0, 2, 0, 2), DEVICE)
     assert [asked(wish) for wish in (False, True, False, False, False)] == [False, False, False, True, False]
 
 

@@ -34,7 +34,7 @@ PAIRS = 3
 @pytest.fixture(autouse=True)
 def _few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     few = partial(ResNet50Encoder, blocks=(1, 2, 1, 1))
-    monkeypatch.setattr("pretraining.training.start.ResNet50Encoder", few)
+    monkeypatch.setattr("pretraining.training.networks.ResNet50Encoder", few)
     monkeypatch.setattr("nnunetv2_pgl.networks.segmenter.ResNet50Encoder", few)
 
 
@@ -179,7 +179,7 @@ def test_processes_join_without_waiting_and_without_exchanging_buffers() -> None
 
     run = object.__new__(Run)
     run.config, run.steps, run.steps_per_epoch = settings("pgl", norm="batch"), 3, 3
-    run.processes, run.device = Processes(rank=1, count=2, local_rank=1, local_count=2), torch.device("cuda", 1)
+    run.processes, run.device = Processes(1, 2, local_rank=1, local_world_size=2), torch.device("cuda", 1)
     with fake_gpu(), mock.patch.object(loop, "DistributedDataParallel", Joined):
         run.state = state_on_gpu(run.config)
         norms = sum(isinstance(module, nn.BatchNorm3d) for module in run.state.objective.modules())

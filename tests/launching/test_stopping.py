@@ -102,7 +102,7 @@ def test_before_the_first_step_a_signal_ends_the_run_at_once() -> None:
 
 def test_a_second_interrupt_ends_it_at_once() -> None:
     with StopSignals().caught() as stop:
-        stop.note()
+        stop.defer()
         os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.received == "SIGUSR1"

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from nnunetv2_pgl.methods import METHODS
 from nnunetv2_pgl.networks import PGLSegmenter, PlannedSegmenter
 from pretraining.objectives import MAE, MAEOutput
 from pretraining.objectives.mae import error_of_the_mean, masked_error
 from pretraining.settings.config import PretrainConfig, published_for_mae
-from pretraining.training.start import make_objective
+from pretraining.training.networks import make_objective
 from pretraining.views import GeometryBatch, ViewGeometry, ViewSettings
 from tests.planned_networks import small_network
 from tests.precision import needs_bfloat16, note_types
@@ -169,8 +170,7 @@ def test_there_is_no_target_and_no_change_of_intensity() -> None:
     before = {name: value.clone() for name, value in mae.state_dict().items()}
     mae.update_target(0.5)
     assert all(torch.equal(value, before[name]) for name, value in mae.state_dict().items())
-    assert not mae.has_target
-    assert not mae.changes_intensity
+    assert not {"target_decay", "views.intensity"} & {*METHODS["mae"].settings}
 
 
 def test_encoder_is_the_segmenters_stored_once_and_the_decoder_is_kept_without_its_head() -> None:

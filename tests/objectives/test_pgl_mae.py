@@ -12,7 +12,7 @@ from nnunetv2_pgl.networks import PGLSegmenter
 from nnunetv2_pgl.networks.segmenter import upsample
 from pretraining.objectives import PGL, PGLMAE, draw_block_mask
 from pretraining.settings.config import PretrainConfig
-from pretraining.training.start import make_objective
+from pretraining.training.networks import make_objective
 from pretraining.views import GeometryBatch, ViewSettings, sample_view_pair
 from tests.precision import note_types
 

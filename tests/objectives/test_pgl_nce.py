@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nnunetv2_pgl.networks import FeatureGrid, PlannedEncoder
 from pretraining.objectives import PGL, local_contrastive_loss
 from pretraining.settings.config import PretrainConfig
-from pretraining.training.start import make_objective
+from pretraining.training.networks import make_objective
 from pretraining.views import GeometryBatch, ViewGeometry, ViewSettings, render_views, sample_view_pair
 from tests.planned_networks import small_network
 from tests.precision import needs_bfloat16

@@ -13,9 +13,9 @@ from nnunetv2_pgl.networks import PGLSegmenter, ResNet50Encoder
 from pretraining.demo.phantoms import make_phantom
 from pretraining.objectives import PGL, target_decay
 from pretraining.settings.config import PretrainConfig
-from pretraining.training import start
+from pretraining.training import networks
+from pretraining.training.networks import make_objective
 from pretraining.training.optimisation import learning_rate_at, make_optimizer, set_learning_rate
-from pretraining.training.start import make_objective
 from pretraining.views import GeometryBatch, ViewSettings, render_views, sample_view_pair
 from tests.drawn import drawn_for
 from tests.precision import needs_bfloat16, note_types
@@ -28,7 +28,7 @@ _STEPS, _PAIRS, _VIEW, _RATE = 200, 4, (8, 32, 32), 0.2
 def narrow_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     """The encoders that runs start from."""
     for network in (ResNet50Encoder, PGLSegmenter):
-        monkeypatch.setattr(start, network.__name__, partial(network, widths=NARROW))
+        monkeypatch.setattr(networks, network.__name__, partial(network, widths=NARROW))
 
 
 def draw_batches(count: int) -> list[tuple[torch.Tensor, GeometryBatch]]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -28,11 +26,8 @@ CONFIG = replace(make.config(), hidden_channels=512, out_channels=256)  # a stat
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunFolder]:
-    root = tmp_path_factory.mktemp("faults")
-    shutil.copytree(make.GOLDEN / "nnUNet_raw", root / "nnUNet_raw")
-    with make.machine(root):
-        yield run("undisturbed")
+def undisturbed(folders: Path) -> RunFolder:
+    return run("undisturbed")
 
 
 def run(name: str, resume: bool = False) -> RunFolder:

@@ -19,8 +19,7 @@ from pretraining.settings.table import RunOptions
 from pretraining.training.optimisation import GRADIENT_CLIP_NORMS
 from pretraining.training.pretrain import pretrain
 from pretraining.training.run_folder import RunFolder
-from pretraining.training.start import initial_state
-from pretraining.training.state import TrainingState
+from pretraining.training.state import TrainingState, initial_state
 from pretraining.training.step import Stepper
 from pretraining.views import GeometryBatch
 from tests.golden import make

@@ -14,7 +14,7 @@ from pretraining.demo.phantoms import make_phantom
 from pretraining.settings.config import PretrainConfig
 from pretraining.training.correspondence import measure_correspondence
 from pretraining.training.geometry_baselines import validation_batches
-from pretraining.training.start import initial_state
+from pretraining.training.state import initial_state
 from pretraining.training.step import Stepper
 from pretraining.views import GeometryBatch, IntensityRanges, ViewPairBatch, ViewPairDataset, ViewSettings
 from tests.planned_networks import small_network

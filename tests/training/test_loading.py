@@ -96,7 +96,7 @@ def test_crops_do_not_depend_on_the_number_of_workers() -> None:
 def test_units_make_the_batch_that_is_loaded_at_once(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seven pairs in units of three: two, two and three."""
     whole = crops_of_a_run(workers, pairs=7)
-    monkeypatch.setattr("pretraining.training.sampler.LARGEST_UNIT", 3)
+    monkeypatch.setattr("pretraining.training.sampler._MAX_UNIT_PAIRS", 3)
     assert PairSampler(4, 12, 7, 1, seed=0).units_per_part == 3
     for one, other in zip(whole, crops_of_a_run(workers, pairs=7), strict=True):
         assert torch.equal(one, other)

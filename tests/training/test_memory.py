@@ -17,7 +17,7 @@ from pretraining.launching.distributed import Processes
 from pretraining.objectives import ModelsGenesis, Objective
 from pretraining.settings.config import PretrainConfig
 from pretraining.training import footprint, memory
-from pretraining.training.start import make_objective
+from pretraining.training.networks import make_objective
 from pretraining.views import GeometryBatch, ViewSettings, sample_view_pair
 from tests.planned_networks import small_network
 

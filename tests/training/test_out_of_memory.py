@@ -82,7 +82,7 @@ def test_what_is_done_and_said(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> Non
     with (
         pytest.raises(PGLError) as caught,
         memory.suggesting_a_smaller_batch(CONFIG, "cuda", Processes(), 0),
-        loader.explaining_deaths(),
+        loader.naming_dead_workers(),
     ):
         raise torch.cuda.OutOfMemoryError(TEXT)
     tried = [f"{pairs} pairs" for pairs in (64, 32, 48, 40, 44, 42, 41)]

@@ -45,8 +45,8 @@ def pool(tmp_path: Path) -> Pool:
 
 def test_every_scan_with_the_hash_of_its_file_and_no_path(tmp_path: Path, pool: Pool) -> None:
     config = PretrainConfig((str(tmp_path / "one"), str(tmp_path / "two")), weights=(1.0, 0.0))
-    manifest = Manifest.of_pool(config, pool)
-    manifest.write(tmp_path / "manifest.json")
+    manifest = Manifest.from_pool(config, pool)
+    (tmp_path / "manifest.json").write_text(manifest.text)
     assert manifest.summary() == {
         "sha256": digest(tmp_path / "manifest.json"),
         "scans_per_source": {"one": 2, "two": 1},
@@ -63,7 +63,7 @@ def test_every_scan_with_the_hash_of_its_file_and_no_path(tmp_path: Path, pool: 
         assert scan["files"] == [{"name": file.name, "size": file.stat().st_size, "sha256": digest(file)}]
         assert (scan["shape"], scan["spacing"]) == ([1, 6, 8, 8], [1.0, 1.0, 1.0])
     assert str(tmp_path) not in manifest.text
-    assert Manifest.of_pool(config, pool) == manifest
+    assert Manifest.from_pool(config, pool) == manifest
 
 
 def test_volumes_of_earlier_versions_are_hashed_once(
@@ -94,7 +94,7 @@ def test_a_series_is_one_entry(tmp_path: Path, pool: Pool) -> None:
     entry = record["files"][0]
     slices = [{**entry, "path": f"/x/{n}.dcm", "size": 10, "sha256": f"{n:064d}"} for n in range(3)]
     write_record(pool.training[0].path, {**record, "files": slices})
-    content = json.loads(Manifest.of_pool(PretrainConfig(("one", "two")), pool).text)
+    content = json.loads(Manifest.from_pool(PretrainConfig(("one", "two")), pool).text)
     assert content["scans"][0]["files"] == [
         {
             "name": "0.dcm and 2 more slices",

@@ -25,7 +25,7 @@ def test_every_scan_equally_often_whatever_the_batch() -> None:
 
 def test_processes_and_parts_together_are_one_process() -> None:
     whole = from_step(PairSampler(5, 15, 8, 1, seed=1), 12)
-    shares = [from_step(PairSampler(5, 15, 8, 2, seed=1, rank=rank, processes=2), 12) for rank in (0, 1)]
+    shares = [from_step(PairSampler(5, 15, 8, 2, seed=1, rank=rank, world_size=2), 12) for rank in (0, 1)]
     assert all(len(share) == 6 for share in shares)
     for step in range(3):
         joined = [pair for share in shares for part in share[2 * step : 2 * step + 2] for pair in part]
@@ -41,7 +41,7 @@ def test_large_parts_are_loaded_in_units_in_the_same_order() -> None:
 
 def test_uneven_batch_is_refused() -> None:
     with pytest.raises(ValueError, match="divided evenly"):
-        PairSampler(5, 3, 6, 2, seed=1, processes=2)
+        PairSampler(5, 3, 6, 2, seed=1, world_size=2)
 
 
 def of_sources(scans: list[int], sources: list[int]) -> list[float]:
@@ -93,7 +93,7 @@ def test_weighted_draws_do_not_depend_on_processes_or_on_where_a_run_resumes() -
 
     straight = from_step(sampler(), 0)
     assert from_step(sampler(), 12) == straight[12:]
-    shares = [from_step(sampler(rank=rank, processes=2, accumulate=2), 12) for rank in (0, 1)]
+    shares = [from_step(sampler(rank=rank, world_size=2, accumulate=2), 12) for rank in (0, 1)]
     for step in range(3):
         joined = [pair for share in shares for part in share[2 * step : 2 * step + 2] for pair in part]
         assert joined == straight[12 + step]

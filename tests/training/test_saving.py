@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from pretraining.training.pretrain import pretrain
 from pretraining.training.run_folder import RunFolder
 from pretraining.training.sampler import PairSampler
 from pretraining.training.saving import SaveTimes, StateWriter
-from pretraining.training.start import initial_state
+from pretraining.training.state import initial_state
 from pretraining.training.step import Stepper
 from tests.golden import make
 
@@ -47,14 +46,6 @@ class Counts:
         self.saved: list[int] = []
         self.drawn: list[int] = []
         self.measured: list[int] = []
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    root = tmp_path_factory.mktemp("saving")
-    shutil.copytree(make.GOLDEN / "nnUNet_raw", root / "nnUNet_raw")
-    with make.machine(root):
-        yield root
 
 
 def stub_steps(patch: pytest.MonkeyPatch, after_each: Callable[[int], None]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from matplotlib.image import imread
 
 from nnunetv2_pgl.checkpoint import load_checkpoint
 from nnunetv2_pgl.errors import PGLError
-from nnunetv2_pgl.networks import ResNet50Encoder
+from nnunetv2_pgl.networks import PGLSegmenter, ResNet50Encoder
 from nnunetv2_pgl.transfer import load_encoder
 from pretraining.data import DataError
 from pretraining.demo.datasets import write_unlabelled_dataset
 from pretraining.settings.config import PretrainConfig, published_for_mae
 from pretraining.settings.table import RunOptions
+from pretraining.training import networks
 from pretraining.training.pretrain import pretrain
 from pretraining.training.run_folder import RunFolder
 from pretraining.views import ViewSettings
@@ -39,6 +41,7 @@ CONFIG = PretrainConfig(
 )
 
 
+NARROW = (16, 32, 64, 128)
 CORRESPONDENCE = {
     *("flipped_right", "unflipped_right", "decoy", "position_code", "unflipped_position_code"),
     *("ceiling", "unflipped_ceiling", "miss_distance"),
@@ -80,6 +83,14 @@ def only_the_shared_run_keeps_its_weights(folders: Path) -> Iterator[None]:
     for file in (folders / "nnUNet_results").rglob("*.pth"):
         if file.parent.name != "straight":
             file.unlink()
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ResNet-50 at a quarter of its width; the memory it needs is counted for the shared run alone."""
+    monkeypatch.setattr("pretraining.training.pretrain.require_fitting_batch", lambda *_: None)
+    for network in (ResNet50Encoder, PGLSegmenter):
+        monkeypatch.setattr(networks, network.__name__, partial(network, widths=NARROW))
 
 
 def records(folder: RunFolder) -> list[dict[str, Any]]:
@@ -180,6 +191,7 @@ def test_the_checkpoint_says_what_it_is(straight: RunFolder) -> None:
         ("pgl_mae", {"loss", "feature_std", "within_views", "interpolated", "restoration"}, "He, K."),
     ],
 )
+@pytest.mark.usefixtures("narrow")
 def test_other_methods_run_in_the_same_loop(folders: Path, method: Any, measured: set[str], cited: str) -> None:
     """An encoder for the trainer, and a decoder where one was trained."""
     pretrain(replace(CONFIG, method=method, pairs_per_epoch=2, epochs=1), options(method))
@@ -192,10 +204,11 @@ def test_other_methods_run_in_the_same_loop(folders: Path, method: Any, measured
     checkpoint = load_checkpoint(folder.final)
     assert checkpoint.pgl["method"] == method
     assert any(cited in text for entry in checkpoint.citations for text in entry["apa_citations"])
-    load_encoder(ResNet50Encoder(), checkpoint.encoder_weights, str(folder.final))
+    load_encoder(ResNet50Encoder(widths=NARROW), checkpoint.encoder_weights, str(folder.final))
     assert bool(checkpoint.decoder_weights) == (method != "byol")
 
 
+@pytest.mark.usefixtures("narrow")
 def test_mae_with_the_settings_published_for_it(folders: Path) -> None:
     """At the test's size; crops of the views' size need not meet. The checkpoint says all of it."""
     published = published_for_mae()
@@ -218,6 +231,7 @@ def test_mae_with_the_settings_published_for_it(folders: Path) -> None:
     assert (folder.path / "views.png").is_file()
 
 
+@pytest.mark.usefixtures("narrow")
 def test_infinite_loss_stops_the_run(folders: Path) -> None:
     with pytest.raises(PGLError, match="not finite in epoch"):
         pretrain(replace(CONFIG, learning_rate=1e30, optimizer="sgd", warmup_epochs=0), options("diverged"))

@@ -15,15 +15,13 @@ from pathlib import Path
 from nnunetv2_pgl.errors import PGLError
 from pretraining.launching.errors import STOPPED_EXIT_CODE
 
-_CHUNK = 4096
-
 
 class CommandError(PGLError):
     """A command is missing or failed; the message says which, and where its log is."""
 
 
 class CommandStopped(CommandError):  # noqa: N818 - not an error
-    """A command was asked by a signal to end, has saved its work and can go on."""
+    """A command was asked by a signal to end, has saved its work and can continue."""
 
 
 def find_command(name: str) -> str:
@@ -40,15 +38,14 @@ def find_command(name: str) -> str:
 
 
 class CommandRunner:
-    """Runs commands one after the other with the same environment and numbers their logs."""
+    """Runs commands one after the other with the same environment and numbers their logs.
+
+    Args:
+        log_folder: Gets one file NN_command.txt for each command, numbered after those that are there; created.
+        environment: All variables of the commands; this process's own stay as they are.
+    """
 
     def __init__(self, log_folder: Path, environment: Mapping[str, str]) -> None:
-        """Prepare.
-
-        Args:
-            log_folder: Gets one file NN_command.txt for each command, numbered after those that are there; created.
-            environment: All variables of the commands; added to, never to this process's own.
-        """
         log_folder.mkdir(parents=True, exist_ok=True)
         self._log_folder = log_folder
         # Without it, a command would hold its output back until it ends, as it writes into a pipe.
@@ -57,14 +54,14 @@ class CommandRunner:
         self._number = max((int(number) for number in numbers if number.isdigit()), default=0)
 
     def set_variable(self, name: str, value: str) -> None:
-        """Set an environment variable for the commands to come."""
+        """Sets an environment variable for the commands to come."""
         self._environment[name] = value
 
     def run(self, command: Sequence[str]) -> None:
-        """Run a command; its output goes to the console and to its log as it comes.
+        """Runs a command; its output goes to the console and to its log as it comes.
 
         Raises:
-            CommandStopped: It ends with the exit code of commands that go on when they are called again.
+            CommandStopped: It ends with the exit code of a command that continues when it is called again.
             CommandError: It is missing or ends with another exit code than 0.
         """
         name = command[0]
@@ -81,13 +78,13 @@ class CommandRunner:
             raise CommandError(f"{name} ended with exit code {exit_code}; its output is in {log}")
 
     def _stream(self, command: Sequence[str], write_log: Callable[[str], object]) -> int:
-        """Copy the output piece by piece, not by line, so that progress bars move; return the exit code."""
+        """Copies the output piece by piece, not by line, so that progress bars move; returns the exit code."""
         decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
         with subprocess.Popen(
             command, env=self._environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         ) as process:
             assert process.stdout is not None  # because of PIPE
-            while chunk := os.read(process.stdout.fileno(), _CHUNK):
+            while chunk := os.read(process.stdout.fileno(), 4096):
                 text = decode(chunk)
                 sys.stdout.write(text)
                 sys.stdout.flush()

@@ -88,7 +88,7 @@ def save_checkpoint(checkpoint: EncoderCheckpoint, path: str | os.PathLike[str])
     atomic_save(content, path)
 
 
-def load_plain(path: str | os.PathLike[str]) -> dict[str, Any]:
+def load_weights_only(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Loads a file of tensors and plain values onto the CPU; nothing in it is executed.
 
     Raises:
@@ -98,7 +98,7 @@ def load_plain(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint; give the checkpoint_final.pth of a pgl_pretrain run")
     if not is_legacy_file(path):
-        _require_stored(path)
+        _require_uncompressed(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -114,7 +114,7 @@ def load_plain(path: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
-def _require_stored(path: Path) -> None:
+def _require_uncompressed(path: Path) -> None:
     """Refuses an archive that unpacks to more than the file: `torch.save` compresses nothing.
 
     Raises:
@@ -138,7 +138,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> EncoderCheckpoint:
     Raises:
         CheckpointError: A ValueError that names the file and the reason.
     """
-    content = load_plain(path)
+    content = load_weights_only(path)
     if "training_state" in content:
         raise CheckpointError(
             f"{path}: the state of a run that can be continued with --c, not an encoder; use its checkpoint_final.pth"
@@ -266,7 +266,7 @@ def untrained_encoder(checkpoint: EncoderCheckpoint, name: str) -> Encoder:
     try:
         channels, padding = int(architecture["in_channels"]), architecture.get("padding", "zeros")
         if "network" in architecture:
-            return PlannedEncoder(PlannedNetwork.of_dict(architecture["network"], name), channels, padding)
+            return PlannedEncoder(PlannedNetwork.from_dict(architecture["network"], name), channels, padding)
         norm, centred = architecture["norm"], architecture["centred"]
         return ResNet50Encoder(channels, architecture["strides"], norm, centred, padding)
     except (KeyError, TypeError, ValueError) as error:

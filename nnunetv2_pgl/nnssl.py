@@ -138,7 +138,7 @@ def _network(architecture: Mapping[str, Any]) -> PlannedNetwork:
         "requires_import": architecture.get("arch_kwargs_requiring_import")
         or [argument for argument in IMPORTED if argument in kwargs],
     }
-    return PlannedNetwork.of_dict(values, "a checkpoint of nnssl")
+    return PlannedNetwork.from_dict(values, "a checkpoint of nnssl")
 
 
 def _encoder_weights(weights: Mapping[str, Tensor], stages: str, stem: str) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from nnunetv2_pgl.checkpoint import CheckpointError, EncoderCheckpoint
 from nnunetv2_pgl.networks import PGLSegmenter, ResNet50Encoder
 from nnunetv2_pgl.networks.planned import planned_decoder_weights
 
-LEAST_SHARE = 0.9
+MIN_SHARE = 0.9
 
 
 @dataclass(frozen=True)
@@ -115,11 +115,11 @@ def load_encoder(
             f"{name}: nothing in it fits this encoder ({_some(report.missing)} and so on are missing, "
             f"{_some(report.left_over)} are left over); check with pgl_info which architecture it is for"
         )
-    elif report.share < LEAST_SHARE and not allow_partial:
+    elif report.share < MIN_SHARE and not allow_partial:
         because = list(dict.fromkeys(_why(key, report.reasons[key]) for key in report.missing))
         raise CheckpointError(
             f"{name}: only {percent(report.share)} of the encoder's parameters can be loaded, at least "
-            f"{percent(LEAST_SHARE)} are required ({_some(because)}); plan for the checkpoint's network, or, to start "
+            f"{percent(MIN_SHARE)} are required ({_some(because)}); plan for the checkpoint's network, or, to start "
             "all the same, export PGL_ALLOW_PARTIAL=1 (in the plans: pretrain_info.allow_partial)"
         )
     encoder.load_state_dict(fitting, strict=False)

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_pgl.dataset_conversion.collection import DEFAULT_SEED, Collection
 from nnunetv2_pgl.dataset_conversion.datasets import BCV_SPLITS, read_bcv, read_kits19, read_ribfrac
+from nnunetv2_pgl.dataset_conversion.downloaded import DEFAULT_SEED, DownloadedDataset
 from nnunetv2_pgl.dataset_conversion.msd import read_msd
 from nnunetv2_pgl.dataset_conversion.writing import RECORD, write_dataset
 from nnunetv2_pgl.errors import PGLError, one_line
@@ -29,39 +29,39 @@ def convert_entry() -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    collection = arguments.read(arguments)
-    dataset_id = collection.default_id if arguments.id is None else arguments.id
-    for line in _shortfall(collection):
+    dataset = arguments.read(arguments)
+    dataset_id = dataset.default_id if arguments.id is None else arguments.id
+    for line in _shortfall(dataset):
         print(line, file=sys.stderr)
-    folder = write_dataset(collection, dataset_id, link=getattr(arguments, "link", False), processes=arguments.np)
-    print("\n".join(_summary(collection, dataset_id, folder)))
+    folder = write_dataset(dataset, dataset_id, link=getattr(arguments, "link", False), processes=arguments.np)
+    print("\n".join(_summary(dataset, dataset_id, folder)))
 
 
-def _shortfall(collection: Collection) -> list[str]:
+def _shortfall(dataset: DownloadedDataset) -> list[str]:
     """What is not as the dataset was published."""
-    lines = [f"Note: {note}." for note in collection.notes]
-    if not collection.missing:
+    lines = [f"Note: {note}." for note in dataset.notes]
+    if not dataset.missing:
         return lines
-    lines.append(f"Warning: {len(collection.missing)} of {collection.expected} scans are left out:")
-    lines += [f"  {line}" for line in collection.missing[:_SHOWN]]
-    if len(collection.missing) > _SHOWN:
-        lines.append(f"  and {len(collection.missing) - _SHOWN} more, all listed in {RECORD} of the dataset")
+    lines.append(f"Warning: {len(dataset.missing)} of {dataset.expected} scans are left out:")
+    lines += [f"  {line}" for line in dataset.missing[:_SHOWN]]
+    if len(dataset.missing) > _SHOWN:
+        lines.append(f"  and {len(dataset.missing) - _SHOWN} more, all listed in {RECORD} of the dataset")
     return lines
 
 
-def _summary(collection: Collection, dataset_id: int, folder: Path) -> list[str]:
-    training, test = len(collection.training), len(collection.test)
-    labels = "without labels" if collection.labels is None else "with labels"
+def _summary(dataset: DownloadedDataset, dataset_id: int, folder: Path) -> list[str]:
+    training, test = len(dataset.training), len(dataset.test)
+    labels = "without labels" if dataset.labels is None else "with labels"
     lines = [
-        f"{folder}: {training + test} of {collection.expected} scans, {training} for training and {test} for testing, "
+        f"{folder}: {training + test} of {dataset.expected} scans, {training} for training and {test} for testing, "
         f"{labels}"
     ]
-    if collection.folds:
-        first = collection.folds[0]
+    if dataset.folds:
+        first = dataset.folds[0]
         lines.append(f"Fold 0: {len(first['train'])} to train on, {len(first['val'])} for validation")
-    licence = collection.licence
+    licence = dataset.licence
     lines.append(f"Licence: {licence.name} ({licence.reference}): {licence.consequence}.")
-    command = "pgl_pretrain" if collection.labels is None else "nnUNetv2_plan_and_preprocess --verify_dataset_integrity"
+    command = "pgl_pretrain" if dataset.labels is None else "nnUNetv2_plan_and_preprocess --verify_dataset_integrity"
     return [*lines, f"Next: {command} -d {dataset_id}"]
 
 

@@ -6,9 +6,9 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from nnunetv2_pgl.dataset_conversion.collection import (
+from nnunetv2_pgl.dataset_conversion.downloaded import (
     DEFAULT_SEED,
-    Collection,
+    DownloadedDataset,
     Licence,
     complete_cases,
     divide,
@@ -51,7 +51,7 @@ TASKS = {
 }
 
 
-def read_msd(folder: Path, seed: int = DEFAULT_SEED) -> Collection:
+def read_msd(folder: Path, seed: int = DEFAULT_SEED) -> DownloadedDataset:
     """Find the scans of a task.
 
     Lung, Pancreas, HepaticVessel and Colon are for pre-training: images alone, training and test scans. Liver and
@@ -79,7 +79,7 @@ def read_msd(folder: Path, seed: int = DEFAULT_SEED) -> Collection:
         test_cases, missing_test = complete_cases(_listed(content, "test"), _files(folder / "imagesTs"))
         if not cases:
             raise PGLError(f"{folder / 'imagesTr'} holds none of the scans that dataset.json lists: unpack it again")
-        return Collection(
+        return DownloadedDataset(
             task.name,
             number,
             folder,
@@ -95,7 +95,7 @@ def read_msd(folder: Path, seed: int = DEFAULT_SEED) -> Collection:
     divided = divide(cases, hold_out(names, round(len(names) * task.num_test / task.labelled), seed), seed)
     if not divided["training"]:
         raise PGLError(f"{folder} holds no complete training scan of those that dataset.json lists")
-    return Collection(
+    return DownloadedDataset(
         task.name,
         number,
         folder,

@@ -19,7 +19,7 @@ from nnunetv2.paths import nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 from tqdm import tqdm
 
-from nnunetv2_pgl.dataset_conversion.collection import Case, Collection
+from nnunetv2_pgl.dataset_conversion.downloaded import Case, DownloadedDataset
 from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.files import load_json, replacing, write_nifti, write_text
 
@@ -27,13 +27,13 @@ FILE_ENDING = ".nii.gz"
 RECORD = "conversion.json"
 
 
-def write_dataset(collection: Collection, dataset_id: int, *, link: bool = False, processes: int = 1) -> Path:
+def write_dataset(dataset: DownloadedDataset, dataset_id: int, *, link: bool = False, processes: int = 1) -> Path:
     """Write the dataset to a temporary folder and rename that when it is complete.
 
     A conversion that was interrupted goes on where it stopped if it is started again with the same settings.
 
     Args:
-        collection: What to write.
+        dataset: What to write.
         dataset_id: Id of the dataset.
         link: Link to files that need no change instead of copying them.
         processes: How many files to write at a time.
@@ -46,8 +46,8 @@ def write_dataset(collection: Collection, dataset_id: int, *, link: bool = False
         PGLError: If nnUNet_raw is not set, the id is taken, or a file is damaged.
         OSError: If something cannot be written.
     """
-    final = _new_folder(collection, dataset_id)
-    record = _record(collection, link)
+    final = _new_folder(dataset, dataset_id)
+    record = _record(dataset, link)
     temporary = final.with_name(f".{final.name}.partial")
     same = False
     with suppress(OSError, ValueError):
@@ -56,15 +56,15 @@ def write_dataset(collection: Collection, dataset_id: int, *, link: bool = False
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         _write_json(temporary / RECORD, record)
-    _write_files(collection, temporary, link, processes)
-    _write_json(temporary / "dataset.json", _dataset_json(collection))
-    if collection.folds:
-        _write_json(temporary / "splits_final.json", list(collection.folds))
+    _write_files(dataset, temporary, link, processes)
+    _write_json(temporary / "dataset.json", _dataset_json(dataset))
+    if dataset.folds:
+        _write_json(temporary / "splits_final.json", list(dataset.folds))
     os.replace(temporary, final)
     return final
 
 
-def _new_folder(collection: Collection, dataset_id: int) -> Path:
+def _new_folder(dataset: DownloadedDataset, dataset_id: int) -> Path:
     if not nnUNet_raw.is_set():
         raise PGLError("nnUNet_raw is not set: export nnUNet_raw=/path/to/nnUNet_raw, where datasets are kept")
     taken = [str(name) for name in find_candidate_datasets(dataset_id)]
@@ -73,24 +73,24 @@ def _new_folder(collection: Collection, dataset_id: int) -> Path:
             f"dataset id {dataset_id} is taken by {', '.join(taken)} (in nnUNet_raw, nnUNet_preprocessed or "
             "nnUNet_results): nothing is overwritten; choose another id with -id"
         )
-    return Path(os.path.abspath(str(nnUNet_raw)), f"Dataset{dataset_id:03d}_{collection.name}")
+    return Path(os.path.abspath(str(nnUNet_raw)), f"Dataset{dataset_id:03d}_{dataset.name}")
 
 
-def _write_files(collection: Collection, folder: Path, link: bool, processes: int) -> None:
-    tasks = [task for task in _tasks(collection, folder, link) if not task[0].exists()]
+def _write_files(dataset: DownloadedDataset, folder: Path, link: bool, processes: int) -> None:
+    tasks = [task for task in _tasks(dataset, folder, link) if not task[0].exists()]
     for target, _ in tasks:
         target.parent.mkdir(exist_ok=True)
     with ThreadPoolExecutor(processes) as pool:  # SimpleITK and zlib work without the interpreter's lock
         done = pool.map(lambda task: task[1](), tasks)
-        for _ in tqdm(done, total=len(tasks), desc=collection.name, unit="file", disable=None):
+        for _ in tqdm(done, total=len(tasks), desc=dataset.name, unit="file", disable=None):
             pass
 
 
-def _tasks(collection: Collection, folder: Path, link: bool) -> Iterator[tuple[Path, partial[None]]]:
+def _tasks(dataset: DownloadedDataset, folder: Path, link: bool) -> Iterator[tuple[Path, partial[None]]]:
     """Every file of the dataset and what makes it."""
-    write_image = collection.rewrite_image or partial(place, link=link)
-    write_label = collection.rewrite_label or partial(place, link=link)
-    for part, cases in (("Tr", collection.training), ("Ts", collection.test)):
+    write_image = dataset.rewrite_image or partial(place, link=link)
+    write_label = dataset.rewrite_label or partial(place, link=link)
+    for part, cases in (("Tr", dataset.training), ("Ts", dataset.test)):
         for case in cases:
             image = folder / f"images{part}" / f"{case.name}_0000{FILE_ENDING}"
             yield image, partial(write_image, case, case.image, image)
@@ -99,32 +99,32 @@ def _tasks(collection: Collection, folder: Path, link: bool) -> Iterator[tuple[P
                 yield label, partial(write_label, case, case.label, label)
 
 
-def _dataset_json(collection: Collection) -> dict[str, Any]:
-    labels = {} if collection.labels is None else {"labels": collection.labels}
+def _dataset_json(dataset: DownloadedDataset) -> dict[str, Any]:
+    labels = {} if dataset.labels is None else {"labels": dataset.labels}
     return {
-        "name": collection.name,
+        "name": dataset.name,
         "channel_names": {"0": "CT"},
         **labels,
-        "numTraining": len(collection.training),
+        "numTraining": len(dataset.training),
         "file_ending": FILE_ENDING,
-        "licence": collection.licence.name,
-        "reference": collection.licence.reference,
+        "licence": dataset.licence.name,
+        "reference": dataset.licence.reference,
         "converted_by": "nnunetv2-pgl, pgl_convert",
     }
 
 
-def _record(collection: Collection, link: bool) -> dict[str, Any]:
+def _record(dataset: DownloadedDataset, link: bool) -> dict[str, Any]:
     """What was converted and how; the same record means the same files."""
     return {
         "format_version": 1,
-        "name": collection.name,
-        "source": os.path.abspath(collection.source),
+        "name": dataset.name,
+        "source": os.path.abspath(dataset.source),
         "linked": link,
-        "expected": collection.expected,
-        "split": collection.split,
-        "training": [case.name for case in collection.training],
-        "test": [case.name for case in collection.test],
-        "missing": list(collection.missing),
+        "expected": dataset.expected,
+        "split": dataset.split,
+        "training": [case.name for case in dataset.training],
+        "test": [case.name for case in dataset.test],
+        "missing": list(dataset.missing),
     }
 
 

@@ -60,7 +60,7 @@ def write_hub_folder(path: Path, folder: Path, licence: str, *, overwrite: bool 
             shutil.copyfile(path, temporary / CHECKPOINT)
         else:
             save_checkpoint(shared, temporary / CHECKPOINT)
-        _describe(shared, Licence.of(licence), temporary)
+        _describe(shared, Licence.from_text(licence), temporary)
     return folder
 
 

@@ -45,7 +45,7 @@ class Licence:
     identifier: str
 
     @classmethod
-    def of(cls, text: str) -> Licence:
+    def from_text(cls, text: str) -> Licence:
         """Licence from an SPDX identifier in any case, or from a text."""
         identifier = re.sub(r"-(only|or-later)$", "", text.lower())
         return cls(text, identifier if identifier in _KNOWN else "other")

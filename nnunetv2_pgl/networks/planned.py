@@ -78,7 +78,7 @@ class PlannedNetwork:
     requires_import: tuple[str, ...]
 
     @classmethod
-    def of_configuration(cls, configuration: ConfigurationManager, name: str) -> PlannedNetwork:
+    def from_configuration(cls, configuration: ConfigurationManager, name: str) -> PlannedNetwork:
         """The network of a configuration, whichever form its plans have.
 
         Raises:
@@ -89,10 +89,10 @@ class PlannedNetwork:
             "kwargs": configuration.network_arch_init_kwargs,
             "requires_import": configuration.network_arch_init_kwargs_req_import,
         }
-        return cls.of_dict(values, name)
+        return cls.from_dict(values, name)
 
     @classmethod
-    def of_dict(cls, values: Mapping[str, Any], name: str) -> PlannedNetwork:
+    def from_dict(cls, values: Mapping[str, Any], name: str) -> PlannedNetwork:
         """The inverse of `to_dict`.
 
         Raises:
@@ -127,7 +127,7 @@ class PlannedNetwork:
         return network
 
     @classmethod
-    def preset(cls, name: str, patch_size: Sequence[int], spacing: Sequence[float]) -> PlannedNetwork:
+    def from_preset(cls, name: str, patch_size: Sequence[int], spacing: Sequence[float]) -> PlannedNetwork:
         """The network that nnU-Net plans for patches of this size and spacing (its topology, widths and blocks)."""
         _, strides, kernels, _, _ = get_pool_and_conv_props(list(spacing), list(patch_size), _LEAST_CELLS, 999999)
         stages = len(strides)

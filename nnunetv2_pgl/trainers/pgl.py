@@ -60,7 +60,7 @@ class nnUNetTrainerPGL(nnUNetTrainer):
             torch.set_num_threads(usable_cores())
         self._restoring = False
         try:
-            self._planned_run = PlannedRun.of(plans, fold)
+            self._planned_run = PlannedRun.from_plans(plans, fold)
         except PGLError as error:
             raise self._stop(error) from error
 
@@ -125,7 +125,7 @@ class nnUNetTrainerPGL(nnUNetTrainer):
                 self._initialize()
                 return
             encoder = PretrainedEncoder.find(self.plans_manager.plans)
-            self._use_network(ModelNetwork.of(encoder.checkpoint.architecture), f"the encoder {encoder.path}")
+            self._use_network(ModelNetwork.from_dict(encoder.checkpoint.architecture), f"the encoder {encoder.path}")
             self._initialize()
             self._start_from(encoder)
         except PGLError as error:
@@ -234,7 +234,7 @@ class nnUNetTrainerPGL(nnUNetTrainer):
         stored, planned = self._stored_network(), self.plans_manager.plans.get(PLANS_KEY)
         if stored is not None and (self._restoring or planned is None):
             return stored
-        return ModelNetwork.of(planned or {})
+        return ModelNetwork.from_dict(planned or {})
 
     def _stored_network(self) -> ModelNetwork | None:
         """The network of the folds that are already there, if any."""
@@ -243,7 +243,7 @@ class nnUNetTrainerPGL(nnUNetTrainer):
             return None
         with open(plans_file) as file:
             stored = json.load(file).get(PLANS_KEY)
-        return ModelNetwork.of(stored) if isinstance(stored, dict) else None
+        return ModelNetwork.from_dict(stored) if isinstance(stored, dict) else None
 
 
 class nnUNetTrainerPGLScratch(nnUNetTrainerPGL):

@@ -49,7 +49,7 @@ class ModelNetwork:
     centred: bool = True
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> ModelNetwork:
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelNetwork:
         """The inverse of `to_dict`; also reads ``pgl["architecture"]`` of a checkpoint, which has a ``name``.
 
         Raises:
@@ -89,7 +89,7 @@ class ModelNetwork:
             return
         where = f"{plans.plans_name} of {plans.dataset_name}"
         try:
-            planned = PlannedNetwork.of_configuration(configuration, where)
+            planned = PlannedNetwork.from_configuration(configuration, where)
         except PlanError as error:
             raise PGLError(f"{error}; {name} needs {how_to_plan(self.architecture, plans)}") from error
         if self.architecture != PLAN and planned.is_residual != (self.architecture != "plain"):
@@ -115,7 +115,7 @@ def build_network(
     Raises:
         PGLError: It is not known here.
     """
-    network = ModelNetwork.of(plans.plans.get(PLANS_KEY) or {})
+    network = ModelNetwork.from_dict(plans.plans.get(PLANS_KEY) or {})
     if network.is_planned:
         planned: nn.Module = nnUNetTrainer.build_network_architecture(
             plans, configuration, inputs, outputs, deep_supervision
@@ -160,7 +160,7 @@ class PlannedRun:
     extra_epochs: int = 0
 
     @classmethod
-    def of(cls, plans: Mapping[str, Any], fold: int | str) -> PlannedRun | None:
+    def from_plans(cls, plans: Mapping[str, Any], fold: int | str) -> PlannedRun | None:
         """The run of a fold that the plans describe, None if they describe no run.
 
         Raises:

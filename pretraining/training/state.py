@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunetv2_pgl.checkpoint import CheckpointError, load_plain
+from nnunetv2_pgl.checkpoint import CheckpointError, load_weights_only
 from pretraining.objectives import Objective
 
 _FORMAT_VERSION = 3
@@ -107,7 +107,7 @@ class TrainingState:
         Raises:
             CheckpointError: If the file cannot be read, is damaged, or is of another network or pool of scans.
         """
-        content = load_plain(path)
+        content = load_weights_only(path)
         if content.get("training_state") not in _READABLE_VERSIONS:
             raise CheckpointError(
                 f"{path}: not the state of a run that this version can continue; continue it with the version that it "

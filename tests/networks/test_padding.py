@@ -232,7 +232,7 @@ def test_so_it_is_in_nnunets_encoders(kind: str) -> None:
 
 @pytest.mark.parametrize("name", PLANNERS)
 def test_no_convolution_of_nnunets_presets_pads_with_zeros(name: str) -> None:
-    network = PlannedNetwork.preset(name, (16, 96, 96), (3.0, 1.0, 1.0))
+    network = PlannedNetwork.from_preset(name, (16, 96, 96), (3.0, 1.0, 1.0))
     with torch.device("meta"):
         encoder, stock = PlannedEncoder(network, 1, "replicate"), PlannedEncoder(network, 1)
     padded = [

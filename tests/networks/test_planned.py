@@ -88,7 +88,7 @@ def test_levels_of_the_resnet() -> None:
 
 
 def read_from_plans(network: PlannedNetwork, configuration: str = "3d_fullres") -> PlannedNetwork:
-    return PlannedNetwork.of_configuration(
+    return PlannedNetwork.from_configuration(
         PlansManager(plans_with(network)).get_configuration(configuration), "plans.json"
     )
 
@@ -98,7 +98,7 @@ def test_plan_and_what_it_inherits() -> None:
     for configuration in ("3d_fullres", "3d_child"):
         read = read_from_plans(network, configuration)
         assert read.to_dict() == network.to_dict()
-        assert PlannedNetwork.of_dict(read.to_dict(), "x").build(1, 2) is not None
+        assert PlannedNetwork.from_dict(read.to_dict(), "x").build(1, 2) is not None
     assert network.strides == ((1, 1, 1), (1, 2, 2), (2, 4, 4), (4, 8, 8))
 
 
@@ -143,7 +143,7 @@ def test_preset_is_what_nnunet_plans(
     monkeypatch.setattr(ExperimentPlanner, rule, lambda self: normalisation)
     plan = planner(1).get_plans_for_configuration(np.array(spacing), np.array(shape), "x", 1e9, {})
     found = plan["architecture"]
-    preset = PlannedNetwork.preset(name, [int(n) for n in plan["patch_size"]], spacing).to_dict()
+    preset = PlannedNetwork.from_preset(name, [int(n) for n in plan["patch_size"]], spacing).to_dict()
     assert preset["class_name"] == found["network_class_name"]
     assert preset["requires_import"] == list(found["_kw_requires_import"])
     assert preset["kwargs"] == json.loads(json.dumps(found["arch_kwargs"]))

@@ -54,7 +54,7 @@ Rewrite = Callable[[Case, Path, Path], None]
 
 
 @dataclass(frozen=True)
-class Collection:
+class DownloadedDataset:
     """The cases of one dataset.
 
     Attributes:
@@ -91,7 +91,7 @@ class Collection:
 
 
 def divide(cases: dict[str, Case], held_out: frozenset[str], seed: int, rule: str = "random") -> dict[str, Any]:
-    """What a `Collection` says of labelled cases that are divided: training and test set, folds and split."""
+    """What a `DownloadedDataset` says of labelled cases that are divided: training and test set, folds and split."""
     training = tuple(case for name, case in cases.items() if name not in held_out)
     return {
         "training": training,

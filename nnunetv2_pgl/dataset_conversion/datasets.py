@@ -56,10 +56,9 @@ BCV_SPLITS = ("random", "published")
 def read_ribfrac(folder: Path, with_labels: bool = False) -> DownloadedDataset:
     """RibFrac, 660 chest CT scans with rib fractures (https://ribfrac.grand-challenge.org).
 
-    The scans are found whatever the folders are called that the archives were unpacked to. Without labels all of them
-    become training images, for pre-training. With labels, training and validation scans become fold 0 and the test
-    scans, whose labels are not public, imagesTs. The masks hold a number per fracture, the csv files its type; type -1
-    means a fracture whose type is unclear. Here all are one class, fracture, type -1 too.
+    Without labels all scans become training images, for pre-training. With labels, training and validation scans become
+    fold 0 and the test scans, whose labels are not public, imagesTs. The masks hold a number per fracture, the csv
+    files its type (-1: unclear); here all are one class, fracture.
 
     Args:
         folder: A folder that holds all of them, at any depth: RibFrac1-image.nii.gz, RibFrac1-label.nii.gz, ...
@@ -82,18 +81,10 @@ def read_ribfrac(folder: Path, with_labels: bool = False) -> DownloadedDataset:
     if not cases:
         raise PGLError(f"{folder} holds no RibFrac label: looked for files such as RibFrac1-label.nii.gz")
     test, missing_test = complete_cases(RIBFRAC_TEST, images)
-    fold = {
-        "train": [name for name in RIBFRAC_TRAINING if name in cases],
-        "val": [name for name in RIBFRAC_VALIDATION if name in cases],
-    }
+    parts = {"train": RIBFRAC_TRAINING, "val": RIBFRAC_VALIDATION}
+    fold = {part: [name for name in published if name in cases] for part, published in parts.items()}
     return DownloadedDataset(
-        "RibFrac",
-        15,
-        folder,
-        RIBFRAC,
-        training=tuple(cases.values()),
-        test=tuple(test.values()),
-        expected=len(names),
+        *("RibFrac", 15, folder, RIBFRAC, tuple(cases.values()), tuple(test.values()), len(names)),
         labels={"background": 0, "fracture": 1},
         folds=(fold,) if all(fold.values()) else (),
         split={"rule": "the challenge's training and validation scans"},
@@ -131,10 +122,7 @@ def read_kits19(folder: Path, seed: int = DEFAULT_SEED) -> DownloadedDataset:
             "segmentation.nii.gz; python3 -m starter_code.get_imaging in the repository downloads the images"
         )
     return DownloadedDataset(
-        "KiTS19",
-        64,
-        folder,
-        KITS19,
+        *("KiTS19", 64, folder, KITS19),
         expected=len(KITS19_NAMES),
         labels=KITS19_LABELS,
         missing=missing,
@@ -171,10 +159,7 @@ def read_bcv(folder: Path, split: str = "random", seed: int = DEFAULT_SEED) -> D
     if not divided["training"]:
         raise PGLError(f"{folder} holds no training scan with a label: looked for img0001 and label0001")
     return DownloadedDataset(
-        "BCV",
-        17,
-        folder,
-        BCV,
+        *("BCV", 17, folder, BCV),
         expected=len(BCV_NAMES),
         labels=BCV_LABELS,
         missing=missing,

@@ -6,7 +6,6 @@ import gzip
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -19,7 +18,7 @@ from nnunetv2.paths import nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 from tqdm import tqdm
 
-from nnunetv2_pgl.dataset_conversion.downloaded import Case, DownloadedDataset
+from nnunetv2_pgl.dataset_conversion.downloaded import Case, DownloadedDataset, Rewrite
 from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.files import load_json, replacing, write_nifti, write_text
 
@@ -28,9 +27,9 @@ RECORD = "conversion.json"
 
 
 def write_dataset(dataset: DownloadedDataset, dataset_id: int, *, link: bool = False, processes: int = 1) -> Path:
-    """Write the dataset to a temporary folder and rename that when it is complete.
+    """Writes the dataset to a temporary folder and renames that when it is complete.
 
-    A conversion that was interrupted goes on where it stopped if it is started again with the same settings.
+    A conversion that was interrupted continues where it stopped if it is started again with the same settings.
 
     Args:
         dataset: What to write.
@@ -77,34 +76,34 @@ def _new_folder(dataset: DownloadedDataset, dataset_id: int) -> Path:
 
 
 def _write_files(dataset: DownloadedDataset, folder: Path, link: bool, processes: int) -> None:
-    tasks = [task for task in _tasks(dataset, folder, link) if not task[0].exists()]
-    for target, _ in tasks:
-        target.parent.mkdir(exist_ok=True)
-    with ThreadPoolExecutor(processes) as pool:  # SimpleITK and zlib work without the interpreter's lock
-        done = pool.map(lambda task: task[1](), tasks)
-        for _ in tqdm(done, total=len(tasks), desc=dataset.name, unit="file", disable=None):
-            pass
-
-
-def _tasks(dataset: DownloadedDataset, folder: Path, link: bool) -> Iterator[tuple[Path, partial[None]]]:
-    """Every file of the dataset and what makes it."""
+    """Writes every image and label that is not there yet."""
     write_image = dataset.rewrite_image or partial(place, link=link)
     write_label = dataset.rewrite_label or partial(place, link=link)
+    tasks: list[tuple[Rewrite, Case, Path, Path]] = []
     for part, cases in (("Tr", dataset.training), ("Ts", dataset.test)):
         for case in cases:
             image = folder / f"images{part}" / f"{case.name}_0000{FILE_ENDING}"
-            yield image, partial(write_image, case, case.image, image)
+            tasks.append((write_image, case, case.image, image))
             if case.label is not None:
                 label = folder / f"labels{part}" / f"{case.name}{FILE_ENDING}"
-                yield label, partial(write_label, case, case.label, label)
+                tasks.append((write_label, case, case.label, label))
+
+    def write(task: tuple[Rewrite, Case, Path, Path]) -> None:
+        rewrite, case, source, target = task
+        target.parent.mkdir(exist_ok=True)
+        if not target.exists():
+            rewrite(case, source, target)
+
+    with ThreadPoolExecutor(processes) as pool:  # SimpleITK and zlib work without the interpreter's lock
+        for _ in tqdm(pool.map(write, tasks), total=len(tasks), desc=dataset.name, unit="file", disable=None):
+            pass
 
 
 def _dataset_json(dataset: DownloadedDataset) -> dict[str, Any]:
-    labels = {} if dataset.labels is None else {"labels": dataset.labels}
     return {
         "name": dataset.name,
         "channel_names": {"0": "CT"},
-        **labels,
+        **({} if dataset.labels is None else {"labels": dataset.labels}),
         "numTraining": len(dataset.training),
         "file_ending": FILE_ENDING,
         "licence": dataset.licence.name,
@@ -133,7 +132,7 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def place(case: Case, source: Path, target: Path, *, link: bool) -> None:
-    """Copy a file, or link to it; one that is not compressed is compressed in any case."""
+    """Copies a file, or links to it; one that is not compressed is compressed in any case."""
     with replacing(target) as temporary:
         temporary.unlink(missing_ok=True)  # a link cannot be made over what was left there
         if source.suffix != ".gz":
@@ -146,15 +145,10 @@ def place(case: Case, source: Path, target: Path, *, link: bool) -> None:
 
 
 def z_first(case: Case, source: Path, target: Path) -> None:
-    """Write a scan or its label with its slices along z.
+    """Writes a scan or its label with its slices along z.
 
     Voxels are transposed and flipped together with the header (to the axes left, posterior, superior), so each keeps
     its value and its place in the world.
-
-    Args:
-        case: The case it belongs to; its image's header decides for the label, too.
-        source: The image or label file of the case.
-        target: The file to write.
 
     Raises:
         PGLError: If the file is damaged, its header differs from the image's, or says that pixels of a slice
@@ -174,38 +168,25 @@ def z_first(case: Case, source: Path, target: Path) -> None:
 
 
 def one_class(case: Case, source: Path, target: Path) -> None:
-    """Write a label of one class: 1 wherever it is not 0, so for every instance and for negative values."""
-    label = _read(source)
-    values = (sitk.GetArrayFromImage(label) != 0).astype(np.uint8)
-    merged = sitk.GetImageFromArray(values)
-    merged.CopyInformation(label)
-    write_nifti(merged, target)
+    """Writes a label of one class: 1 wherever it is not 0, so for every instance and for negative values."""
+    write_nifti(_read(source) != 0, target)
 
 
 def _read(path: Path) -> sitk.Image:
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
-        raise _damaged(path) from error
+        raise PGLError(f"{path} cannot be read, it is damaged or incomplete: download it again") from error
     if image.GetDimension() != 3:
         raise PGLError(f"{path} has {image.GetDimension()} dimensions: a single scan has 3")
     return image
 
 
-def _damaged(path: Path) -> PGLError:
-    return PGLError(f"{path} cannot be read, it is damaged or incomplete: download it again")
-
-
-def _require_same_grid(image: sitk.Image, case: Case, source: Path) -> None:
+def _require_same_grid(label: sitk.Image, case: Case, source: Path) -> None:
     """An image and its label, each turned by its header, fit afterwards only if they did before."""
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(case.image))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise _damaged(case.image) from error
-    same = image.GetSize() == reader.GetSize() and np.allclose(image.GetDirection(), reader.GetDirection(), atol=1e-3)
-    if not same or not np.allclose(image.GetSpacing(), reader.GetSpacing(), rtol=1e-3):
+    image = _read(case.image)
+    same = image.GetSize() == label.GetSize() and np.allclose(image.GetDirection(), label.GetDirection(), atol=1e-3)
+    if not same or not np.allclose(image.GetSpacing(), label.GetSpacing(), rtol=1e-3):
         raise PGLError(
             f"{case.name}: {source.name} and {case.image.name} differ in size, spacing or direction: "
             "download both again"

@@ -20,7 +20,7 @@ from nnunetv2_pgl.adaptation import (
 )
 from nnunetv2_pgl.checkpoint import CheckpointError, EncoderCheckpoint
 from nnunetv2_pgl.networks import PGLSegmenter, ResNet50Encoder
-from nnunetv2_pgl.networks.planned import planned_decoder_weights
+from nnunetv2_pgl.networks.planned_encoder import planned_decoder_weights
 
 MIN_SHARE = 0.9
 

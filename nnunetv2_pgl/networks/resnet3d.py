@@ -32,11 +32,7 @@ _FORWARD_ORDER = ("stem", "pool", "stage2", "stage3")
 
 
 def make_norm(name: NormName, channels: int) -> nn.Module:
-    """Batch or instance norm with affine parameters (the same number of parameters).
-
-    Raises:
-        ValueError: If ``name`` is neither "batch" nor "instance".
-    """
+    """Batch or instance norm with affine parameters; a ValueError if it is neither."""
     if name == "batch":
         return nn.BatchNorm3d(channels)
     if name == "instance":
@@ -173,19 +169,14 @@ class ResNet50Encoder(nn.Module):
         self.stage_strides = resnet_stage_strides(self.strides)
         self.apply(initialise_kaiming_uniform)
 
-    def forward(self, x: Tensor, deepest: int = -1) -> list[Tensor]:
-        """Feature maps, deepest last.
+    def forward(self, x: Tensor, last_stage: int = -1) -> list[Tensor]:
+        """(B, in_channels, D, H, W) -> maps of the stem (64 channels) and of stages 1 (256), 2 (512) and 4 (2048).
 
-        Args:
-            x: Images, (B, in_channels, D, H, W).
-            deepest: The last map to compute.
-
-        Returns:
-            Stem (64 channels), stage 1 (256), stage 2 (512) and stage 4 (2048), up to ``deepest``; sizes are those of
-            the input divided by `stage_strides`, rounded up.
+        Their sizes are those of the input divided by `stage_strides`, rounded up. ``last_stage`` is the index of the
+        last map to compute: 0 the stem, 1 to 3 its stages 1, 2 and 4.
         """
         maps = [F.relu(self.norm(self.conv(x)), inplace=True)]
-        for modules in self._steps()[: deepest % 4]:
+        for modules in self._steps()[: last_stage % 4]:
             y = maps[-1]
             for module in modules:
                 y = module(y)
@@ -198,7 +189,7 @@ class ResNet50Encoder(nn.Module):
         return memory_format_for(self.norm_name)
 
     def modules_after(self, stage: int) -> list[nn.Module]:
-        """The modules that the map of a stage does not depend on."""
+        """The modules that the map of this index does not depend on."""
         return [module for modules in self._steps()[stage % 4 :] for module in modules]
 
     def _steps(self) -> tuple[tuple[nn.Module, ...], ...]:

@@ -41,7 +41,7 @@ def canonical(key: str) -> str:
 
 
 def unaliased(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One entry per parameter, under its `canonical` name, in the order of first mention.
+    """One entry per parameter, under its `canonical` name, in the given order.
 
     Raises:
         ValueError: The two names of a parameter have different values.
@@ -57,10 +57,8 @@ def unaliased(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def blocks_per_stage(keys: Iterable[str]) -> dict[int, int]:
     """How many blocks (or convolutions, without residuals) each stage of an nnU-Net encoder has, by its keys."""
     blocks: dict[int, int] = {}
-    for key in keys:
-        if match := _BLOCK.match(key):
-            stage, block = int(match[1]), int(match[2])
-            blocks[stage] = max(blocks.get(stage, 0), block + 1)
+    for match in filter(None, map(_BLOCK.match, keys)):
+        blocks[int(match[1])] = max(blocks.get(int(match[1]), 0), int(match[2]) + 1)
     return blocks
 
 

@@ -35,7 +35,9 @@ def opening_lines(config: PretrainConfig, pool: Pool, device: str, processes: in
 
 def _is_used(setting: str, method: str) -> bool:
     """Whether a method uses a setting of the run; what no method names is used by all."""
-    others = {name for other in METHODS.values() for name in other.settings}.difference(METHODS[method].settings)
+    others = {name for other in METHODS.values() for name in other.own_settings}.difference(
+        METHODS[method].own_settings
+    )
     return not setting.startswith(tuple(others))
 
 

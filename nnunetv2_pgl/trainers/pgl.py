@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
+from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,21 +47,15 @@ class nnUNetTrainerPGL(nnUNetTrainer):
 
     starts_from_checkpoint = True
 
-    def __init__(
-        self,
-        plans: dict[str, Any],
-        configuration: str,
-        fold: int,
-        dataset_json: dict[str, Any],
-        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature
-    ):
-        _require_3d(plans, configuration)
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        if device.type == "cpu":
+    @wraps(nnUNetTrainer.__init__)  # type: ignore[misc]  # nnU-Net looks at the names of the arguments
+    def __init__(self, *arguments: Any, **named: Any):
+        super().__init__(*arguments, **named)
+        if self.device.type == "cpu":
             torch.set_num_threads(usable_cores())
         self._restoring = False
         try:
-            self._planned_run = PlannedRun.from_plans(plans, fold)
+            _require_3d(self.configuration_name, self.configuration_manager)
+            self._planned_run = PlannedRun.from_plans(self.plans_manager.plans, self.fold)
         except PGLError as error:
             raise self._stop(error) from error
 
@@ -77,8 +72,7 @@ class nnUNetTrainerPGL(nnUNetTrainer):
         Known once the network is built.
         """
         previous = len(self.label_manager.foreground_labels) if self.is_cascaded else 0
-        inputs: int = self.num_input_channels
-        return inputs - previous
+        return int(self.num_input_channels) - previous
 
     @staticmethod
     def build_network_architecture(
@@ -119,23 +113,23 @@ class nnUNetTrainerPGL(nnUNetTrainer):
             self.num_epochs += run.extra_epochs  # here, since subclasses set their length after construction
             run.seed_all(epoch=0, rank=self.local_rank)
             self.print_to_log_file(run)
+        starts_at_random = not self.starts_from_checkpoint or (run is not None and run.is_random)
         try:
-            if self._restoring or not self.starts_from_checkpoint or (run is not None and run.is_random):
+            encoder = None
+            if self._restoring or starts_at_random:
                 self._use_network(self._network_without_checkpoint(), "the random start")
-                self._initialize()
-                return
-            encoder = PretrainedEncoder.find(self.plans_manager.plans)
-            self._use_network(ModelNetwork.from_dict(encoder.checkpoint.architecture), f"the encoder {encoder.path}")
-            self._initialize()
-            self._start_from(encoder)
+            else:
+                encoder = PretrainedEncoder.find(self.plans_manager.plans)
+                network = ModelNetwork.from_dict(encoder.checkpoint.architecture)
+                self._use_network(network, f"the encoder {encoder.path}")
+            super().initialize()
+            # The paper's network sees to bfloat16 on a CPU itself, and nnU-Net to autocast on CUDA.
+            if self.device.type == "cpu" and autocast_type(self.device) and not isinstance(self.network, PGLSegmenter):
+                train_in_cpu_bfloat16(self.network)
+            if encoder is not None:
+                self._start_from(encoder)
         except PGLError as error:
             raise self._stop(error) from error
-
-    def _initialize(self) -> None:
-        """nnU-Net's, and bfloat16 where its own network trains on a CPU that has it; on CUDA nnU-Net sees to that."""
-        super().initialize()
-        if self.device.type == "cpu" and autocast_type(self.device) and not isinstance(self.network, PGLSegmenter):
-            train_in_cpu_bfloat16(self.network)
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """The cases of ``pgl_run``, else nnU-Net's split."""
@@ -161,20 +155,16 @@ class nnUNetTrainerPGL(nnUNetTrainer):
         make_augmentation_deterministic(training.transforms)
         # As many loading processes and batches in stock as nnU-Net has.
         processes = get_allowed_n_proc_DA()
+        fewer = min(processes, max(1, processes // 2))
+        steps, val_steps = self.num_iterations_per_epoch, self.num_val_iterations_per_epoch
 
         def seeded(loader: Any, part: int, iterations: int, processes: int, cached: int) -> Any:
             seed, first = (run.seed, self.local_rank, part), self.current_epoch * iterations
             return seeded_batches(loader, seed, first, processes, cached, pin_memory=self.device.type == "cuda")
 
         return (
-            seeded(training, TRAINING, self.num_iterations_per_epoch, processes, max(6, processes // 2)),
-            seeded(
-                validation,
-                VALIDATION,
-                self.num_val_iterations_per_epoch,
-                min(processes, max(1, processes // 2)),
-                max(3, processes // 4),
-            ),
+            seeded(training, TRAINING, steps, processes, cached=max(6, processes // 2)),
+            seeded(validation, VALIDATION, val_steps, fewer, cached=max(3, processes // 4)),
         )
 
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
@@ -211,18 +201,16 @@ class nnUNetTrainerPGL(nnUNetTrainer):
         if self.local_rank == 0:
             encoder.record(report, self.output_folder)
 
-    def _use_network(self, network: ModelNetwork, name: str) -> None:
+    def _use_network(self, network: ModelNetwork, origin: str) -> None:
         """Puts what defines the network into the plans, which nnU-Net stores in the model folder for prediction.
 
-        Args:
-            network: The one to train.
-            name: What it is for, for messages.
+        ``origin`` is what it is trained from, for messages.
         """
-        network.require_plan(self.plans_manager, self.configuration_manager, name)
+        network.require_plan(self.plans_manager, self.configuration_manager, origin)
         stored = self._stored_network()
         if stored is not None and stored.to_dict() != network.to_dict():
             raise PGLError(
-                f"{self.output_folder_base} holds folds of the network {stored.to_dict()}, {name} is for "
+                f"{self.output_folder_base} holds folds of the network {stored.to_dict()}, {origin} is for "
                 f"{network.to_dict()}: all folds of a model need the same; give the plans another name for it"
             )
         self.plans_manager.plans[PLANS_KEY] = network.to_dict()
@@ -238,11 +226,8 @@ class nnUNetTrainerPGL(nnUNetTrainer):
 
     def _stored_network(self) -> ModelNetwork | None:
         """The network of the folds that are already there, if any."""
-        plans_file = os.path.join(self.output_folder_base, "plans.json")
-        if not os.path.isfile(plans_file):
-            return None
-        with open(plans_file) as file:
-            stored = json.load(file).get(PLANS_KEY)
+        plans_file = Path(self.output_folder_base, "plans.json")
+        stored = json.loads(plans_file.read_text()).get(PLANS_KEY) if plans_file.is_file() else None
         return ModelNetwork.from_dict(stored) if isinstance(stored, dict) else None
 
 
@@ -256,10 +241,9 @@ class nnUNetTrainerPGLScratch(nnUNetTrainerPGL):
     starts_from_checkpoint = False
 
 
-def _require_3d(plans: dict[str, Any], configuration: str) -> None:
-    patch_size = PlansManager(plans).get_configuration(configuration).patch_size
-    if len(patch_size) != 3:
-        raise SystemExit(
-            f"PGL's encoder is 3D, the configuration {configuration} is {len(patch_size)}D: use 3d_fullres, 3d_lowres "
-            "or 3d_cascade_fullres"
+def _require_3d(name: str, configuration: ConfigurationManager) -> None:
+    if (dimensions := len(configuration.patch_size)) != 3:
+        raise PGLError(
+            f"PGL's encoder is 3D, the configuration {name} is {dimensions}D: use 3d_fullres, 3d_lowres or "
+            "3d_cascade_fullres"
         )

@@ -18,13 +18,7 @@ _BLOCK = re.compile(r"^stages\.(\d+)\.(?:blocks|0\.convs)\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Adapted:
-    """A weight that was made to fit.
-
-    Attributes:
-        weight: The new one.
-        rules: Which of `CHANNEL_RULE` and `KERNEL_RULE` were needed.
-        how: What was done, in words.
-    """
+    """A weight that was made to fit, which of `CHANNEL_RULE` and `KERNEL_RULE` that took, and how, in words."""
 
     weight: Tensor
     rules: tuple[str, ...]
@@ -41,11 +35,7 @@ def canonical(key: str) -> str:
 
 
 def unaliased(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One entry per parameter, under its `canonical` name, in the given order.
-
-    Raises:
-        ValueError: The two names of a parameter have different values.
-    """
+    """One entry per parameter, under its `canonical` name; a ValueError if its two names have different values."""
     kept: dict[str, Tensor] = {}
     for key, value in weights.items():
         former = kept.setdefault(canonical(key), value)

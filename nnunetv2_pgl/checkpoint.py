@@ -62,22 +62,14 @@ class EncoderCheckpoint:
 
 
 def atomic_save(content: object, path: str | os.PathLike[str]) -> None:
-    """`torch.save` that leaves either the old file or the new one, never half of one.
-
-    Raises:
-        OSError: If the file cannot be written; a former file of that name is intact.
-    """
+    """`torch.save` that leaves the new file, or after an OSError the former one, never half of one."""
     with replacing(path) as temporary, open(temporary, "wb") as file:
         torch.save(content, file)
         flush_to_disk(file)
 
 
 def save_checkpoint(checkpoint: EncoderCheckpoint, path: str | os.PathLike[str]) -> None:
-    """Writes a checkpoint of CPU tensors and plain values, atomically.
-
-    Raises:
-        OSError: See `atomic_save`.
-    """
+    """Writes a checkpoint of CPU tensors and plain values by `atomic_save`."""
     weights = {_PREFIX + key: value for key, value in checkpoint.encoder_weights.items()} | checkpoint.decoder_weights
     content = {
         "network_weights": {key: value.detach().cpu() for key, value in weights.items()},
@@ -244,11 +236,7 @@ def load_encoder_network(path: str | os.PathLike[str]) -> tuple[Encoder, Encoder
 
 
 def untrained_encoder(checkpoint: EncoderCheckpoint, path: str) -> Encoder:
-    """The network of a checkpoint, which was read from this path, with random weights.
-
-    Raises:
-        CheckpointError: The architecture is not known here.
-    """
+    """The network of a checkpoint, with random weights; a CheckpointError if its architecture is not known here."""
     architecture = checkpoint.architecture
     try:
         channels, padding = int(architecture["in_channels"]), architecture.get("padding", "zeros")

@@ -50,33 +50,22 @@ def replacing(path: str | os.PathLike[str], *, shared: bool = False) -> Iterator
 
 
 def write_text(path: Path, text: str, *, shared: bool = False) -> None:
-    """Writes a text file in UTF-8, at once.
-
-    Raises:
-        OSError: See `replacing`.
-    """
+    """Writes a text file in UTF-8, at once; an OSError as `replacing` raises it."""
     with replacing(path, shared=shared) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_bytes(path: Path, data: bytes, *, shared: bool = False) -> None:
-    """Writes a file, at once and onto the disk itself, so that it also survives a loss of power.
-
-    Raises:
-        OSError: See `replacing`.
-    """
+    """Writes a file, at once and onto the disk itself, so that it survives a loss of power; errors as `replacing`."""
     with replacing(path, shared=shared) as temporary, open(temporary, "wb") as file:
         file.write(data)
         flush_to_disk(file)
 
 
 def write_nifti(image: sitk.Image, path: Path) -> None:
-    """Writes a ``.nii.gz`` file, at once.
+    """Writes a ``.nii.gz`` file, at once; errors as `replacing`.
 
     On a full disk SimpleITK's writer leaves an incomplete file and raises nothing, so the file is read again.
-
-    Raises:
-        OSError: See `replacing`.
     """
     expected = image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()
     with replacing(path) as temporary:
@@ -91,12 +80,7 @@ def write_nifti(image: sitk.Image, path: Path) -> None:
 
 
 def load_json(path: Path) -> Any:
-    """Content of a JSON file in UTF-8.
-
-    Raises:
-        OSError: If it cannot be read.
-        ValueError: If it is not JSON, or nested too deeply to be read.
-    """
+    """Content of a JSON file in UTF-8; a ValueError if it is not JSON, or nested too deeply to be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except RecursionError as error:

@@ -29,7 +29,7 @@ _RESENC_L: dict[str, Any] = {
     "n_conv_per_stage_decoder": [1] * 5,
     **LAYERS,
 }
-_LEAST_CELLS = 2  # instance norms need more than one value while training
+_MIN_CELLS = 2  # instance norms need more than one value while training
 
 
 def adaptation_plan(
@@ -44,8 +44,7 @@ def adaptation_plan(
         network: As nnU-Net's plans describe it.
         in_channels: Image channels of the pre-training.
         view_size: Voxels (z, y, x) that the encoder saw at a time.
-        spacing: Of these voxels (z, y, x) in mm; None where every scan kept its spacing: nnU-Net then takes the one
-            that it plans itself.
+        spacing: Size of these voxels in mm; None where every scan kept its spacing: nnU-Net then plans one itself.
     """
     described = network.to_dict()
     with torch.device("meta"):  # only to ask for names: no memory, no initialisation
@@ -74,7 +73,7 @@ def _feasible_patch(network: PlannedNetwork, view_size: Sequence[int]) -> list[i
     """The smallest patch (z, y, x), no smaller than a view, whose sizes the U-Net can halve all the way."""
     patch = []
     for size, stride in zip(view_size, network.strides[-1], strict=True):
-        cells = max(-(-int(size) // stride), _LEAST_CELLS)
+        cells = max(-(-int(size) // stride), _MIN_CELLS)
         patch.append(stride * cells if stride > 1 else int(size))
     return patch
 
@@ -87,7 +86,7 @@ def read_nnssl(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str,
         made, as in `EncoderCheckpoint.pgl`.
 
     Raises:
-        PGLError: It is for another kind of network, or the plan is incomplete; the message does not name the file.
+        PGLError: It is for another kind of network, or the plan is incomplete; the caller adds the file's name.
     """
     try:
         plan = content["nnssl_adaptation_plan"]
@@ -142,7 +141,7 @@ def _network(architecture: Mapping[str, Any]) -> PlannedNetwork:
 
 
 def _encoder_weights(weights: Mapping[str, Tensor], stages: str, stem: str) -> dict[str, Tensor]:
-    """Those under the two prefixes, which become ``stages`` and ``stem``; a plain encoder's stem is its first stage."""
+    """Weights under the two prefixes, which become ``stages`` and ``stem`` (a plain encoder's is its first stage)."""
     found = {}
     for key, value in weights.items():
         if key.startswith(f"{stages}."):

@@ -27,13 +27,7 @@ Fold = dict[str, list[str]]
 
 @dataclass(frozen=True)
 class Licence:
-    """Terms of a dataset.
-
-    Attributes:
-        name: Name of the licence.
-        reference: Where the dataset's makers state it.
-        consequence: What it means here, as a sentence.
-    """
+    """Terms of a dataset: name, where its makers state them, and what they mean here, as a sentence."""
 
     name: str
     reference: str

@@ -32,8 +32,8 @@ def write_dataset(dataset: DownloadedDataset, dataset_id: int, *, link: bool = F
     A conversion that was interrupted continues where it stopped if it is started again with the same settings.
 
     Args:
-        dataset: What to write.
-        dataset_id: Id of the dataset.
+        dataset: The dataset as downloaded.
+        dataset_id: Its id in nnU-Net.
         link: Link to files that need no change instead of copying them.
         processes: How many files to write at a time.
 

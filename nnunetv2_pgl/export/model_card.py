@@ -34,12 +34,7 @@ _KNOWN = frozenset(_IDENTIFIERS.split())
 
 @dataclass(frozen=True)
 class Licence:
-    """A licence.
-
-    Attributes:
-        text: As given.
-        identifier: As the Hub calls it, "other" if it has no name for it.
-    """
+    """A licence as given, and the Hub's identifier for it, "other" if it has none."""
 
     text: str
     identifier: str
@@ -64,10 +59,7 @@ class Licence:
 def model_card(checkpoint: EncoderCheckpoint, licence: Licence, digest: str) -> str:
     """Markdown with the Hub's metadata on top; what the checkpoint does not say is "not recorded".
 
-    Args:
-        checkpoint: To describe.
-        licence: Of the weights.
-        digest: SHA-256 of the published file, in hexadecimal.
+    ``digest`` is the SHA-256 of the published file, in hexadecimal.
     """
     pgl, architecture = checkpoint.pgl, checkpoint.architecture
     name, channels = str(architecture.get("name")), architecture.get("in_channels", 1)

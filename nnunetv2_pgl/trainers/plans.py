@@ -39,7 +39,7 @@ class ModelNetwork:
 
     Attributes:
         architecture: "resnet50", "plan", or the name of one of nnU-Net's networks.
-        norm: Of the ResNet-50: its checkpoint's; without one instance norm, since batch norm works badly with
+        norm: The ResNet-50's, as in its checkpoint; without one instance norm, since batch norm works badly with
             nnU-Net's two patches per batch.
         centred: See `ResNet50Encoder`.
     """
@@ -77,13 +77,7 @@ class ModelNetwork:
     def require_plan(self, plans: PlansManager, configuration: ConfigurationManager, origin: str) -> None:
         """Refuses plans whose network is of another class than the encoder is made for.
 
-        Args:
-            plans: The plans of the training.
-            configuration: One of theirs.
-            origin: What the training starts from, for messages.
-
-        Raises:
-            PGLError: It says what the plan has, what the encoder is for, and how to plan for it.
+        The PGLError says what the plan has, what ``origin``, the encoder, is for, and how to plan for it.
         """
         if not self.is_planned:
             return
@@ -107,11 +101,7 @@ class ModelNetwork:
 def build_network(
     plans: PlansManager, configuration: ConfigurationManager, inputs: int, outputs: int, deep_supervision: bool
 ) -> nn.Module:
-    """The network that the plans name under ``pgl_network``, with random weights: nnU-Net's own, or the segmenter.
-
-    Raises:
-        PGLError: It is not known here.
-    """
+    """The network that the plans name under ``pgl_network``, with random weights: nnU-Net's own, or the segmenter."""
     network = ModelNetwork.from_dict(plans.plans.get(PLANS_KEY) or {})
     if network.is_planned:
         planned: nn.Module = nnUNetTrainer.build_network_architecture(

@@ -15,9 +15,7 @@ _REMEDY = "pgl_pretrain with -plans_from and -p takes it from the plan"
 def spacing_difference(pretrained: Sequence[float] | None, planned: Sequence[float]) -> str | None:
     """What the log says about the spacing; None if it is the same.
 
-    Args:
-        pretrained: Of the checkpoint in mm, in the plan's order of axes; None where it is not recorded.
-        planned: Of the plan's configuration, in its order of axes, in mm.
+    Both are in mm, in the plan's order of axes; ``pretrained`` is None where the checkpoint does not record it.
     """
     if not pretrained or len(pretrained) != len(planned):
         return "The checkpoint does not record the spacing it was pre-trained at, so it is not compared with the plan's"

@@ -57,7 +57,7 @@ class EncoderCheckpoint:
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """Name, norm, centred, strides and in_channels of the encoder; ``network`` of one of nnU-Net's."""
+        """A copy of ``pgl["architecture"]``."""
         return dict(self.pgl["architecture"])
 
 

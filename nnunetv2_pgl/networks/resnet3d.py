@@ -224,14 +224,11 @@ def _times(a: Triple, b: Triple) -> Triple:
 
 def _strides_per_layer(strides: Triple) -> dict[str, Triple]:
     """Stride of each strided layer from the total stride of each axis."""
-    per_axis = []
-    for total, layers in zip(strides, _STRIDED_LAYERS, strict=True):
-        strided = layers[: total.bit_length() - 1]
-        per_axis.append([2 if layer in strided else 1 for layer in _FORWARD_ORDER])
-    return {layer: (z, y, x) for layer, z, y, x in zip(_FORWARD_ORDER, *per_axis, strict=True)}
+    z, y, x = (layers[: total.bit_length() - 1] for total, layers in zip(strides, _STRIDED_LAYERS, strict=True))
+    return {layer: (1 + (layer in z), 1 + (layer in y), 1 + (layer in x)) for layer in _FORWARD_ORDER}
 
 
 def _shifted_axes(layer_strides: dict[str, Triple]) -> dict[str, tuple[bool, bool, bool]]:
     """For each layer, the axes on which it is the last one that strides."""
-    last = [[layer for layer in _FORWARD_ORDER if layer_strides[layer][axis] == 2][-1:] for axis in range(3)]
-    return {layer: (layer in last[0], layer in last[1], layer in last[2]) for layer in _FORWARD_ORDER}
+    z, y, x = ([layer for layer in _FORWARD_ORDER if layer_strides[layer][axis] == 2][-1:] for axis in range(3))
+    return {layer: (layer in z, layer in y, layer in x) for layer in _FORWARD_ORDER}

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 CHANNEL_RULE = "number of input channels"
@@ -90,7 +91,10 @@ def adapt(weight: Tensor, shape: torch.Size, is_first: bool, image_channels: int
             return None
         rules.append(KERNEL_RULE)
         how.append("kernel " + " to ".join(" x ".join(map(str, size[2:])) for size in (weight.shape, shape)))
-        weight = _with_kernel(weight, shape)
+        thinner = [axis for axis in (2, 3, 4) if weight.shape[axis] > shape[axis]]
+        weight = weight.sum(dim=thinner, keepdim=True) if thinner else weight
+        beside = [(shape[axis] - weight.shape[axis]) // 2 for axis in (4, 3, 2)]  # F.pad counts from the last axis
+        weight = F.pad(weight, [cells for cells in beside for _ in ("before", "after")])
     return Adapted(weight, tuple(rules), ", ".join(how))
 
 
@@ -125,13 +129,3 @@ def _with_channels(weight: Tensor, images: int, others: int) -> tuple[Tensor, li
         weight = torch.cat((weight, weight.new_zeros(weight.shape[0], others, *weight.shape[2:])), dim=1)
         how.append(f"zeros for {others} channel{'s' if others > 1 else ''} of the previous stage")
     return weight, how
-
-
-def _with_kernel(weight: Tensor, shape: torch.Size) -> Tensor:
-    for axis in (2, 3, 4):
-        if weight.shape[axis] == 1 and shape[axis] == 3:
-            beside = torch.zeros_like(weight)
-            weight = torch.cat((beside, weight, beside), dim=axis)
-        elif weight.shape[axis] == 3 and shape[axis] == 1:
-            weight = weight.sum(dim=axis, keepdim=True)
-    return weight

@@ -39,11 +39,17 @@ def replacing(path: str | os.PathLike[str], *, shared: bool = False) -> Iterator
         yield temporary
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        cause = _system_error(error)
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):  # what torch makes of a full disk has one
+            cause = cause.__cause__ or cause.__context__
         if cause is None:
             raise
         kept = " (the former one is intact)" if path.exists() else ""
-        raise OSError(f"could not write {path}{kept}: {_reason(cause, temporary)}") from error
+        is_another = (
+            cause.filename not in (None, str(temporary)) and cause.errno not in _FULL
+        )  # such as a copy's source
+        which = f": {cause.filename}" if is_another else ""
+        raise OSError(f"could not write {path}{kept}: {cause.strerror or cause}{which}") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -103,17 +109,3 @@ def _unpacked_size(path: Path) -> int:
     except (EOFError, gzip.BadGzipFile, zlib.error):
         return 0
     return size
-
-
-def _system_error(error: BaseException | None) -> OSError | None:
-    """The error of the system behind one that a library made of it, as torch does of a full disk."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__cause__ or error.__context__
-    return error
-
-
-def _reason(error: OSError, temporary: Path) -> str:
-    """What happened, and to which file if it is another one, as of a copy whose source cannot be read."""
-    reason = error.strerror or str(error)
-    is_ours = error.filename in (None, str(temporary)) or error.errno in _FULL
-    return reason if is_ours else f"{reason}: {error.filename}"

@@ -49,6 +49,11 @@ def adaptation_plan(
     described = network.to_dict()
     with torch.device("meta"):  # only to ask for names: no memory, no initialisation
         built: Any = network.build(in_channels, 1)
+    # The smallest patch, no smaller than a view, whose sizes the U-Net can halve all the way.
+    patch = [
+        stride * max(-(-int(size) // stride), _MIN_CELLS) if stride > 1 else int(size)
+        for size, stride in zip(view_size, network.strides[-1], strict=True)
+    ]
     configuration = {
         "patch_size": [int(size) for size in view_size],
         "spacing": None if spacing is None else [float(value) for value in spacing],
@@ -61,21 +66,12 @@ def adaptation_plan(
         },
         "pretrain_plan": {"configurations": {"pgl": configuration}},
         "pretrain_num_input_channels": int(in_channels),
-        "recommended_downstream_patchsize": _feasible_patch(network, view_size),
+        "recommended_downstream_patchsize": patch,
         "key_to_encoder": built.key_to_encoder,
         "key_to_stem": built.key_to_stem,
         "keys_to_in_proj": list(built.keys_to_in_proj),
         "key_to_lpe": built.key_to_lpe,
     }
-
-
-def _feasible_patch(network: PlannedNetwork, view_size: Sequence[int]) -> list[int]:
-    """The smallest patch (z, y, x), no smaller than a view, whose sizes the U-Net can halve all the way."""
-    patch = []
-    for size, stride in zip(view_size, network.strides[-1], strict=True):
-        cells = max(-(-int(size) // stride), _MIN_CELLS)
-        patch.append(stride * cells if stride > 1 else int(size))
-    return patch
 
 
 def read_nnssl(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -124,7 +124,7 @@ def load_encoder(
         raise CheckpointError(
             f"{path}: only {_percent(report.share)} of the encoder's parameters can be loaded, at least "
             f"{_percent(MIN_SHARE)} are required ({_some(because)}); plan for the checkpoint's network, or, to start "
-            "all the same, export PGL_ALLOW_PARTIAL=1 (in the plans: pretrain_info.allow_partial)"
+            "anyway, export PGL_ALLOW_PARTIAL=1 (in the plans: pretrain_info.allow_partial)"
         )
     encoder.load_state_dict(fitting, strict=False)
     return report

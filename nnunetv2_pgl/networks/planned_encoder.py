@@ -88,7 +88,7 @@ class PlannedSegmenter(nn.Module):
         network: As the plans describe it.
         num_input_channels: Number of image channels.
         num_classes: Number of output channels.
-        padding: Of the encoder.
+        padding: The encoder's, see `PlannedEncoder`.
     """
 
     def __init__(

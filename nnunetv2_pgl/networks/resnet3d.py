@@ -108,7 +108,7 @@ class ResNet50Encoder(nn.Module):
 
     Weights do not depend on the strides: any total stride per axis that is a power of two up to 16 can be asked for.
     An axis that strides less than the paper's keeps the strides of the early layers and loses those of the late ones,
-    so that pre-trained filters go on seeing the sampling they were trained on.
+    so that pre-trained filters still see the sampling they were trained on.
 
     Args:
         in_channels: Number of image channels.
@@ -119,7 +119,7 @@ class ResNet50Encoder(nn.Module):
             flips the maps of two views are then almost a cell apart. Centred, it sits half a voxel from the middle.
         padding: What the convolutions see beyond the edge of a view: "zeros", or "replicate" the outermost cells, so
             that features do not reveal the place in the view. Weights do not depend on it.
-        blocks, widths: Of the four stages; others than the paper's are for tests and quick experiments.
+        blocks, widths: The four stages'; others than the paper's are for tests and quick experiments.
 
     Attributes:
         strides: Total stride per axis.

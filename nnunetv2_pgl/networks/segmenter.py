@@ -73,7 +73,7 @@ class PGLSegmenter(nn.Module):
         centred: See `ResNet50Encoder`.
         cpu_bfloat16: Run under bfloat16 autocast when the input is on a CPU. nnU-Net uses autocast on CUDA only, in
             training and in prediction; inside the network it serves both.
-        padding, widths: Of the encoder, see `ResNet50Encoder`; ASPP and decoder pad with zeros and have fixed widths.
+        padding, widths: The encoder's, see `ResNet50Encoder`; ASPP and decoder have fixed ones.
     """
 
     def __init__(

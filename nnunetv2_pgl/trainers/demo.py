@@ -24,7 +24,7 @@ class TrainsWithAdamW(nnUNetTrainerPGL):
 class nnUNetTrainerPGL_demo(TrainsWithAdamW):
     """8 epochs of 25 single patches, AdamW and no mirroring.
 
-    That is too short for telling the right kidney from the left one in mirrored images.
+    That is too short to learn which kidney is the right one in mirrored images.
     """
 
     @wraps(nnUNetTrainerPGL.__init__)  # type: ignore[misc]  # nnU-Net looks at the names of the arguments

@@ -136,7 +136,7 @@ class PlannedRun:
         initialisation: "random", or the name of the pre-training whose checkpoint the plans name.
         training_cases: Identifiers of the preprocessed cases to train on.
         validation_cases: Those to validate on.
-        seed: Of the random weights and of the batches.
+        seed: What random weights and batches are drawn by.
         extra_epochs: Epochs that the training is longer than the trainer's.
     """
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from functools import wraps
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 
@@ -27,14 +27,13 @@ class nnUNetTrainerPGL_demo(TrainsWithAdamW):
     That is too short to learn which kidney is the right one in mirrored images.
     """
 
-    @wraps(nnUNetTrainerPGL.__init__)  # type: ignore[misc]  # nnU-Net looks at the names of the arguments
-    def __init__(self, *arguments: Any, **named: Any):
-        super().__init__(*arguments, **named)
-        self.initial_lr = 2e-3
-        self.num_epochs = 8
-        self.num_iterations_per_epoch = 25
-        self.num_val_iterations_per_epoch = 2
-        self.configuration_manager.configuration["batch_size"] = 1
+    training_settings: ClassVar[Mapping[str, Any]] = {
+        "initial_lr": 2e-3,
+        "num_epochs": 8,
+        "num_iterations_per_epoch": 25,
+        "num_val_iterations_per_epoch": 2,
+        "batch_size": 1,
+    }
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802 - nnU-Net's name
         """nnU-Net's, without mirroring, in training and in prediction."""

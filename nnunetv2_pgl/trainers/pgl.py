@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
@@ -46,15 +48,26 @@ class nnUNetTrainerPGL(nnUNetTrainer):
     """
 
     starts_from_checkpoint = True
+    # What a variant sets in place of nnU-Net's and the plan's: num_epochs, initial_lr, batch_size, ...
+    training_settings: ClassVar[Mapping[str, Any]] = {}
 
     @wraps(nnUNetTrainer.__init__)  # type: ignore[misc]  # nnU-Net looks at the names of the arguments
     def __init__(self, *arguments: Any, **named: Any):
         super().__init__(*arguments, **named)
+        for name, value in self.training_settings.items():
+            if name == "batch_size":  # nnU-Net reads it from the plan later
+                self.configuration_manager.configuration[name] = value
+            else:
+                setattr(self, name, value)
         if self.device.type == "cpu":
             torch.set_num_threads(usable_cores())
         self._restoring = False
         try:
-            _require_3d(self.configuration_name, self.configuration_manager)
+            if (dimensions := len(self.configuration_manager.patch_size)) != 3:
+                raise PGLError(
+                    f"PGL's encoder is 3D, the configuration {self.configuration_name} is {dimensions}D: use "
+                    "3d_fullres, 3d_lowres or 3d_cascade_fullres"
+                )
             self._planned_run = PlannedRun.from_plans(self.plans_manager.plans, self.fold)
         except PGLError as error:
             raise self._stop(error) from error
@@ -148,8 +161,7 @@ class nnUNetTrainerPGL(nnUNetTrainer):
         """nnU-Net's; with ``pgl_run`` their batches follow its seed, also where a training is continued."""
         run = self._planned_run
         if run is None:
-            loaders: tuple[Any, Any] = super().get_dataloaders()
-            return loaders
+            return super().get_dataloaders()
         with environment_variable(WORKERS, "0"):
             training, validation = (augmenter.data_loader for augmenter in super().get_dataloaders())
         make_augmentation_deterministic(training.transforms)
@@ -179,11 +191,9 @@ class nnUNetTrainerPGL(nnUNetTrainer):
 
     def save_checkpoint(self, filename: str) -> None:
         """nnU-Net's, but a training that is killed while it saves leaves the former checkpoint whole."""
-        if self.local_rank != 0 or self.disable_checkpointing:
-            super().save_checkpoint(filename)
-            return
-        with replacing(filename) as temporary:
-            super().save_checkpoint(str(temporary))
+        saves = self.local_rank == 0 and not self.disable_checkpointing
+        with replacing(filename) if saves else nullcontext(filename) as target:
+            super().save_checkpoint(str(target))
 
     def _stop(self, error: Exception) -> SystemExit:
         """What to raise to end with one line, which is also in the log."""
@@ -202,10 +212,7 @@ class nnUNetTrainerPGL(nnUNetTrainer):
             encoder.record(report, self.output_folder)
 
     def _use_network(self, network: ModelNetwork, origin: str) -> None:
-        """Puts what defines the network into the plans, which nnU-Net stores in the model folder for prediction.
-
-        ``origin`` is what it is trained from, for messages.
-        """
+        """Puts what defines the network into the plans, which nnU-Net stores in the model folder for prediction."""
         network.require_plan(self.plans_manager, self.configuration_manager, origin)
         stored = self._stored_network()
         if stored is not None and stored.to_dict() != network.to_dict():
@@ -239,11 +246,3 @@ class nnUNetTrainerPGLScratch(nnUNetTrainerPGL):
     """
 
     starts_from_checkpoint = False
-
-
-def _require_3d(name: str, configuration: ConfigurationManager) -> None:
-    if (dimensions := len(configuration.patch_size)) != 3:
-        raise PGLError(
-            f"PGL's encoder is 3D, the configuration {name} is {dimensions}D: use 3d_fullres, 3d_lowres or "
-            "3d_cascade_fullres"
-        )

@@ -5,7 +5,6 @@ nnU-Net's command line sets no number of epochs; nnU-Net, too, has a trainer for
 
 from __future__ import annotations
 
-from functools import wraps
 from typing import Any
 
 import torch
@@ -35,24 +34,11 @@ class nnUNetTrainerPGL_sawtooth(Sawtooth):
     """`nnUNetTrainerPGL` that trains all but the encoder during the warm-up, then warms up the whole network."""
 
 
-def with_length(base: type[nnUNetTrainerPGL], suffix: str, **attributes: int) -> type[nnUNetTrainerPGL]:
-    """A trainer that differs from ``base`` in attributes set after construction, such as ``num_epochs``.
-
-    ``batch_size`` is that of the plan, which nnU-Net reads later than its other attributes.
-    """
-
-    @wraps(base.__init__)  # nnU-Net looks at the names of the arguments
-    def initialise(self: nnUNetTrainerPGL, *arguments: Any, **named: Any) -> None:
-        base.__init__(self, *arguments, **named)
-        for name, value in attributes.items():
-            if name == "batch_size":
-                self.configuration_manager.configuration[name] = value
-            else:
-                setattr(self, name, value)
-
-    described = ", ".join(f"{name} = {value}" for name, value in attributes.items())
-    contents = {"__init__": initialise, "__doc__": f"`{base.__name__}` with {described}."}
-    return type(f"{base.__name__}_{suffix}", (base,), contents)
+def with_length(base: type[nnUNetTrainerPGL], suffix: str, **settings: int) -> type[nnUNetTrainerPGL]:
+    """A trainer that differs from ``base`` in some of its ``training_settings``, such as ``num_epochs``."""
+    described = ", ".join(f"{name} = {value}" for name, value in settings.items())
+    contents = {"training_settings": {**base.training_settings, **settings}}
+    return type(f"{base.__name__}_{suffix}", (base,), {**contents, "__doc__": f"`{base.__name__}` with {described}."})
 
 
 OTHER_LENGTHS = {

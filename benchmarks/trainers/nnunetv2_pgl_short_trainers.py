@@ -10,8 +10,7 @@ from torch import nn
 
 from nnunetv2_pgl.networks.strided import StridedConv
 from nnunetv2_pgl.trainers import nnUNetTrainerPGL, nnUNetTrainerPGLScratch
-from nnunetv2_pgl.trainers.demo import TrainsWithAdamW
-from nnunetv2_pgl.trainers.variants import Sawtooth, with_length
+from nnunetv2_pgl.trainers.variants import Sawtooth, TrainsWithAdamW, with_length
 
 _SHORT = {"num_epochs": 10, "num_iterations_per_epoch": 16, "num_val_iterations_per_epoch": 2}
 nnUNetTrainerPGL_short = with_length(nnUNetTrainerPGL, "short", **_SHORT)

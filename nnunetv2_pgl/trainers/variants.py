@@ -1,16 +1,17 @@
-"""Variants of our trainers: other lengths, and an encoder that waits until the decoder has begun to learn.
+"""Variants of our trainers: the demo's, other lengths, and an encoder that waits until the decoder has begun to learn.
 
 nnU-Net's command line sets no number of epochs; nnU-Net, too, has a trainer for each length.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 
 from nnunetv2_pgl.networks.hardware import unwrapped
-from nnunetv2_pgl.trainers.optimisation import SawtoothPolyLRScheduler, split_group
+from nnunetv2_pgl.trainers.optimisation import SawtoothPolyLRScheduler, WarmupPolyLRScheduler, split_group
 from nnunetv2_pgl.trainers.pgl import nnUNetTrainerPGL, nnUNetTrainerPGLScratch
 
 EPOCHS = (1, 5, 10, 20, 50, 100, 250, 500)
@@ -32,6 +33,37 @@ class Sawtooth(nnUNetTrainerPGL):
 
 class nnUNetTrainerPGL_sawtooth(Sawtooth):
     """`nnUNetTrainerPGL` that trains all but the encoder during the warm-up, then warms up the whole network."""
+
+
+class TrainsWithAdamW(nnUNetTrainerPGL):
+    """`nnUNetTrainerPGL` with AdamW, for trainings too short for nnU-Net's SGD."""
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, WarmupPolyLRScheduler]:
+        """AdamW with the same schedule."""
+        fused = True if self.device.type == "cpu" else None
+        optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, weight_decay=1e-2, fused=fused)
+        return optimizer, self.learning_rates(optimizer)
+
+
+class nnUNetTrainerPGL_demo(TrainsWithAdamW):
+    """What `pgl_demo` trains with: 8 epochs of 25 single patches, AdamW and no mirroring; 2 minutes on two CPU cores.
+
+    That is too short to learn which kidney is the right one in mirrored images.
+    """
+
+    training_settings: ClassVar[Mapping[str, Any]] = {
+        "initial_lr": 2e-3,
+        "num_epochs": 8,
+        "num_iterations_per_epoch": 25,
+        "num_val_iterations_per_epoch": 2,
+        "batch_size": 1,
+    }
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802 - nnU-Net's name
+        """nnU-Net's, without mirroring, in training and in prediction."""
+        *rotation_and_size, _ = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        self.inference_allowed_mirroring_axes = None
+        return (*rotation_and_size, None)
 
 
 def with_length(base: type[nnUNetTrainerPGL], suffix: str, **settings: int) -> type[nnUNetTrainerPGL]:

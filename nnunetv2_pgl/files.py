@@ -45,9 +45,8 @@ def replacing(path: str | os.PathLike[str], *, shared: bool = False) -> Iterator
         if cause is None:
             raise
         kept = " (the former one is intact)" if path.exists() else ""
-        is_another = (
-            cause.filename not in (None, str(temporary)) and cause.errno not in _FULL
-        )  # such as a copy's source
+        # A copy's error may name its source; on a full disk the name says nothing.
+        is_another = cause.filename not in (None, str(temporary)) and cause.errno not in _FULL
         which = f": {cause.filename}" if is_another else ""
         raise OSError(f"could not write {path}{kept}: {cause.strerror or cause}{which}") from error
     finally:

@@ -81,7 +81,7 @@ def _smooth_noise() -> Tensor:
 
 def _untrained() -> dict[str, Encoder]:
     planned = {
-        f"{name}, untrained": _measurable(PlannedEncoder(PlannedNetwork.preset(name, _VIEW, (1, 1, 1))))
+        f"{name}, untrained": _measurable(PlannedEncoder(PlannedNetwork.from_preset(name, _VIEW, (1, 1, 1))))
         for name in _UNTRAINED
     }
     return {**planned, "resnet50, untrained": _measurable(ResNet50Encoder(strides=(8, 16, 16), norm="instance"))}

@@ -57,5 +57,5 @@ def _encoder(name: str, size: tuple[int, int, int], padding: PaddingName) -> Enc
         return ResNet50Encoder(norm="batch", padding=padding)
     if name == "resnet50":
         return ResNet50Encoder(strides=(8, 8, 8), norm="instance", padding=padding)
-    network = PlannedNetwork.preset("plain" if name == "plain" else "resenc_m", size, (1.0, 1.0, 1.0))
+    network = PlannedNetwork.from_preset("plain" if name == "plain" else "resenc_m", size, (1.0, 1.0, 1.0))
     return PlannedEncoder(network, padding=padding)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from nnunetv2_pgl.checkpoint import load_plain
+from nnunetv2_pgl.checkpoint import load_weights_only
 from pretraining.demo.datasets import write_unlabelled_dataset
 
 _FIXED = (
@@ -92,7 +92,7 @@ class SmallRuns:
     def state(self, name: str) -> dict[str, Any]:
         """The saved state, which must be whole; epoch 0 if there is none yet."""
         latest = self.folder(name) / "checkpoint_latest.pth"
-        return load_plain(latest) if latest.exists() else {"epoch": 0}
+        return load_weights_only(latest) if latest.exists() else {"epoch": 0}
 
     def epochs_done(self, name: str) -> int:
         """The number of its recorded epochs, each line of which must be whole."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 CHANNEL_RULE = "number of input channels"
@@ -18,13 +19,7 @@ _BLOCK = re.compile(r"^stages\.(\d+)\.(?:blocks|0\.convs)\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Adapted:
-    """A weight that was made to fit.
-
-    Attributes:
-        weight: The new one.
-        rules: Which of `CHANNEL_RULE` and `KERNEL_RULE` were needed.
-        how: What was done, in words.
-    """
+    """A weight that was made to fit, which of `CHANNEL_RULE` and `KERNEL_RULE` that took, and how, in words."""
 
     weight: Tensor
     rules: tuple[str, ...]
@@ -41,11 +36,7 @@ def canonical(key: str) -> str:
 
 
 def unaliased(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One entry per parameter, under its `canonical` name, in the order of first mention.
-
-    Raises:
-        ValueError: The two names of a parameter have different values.
-    """
+    """One entry per parameter, under its `canonical` name; a ValueError if its two names have different values."""
     kept: dict[str, Tensor] = {}
     for key, value in weights.items():
         former = kept.setdefault(canonical(key), value)
@@ -57,10 +48,8 @@ def unaliased(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def blocks_per_stage(keys: Iterable[str]) -> dict[int, int]:
     """How many blocks (or convolutions, without residuals) each stage of an nnU-Net encoder has, by its keys."""
     blocks: dict[int, int] = {}
-    for key in keys:
-        if match := _BLOCK.match(key):
-            stage, block = int(match[1]), int(match[2])
-            blocks[stage] = max(blocks.get(stage, 0), block + 1)
+    for match in filter(None, map(_BLOCK.match, keys)):
+        blocks[int(match[1])] = max(blocks.get(int(match[1]), 0), int(match[2]) + 1)
     return blocks
 
 
@@ -102,7 +91,10 @@ def adapt(weight: Tensor, shape: torch.Size, is_first: bool, image_channels: int
             return None
         rules.append(KERNEL_RULE)
         how.append("kernel " + " to ".join(" x ".join(map(str, size[2:])) for size in (weight.shape, shape)))
-        weight = _with_kernel(weight, shape)
+        thinner = [axis for axis in (2, 3, 4) if weight.shape[axis] > shape[axis]]
+        weight = weight.sum(dim=thinner, keepdim=True) if thinner else weight
+        beside = [(shape[axis] - weight.shape[axis]) // 2 for axis in (4, 3, 2)]  # F.pad counts from the last axis
+        weight = F.pad(weight, [cells for cells in beside for _ in ("before", "after")])
     return Adapted(weight, tuple(rules), ", ".join(how))
 
 
@@ -137,13 +129,3 @@ def _with_channels(weight: Tensor, images: int, others: int) -> tuple[Tensor, li
         weight = torch.cat((weight, weight.new_zeros(weight.shape[0], others, *weight.shape[2:])), dim=1)
         how.append(f"zeros for {others} channel{'s' if others > 1 else ''} of the previous stage")
     return weight, how
-
-
-def _with_kernel(weight: Tensor, shape: torch.Size) -> Tensor:
-    for axis in (2, 3, 4):
-        if weight.shape[axis] == 1 and shape[axis] == 3:
-            beside = torch.zeros_like(weight)
-            weight = torch.cat((beside, weight, beside), dim=axis)
-        elif weight.shape[axis] == 3 and shape[axis] == 1:
-            weight = weight.sum(dim=axis, keepdim=True)
-    return weight

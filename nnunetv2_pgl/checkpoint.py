@@ -24,8 +24,9 @@ from nnunetv2_pgl.other_frameworks import describe_checkpoint, is_legacy_file
 FORMAT_VERSION = 1
 _PREFIX = "encoder."
 _GET_IT_AGAIN = "copy it again from where it was made"
-_DEEPEST = 20  # levels of tables and lists in a description; ours have six
-_LONGEST = 10_000  # characters of a text, entries of a list
+_MAX_NESTING = 20  # levels of tables and lists in a description; ours have six
+_MAX_LENGTH = 10_000  # characters of a text, entries of a list
+_CT_PROPERTIES = ("mean", "std", "percentile_00_5", "percentile_99_5")  # what nnU-Net's CT normalisation needs
 
 
 class CheckpointError(PGLError):
@@ -55,31 +56,22 @@ class EncoderCheckpoint:
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """Name, norm, centred, strides and in_channels of the encoder; ``network`` of one of nnU-Net's."""
+        """A copy of ``pgl["architecture"]``."""
         return dict(self.pgl["architecture"])
 
 
 def atomic_save(content: object, path: str | os.PathLike[str]) -> None:
-    """`torch.save` that leaves either the old file or the new one, never half of one.
-
-    Raises:
-        OSError: If the file cannot be written; a former file of that name is intact.
-    """
+    """`torch.save` that leaves the new file, or after an OSError the former one, never half of one."""
     with replacing(path) as temporary, open(temporary, "wb") as file:
         torch.save(content, file)
         flush_to_disk(file)
 
 
 def save_checkpoint(checkpoint: EncoderCheckpoint, path: str | os.PathLike[str]) -> None:
-    """Writes a checkpoint of CPU tensors and plain values, atomically.
-
-    Raises:
-        OSError: See `atomic_save`.
-    """
-    named = {_PREFIX + key: value for key, value in checkpoint.encoder_weights.items()} | checkpoint.decoder_weights
-    weights = {key: value.detach().cpu() for key, value in named.items()}
+    """Writes a checkpoint of CPU tensors and plain values by `atomic_save`."""
+    weights = {_PREFIX + key: value for key, value in checkpoint.encoder_weights.items()} | checkpoint.decoder_weights
     content = {
-        "network_weights": weights,
+        "network_weights": {key: value.detach().cpu() for key, value in weights.items()},
         "nnssl_adaptation_plan": checkpoint.nnssl_adaptation_plan,
         "pgl": {"format_version": FORMAT_VERSION, **checkpoint.pgl},
         "citations": checkpoint.citations,
@@ -87,7 +79,7 @@ def save_checkpoint(checkpoint: EncoderCheckpoint, path: str | os.PathLike[str])
     atomic_save(content, path)
 
 
-def load_plain(path: str | os.PathLike[str]) -> dict[str, Any]:
+def load_weights_only(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Loads a file of tensors and plain values onto the CPU; nothing in it is executed.
 
     Raises:
@@ -97,7 +89,7 @@ def load_plain(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint; give the checkpoint_final.pth of a pgl_pretrain run")
     if not is_legacy_file(path):
-        _require_stored(path)
+        _require_uncompressed(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -107,18 +99,15 @@ def load_plain(path: str | os.PathLike[str]) -> dict[str, Any]:
             "-pretrained_weights)"
         ) from error
     except Exception as error:  # torch checks little of what it reads
-        raise CheckpointError(f"{path}: damaged ({_first_line(error)}); {_GET_IT_AGAIN}") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        raise CheckpointError(f"{path}: damaged ({reason}); {_GET_IT_AGAIN}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint written by pgl_pretrain")
     return content
 
 
-def _require_stored(path: Path) -> None:
-    """Refuses an archive that unpacks to more than the file: `torch.save` compresses nothing.
-
-    Raises:
-        CheckpointError: It does, or is no archive.
-    """
+def _require_uncompressed(path: Path) -> None:
+    """Refuses an archive that unpacks to more than the file has, as no file of `torch.save` does."""
     try:
         with zipfile.ZipFile(path) as archive:
             parts = archive.infolist()
@@ -137,7 +126,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> EncoderCheckpoint:
     Raises:
         CheckpointError: A ValueError that names the file and the reason.
     """
-    content = load_plain(path)
+    content = load_weights_only(path)
     if "training_state" in content:
         raise CheckpointError(
             f"{path}: the state of a run that can be continued with --c, not an encoder; use its checkpoint_final.pth"
@@ -149,10 +138,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> EncoderCheckpoint:
         found = ", ".join(sorted(map(str, content))[:6])
         unknown = f"not written by pgl_pretrain (it holds: {found}); use a checkpoint_final.pth"
         raise CheckpointError(f"{path}: {describe_checkpoint(content) or unknown}")
-    if not weights or not all(map(_is_name, weights)) or not all(map(_is_whole_tensor, weights.values())):
+    named = all(isinstance(key, str) and key.isprintable() for key in weights)
+    if not weights or not named or not all(map(_is_whole_tensor, weights.values())):
         raise CheckpointError(f"{path}: network_weights is not a table of named tensors")
-    citations = content.get("citations")
-    citations = citations if isinstance(citations, list) else []
     decoder: dict[str, Tensor] = {}
     if from_nnssl:
         try:
@@ -167,35 +155,29 @@ def load_checkpoint(path: str | os.PathLike[str]) -> EncoderCheckpoint:
     else:
         encoder = {key.removeprefix(_PREFIX): value for key, value in weights.items() if key.startswith(_PREFIX)}
         decoder = {key: value for key, value in weights.items() if not key.startswith(_PREFIX)}
-    plan = plan if isinstance(plan, dict) else {}
+    plan, citations = plan if isinstance(plan, dict) else {}, content.get("citations")
+    citations = [entry for entry in citations if _is_citation(entry)] if isinstance(citations, list) else []
     if not all(map(_is_plain, (pgl, plan, citations))) or not _is_usable(pgl):
         raise CheckpointError(f"{path}: damaged, or not written by pgl_pretrain; {_GET_IT_AGAIN}")
-    return EncoderCheckpoint(encoder, pgl, plan, [entry for entry in citations if _is_citation(entry)], decoder)
-
-
-def _is_name(key: object) -> bool:
-    return isinstance(key, str) and key.isprintable()
+    return EncoderCheckpoint(encoder, pgl, plan, citations, decoder)
 
 
 def _is_whole_tensor(value: object) -> bool:
     """Whether it is a plain tensor that has all of its values, not a small storage in a large shape."""
-    if not isinstance(value, Tensor) or value.device.type != "cpu":
+    if not isinstance(value, Tensor) or value.device.type != "cpu" or value.layout != torch.strided:
         return False
-    if value.layout != torch.strided or value.is_quantized:
-        return False
-    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+    return not value.is_quantized and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
-def _is_plain(value: object, levels: int = _DEEPEST) -> bool:
+def _is_plain(value: object, levels: int = _MAX_NESTING) -> bool:
     """Whether it consists of tables, lists, numbers and printable texts, of which none is excessively large."""
-    if isinstance(value, dict | list | tuple):
-        if levels == 0 or len(value) > _LONGEST:
-            return False
-        if isinstance(value, dict) and not all(isinstance(key, str | int) and _is_plain(key) for key in value):
-            return False
-        return all(_is_plain(entry, levels - 1) for entry in (value.values() if isinstance(value, dict) else value))
+    if isinstance(value, dict):
+        keys_are_plain = all(isinstance(key, str | int) and _is_plain(key) for key in value)
+        return keys_are_plain and _is_plain(list(value.values()), levels)
+    if isinstance(value, list | tuple):
+        return levels > 0 and len(value) <= _MAX_LENGTH and all(_is_plain(entry, levels - 1) for entry in value)
     if isinstance(value, str):
-        return len(value) <= _LONGEST and value.replace("\n", "").isprintable()
+        return len(value) <= _MAX_LENGTH and value.replace("\n", "").isprintable()
     return value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
 
 
@@ -216,20 +198,17 @@ def _is_usable(pgl: Mapping[str, Any]) -> bool:
             and isinstance(pgl.get("untrained_stages") or [], list)
             and len(schemes) > 0
             and all(isinstance(scheme, str) for scheme in schemes)
-            and all(not values or _are_foreground_intensities(values) for values in channels)
+            and all(
+                not values or (_are_numbers([values[key] for key in _CT_PROPERTIES], 4) and values["std"] > 0)
+                for values in channels
+            )
         )
-    except (AttributeError, KeyError, TypeError):  # of a value of another type
+    except (AttributeError, KeyError, TypeError):  # a value of another type
         return False
 
 
 def _are_numbers(values: Any, count: int) -> bool:
     return len(values) == count and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
-
-
-def _are_foreground_intensities(values: Mapping[str, Any]) -> bool:
-    """Whether nnU-Net's CT normalisation can be computed with them."""
-    needed = ("mean", "std", "percentile_00_5", "percentile_99_5")
-    return _are_numbers([values[key] for key in needed], len(needed)) and values["std"] > 0
 
 
 def _is_citation(entry: Any) -> bool:
@@ -255,22 +234,14 @@ def load_encoder_network(path: str | os.PathLike[str]) -> tuple[Encoder, Encoder
     return encoder.eval(), checkpoint
 
 
-def untrained_encoder(checkpoint: EncoderCheckpoint, name: str) -> Encoder:
-    """The same network with random weights; ``name`` is the checkpoint's, for messages.
-
-    Raises:
-        CheckpointError: The architecture is not known here.
-    """
+def untrained_encoder(checkpoint: EncoderCheckpoint, path: str) -> Encoder:
+    """The network of a checkpoint, with random weights; a CheckpointError if its architecture is not known here."""
     architecture = checkpoint.architecture
     try:
         channels, padding = int(architecture["in_channels"]), architecture.get("padding", "zeros")
         if "network" in architecture:
-            return PlannedEncoder(PlannedNetwork.of_dict(architecture["network"], name), channels, padding)
+            return PlannedEncoder(PlannedNetwork.from_dict(architecture["network"], path), channels, padding)
         norm, centred = architecture["norm"], architecture["centred"]
         return ResNet50Encoder(channels, architecture["strides"], norm, centred, padding)
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{name}: its architecture is not known here ({error}); see pgl_info") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        raise CheckpointError(f"{path}: its architecture is not known here ({error}); see pgl_info") from error

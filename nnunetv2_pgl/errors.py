@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-_LONGEST = 2000  # characters
+_MAX_CHARACTERS = 2000
 
 
 class PGLError(ValueError):
@@ -18,7 +18,7 @@ def one_line(message: object) -> str:
     """A message, or that of an error, in one line of printable characters, whatever names and values it quotes."""
     line = " ".join(part.strip() for part in str(message).splitlines())
     shown = "".join(character if character.isprintable() else "?" for character in line)
-    return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}..."
+    return shown if len(shown) <= _MAX_CHARACTERS else f"{shown[:_MAX_CHARACTERS]}..."
 
 
 def counted(number: int, noun: str) -> str:

@@ -15,6 +15,7 @@ from nnunetv2_pgl.errors import one_line
 from nnunetv2_pgl.files import write_text
 
 VARIABLE = "nnUNet_extTrainer"
+EXPORT_LINE = f'export {VARIABLE}="$(pgl_extension)"'  # what to type in a shell
 _LINK_NAME = "nnUNetTrainerPGL_link.py"
 _MARK = "# Written by pgl_extension --link; pgl_extension --unlink removes it."
 _LINK = f'''{_MARK}
@@ -34,17 +35,8 @@ def extension_folder() -> Path:
     return Path(__file__).parent / "extension"
 
 
-def export_line() -> str:
-    """What to type in a shell."""
-    return f'export {VARIABLE}="$(pgl_extension)"'
-
-
 def link_file() -> Path:
-    """Where a link in nnU-Net's own trainer folder lies.
-
-    Raises:
-        FileNotFoundError: If nnU-Net is not installed.
-    """
+    """Where a link in nnU-Net's own trainer folder lies; a FileNotFoundError if nnU-Net is not installed."""
     spec = importlib.util.find_spec("nnunetv2")
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError("nnunetv2 is not installed in this environment: pip install nnunetv2")
@@ -53,11 +45,7 @@ def link_file() -> Path:
 
 
 def link() -> Path:
-    """Writes the link and returns its path.
-
-    Raises:
-        OSError: If nnU-Net's folder cannot be written, or a file that pgl_extension did not write is in the way.
-    """
+    """Writes the link and returns its path; an OSError if it cannot, or another's file is in the way."""
     file = link_file()
     _require_ours(file)
     write_text(file, _LINK)
@@ -65,11 +53,7 @@ def link() -> Path:
 
 
 def unlink() -> Path | None:
-    """Removes the link and returns its path, None if there was none.
-
-    Raises:
-        OSError: If it cannot be removed, or pgl_extension did not write the file.
-    """
+    """Removes the link and returns its path, None if there was none; an OSError if it cannot, or it is another's."""
     file = link_file()
     if not file.exists():
         return None
@@ -86,9 +70,8 @@ def check() -> tuple[list[str], bool]:
     value = os.environ.get(VARIABLE)
     lines = [f"nnunetv2 {nnunet_version()} in {nnunetv2.__path__[0]}"]
     lines.append(f"{VARIABLE} is not set in this shell" if value is None else f"{VARIABLE}={value}")
-    for folder in (value or "").split(os.pathsep):
-        if folder and not os.path.isdir(folder):
-            lines.append(f"  {folder} does not exist (nnU-Net ignores it silently)")
+    missing = [folder for folder in (value or "").split(os.pathsep) if folder and not os.path.isdir(folder)]
+    lines += [f"  {folder} does not exist (nnU-Net ignores it silently)" for folder in missing]
     lines.append(f"link in nnU-Net's own folder: {link_file() if link_file().exists() else 'none'}")
     try:
         with redirect_stdout(StringIO()):  # nnU-Net prints each module it looks into
@@ -96,7 +79,7 @@ def check() -> tuple[list[str], bool]:
     except Exception as error:  # whatever a trainer folder raises on import is what the user needs to see
         lines.append(f"nnU-Net does not find nnUNetTrainerPGL: {type(error).__name__}: {error}")
         lines.append("nnUNetv2_train and nnUNetv2_predict both need it. Type, in every shell or job that runs them:")
-        lines.append(f"  {export_line()}")
+        lines.append(f"  {EXPORT_LINE}")
         return lines, False
     lines.append(f"nnU-Net finds nnUNetTrainerPGL in {found.__module__}: ready to train and to predict")
     return lines, True
@@ -112,15 +95,12 @@ def extension_entry() -> None:
     parser = argparse.ArgumentParser(
         prog="pgl_extension",
         description="Prints the folder in which nnU-Net finds nnUNetTrainerPGL. nnUNetv2_train and nnUNetv2_predict "
-        f"both need it, in every shell and job: {export_line()}",
+        f"both need it, in every shell and job: {EXPORT_LINE}",
     )
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--check", action="store_true", help="say what nnU-Net finds in this shell and what is missing")
-    choice.add_argument(
-        "--link",
-        action="store_true",
-        help="for those who cannot set variables: write a small module into nnU-Net's own trainer folder",
-    )
+    link_help = "for those who cannot set variables: write a small module into nnU-Net's own trainer folder"
+    choice.add_argument("--link", action="store_true", help=link_help)
     choice.add_argument("--unlink", action="store_true", help="remove that module")
     arguments = parser.parse_args()
     try:

@@ -40,44 +40,38 @@ def replacing(path: str | os.PathLike[str], *, shared: bool = False) -> Iterator
         yield temporary
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        cause = _system_error(error)
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):  # what torch makes of a full disk has one
+            cause = cause.__cause__ or cause.__context__
         if cause is None:
             raise
         kept = " (the former one is intact)" if path.exists() else ""
-        raise OSError(f"could not write {path}{kept}: {_reason(cause, temporary)}") from error
+        # A copy's error may name its source; on a full disk the name says nothing.
+        is_another = cause.filename not in (None, str(temporary)) and cause.errno not in _FULL
+        which = f": {cause.filename}" if is_another else ""
+        raise OSError(f"could not write {path}{kept}: {cause.strerror or cause}{which}") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str, *, shared: bool = False) -> None:
-    """Writes a text file in UTF-8, at once.
-
-    Raises:
-        OSError: See `replacing`.
-    """
+    """Writes a text file in UTF-8, at once; an OSError as `replacing` raises it."""
     with replacing(path, shared=shared) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_bytes(path: Path, data: bytes, *, shared: bool = False) -> None:
-    """Writes a file, at once and onto the disk itself, so that it also survives a loss of power.
-
-    Raises:
-        OSError: See `replacing`.
-    """
+    """Writes a file, at once and onto the disk itself, so that it survives a loss of power; errors as `replacing`."""
     with replacing(path, shared=shared) as temporary, open(temporary, "wb") as file:
         file.write(data)
         flush_to_disk(file)
 
 
 def write_nifti(image: sitk.Image, path: Path) -> None:
-    """Writes a ``.nii.gz`` file, at once.
+    """Writes a ``.nii.gz`` file, at once; errors as `replacing`.
 
     On a full disk SimpleITK's writer leaves an incomplete file and raises nothing, so the file is read again.
-
-    Raises:
-        OSError: See `replacing`.
     """
     expected = image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()
     with replacing(path) as temporary:
@@ -92,12 +86,7 @@ def write_nifti(image: sitk.Image, path: Path) -> None:
 
 
 def load_json(path: Path) -> Any:
-    """Content of a JSON file in UTF-8.
-
-    Raises:
-        OSError: If it cannot be read.
-        ValueError: If it is not JSON, or nested too deeply to be read.
-    """
+    """Content of a JSON file in UTF-8; a ValueError if it is not JSON, or nested too deeply to be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except RecursionError as error:
@@ -151,17 +140,3 @@ def _unpacked_size(path: Path) -> int:
     except (EOFError, gzip.BadGzipFile, zlib.error):
         return 0
     return size
-
-
-def _system_error(error: BaseException | None) -> OSError | None:
-    """The error of the system behind one that a library made of it, as torch does of a full disk."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__cause__ or error.__context__
-    return error
-
-
-def _reason(error: OSError, temporary: Path) -> str:
-    """What happened, and to which file if it is another one, as of a copy whose source cannot be read."""
-    reason = error.strerror or str(error)
-    is_ours = error.filename in (None, str(temporary)) or error.errno in _FULL
-    return reason if is_ours else f"{reason}: {error.filename}"

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_pgl.adaptation import canonical
-from nnunetv2_pgl.checkpoint import CheckpointError, EncoderCheckpoint, load_checkpoint
-from nnunetv2_pgl.errors import one_line
+from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint
+from nnunetv2_pgl.errors import PGLError, one_line
 from nnunetv2_pgl.files import sha256_of
 
 _METRICS = (
@@ -27,7 +27,7 @@ def info_entry() -> None:
     arguments = parser.parse_args()
     try:
         checkpoint = load_checkpoint(arguments.checkpoint)
-    except CheckpointError as error:
+    except (PGLError, OSError) as error:
         sys.exit(one_line(f"pgl_info: {error}"))
     print("\n".join(describe(checkpoint)))
     print(f"sha256        {sha256_of(arguments.checkpoint)}")
@@ -67,16 +67,9 @@ def _network(network: dict[str, Any]) -> str:
     """One of nnU-Net's networks: class, and what its stages are."""
     kwargs = network["kwargs"]
     described = [str(network.get("class_name")).rsplit(".", 1)[-1], f"{kwargs.get('n_stages')} stages"]
-    for key, name in (
-        ("features_per_stage", "channels"),
-        ("n_blocks_per_stage", "blocks"),
-        ("n_conv_per_stage", "convolutions"),
-        ("kernel_sizes", "kernels"),
-        ("strides", "strides"),
-    ):
-        if key in kwargs:
-            described.append(f"{name} {kwargs[key]}")
-    return ", ".join(described)
+    names = {"features_per_stage": "channels", "n_blocks_per_stage": "blocks", "n_conv_per_stage": "convolutions"}
+    names |= {"kernel_sizes": "kernels", "strides": "strides"}
+    return ", ".join([*described, *(f"{name} {kwargs[key]}" for key, name in names.items() if key in kwargs)])
 
 
 def _listed(values: Any) -> Any:

@@ -70,8 +70,8 @@ class Method:
         help: A phrase that says what it does.
         citations: What to cite: the method's papers, and PGL's, whose encoder, views and comparison all methods share.
         colour: In figures; of Okabe and Ito's palette, which the colour-blind can tell apart.
-        options: Of ``pgl_pretrain``, with which ``pgl_compare`` pre-trains it.
-        settings: Settings of a run that only some methods use, this one among them, as in ``config.json``.
+        comparison_options: Options of ``pgl_pretrain`` with which ``pgl_compare`` pre-trains it.
+        own_settings: Settings of a run that only some methods use, this one among them, as in ``config.json``.
         aligns: Whether it aligns feature maps, and so has stages to choose.
         has_decoder: Whether it trains a segmenter's decoder, not the encoder alone.
     """
@@ -81,8 +81,8 @@ class Method:
     help: str
     citations: tuple[Citation, ...]
     colour: str
-    options: str
-    settings: tuple[str, ...] = ()
+    comparison_options: str
+    own_settings: tuple[str, ...] = ()
     aligns: bool = False
     has_decoder: bool = False
 
@@ -99,8 +99,8 @@ METHODS = {
             help="local consistency of two views (the paper)",
             citations=(_PGL,),
             colour="#d55e00",
-            options="--paper -m pgl",
-            settings=_OF_ALIGNMENT,
+            comparison_options="--paper -m pgl",
+            own_settings=_OF_ALIGNMENT,
             aligns=True,
         ),
         Method(
@@ -109,8 +109,8 @@ METHODS = {
             help="pgl, with the other places of the partner as negatives",
             citations=(_PGL, _INFONCE),
             colour="#cc79a7",
-            options="-m pgl_nce",
-            settings=(*_OF_ALIGNMENT, "temperature"),
+            comparison_options="-m pgl_nce",
+            own_settings=(*_OF_ALIGNMENT, "temperature"),
             aligns=True,
         ),
         Method(
@@ -119,8 +119,8 @@ METHODS = {
             help="global, no alignment",
             citations=(_BYOL, _PGL),
             colour="#0072b2",
-            options="--paper -m byol",
-            settings=_OF_TWO_PATHS,
+            comparison_options="--paper -m byol",
+            own_settings=_OF_TWO_PATHS,
         ),
         Method(
             "models_genesis",
@@ -128,7 +128,7 @@ METHODS = {
             help="restores deformed views",
             citations=(_MODELS_GENESIS, _PGL),
             colour="#e69f00",
-            options="--paper -m models_genesis",
+            comparison_options="--paper -m models_genesis",
             has_decoder=True,
         ),
         Method(
@@ -137,8 +137,8 @@ METHODS = {
             help="reconstructs masked blocks, with the settings published for it in everything that is not given",
             citations=(_MAE_3D, _MAE, _PGL),
             colour="#882255",
-            options="-m mae",
-            settings=("mask_ratio",),
+            comparison_options="-m mae",
+            own_settings=("mask_ratio",),
             has_decoder=True,
         ),
         Method(
@@ -147,8 +147,8 @@ METHODS = {
             help="pgl, with masked blocks that are reconstructed",
             citations=(_PGL, _MAE),
             colour="#009e73",
-            options="--paper -m pgl_mae",
-            settings=(*_OF_ALIGNMENT, "mask_ratio", "restoration_weight"),
+            comparison_options="--paper -m pgl_mae",
+            own_settings=(*_OF_ALIGNMENT, "mask_ratio", "restoration_weight"),
             aligns=True,
             has_decoder=True,
         ),

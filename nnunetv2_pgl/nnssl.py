@@ -29,7 +29,7 @@ _RESENC_L: dict[str, Any] = {
     "n_conv_per_stage_decoder": [1] * 5,
     **LAYERS,
 }
-_LEAST_CELLS = 2  # instance norms need more than one value while training
+_MIN_CELLS = 2  # instance norms need more than one value while training
 
 
 def adaptation_plan(
@@ -44,12 +44,16 @@ def adaptation_plan(
         network: As nnU-Net's plans describe it.
         in_channels: Image channels of the pre-training.
         view_size: Voxels (z, y, x) that the encoder saw at a time.
-        spacing: Of these voxels (z, y, x) in mm; None where every scan kept its spacing: nnU-Net then takes the one
-            that it plans itself.
+        spacing: Size of these voxels in mm; None where every scan kept its spacing: nnU-Net then plans one itself.
     """
     described = network.to_dict()
     with torch.device("meta"):  # only to ask for names: no memory, no initialisation
         built: Any = network.build(in_channels, 1)
+    # The smallest patch, no smaller than a view, whose sizes the U-Net can halve all the way.
+    patch = [
+        stride * max(-(-int(size) // stride), _MIN_CELLS) if stride > 1 else int(size)
+        for size, stride in zip(view_size, network.strides[-1], strict=True)
+    ]
     configuration = {
         "patch_size": [int(size) for size in view_size],
         "spacing": None if spacing is None else [float(value) for value in spacing],
@@ -62,21 +66,12 @@ def adaptation_plan(
         },
         "pretrain_plan": {"configurations": {"pgl": configuration}},
         "pretrain_num_input_channels": int(in_channels),
-        "recommended_downstream_patchsize": _feasible_patch(network, view_size),
+        "recommended_downstream_patchsize": patch,
         "key_to_encoder": built.key_to_encoder,
         "key_to_stem": built.key_to_stem,
         "keys_to_in_proj": list(built.keys_to_in_proj),
         "key_to_lpe": built.key_to_lpe,
     }
-
-
-def _feasible_patch(network: PlannedNetwork, view_size: Sequence[int]) -> list[int]:
-    """The smallest patch (z, y, x), no smaller than a view, whose sizes the U-Net can halve all the way."""
-    patch = []
-    for size, stride in zip(view_size, network.strides[-1], strict=True):
-        cells = max(-(-int(size) // stride), _LEAST_CELLS)
-        patch.append(stride * cells if stride > 1 else int(size))
-    return patch
 
 
 def read_nnssl(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -87,7 +82,7 @@ def read_nnssl(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str,
         made, as in `EncoderCheckpoint.pgl`.
 
     Raises:
-        PGLError: It is for another kind of network, or the plan is incomplete; the message does not name the file.
+        PGLError: It is for another kind of network, or the plan is incomplete; the caller adds the file's name.
     """
     try:
         plan = content["nnssl_adaptation_plan"]
@@ -138,11 +133,11 @@ def _network(architecture: Mapping[str, Any]) -> PlannedNetwork:
         "requires_import": architecture.get("arch_kwargs_requiring_import")
         or [argument for argument in IMPORTED if argument in kwargs],
     }
-    return PlannedNetwork.of_dict(values, "a checkpoint of nnssl")
+    return PlannedNetwork.from_dict(values, "a checkpoint of nnssl")
 
 
 def _encoder_weights(weights: Mapping[str, Tensor], stages: str, stem: str) -> dict[str, Tensor]:
-    """Those under the two prefixes, which become ``stages`` and ``stem``; a plain encoder's stem is its first stage."""
+    """Weights under the two prefixes, which become ``stages`` and ``stem`` (a plain encoder's is its first stage)."""
     found = {}
     for key, value in weights.items():
         if key.startswith(f"{stages}."):

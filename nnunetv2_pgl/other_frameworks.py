@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 # Older releases of PyTorch begin a file with this number; the weights that MedicalNet and Models Genesis publish are
 # from that time.
 _LEGACY_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
-_WRAPPERS = ("module.", "backbone.", "_orig_mod.")
+_WRAPPERS = re.compile(r"^(?:(?:module|backbone|_orig_mod)\.)+")
 _TABLES = ("state_dict", "model_state_dict", "model", "net", "teacher", "student")
 # Parts of the names in DINO's and timm's vision transformers, MONAI's Swin UNETR, and Primus.
 _TRANSFORMER = ("patch_embed.", "pos_embed", "cls_token", ".attn.qkv.", "relative_position_bias_table")
@@ -61,11 +62,5 @@ def _state_dict(content: Mapping[Any, Any]) -> dict[str, Tensor]:
     """The table of weights, at the top or one level down, without the prefixes of wrappers."""
     for table in (content, *map(content.get, _TABLES)):
         if isinstance(table, Mapping) and table and all(isinstance(value, Tensor) for value in table.values()):
-            return {_unwrapped(str(key)): value for key, value in table.items()}
+            return {_WRAPPERS.sub("", str(key)): value for key, value in table.items()}
     return {}
-
-
-def _unwrapped(key: str) -> str:
-    while key.startswith(_WRAPPERS):
-        key = key.split(".", 1)[1]
-    return key

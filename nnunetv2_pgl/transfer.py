@@ -20,9 +20,9 @@ from nnunetv2_pgl.adaptation import (
 )
 from nnunetv2_pgl.checkpoint import CheckpointError, EncoderCheckpoint
 from nnunetv2_pgl.networks import PGLSegmenter, ResNet50Encoder
-from nnunetv2_pgl.networks.planned import planned_decoder_weights
+from nnunetv2_pgl.networks.planned_encoder import planned_decoder_weights
 
-LEAST_SHARE = 0.9
+MIN_SHARE = 0.9
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,8 @@ class LoadReport:
 
     def __str__(self) -> str:
         arrived = len(self.loaded) + len(self.adapted)
-        parts = [
-            f"{arrived} of {arrived + len(self.missing)} encoder tensors loaded, {percent(self.share)} of its "
-            "parameters"
-        ]
+        tensors = f"{arrived} of {arrived + len(self.missing)} encoder tensors"
+        parts = [f"{tensors} loaded, {_percent(self.share)} of its parameters"]
         for rule in (CHANNEL_RULE, KERNEL_RULE):
             if keys := [key for key in self.adapted if rule in self.rules[key]]:
                 parts.append(f"adapted to the {rule}: {_some(keys)}")
@@ -78,7 +76,7 @@ class LoadReport:
 def load_encoder(
     encoder: torch.nn.Module,
     weights: Mapping[str, Tensor],
-    name: str,
+    path: str,
     allow_partial: bool = False,
     image_channels: int | None = None,
 ) -> LoadReport:
@@ -92,7 +90,7 @@ def load_encoder(
     Args:
         encoder: The encoder to fill.
         weights: `EncoderCheckpoint.encoder_weights`.
-        name: The checkpoint's path, for messages.
+        path: The checkpoint's, for messages.
         allow_partial: Whether less than 90 % of the parameters may be loaded.
         image_channels: How many of the encoder's input channels, the first ones, are images, and no one-hot
             segmentation of the previous stage of nnU-Net's cascade; None for all. The weights do not show it.
@@ -101,38 +99,44 @@ def load_encoder(
         CheckpointError: Too much is missing, or the image channels differ and neither number is 1; the encoder is then
             unchanged.
     """
-    own, given = unaliased(encoder.state_dict()), _unaliased(weights, name)
+    own, given = unaliased(encoder.state_dict()), _unaliased(weights, path)
     inputs = own[_first_convolution(own)].shape[1]
     images = inputs if image_channels is None else image_channels
     if not 1 <= images <= inputs:
         raise ValueError(f"{images} image channels of an encoder with {inputs} input channels")
-    _require_channels(own, given, name, images)
+    _require_channels(own, given, path, images)
     fitting, report = _fit(encoder, own, given, images)
-    if isinstance(encoder, ResNet50Encoder):
-        _require_all(own, given, report, name)
-    elif not report.loaded and not report.adapted:
+    if isinstance(encoder, ResNet50Encoder) and (report.missing or report.left_over):
+        unfit = [f"{key}: {report.reasons[key]}" for key in report.missing]
         raise CheckpointError(
-            f"{name}: nothing in it fits this encoder ({_some(report.missing)} and so on are missing, "
+            f"{path}: does not fit this encoder: {len(unfit)} keys are not loaded ({_some(unfit)}), "
+            f"{len(report.left_over)} are left over ({_some(sorted(report.left_over))}); check with pgl_info which "
+            "architecture and norm it is for"
+        )
+    if not report.loaded and not report.adapted:
+        raise CheckpointError(
+            f"{path}: nothing in it fits this encoder ({_some(report.missing)} and so on are missing, "
             f"{_some(report.left_over)} are left over); check with pgl_info which architecture it is for"
         )
-    elif report.share < LEAST_SHARE and not allow_partial:
-        because = list(dict.fromkeys(_why(key, report.reasons[key]) for key in report.missing))
+    if report.share < MIN_SHARE and not allow_partial:
+        reasons = [(key, report.reasons[key]) for key in report.missing]
+        because = list(dict.fromkeys(why if "stage" in why else f"{key}: {why}" for key, why in reasons))
         raise CheckpointError(
-            f"{name}: only {percent(report.share)} of the encoder's parameters can be loaded, at least "
-            f"{percent(LEAST_SHARE)} are required ({_some(because)}); plan for the checkpoint's network, or, to start "
-            "all the same, export PGL_ALLOW_PARTIAL=1 (in the plans: pretrain_info.allow_partial)"
+            f"{path}: only {_percent(report.share)} of the encoder's parameters can be loaded, at least "
+            f"{_percent(MIN_SHARE)} are required ({_some(because)}); plan for the checkpoint's network, or, to start "
+            "anyway, export PGL_ALLOW_PARTIAL=1 (in the plans: pretrain_info.allow_partial)"
         )
     encoder.load_state_dict(fitting, strict=False)
     return report
 
 
-def load_decoder(segmenter: torch.nn.Module, checkpoint: EncoderCheckpoint, name: str) -> int:
+def load_decoder(segmenter: torch.nn.Module, checkpoint: EncoderCheckpoint, path: str) -> int:
     """Copies the decoder from a checkpoint that has one; every key must fit. Segmentation heads stay as they are.
 
     Args:
         segmenter: The paper's, whose ASPP is part of it, or one of nnU-Net's networks.
         checkpoint: Pre-trained with a network of the same kind.
-        name: The checkpoint's path, for messages.
+        path: The checkpoint's, for messages.
 
     Returns:
         The number of tensors; a parameter for which nnU-Net's networks have two names counts once.
@@ -144,34 +148,33 @@ def load_decoder(segmenter: torch.nn.Module, checkpoint: EncoderCheckpoint, name
         own, remedy = segmenter.decoder_weights(), "with the encoder strides of the plan (-strides)"
     else:
         own, remedy = unaliased(planned_decoder_weights(segmenter)), "by the plan (-plans_from)"
-    weights = _unaliased(checkpoint.decoder_weights, name)
-    alone = (
-        "start from its encoder alone: leave out PGL_TRANSFER_DECODER (in the plans: pretrain_info.transfer_decoder)"
-    )
+    weights = _unaliased(checkpoint.decoder_weights, path)
+    switch = "PGL_TRANSFER_DECODER (in the plans: pretrain_info.transfer_decoder)"
+    alone = f"start from its encoder alone: leave out {switch}"
     if not weights:
         raise CheckpointError(
-            f"{name}: holds no decoder: its method, {checkpoint.pgl.get('method')}, trains none, or what wrote it kept "
+            f"{path}: holds no decoder: its method, {checkpoint.pgl.get('method')}, trains none, or what wrote it kept "
             f"none; {alone}"
         )
     wrong = sorted(own.keys() ^ weights.keys()) or [key for key in own if own[key].shape != weights[key].shape]
     if wrong:
         raise CheckpointError(
-            f"{name}: its decoder does not fit this network ({_some(wrong)}); pre-train {remedy}, or {alone}"
+            f"{path}: its decoder does not fit this network ({_some(wrong)}); pre-train {remedy}, or {alone}"
         )
     segmenter.load_state_dict(weights, strict=False)
     return len(weights)
 
 
-def percent(share: float) -> str:
+def _percent(share: float) -> str:
     """A share in words, never rounded up to all: 99.97 % of something is not 100 %."""
     return "100 %" if share == 1 else f"{min(100 * share, 99.9):.1f} %"
 
 
-def _unaliased(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+def _unaliased(weights: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
     try:
         return unaliased(weights)
     except ValueError as error:
-        raise CheckpointError(f"{name}: damaged: {error}; copy it again from where it was made") from error
+        raise CheckpointError(f"{path}: damaged: {error}; copy it again from where it was made") from error
 
 
 def _fit(
@@ -206,15 +209,14 @@ def _fit(
 def _misfit_stages(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[int | None, str]:
     """Why the weights of a stage cannot be used, for those of nnU-Net's stages where that is so."""
     here, there = blocks_per_stage(own), blocks_per_stage(given)
+    depths = f"the checkpoint has {len(there)} stages, the network {len(here)}"
     reasons: dict[int | None, str] = {}
     for stage in here.keys() | there.keys():
-        if here.get(stage) == there.get(stage):
-            continue
         if stage not in there:
-            reasons[stage] = f"the checkpoint has {len(there)} stages, the network {len(here)}: stays random"
+            reasons[stage] = f"{depths}: stays random"
         elif stage not in here:
-            reasons[stage] = f"the checkpoint has {len(there)} stages, the network {len(here)}: left out"
-        else:
+            reasons[stage] = f"{depths}: left out"
+        elif here[stage] != there[stage]:
             reasons[stage] = f"stage {stage} has {there[stage]} blocks in the checkpoint, {here[stage]} in the network"
     return reasons
 
@@ -230,41 +232,19 @@ def _first_convolution(own: Mapping[str, Tensor]) -> str:
     return next(key for key, value in own.items() if value.ndim == 5)
 
 
-def _require_channels(own: Mapping[str, Tensor], given: Mapping[str, Tensor], name: str, images: int) -> None:
+def _require_channels(own: Mapping[str, Tensor], given: Mapping[str, Tensor], path: str, images: int) -> None:
     first = _first_convolution(own)
-    if first not in given or given[first].ndim != 5:
+    if first not in given or given[first].ndim != 5 or channels_fit(given[first].shape[1], images):
         return
     there, others = given[first].shape[1], own[first].shape[1] - images
-    if channels_fit(there, images):
-        return
     cascade = f" (and {others} of the previous stage's segmentation, which need none)" if others else ""
     raise CheckpointError(
-        f"{name}: an encoder for {there} image channels, this dataset has {images}{cascade}: one channel can be "
+        f"{path}: an encoder for {there} image channels, this dataset has {images}{cascade}: one channel can be "
         f"repeated, and several be summed to one, nothing else; pre-train on scans of {images} channels, or one "
         "channel at a time"
     )
 
 
-def _require_all(own: Mapping[str, Tensor], given: Mapping[str, Tensor], report: LoadReport, name: str) -> None:
-    """What the paper's encoder needs: no key is missing, left over, or of another size."""
-    missing = sorted(own.keys() - given.keys())
-    if missing or report.left_over:
-        raise CheckpointError(
-            f"{name}: does not fit this encoder: {len(missing)} keys are missing ({_some(missing)}), "
-            f"{len(report.left_over)} are left over ({_some(sorted(report.left_over))}); check with pgl_info which "
-            "architecture and norm it is for"
-        )
-    if report.missing:
-        wrong = [f"{key} {report.reasons[key]}" for key in report.missing]
-        raise CheckpointError(
-            f"{name}: an encoder of another size: {_some(wrong)}; check with pgl_info which architecture it is for"
-        )
-
-
-def _why(key: str, reason: str) -> str:
-    """A reason that names what it is about: a stage, which many keys share, or the key."""
-    return reason if "stage" in reason else f"{key}: {reason}"
-
-
-def _some(items: Sequence[str], most: int = 3) -> str:
-    return ", ".join(items[:most]) + (", ..." if len(items) > most else "") if items else "none"
+def _some(items: Sequence[str]) -> str:
+    """At most three."""
+    return ", ".join([*items[:3], "..."] if len(items) > 3 else items) or "none"

@@ -124,7 +124,7 @@ def test_no_rule(before: tuple[int, ...], after: tuple[int, ...], is_first: bool
 @pytest.mark.parametrize("dropout", [False, True])
 def test_canonical_names_are_the_parameters(name: str, dropout: bool) -> None:
     """Keys have the same canonical name if, and only if, they are the same tensor."""
-    network = PlannedNetwork.preset(name, (8, 16, 16), (3, 1, 1))  # type: ignore[arg-type]
+    network = PlannedNetwork.from_preset(name, (8, 16, 16), (3, 1, 1))  # type: ignore[arg-type]
     kwargs = {**network.kwargs, "features_per_stage": [4] * len(network.channels)}
     if dropout:
         kwargs |= {"dropout_op": "torch.nn.Dropout3d", "dropout_op_kwargs": {"p": 0.1}}
@@ -146,7 +146,7 @@ def test_two_names_with_two_values_are_refused() -> None:
 
 def test_blocks_of_stages() -> None:
     for name, expected in (("resenc_m", {0: 1, 1: 3, 2: 4}), ("plain", {0: 2, 1: 2, 2: 2})):
-        network = PlannedNetwork.preset(name, (16, 16, 16), (1, 1, 1))  # type: ignore[arg-type]
+        network = PlannedNetwork.from_preset(name, (16, 16, 16), (1, 1, 1))  # type: ignore[arg-type]
         with torch.device("meta"):
             assert blocks_per_stage(network.build(1, 2).encoder.state_dict()) == expected
     assert blocks_per_stage(["stage1.0.conv1.weight"]) == {}

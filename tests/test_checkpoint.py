@@ -74,9 +74,9 @@ def test_a_misfit_changes_nothing(encoder: ResNet50Encoder) -> None:
     before = {key: value.clone() for key, value in other.state_dict().items()}
     weights = dict(encoder.state_dict())
     wider = {**weights, "stage1.0.conv1.weight": torch.zeros(128, 64, 1, 1, 1)}
-    with pytest.raises(CheckpointError, match=r"file\.pth: an encoder of another size: stage1\.0\.conv1\.weight"):
+    with pytest.raises(CheckpointError, match=r"file\.pth: does not fit.*stage1\.0\.conv1\.weight: \(128, "):
         load_encoder(other, wider, "file.pth")
-    with pytest.raises(CheckpointError, match="1 keys are missing"):
+    with pytest.raises(CheckpointError, match=r"1 keys are not loaded \(conv\.weight: not in"):
         load_encoder(other, {k: v for k, v in weights.items() if k != "conv.weight"}, "file.pth")
     with pytest.raises(CheckpointError, match="left over"):
         load_encoder(other, ResNet50Encoder(norm="instance").state_dict() | {"surprise": torch.zeros(1)}, "file.pth")

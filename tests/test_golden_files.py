@@ -26,7 +26,7 @@ SCANS = [f"scan_{number}" for number in range(4)]
 def features(path: Path) -> torch.Tensor:
     """The deepest map of a fixed view."""
     checkpoint = load_checkpoint(path)
-    encoder = PlannedEncoder(PlannedNetwork.of_dict(checkpoint.architecture["network"], "the checkpoint"))
+    encoder = PlannedEncoder(PlannedNetwork.from_dict(checkpoint.architecture["network"], "the checkpoint"))
     encoder.load_state_dict(checkpoint.encoder_weights, strict=True)
     with torch.no_grad():
         return encoder(torch.linspace(-2, 2, 512).sin().view(1, 1, 8, 8, 8))[-1]
@@ -50,7 +50,7 @@ def test_an_encoder() -> None:
     checkpoint = load_checkpoint(path)
     assert checkpoint.pgl["num_scans"] == 3
     assert checkpoint.pgl["spacing"] == [2, 1, 1]
-    network = PlannedNetwork.of_dict(checkpoint.architecture["network"], "the checkpoint")
+    network = PlannedNetwork.from_dict(checkpoint.architecture["network"], "the checkpoint")
     assert network.to_dict() == config().network
     assert features(path).std() > 0.1
 

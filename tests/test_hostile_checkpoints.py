@@ -18,7 +18,7 @@ import pytest
 import torch
 from jinja2 import Environment
 
-from nnunetv2_pgl.checkpoint import CheckpointError, load_checkpoint, load_plain
+from nnunetv2_pgl.checkpoint import CheckpointError, load_checkpoint, load_weights_only
 from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.export.hub_folder import write_hub_folder
 from nnunetv2_pgl.info import describe
@@ -54,7 +54,7 @@ def use(path: Path) -> None:
     """All that a checkpoint is read for."""
     checkpoint = load_checkpoint(path)
     describe(checkpoint)
-    ModelNetwork.of(checkpoint.architecture)
+    ModelNetwork.from_dict(checkpoint.architecture)
     load_encoder(PlannedEncoder(small_network(features=(4, 8))), checkpoint.encoder_weights, str(path))
     spacing_difference(checkpoint.pgl.get("spacing"), (1, 1, 1))
     ct = {"mean": 0.0, "std": 1.0, "percentile_00_5": -1.0, "percentile_99_5": 1.0}
@@ -187,7 +187,7 @@ def test_a_plan_cannot_name_what_is_to_be_called(tmp_path: Path) -> None:
     for name in ("subprocess.Popen", "torch.nn.modules.module.functools.partial", "nowhere.LeakyReLU", ["x"], 3):
         network = small_network(nonlin=name, nonlin_kwargs={"args": ["touch", str(witness)]})
         with pytest.raises(PlanError, match=r"its nonlin is .*, which is not a layer of PyTorch"):
-            PlannedNetwork.of_dict(network.to_dict(), "plans.json")
+            PlannedNetwork.from_dict(network.to_dict(), "plans.json")
     assert not witness.exists()
 
 
@@ -195,7 +195,7 @@ def test_whatever_a_plan_says_of_a_network() -> None:
     for what, values in variants(small_network(features=(4, 8)).to_dict()):
 
         def build(_: Path, values: Any = values) -> None:
-            PlannedEncoder(PlannedNetwork.of_dict(values, "plans.json"))
+            PlannedEncoder(PlannedNetwork.from_dict(values, "plans.json"))
 
         is_refused(build, FINAL, what)
 
@@ -206,7 +206,7 @@ def test_bombs(tmp_path: Path) -> None:
     path.write_bytes(repacked(lambda content: content + bytes(10**8), zipfile.ZIP_DEFLATED))
     assert path.stat().st_size < 10**6
     with pytest.raises(CheckpointError, match=r"bomb\.pth: would unpack to 1000\d{5} bytes"):
-        load_plain(path)
+        load_weights_only(path)
     content = torch.load(FINAL, weights_only=True)
     one, at = torch.zeros(1), torch.zeros(1, 1, dtype=torch.int64)
     repeated, nowhere = one.expand(10**12), torch.empty(10**12, device="meta")

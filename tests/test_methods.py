@@ -60,7 +60,7 @@ def test_commands_and_documentation_name_it(name: str, parser: argparse.Argument
     assert option.choices is not None
     assert name in option.choices
     assert name in str(option.help)
-    assert parser.parse_args(shlex.split(METHODS[name].options)).method == name
+    assert parser.parse_args(shlex.split(METHODS[name].comparison_options)).method == name
     assert f"`-m {name}`" in (ROOT / "docs" / "method.md").read_text()
     architecture = {"name": "resnet50", "norm": "batch", "strides": [8, 16, 16], "in_channels": 1}
     checkpoint = EncoderCheckpoint({}, {"method": name, "architecture": architecture, "view_size": [16, 96, 96]}, {})
@@ -75,9 +75,9 @@ def test_its_entry_is_what_its_objective_is(name: str) -> None:
     measured = set(objective.output._fields) - {"loss"}
     assert method.aligns == hasattr(objective, "stages")
     assert method.has_decoder == bool(objective.kept_decoder())
-    assert ("target_decay" in method.settings) == (type(objective).update_target is not Objective.update_target)
+    assert ("target_decay" in method.own_settings) == (type(objective).update_target is not Objective.update_target)
     known = {field.name for field in fields(PretrainConfig)}
-    assert all(setting.split(".")[0] in known for setting in method.settings)
+    assert all(setting.split(".")[0] in known for setting in method.own_settings)
     record = {"epoch": 1, "learning_rate": 1.0, "loss": 1.0, **dict.fromkeys(measured, 0.5)}
     lines = epoch_lines(record | dict.fromkeys(("seconds", "scans_per_second", "views_per_second", "waiting"), 0.0), 0)
     assert all(MEASURES[key].format(0.5) in "\n".join(lines) for key in measured)

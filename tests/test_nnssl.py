@@ -242,14 +242,14 @@ def test_native_spacing_is_none(tmp_path: Path) -> None:
 def test_the_checkpoint_says_which_network_it_is_for(name: str, tmp_path: Path) -> None:
     architecture = write(encoder_of(name, 2), name, tmp_path / "c.pth")["pgl"]["architecture"]
     network = architecture.pop("network")
-    assert PlannedNetwork.of_dict(network, "c.pth").to_dict() == network_of(name).to_dict()
+    assert PlannedNetwork.from_dict(network, "c.pth").to_dict() == network_of(name).to_dict()
     padding = {"centred": False, "padding": "zeros"}
     assert architecture == {"name": name, "norm": "instance", **padding, "strides": [2, 4, 4], "in_channels": 2}
 
 
 def test_the_published_example() -> None:
     """ResEnc-L of six stages: 448 keys of 224 tensors, and the keyword arguments of the schema's example."""
-    network = PlannedNetwork.preset("resenc_l", (128, 128, 128), (1.0, 1.0, 1.0))
+    network = PlannedNetwork.from_preset("resenc_l", (128, 128, 128), (1.0, 1.0, 1.0))
     plan = adaptation_plan(network, 1, (64, 64, 64), (1.0, 1.0, 1.0))
     assert plan["architecture_plans"]["arch_class_name"] == "ResidualEncoderUNet"
     assert plan["architecture_plans"]["arch_kwargs"] == {

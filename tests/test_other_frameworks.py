@@ -87,11 +87,11 @@ def test_nnssl_s_encoder_arrives(tmp_path: Path, kind: str, prefix: str) -> None
 def test_nnssl_s_preset_has_its_448_keys() -> None:
     """The published size: 448 keys for 224 tensors, 90.3 million parameters (measured on nnssl's ResEncL)."""
     with torch.device("meta"):
-        content = nnssl_content(PlannedNetwork.preset("resenc_l", (160, 160, 160), (1, 1, 1)))
+        content = nnssl_content(PlannedNetwork.from_preset("resenc_l", (160, 160, 160), (1, 1, 1)))
         architecture = content["nnssl_adaptation_plan"]["architecture_plans"]
         architecture |= {"arch_class_name": "ResEncL", "arch_kwargs": None, "arch_kwargs_requiring_import": None}
         weights, pgl = read_nnssl(content)
-        encoder = PlannedEncoder(PlannedNetwork.of_dict(pgl["architecture"]["network"], "preset"))
+        encoder = PlannedEncoder(PlannedNetwork.from_dict(pgl["architecture"]["network"], "preset"))
     assert len(weights) == 448
     assert {key: value.shape for key, value in weights.items()} == {
         key: value.shape for key, value in encoder.state_dict().items()

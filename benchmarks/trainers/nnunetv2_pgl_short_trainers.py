@@ -3,15 +3,14 @@
 export nnUNet_extTrainer="$(pgl_extension):$PWD/benchmarks/trainers"
 """
 
-from functools import wraps
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from torch import nn
 
 from nnunetv2_pgl.networks.strided import StridedConv
 from nnunetv2_pgl.trainers import nnUNetTrainerPGL, nnUNetTrainerPGLScratch
-from nnunetv2_pgl.trainers.demo import TrainsWithAdamW
-from nnunetv2_pgl.trainers.variants import Sawtooth, with_length
+from nnunetv2_pgl.trainers.variants import Sawtooth, TrainsWithAdamW, with_length
 
 _SHORT = {"num_epochs": 10, "num_iterations_per_epoch": 16, "num_val_iterations_per_epoch": 2}
 nnUNetTrainerPGL_short = with_length(nnUNetTrainerPGL, "short", **_SHORT)
@@ -21,13 +20,12 @@ nnUNetTrainerPGLScratch_short = with_length(nnUNetTrainerPGLScratch, "short", **
 class nnUNetTrainerPGL_demo(TrainsWithAdamW):
     """AdamW, 10 epochs of 30 iterations: what the demo trained with when these results were measured."""
 
-    @wraps(nnUNetTrainerPGL.__init__)
-    def __init__(self, *arguments: Any, **named: Any):
-        super().__init__(*arguments, **named)
-        self.initial_lr = 1e-3
-        self.num_epochs = 10
-        self.num_iterations_per_epoch = 30
-        self.num_val_iterations_per_epoch = 2
+    training_settings: ClassVar[Mapping[str, Any]] = {
+        "initial_lr": 1e-3,
+        "num_epochs": 10,
+        "num_iterations_per_epoch": 30,
+        "num_val_iterations_per_epoch": 2,
+    }
 
 
 # With two patches per batch: minutes on one core.

@@ -6,62 +6,56 @@ import argparse
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from nnunetv2_pgl.dataset_conversion.collection import DEFAULT_SEED, Collection
 from nnunetv2_pgl.dataset_conversion.datasets import BCV_SPLITS, read_bcv, read_kits19, read_ribfrac
+from nnunetv2_pgl.dataset_conversion.downloaded import DEFAULT_SEED, DownloadedDataset
 from nnunetv2_pgl.dataset_conversion.msd import read_msd
 from nnunetv2_pgl.dataset_conversion.writing import RECORD, write_dataset
 from nnunetv2_pgl.errors import PGLError, one_line
 
-_SHOWN = 20
+_MAX_MISSING_SHOWN = 20
 
 
 def convert_entry() -> None:
     """Entry point of ``pgl_convert``."""
     arguments = _parser().parse_args()
     try:
-        _convert(arguments)
+        dataset: DownloadedDataset = arguments.read(arguments)
+        dataset_id = dataset.default_id if arguments.id is None else arguments.id
+        for line in _shortfall(dataset):
+            print(line, file=sys.stderr)
+        folder = write_dataset(dataset, dataset_id, link=getattr(arguments, "link", False), processes=arguments.np)
     except (PGLError, OSError) as error:
         sys.exit(one_line(f"pgl_convert: {error}"))
     except KeyboardInterrupt:
         sys.exit("pgl_convert: interrupted; run the same command again to continue")
+    print("\n".join(_summary(dataset, dataset_id, folder)))
 
 
-def _convert(arguments: argparse.Namespace) -> None:
-    collection = arguments.read(arguments)
-    dataset_id = collection.default_id if arguments.id is None else arguments.id
-    for line in _shortfall(collection):
-        print(line, file=sys.stderr)
-    folder = write_dataset(collection, dataset_id, link=getattr(arguments, "link", False), processes=arguments.np)
-    print("\n".join(_summary(collection, dataset_id, folder)))
-
-
-def _shortfall(collection: Collection) -> list[str]:
+def _shortfall(dataset: DownloadedDataset) -> list[str]:
     """What is not as the dataset was published."""
-    lines = [f"Note: {note}." for note in collection.notes]
-    if not collection.missing:
-        return lines
-    lines.append(f"Warning: {len(collection.missing)} of {collection.expected} scans are left out:")
-    lines += [f"  {line}" for line in collection.missing[:_SHOWN]]
-    if len(collection.missing) > _SHOWN:
-        lines.append(f"  and {len(collection.missing) - _SHOWN} more, all listed in {RECORD} of the dataset")
+    lines = [f"Note: {note}." for note in dataset.notes]
+    if dataset.missing:
+        lines.append(f"Warning: {len(dataset.missing)} of {dataset.expected} scans are left out:")
+        lines += [f"  {line}" for line in dataset.missing[:_MAX_MISSING_SHOWN]]
+    if len(dataset.missing) > _MAX_MISSING_SHOWN:
+        lines.append(f"  and {len(dataset.missing) - _MAX_MISSING_SHOWN} more, all listed in {RECORD} of the dataset")
     return lines
 
 
-def _summary(collection: Collection, dataset_id: int, folder: Path) -> list[str]:
-    training, test = len(collection.training), len(collection.test)
-    labels = "without labels" if collection.labels is None else "with labels"
+def _summary(dataset: DownloadedDataset, dataset_id: int, folder: Path) -> list[str]:
+    training, test, licence = len(dataset.training), len(dataset.test), dataset.licence
+    labels, command = "with labels", "nnUNetv2_plan_and_preprocess --verify_dataset_integrity"
+    if dataset.labels is None:
+        labels, command = "without labels", "pgl_pretrain"
     lines = [
-        f"{folder}: {training + test} of {collection.expected} scans, {training} for training and {test} for testing, "
+        f"{folder}: {training + test} of {dataset.expected} scans, {training} for training and {test} for testing, "
         f"{labels}"
     ]
-    if collection.folds:
-        first = collection.folds[0]
+    if dataset.folds:
+        first = dataset.folds[0]
         lines.append(f"Fold 0: {len(first['train'])} to train on, {len(first['val'])} for validation")
-    licence = collection.licence
     lines.append(f"Licence: {licence.name} ({licence.reference}): {licence.consequence}.")
-    command = "pgl_pretrain" if collection.labels is None else "nnUNetv2_plan_and_preprocess --verify_dataset_integrity"
     return [*lines, f"Next: {command} -d {dataset_id}"]
 
 
@@ -72,78 +66,51 @@ def _parser() -> argparse.ArgumentParser:
         description="Makes an nnU-Net dataset from a download of the paper's experiment (docs/reproduce.md).",
         epilog="pgl_convert DATASET -h lists the options of a dataset.",
     )
+    links, splits = argparse.ArgumentParser(add_help=False), argparse.ArgumentParser(add_help=False)
+    links.add_argument("--link", action="store_true", help="link to .nii.gz files instead of copying")
+    seed = partial(_integer, minimum=0, maximum=2**32 - 1)
+    splits.add_argument(
+        *("-seed", "--seed"),
+        type=seed,
+        default=DEFAULT_SEED,
+        metavar="N",
+        help=f"of the split (default: {DEFAULT_SEED})",
+    )
     choice = parser.add_subparsers(required=True, metavar="DATASET")
 
-    ribfrac = _add(choice, "ribfrac", "660 chest CT scans, for pre-training", "15", links=True)
+    def add(name: str, description: str, default_id: str, *shared: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        """A sub-command with the options that all datasets have, and those that it shares with some."""
+        command = choice.add_parser(name, help=description, description=description, allow_abbrev=False, parents=shared)
+        command.add_argument(
+            *("-i", "--i"), type=Path, required=True, metavar="FOLDER", help="folder of the unpacked download"
+        )
+        number, count = partial(_integer, minimum=1, maximum=999), partial(_integer, minimum=1)
+        command.add_argument("-id", "--id", type=number, metavar="N", help=f"id of the dataset (default: {default_id})")
+        command.add_argument(
+            "-np", "--np", type=count, default=2, metavar="N", help="files to write at a time (default: 2)"
+        )
+        return command
+
+    ribfrac = add("ribfrac", "660 chest CT scans, for pre-training", "15", links)
     ribfrac.add_argument("--with_labels", action="store_true", help="with the fractures, all as one class")
     ribfrac.set_defaults(read=lambda a: read_ribfrac(a.i, a.with_labels))
 
     tasks = "a task of the Medical Segmentation Decathlon: 3, 6, 7, 8, 9 or 10"
-    msd = _add(choice, "msd", tasks, "the task's number", links=True, splits=True)
-    msd.set_defaults(read=lambda a: read_msd(a.i, a.seed))
+    add("msd", tasks, "the task's number", links, splits).set_defaults(read=lambda a: read_msd(a.i, a.seed))
 
-    kits19 = _add(choice, "kits19", "210 CT scans with kidneys and tumours, for fine-tuning", "64", splits=True)
+    kits19 = add("kits19", "210 CT scans with kidneys and tumours, for fine-tuning", "64", splits)
     kits19.set_defaults(read=lambda a: read_kits19(a.i, a.seed))
 
-    bcv = _add(choice, "bcv", "30 CT scans with 13 abdominal organs, for fine-tuning", "17", links=True, splits=True)
-    bcv.add_argument(
-        "-split",
-        "--split",
-        choices=BCV_SPLITS,
-        default=BCV_SPLITS[0],
-        help="15 / 15 by the seed (default), or the later 21 / 9",
-    )
+    bcv = add("bcv", "30 CT scans with 13 abdominal organs, for fine-tuning", "17", links, splits)
+    split_help = "15 / 15 by the seed (default), or the later 21 / 9"
+    bcv.add_argument("-split", "--split", choices=BCV_SPLITS, default=BCV_SPLITS[0], help=split_help)
     bcv.set_defaults(read=lambda a: read_bcv(a.i, a.split, a.seed))
     return parser
 
 
-def _add(
-    choice: Any, name: str, description: str, default_id: str, *, links: bool = False, splits: bool = False
-) -> argparse.ArgumentParser:
-    """A sub-command with the options that all datasets have.
-
-    Args:
-        choice: The sub-commands.
-        name: Of the dataset.
-        description: What it is.
-        default_id: Id of the dataset if the user names none.
-        links: Whether files can be linked to, since none of them is changed.
-        splits: Whether the dataset is divided by a seed.
-    """
-    parser: argparse.ArgumentParser = choice.add_parser(
-        name, help=description, description=description, allow_abbrev=False
-    )
-    parser.add_argument("-i", "--i", type=Path, required=True, metavar="FOLDER", help="folder of the unpacked download")
-    in_range = partial(_integer, least=1, most=999)
-    parser.add_argument("-id", "--id", type=in_range, metavar="N", help=f"id of the dataset (default: {default_id})")
-    parser.add_argument(
-        "-np",
-        "--np",
-        type=partial(_integer, least=1),
-        default=2,
-        metavar="N",
-        help="files to write at a time (default: 2)",
-    )
-    if splits:
-        parser.add_argument(
-            "-seed",
-            "--seed",
-            type=partial(_integer, least=0, most=2**32 - 1),
-            default=DEFAULT_SEED,
-            metavar="N",
-            help=f"of the split (default: {DEFAULT_SEED})",
-        )
-    if links:
-        parser.add_argument("--link", action="store_true", help="link to .nii.gz files instead of copying")
-    return parser
-
-
-def _integer(text: str, least: int, most: int | None = None) -> int:
-    try:
-        value = int(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"must be an integer, got {text!r}") from error
-    if value < least or (most is not None and value > most):
-        bounds = f"must be at least {least}" if most is None else f"must lie between {least} and {most}"
-        raise argparse.ArgumentTypeError(f"{bounds}, got {value}")
+def _integer(text: str, minimum: int, maximum: int | None = None) -> int:
+    value = int(text) if text.removeprefix("-").isdecimal() else None
+    if value is None or value < minimum or (maximum is not None and value > maximum):
+        bounds = f"of at least {minimum}" if maximum is None else f"between {minimum} and {maximum}"
+        raise argparse.ArgumentTypeError(f"must be a whole number {bounds}, got {text!r}")
     return value

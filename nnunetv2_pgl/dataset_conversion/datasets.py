@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nnunetv2_pgl.dataset_conversion.collection import (
+from nnunetv2_pgl.dataset_conversion.downloaded import (
     DEFAULT_SEED,
-    Collection,
+    DownloadedDataset,
     Licence,
     complete_cases,
     divide,
@@ -53,13 +53,12 @@ BCV_PUBLISHED_TEST = frozenset(f"img{number:04d}" for number in range(32, 41))
 BCV_SPLITS = ("random", "published")
 
 
-def read_ribfrac(folder: Path, with_labels: bool = False) -> Collection:
+def read_ribfrac(folder: Path, with_labels: bool = False) -> DownloadedDataset:
     """RibFrac, 660 chest CT scans with rib fractures (https://ribfrac.grand-challenge.org).
 
-    The scans are found whatever the folders are called that the archives were unpacked to. Without labels all of them
-    become training images, for pre-training. With labels, training and validation scans become fold 0 and the test
-    scans, whose labels are not public, imagesTs. The masks hold a number per fracture, the csv files its type; type -1
-    means a fracture whose type is unclear. Here all are one class, fracture, type -1 too.
+    Without labels all scans become training images, for pre-training. With labels, training and validation scans become
+    fold 0 and the test scans, whose labels are not public, imagesTs. The masks hold a number per fracture, the csv
+    files its type (-1: unclear); here all are one class, fracture.
 
     Args:
         folder: A folder that holds all of them, at any depth: RibFrac1-image.nii.gz, RibFrac1-label.nii.gz, ...
@@ -76,24 +75,16 @@ def read_ribfrac(folder: Path, with_labels: bool = False) -> Collection:
     if not with_labels:
         cases, missing = complete_cases(names, images)
         training = tuple(cases.values())
-        return Collection("RibFrac", 15, folder, RIBFRAC, training, (), len(names), missing=missing, notes=notes)
+        return DownloadedDataset("RibFrac", 15, folder, RIBFRAC, training, (), len(names), missing=missing, notes=notes)
     labels = files_by_case(folder, r".*/(RibFrac\d+)-label")
     cases, missing = complete_cases(RIBFRAC_TRAINING + RIBFRAC_VALIDATION, images, labels)
     if not cases:
         raise PGLError(f"{folder} holds no RibFrac label: looked for files such as RibFrac1-label.nii.gz")
     test, missing_test = complete_cases(RIBFRAC_TEST, images)
-    fold = {
-        "train": [name for name in RIBFRAC_TRAINING if name in cases],
-        "val": [name for name in RIBFRAC_VALIDATION if name in cases],
-    }
-    return Collection(
-        "RibFrac",
-        15,
-        folder,
-        RIBFRAC,
-        training=tuple(cases.values()),
-        test=tuple(test.values()),
-        expected=len(names),
+    parts = {"train": RIBFRAC_TRAINING, "val": RIBFRAC_VALIDATION}
+    fold = {part: [name for name in published if name in cases] for part, published in parts.items()}
+    return DownloadedDataset(
+        *("RibFrac", 15, folder, RIBFRAC, tuple(cases.values()), tuple(test.values()), len(names)),
         labels={"background": 0, "fracture": 1},
         folds=(fold,) if all(fold.values()) else (),
         split={"rule": "the challenge's training and validation scans"},
@@ -103,7 +94,7 @@ def read_ribfrac(folder: Path, with_labels: bool = False) -> Collection:
     )
 
 
-def read_kits19(folder: Path, seed: int = DEFAULT_SEED) -> Collection:
+def read_kits19(folder: Path, seed: int = DEFAULT_SEED) -> DownloadedDataset:
     """KiTS19, 210 labelled CT scans of kidneys and kidney tumours (https://github.com/neheller/kits19), 105 / 105.
 
     The files have their slices along the first NIfTI axis, which SimpleITK and nnU-Net call x; they are turned to z
@@ -130,11 +121,8 @@ def read_kits19(folder: Path, seed: int = DEFAULT_SEED) -> Collection:
             f"{folder} holds no complete case for training: looked for case_00000/imaging.nii.gz and "
             "segmentation.nii.gz; python3 -m starter_code.get_imaging in the repository downloads the images"
         )
-    return Collection(
-        "KiTS19",
-        64,
-        folder,
-        KITS19,
+    return DownloadedDataset(
+        *("KiTS19", 64, folder, KITS19),
         expected=len(KITS19_NAMES),
         labels=KITS19_LABELS,
         missing=missing,
@@ -145,7 +133,7 @@ def read_kits19(folder: Path, seed: int = DEFAULT_SEED) -> Collection:
     )
 
 
-def read_bcv(folder: Path, split: str = "random", seed: int = DEFAULT_SEED) -> Collection:
+def read_bcv(folder: Path, split: str = "random", seed: int = DEFAULT_SEED) -> DownloadedDataset:
     """BCV, also BTCV: 30 labelled abdominal CT scans, 13 organs (https://www.synapse.org/#!Synapse:syn3193805).
 
     Args:
@@ -170,11 +158,8 @@ def read_bcv(folder: Path, split: str = "random", seed: int = DEFAULT_SEED) -> C
     divided = divide(cases, held_out, seed, rule=split)
     if not divided["training"]:
         raise PGLError(f"{folder} holds no training scan with a label: looked for img0001 and label0001")
-    return Collection(
-        "BCV",
-        17,
-        folder,
-        BCV,
+    return DownloadedDataset(
+        *("BCV", 17, folder, BCV),
         expected=len(BCV_NAMES),
         labels=BCV_LABELS,
         missing=missing,

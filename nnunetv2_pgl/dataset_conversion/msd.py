@@ -6,9 +6,9 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from nnunetv2_pgl.dataset_conversion.collection import (
+from nnunetv2_pgl.dataset_conversion.downloaded import (
     DEFAULT_SEED,
-    Collection,
+    DownloadedDataset,
     Licence,
     complete_cases,
     divide,
@@ -51,8 +51,8 @@ TASKS = {
 }
 
 
-def read_msd(folder: Path, seed: int = DEFAULT_SEED) -> Collection:
-    """Find the scans of a task.
+def read_msd(folder: Path, seed: int = DEFAULT_SEED) -> DownloadedDataset:
+    """Finds the scans of a task.
 
     Lung, Pancreas, HepaticVessel and Colon are for pre-training: images alone, training and test scans. Liver and
     Spleen are for fine-tuning: the labelled scans, divided as in the paper.
@@ -65,43 +65,36 @@ def read_msd(folder: Path, seed: int = DEFAULT_SEED) -> Collection:
         PGLError: If the task is another one, its dataset.json is missing or damaged, or there is no scan.
     """
     number, task = _task(folder)
-    content = _dataset_json(folder)
-    notes = []
-    training, test = len(content["training"]), len(content["test"])
-    if (training, test) != (task.labelled, task.unlabelled):
-        notes.append(
-            f"dataset.json lists {training} training and {test} test scans, the task was published with "
-            f"{task.labelled} training and {task.unlabelled} test scans"
+    training, test, labels = _read_dataset_json(folder / "dataset.json")
+    notes: tuple[str, ...] = ()
+    if (len(training), len(test)) != (task.labelled, task.unlabelled):
+        notes = (
+            f"dataset.json lists {len(training)} training and {len(test)} test scans, the task was published with "
+            f"{task.labelled} training and {task.unlabelled} test scans",
         )
-    names = _listed(content, "training")
+    images = _files(folder / "imagesTr")
     if not task.num_test:
-        cases, missing = complete_cases(names, _files(folder / "imagesTr"))
-        test_cases, missing_test = complete_cases(_listed(content, "test"), _files(folder / "imagesTs"))
+        cases, missing = complete_cases(training, images)
+        test_cases, missing_test = complete_cases(test, _files(folder / "imagesTs"))
         if not cases:
             raise PGLError(f"{folder / 'imagesTr'} holds none of the scans that dataset.json lists: unpack it again")
-        return Collection(
-            task.name,
-            number,
-            folder,
-            MSD,
+        return DownloadedDataset(
+            *(task.name, number, folder, MSD),
             training=tuple(cases.values()),
             test=tuple(test_cases.values()),
             expected=task.labelled + task.unlabelled,
             missing=missing + missing_test,
-            notes=tuple(notes),
+            notes=notes,
         )
-    cases, missing = complete_cases(names, _files(folder / "imagesTr"), _files(folder / "labelsTr"))
-    # Of a shortened list the same share is held out.
-    divided = divide(cases, hold_out(names, round(len(names) * task.num_test / task.labelled), seed), seed)
+    cases, missing = complete_cases(training, images, _files(folder / "labelsTr"))
+    num_test = round(len(training) * task.num_test / task.labelled)  # of a shortened list, the same share
+    divided = divide(cases, hold_out(training, num_test, seed), seed)
     if not divided["training"]:
         raise PGLError(f"{folder} holds no complete training scan of those that dataset.json lists")
-    return Collection(
-        task.name,
-        number,
-        folder,
-        MSD,
+    return DownloadedDataset(
+        *(task.name, number, folder, MSD),
         expected=task.labelled,
-        labels=_labels(folder, content),
+        labels=labels,
         missing=missing,
         notes=(*notes, "the decathlon's own test scans have no labels and are not used"),
         **divided,
@@ -123,37 +116,26 @@ def _task(folder: Path) -> tuple[int, Task]:
     return number, TASKS[number]
 
 
-def _dataset_json(folder: Path) -> dict[str, Any]:
-    path = folder / "dataset.json"
+def _read_dataset_json(path: Path) -> tuple[list[str], list[str], dict[str, int]]:
+    """Names of the training and test cases, and the labels: names and values the other way round than in the file."""
     try:
         content = load_json(path)
+        training, test = _case_names(content["training"]), _case_names(content["test"])
+        labels = {str(name): int(value) for value, name in content["labels"].items()}
     except FileNotFoundError as error:
         raise PGLError(f"{path} is missing: -i takes the folder that holds it, imagesTr and imagesTs") from error
-    except ValueError as error:
-        raise PGLError(f"{path} is not valid JSON ({error}): unpack the download again") from error
-    if not isinstance(content, dict) or not {"training", "test", "labels"} <= set(content):
-        raise PGLError(f"{path} lists no training and test scans and labels: unpack the download again")
-    return content
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise PGLError(
+            f"{path} is damaged, or lists no training and test scans and labels ({error!r}): unpack the download again"
+        ) from error
+    return training, test, dict(sorted(labels.items(), key=lambda label: label[1]))
 
 
-def _listed(content: dict[str, Any], part: str) -> list[str]:
-    """Names of the cases: entries are "./imagesTs/x.nii.gz" or {"image": "./imagesTr/x.nii.gz", "label": ...}."""
-    try:
-        paths = [entry["image"] if isinstance(entry, dict) else entry for entry in content[part]]
-        return sorted(PurePosixPath(path).name.removesuffix(".gz").removesuffix(".nii") for path in paths)
-    except (KeyError, TypeError) as error:
-        raise PGLError(f'dataset.json: an entry of "{part}" names no image: unpack the download again') from error
+def _case_names(entries: list[Any]) -> list[str]:
+    """From "./imagesTs/x.nii.gz" or {"image": "./imagesTr/x.nii.gz", "label": ...}."""
+    paths = [entry["image"] if isinstance(entry, dict) else entry for entry in entries]
+    return sorted(PurePosixPath(path).name.removesuffix(".gz").removesuffix(".nii") for path in paths)
 
 
 def _files(folder: Path) -> dict[str, Path]:
     return files_by_case(folder, rf"{folder.name}/(.+)") if folder.is_dir() else {}
-
-
-def _labels(folder: Path, content: dict[str, Any]) -> dict[str, int]:
-    """Names and values the other way round than in the decathlon's file."""
-    try:
-        return {
-            str(name): int(value) for value, name in sorted(content["labels"].items(), key=lambda item: int(item[0]))
-        }
-    except (AttributeError, ValueError) as error:
-        raise PGLError(f'{folder / "dataset.json"}: "labels" is not a table of values and names') from error

@@ -6,7 +6,6 @@ import gzip
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -19,7 +18,7 @@ from nnunetv2.paths import nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 from tqdm import tqdm
 
-from nnunetv2_pgl.dataset_conversion.collection import Case, Collection
+from nnunetv2_pgl.dataset_conversion.downloaded import Case, DownloadedDataset, Rewrite
 from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.files import load_json, replacing, write_nifti, write_text
 
@@ -27,14 +26,14 @@ FILE_ENDING = ".nii.gz"
 RECORD = "conversion.json"
 
 
-def write_dataset(collection: Collection, dataset_id: int, *, link: bool = False, processes: int = 1) -> Path:
-    """Write the dataset to a temporary folder and rename that when it is complete.
+def write_dataset(dataset: DownloadedDataset, dataset_id: int, *, link: bool = False, processes: int = 1) -> Path:
+    """Writes the dataset to a temporary folder and renames that when it is complete.
 
-    A conversion that was interrupted goes on where it stopped if it is started again with the same settings.
+    A conversion that was interrupted continues where it stopped if it is started again with the same settings.
 
     Args:
-        collection: What to write.
-        dataset_id: Id of the dataset.
+        dataset: The dataset as downloaded.
+        dataset_id: Its id in nnU-Net.
         link: Link to files that need no change instead of copying them.
         processes: How many files to write at a time.
 
@@ -46,8 +45,8 @@ def write_dataset(collection: Collection, dataset_id: int, *, link: bool = False
         PGLError: If nnUNet_raw is not set, the id is taken, or a file is damaged.
         OSError: If something cannot be written.
     """
-    final = _new_folder(collection, dataset_id)
-    record = _record(collection, link)
+    final = _new_folder(dataset, dataset_id)
+    record = _record(dataset, link)
     temporary = final.with_name(f".{final.name}.partial")
     same = False
     with suppress(OSError, ValueError):
@@ -56,15 +55,15 @@ def write_dataset(collection: Collection, dataset_id: int, *, link: bool = False
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         _write_json(temporary / RECORD, record)
-    _write_files(collection, temporary, link, processes)
-    _write_json(temporary / "dataset.json", _dataset_json(collection))
-    if collection.folds:
-        _write_json(temporary / "splits_final.json", list(collection.folds))
+    _write_files(dataset, temporary, link, processes)
+    _write_json(temporary / "dataset.json", _dataset_json(dataset))
+    if dataset.folds:
+        _write_json(temporary / "splits_final.json", list(dataset.folds))
     os.replace(temporary, final)
     return final
 
 
-def _new_folder(collection: Collection, dataset_id: int) -> Path:
+def _new_folder(dataset: DownloadedDataset, dataset_id: int) -> Path:
     if not nnUNet_raw.is_set():
         raise PGLError("nnUNet_raw is not set: export nnUNet_raw=/path/to/nnUNet_raw, where datasets are kept")
     taken = [str(name) for name in find_candidate_datasets(dataset_id)]
@@ -73,58 +72,58 @@ def _new_folder(collection: Collection, dataset_id: int) -> Path:
             f"dataset id {dataset_id} is taken by {', '.join(taken)} (in nnUNet_raw, nnUNet_preprocessed or "
             "nnUNet_results): nothing is overwritten; choose another id with -id"
         )
-    return Path(os.path.abspath(str(nnUNet_raw)), f"Dataset{dataset_id:03d}_{collection.name}")
+    return Path(os.path.abspath(str(nnUNet_raw)), f"Dataset{dataset_id:03d}_{dataset.name}")
 
 
-def _write_files(collection: Collection, folder: Path, link: bool, processes: int) -> None:
-    tasks = [task for task in _tasks(collection, folder, link) if not task[0].exists()]
-    for target, _ in tasks:
+def _write_files(dataset: DownloadedDataset, folder: Path, link: bool, processes: int) -> None:
+    """Writes every image and label that is not there yet."""
+    write_image = dataset.rewrite_image or partial(place, link=link)
+    write_label = dataset.rewrite_label or partial(place, link=link)
+    tasks: list[tuple[Rewrite, Case, Path, Path]] = []
+    for part, cases in (("Tr", dataset.training), ("Ts", dataset.test)):
+        for case in cases:
+            image = folder / f"images{part}" / f"{case.name}_0000{FILE_ENDING}"
+            tasks.append((write_image, case, case.image, image))
+            if case.label is not None:
+                label = folder / f"labels{part}" / f"{case.name}{FILE_ENDING}"
+                tasks.append((write_label, case, case.label, label))
+
+    def write(task: tuple[Rewrite, Case, Path, Path]) -> None:
+        rewrite, case, source, target = task
         target.parent.mkdir(exist_ok=True)
+        if not target.exists():
+            rewrite(case, source, target)
+
     with ThreadPoolExecutor(processes) as pool:  # SimpleITK and zlib work without the interpreter's lock
-        done = pool.map(lambda task: task[1](), tasks)
-        for _ in tqdm(done, total=len(tasks), desc=collection.name, unit="file", disable=None):
+        for _ in tqdm(pool.map(write, tasks), total=len(tasks), desc=dataset.name, unit="file", disable=None):
             pass
 
 
-def _tasks(collection: Collection, folder: Path, link: bool) -> Iterator[tuple[Path, partial[None]]]:
-    """Every file of the dataset and what makes it."""
-    write_image = collection.rewrite_image or partial(place, link=link)
-    write_label = collection.rewrite_label or partial(place, link=link)
-    for part, cases in (("Tr", collection.training), ("Ts", collection.test)):
-        for case in cases:
-            image = folder / f"images{part}" / f"{case.name}_0000{FILE_ENDING}"
-            yield image, partial(write_image, case, case.image, image)
-            if case.label is not None:
-                label = folder / f"labels{part}" / f"{case.name}{FILE_ENDING}"
-                yield label, partial(write_label, case, case.label, label)
-
-
-def _dataset_json(collection: Collection) -> dict[str, Any]:
-    labels = {} if collection.labels is None else {"labels": collection.labels}
+def _dataset_json(dataset: DownloadedDataset) -> dict[str, Any]:
     return {
-        "name": collection.name,
+        "name": dataset.name,
         "channel_names": {"0": "CT"},
-        **labels,
-        "numTraining": len(collection.training),
+        **({} if dataset.labels is None else {"labels": dataset.labels}),
+        "numTraining": len(dataset.training),
         "file_ending": FILE_ENDING,
-        "licence": collection.licence.name,
-        "reference": collection.licence.reference,
+        "licence": dataset.licence.name,
+        "reference": dataset.licence.reference,
         "converted_by": "nnunetv2-pgl, pgl_convert",
     }
 
 
-def _record(collection: Collection, link: bool) -> dict[str, Any]:
+def _record(dataset: DownloadedDataset, link: bool) -> dict[str, Any]:
     """What was converted and how; the same record means the same files."""
     return {
         "format_version": 1,
-        "name": collection.name,
-        "source": os.path.abspath(collection.source),
+        "name": dataset.name,
+        "source": os.path.abspath(dataset.source),
         "linked": link,
-        "expected": collection.expected,
-        "split": collection.split,
-        "training": [case.name for case in collection.training],
-        "test": [case.name for case in collection.test],
-        "missing": list(collection.missing),
+        "expected": dataset.expected,
+        "split": dataset.split,
+        "training": [case.name for case in dataset.training],
+        "test": [case.name for case in dataset.test],
+        "missing": list(dataset.missing),
     }
 
 
@@ -133,7 +132,7 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def place(case: Case, source: Path, target: Path, *, link: bool) -> None:
-    """Copy a file, or link to it; one that is not compressed is compressed in any case."""
+    """Copies a file, or links to it; one that is not compressed is compressed in any case."""
     with replacing(target) as temporary:
         temporary.unlink(missing_ok=True)  # a link cannot be made over what was left there
         if source.suffix != ".gz":
@@ -146,15 +145,10 @@ def place(case: Case, source: Path, target: Path, *, link: bool) -> None:
 
 
 def z_first(case: Case, source: Path, target: Path) -> None:
-    """Write a scan or its label with its slices along z.
+    """Writes a scan or its label with its slices along z.
 
     Voxels are transposed and flipped together with the header (to the axes left, posterior, superior), so each keeps
     its value and its place in the world.
-
-    Args:
-        case: The case it belongs to; its image's header decides for the label, too.
-        source: The image or label file of the case.
-        target: The file to write.
 
     Raises:
         PGLError: If the file is damaged, its header differs from the image's, or says that pixels of a slice
@@ -174,38 +168,25 @@ def z_first(case: Case, source: Path, target: Path) -> None:
 
 
 def one_class(case: Case, source: Path, target: Path) -> None:
-    """Write a label of one class: 1 wherever it is not 0, so for every instance and for negative values."""
-    label = _read(source)
-    values = (sitk.GetArrayFromImage(label) != 0).astype(np.uint8)
-    merged = sitk.GetImageFromArray(values)
-    merged.CopyInformation(label)
-    write_nifti(merged, target)
+    """Writes a label of one class: 1 wherever it is not 0, so for every instance and for negative values."""
+    write_nifti(_read(source) != 0, target)
 
 
 def _read(path: Path) -> sitk.Image:
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
-        raise _damaged(path) from error
+        raise PGLError(f"{path} cannot be read, it is damaged or incomplete: download it again") from error
     if image.GetDimension() != 3:
         raise PGLError(f"{path} has {image.GetDimension()} dimensions: a single scan has 3")
     return image
 
 
-def _damaged(path: Path) -> PGLError:
-    return PGLError(f"{path} cannot be read, it is damaged or incomplete: download it again")
-
-
-def _require_same_grid(image: sitk.Image, case: Case, source: Path) -> None:
+def _require_same_grid(label: sitk.Image, case: Case, source: Path) -> None:
     """An image and its label, each turned by its header, fit afterwards only if they did before."""
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(case.image))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise _damaged(case.image) from error
-    same = image.GetSize() == reader.GetSize() and np.allclose(image.GetDirection(), reader.GetDirection(), atol=1e-3)
-    if not same or not np.allclose(image.GetSpacing(), reader.GetSpacing(), rtol=1e-3):
+    image = _read(case.image)
+    same = image.GetSize() == label.GetSize() and np.allclose(image.GetDirection(), label.GetDirection(), atol=1e-3)
+    if not same or not np.allclose(image.GetSpacing(), label.GetSpacing(), rtol=1e-3):
         raise PGLError(
             f"{case.name}: {source.name} and {case.image.name} differ in size, spacing or direction: "
             "download both again"

@@ -36,11 +36,12 @@ _DESCRIBED = (
 def write_hub_folder(path: Path, folder: Path, licence: str, *, overwrite: bool = False) -> Path:
     """Writes the folder under a temporary name beside it and renames that when it is complete.
 
-    The checkpoint is copied byte for byte, unless it holds absolute paths: of these only the last part is kept.
+    The checkpoint is copied byte for byte, unless it holds absolute paths, which publishing weights must not reveal: of
+    these only the last part is kept.
 
     Args:
         path: Encoder checkpoint.
-        folder: To write; may exist if it is empty.
+        folder: The folder to write; may exist if it is empty.
         licence: Licence of the weights, an SPDX identifier or a text.
         overwrite: Replace an earlier export.
 
@@ -51,26 +52,22 @@ def write_hub_folder(path: Path, folder: Path, licence: str, *, overwrite: bool 
         PGLError: The checkpoint cannot be read or was not made by ``pgl_pretrain``, or the folder holds something.
         OSError: Something cannot be written; a former folder is intact.
     """
-    checkpoint = _read(path)
+    checkpoint = load_checkpoint(path)
+    pgl, plan = _relative(checkpoint.pgl), _relative(checkpoint.nnssl_adaptation_plan)
+    if "format_version" not in pgl:  # which only our files have
+        raise PGLError(f"{path}: made by nnssl, not by pgl_pretrain; only its authors can describe it")
+    if not plan:
+        raise PGLError(f"{path}: holds no nnssl_adaptation_plan; pre-train with this version, or share the file alone")
     folder = Path(os.path.realpath(folder))
     _require_free(folder, overwrite)
     with _replacing(folder) as temporary:
-        shared = _without_paths(checkpoint)
-        if shared is checkpoint:
+        if pgl == checkpoint.pgl and plan == checkpoint.nnssl_adaptation_plan:
             shutil.copyfile(path, temporary / CHECKPOINT)
         else:
-            save_checkpoint(shared, temporary / CHECKPOINT)
-        _describe(shared, Licence.of(licence), temporary)
+            checkpoint = replace(checkpoint, pgl=pgl, nnssl_adaptation_plan=plan)
+            save_checkpoint(checkpoint, temporary / CHECKPOINT)
+        _describe(checkpoint, Licence.from_text(licence), temporary)
     return folder
-
-
-def _read(path: Path) -> EncoderCheckpoint:
-    checkpoint = load_checkpoint(path)
-    if "format_version" not in checkpoint.pgl:  # which only our files have
-        raise PGLError(f"{path}: made by nnssl, not by pgl_pretrain; only its authors can describe it")
-    if not checkpoint.nnssl_adaptation_plan:
-        raise PGLError(f"{path}: holds no nnssl_adaptation_plan; pre-train with this version, or share the file alone")
-    return checkpoint
 
 
 def _describe(checkpoint: EncoderCheckpoint, licence: Licence, folder: Path) -> None:
@@ -119,15 +116,8 @@ def _replacing(folder: Path) -> Iterator[Path]:
     shutil.rmtree(former, ignore_errors=True)
 
 
-def _without_paths(checkpoint: EncoderCheckpoint) -> EncoderCheckpoint:
-    """The same checkpoint without absolute paths, so that publishing weights reveals no folders."""
-    pgl, plan = _relative(checkpoint.pgl), _relative(checkpoint.nnssl_adaptation_plan)
-    if pgl == checkpoint.pgl and plan == checkpoint.nnssl_adaptation_plan:
-        return checkpoint
-    return replace(checkpoint, pgl=pgl, nnssl_adaptation_plan=plan)
-
-
 def _relative(value: Any) -> Any:
+    """The same table, list or value, with the last part alone of every absolute path."""
     if isinstance(value, dict):
         return {_relative(key): _relative(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
@@ -175,12 +165,7 @@ def _parser() -> argparse.ArgumentParser:
         "checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint_final.pth of a pgl_pretrain run"
     )
     parser.add_argument("-hub", "--hub", type=Path, required=True, metavar="FOLDER", help="folder to write")
-    parser.add_argument(
-        "-licence",
-        "--licence",
-        "--license",
-        metavar="LICENCE",
-        help="licence of the weights: its SPDX identifier, or a text (required)",
-    )
+    licence_help = "licence of the weights: its SPDX identifier, or a text (required)"
+    parser.add_argument("-licence", "--licence", "--license", metavar="LICENCE", help=licence_help)
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in FOLDER")
     return parser

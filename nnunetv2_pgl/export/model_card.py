@@ -34,18 +34,13 @@ _KNOWN = frozenset(_IDENTIFIERS.split())
 
 @dataclass(frozen=True)
 class Licence:
-    """A licence.
-
-    Attributes:
-        text: As given.
-        identifier: As the Hub calls it, "other" if it has no name for it.
-    """
+    """A licence as given, and the Hub's identifier for it, "other" if it has none."""
 
     text: str
     identifier: str
 
     @classmethod
-    def of(cls, text: str) -> Licence:
+    def from_text(cls, text: str) -> Licence:
         """Licence from an SPDX identifier in any case, or from a text."""
         identifier = re.sub(r"-(only|or-later)$", "", text.lower())
         return cls(text, identifier if identifier in _KNOWN else "other")
@@ -64,63 +59,46 @@ class Licence:
 def model_card(checkpoint: EncoderCheckpoint, licence: Licence, digest: str) -> str:
     """Markdown with the Hub's metadata on top; what the checkpoint does not say is "not recorded".
 
-    Args:
-        checkpoint: To describe.
-        licence: Of the weights.
-        digest: SHA-256 of the published file, in hexadecimal.
+    ``digest`` is the SHA-256 of the published file, in hexadecimal.
     """
     pgl, architecture = checkpoint.pgl, checkpoint.architecture
     name, channels = str(architecture.get("name")), architecture.get("in_channels", 1)
     _, planner, plans = PLANNERS.get(name, PLANNERS["plain"])
-    method, intensity, manifest = str(pgl.get("method")), _table(pgl, "intensity"), _table(pgl, "manifest")
-    per_source = _table(manifest, "scans_per_source")
-    datasets = pgl.get("datasets")
-    sources = per_source or dict.fromkeys(map(str, datasets if isinstance(datasets, list | tuple) else ()))
+    method, manifest = str(pgl.get("method")), _table(pgl, "manifest")
+    scans, datasets = _table(manifest, "scans_per_source"), pgl.get("datasets")
+    sources = [f"`{source}` ({_count(number, 'scan')})" for source, number in scans.items()] or [
+        f"`{dataset}`" for dataset in (datasets if isinstance(datasets, list | tuple) else ())
+    ]
     stored = {tensor.data_ptr(): tensor.numel() for tensor in checkpoint.encoder_weights.values() if tensor.ndim}
     environment = Environment(
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined, autoescape=False
     )
-    environment.filters |= {"count": _count, "json": json.dumps, "recorded": _recorded}
+    environment.filters |= {
+        "count": _count, "json": json.dumps, "recorded": _recorded, "sizes": _sizes, "listed": _listed,
+    }  # fmt: skip
     template = environment.from_string(Path(__file__).with_name("model_card.md.jinja").read_text(encoding="utf-8"))
     return template.render(
+        pgl=pgl,
+        architecture=architecture,
+        channels=channels,
+        intensity=_table(pgl, "intensity"),
+        manifest=manifest,
         licence=licence,
         digest=digest,
         network=_NETWORKS.get(name, name),
         method=METHODS[method].title if method in METHODS else method,
         method_key=method,
-        scans=pgl.get("num_scans"),
-        channels=channels,
-        norm=architecture.get("norm"),
-        padding=architecture.get("padding", "zeros"),
-        strides=_sizes(architecture.get("strides")),
         parameters=sum(stored.values()),
-        untrained_stages=_listed(pgl.get("untrained_stages")),
         planner=planner,
         plans=plans,
-        is_planned="network" in architecture,
+        followed_plans=list(_table(_table(pgl, "intensity"), "plans").values()),
         fitting_channels=(
             "one channel or more" if name != "plain" and channels == 1 else f"{channels}, as in the pre-training"
         ),
-        intensity={
-            "modality": intensity.get("modality"),
-            "normalisation": intensity.get("normalisation"),
-            "plans": _listed(list(_table(intensity, "plans").values())),
-        },
-        clip=[f"{value:g}" for value in intensity.get("clip") or ()],
-        sources=", ".join(
-            f"`{source}`" + (f" ({_count(scans, 'scan')})" if source in per_source else "")
-            for source, scans in sources.items()
-        ),
-        spacing=_sizes(pgl.get("spacing")),
-        view_size=_sizes(pgl.get("view_size")),
-        manifest_sha256=manifest.get("sha256"),
-        epochs=pgl.get("epochs"),
-        metrics={
-            key: f"{value:.6g}" if isinstance(value, float) else value for key, value in _table(pgl, "metrics").items()
-        },
+        sources=", ".join(dict.fromkeys(sources)),
+        metrics={k: f"{v:.6g}" if isinstance(v, float) else v for k, v in _table(pgl, "metrics").items()},
         settings=_settings(_table(pgl, "config")),
         references=[text for entry in checkpoint.citations for text in entry["apa_citations"]],
-        created=pgl.get("created"),
         versions=", ".join(f"{package} {version}" for package, version in _table(pgl, "versions").items()),
     )
 
@@ -145,8 +123,8 @@ def _count(number: Any, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _sizes(values: Any) -> str | None:
-    return " x ".join(f"{value:g}" for value in values) if values else None
+def _sizes(values: Any, separator: str = " x ") -> str | None:
+    return separator.join(f"{value:g}" for value in values) if values else None
 
 
 def _listed(values: Any) -> str:

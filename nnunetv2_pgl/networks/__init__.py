@@ -2,7 +2,8 @@
 
 from nnunetv2_pgl.networks.feature_grid import FeatureGrid
 from nnunetv2_pgl.networks.padding import PaddingName
-from nnunetv2_pgl.networks.planned import PLANNERS, PlanError, PlannedEncoder, PlannedNetwork, PlannedSegmenter
+from nnunetv2_pgl.networks.planned import PLANNERS, PlanError, PlannedNetwork
+from nnunetv2_pgl.networks.planned_encoder import PlannedEncoder, PlannedSegmenter
 from nnunetv2_pgl.networks.resnet3d import PAPER_STRIDES, NormName, ResNet50Encoder, resnet_stage_strides
 from nnunetv2_pgl.networks.segmenter import PGLSegmenter
 

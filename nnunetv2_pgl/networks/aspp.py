@@ -68,9 +68,9 @@ class _PlainDepthwise(torch.autograd.Function):
         """Gradients of input and kernel."""
         x, weight = ctx.saved_tensors
         gradient = gradients[0].contiguous(memory_format=torch.channels_last_3d)
-        of_input = _convolve(gradient, weight.flip(2, 3, 4)) if ctx.needs_input_grad[0] else None
-        of_weight = _weight_gradient(x, gradient, weight.shape) if ctx.needs_input_grad[1] else None
-        return of_input, of_weight
+        input_gradient = _convolve(gradient, weight.flip(2, 3, 4)) if ctx.needs_input_grad[0] else None
+        weight_gradient = _weight_gradient(x, gradient, weight.shape) if ctx.needs_input_grad[1] else None
+        return input_gradient, weight_gradient
 
 
 def _convolve(x: Tensor, weight: Tensor) -> Tensor:

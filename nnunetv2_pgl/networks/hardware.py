@@ -28,16 +28,11 @@ def autocast_type(device: torch.device) -> torch.dtype | None:
 
 
 def train_in_cpu_bfloat16(network: nn.Module) -> nn.Module:
-    """Makes a network run under bfloat16 autocast when it trains on a CPU, with outputs in float32.
+    """Makes a network run under bfloat16 autocast when it trains on a CPU, with outputs in float32; returns it.
 
     nnU-Net uses autocast on CUDA only. In evaluation nothing changes, so that predictions are those of stock nnU-Net to
-    the last bit. The network gets a class derived from the one it has; its parameters and their names stay.
-
-    Args:
-        network: Takes one tensor and returns logits, or a list of them (deep supervision).
-
-    Returns:
-        The same network.
+    the last bit. The network, which takes one tensor and returns logits or a list of them (deep supervision), gets a
+    class derived from the one it has; its parameters and their names stay.
     """
     own = type(network)
     network.__class__ = type(own.__name__, (_CPUBfloat16, own), {"__module__": own.__module__, "__doc__": own.__doc__})

@@ -18,11 +18,7 @@ Pads = Sequence[tuple[int, int]]
 
 
 def require_padding(name: str) -> PaddingName:
-    """The name itself.
-
-    Raises:
-        ValueError: It is neither "zeros" nor "replicate".
-    """
+    """The name itself; a ValueError if it is neither "zeros" nor "replicate"."""
     if name not in ("zeros", "replicate"):
         raise ValueError(f"padding must be 'zeros' or 'replicate', got '{name}'")
     return cast(PaddingName, name)

@@ -32,11 +32,7 @@ _FORWARD_ORDER = ("stem", "pool", "stage2", "stage3")
 
 
 def make_norm(name: NormName, channels: int) -> nn.Module:
-    """Batch or instance norm with affine parameters (the same number of parameters).
-
-    Raises:
-        ValueError: If ``name`` is neither "batch" nor "instance".
-    """
+    """Batch or instance norm with affine parameters; a ValueError if it is neither."""
     if name == "batch":
         return nn.BatchNorm3d(channels)
     if name == "instance":
@@ -112,7 +108,7 @@ class ResNet50Encoder(nn.Module):
 
     Weights do not depend on the strides: any total stride per axis that is a power of two up to 16 can be asked for.
     An axis that strides less than the paper's keeps the strides of the early layers and loses those of the late ones,
-    so that pre-trained filters go on seeing the sampling they were trained on.
+    so that pre-trained filters still see the sampling they were trained on.
 
     Args:
         in_channels: Number of image channels.
@@ -123,7 +119,7 @@ class ResNet50Encoder(nn.Module):
             flips the maps of two views are then almost a cell apart. Centred, it sits half a voxel from the middle.
         padding: What the convolutions see beyond the edge of a view: "zeros", or "replicate" the outermost cells, so
             that features do not reveal the place in the view. Weights do not depend on it.
-        blocks, widths: Of the four stages; others than the paper's are for tests and quick experiments.
+        blocks, widths: The four stages'; others than the paper's are for tests and quick experiments.
 
     Attributes:
         strides: Total stride per axis.
@@ -173,19 +169,14 @@ class ResNet50Encoder(nn.Module):
         self.stage_strides = resnet_stage_strides(self.strides)
         self.apply(initialise_kaiming_uniform)
 
-    def forward(self, x: Tensor, deepest: int = -1) -> list[Tensor]:
-        """Feature maps, deepest last.
+    def forward(self, x: Tensor, last_stage: int = -1) -> list[Tensor]:
+        """(B, in_channels, D, H, W) -> maps of the stem (64 channels) and of stages 1 (256), 2 (512) and 4 (2048).
 
-        Args:
-            x: Images, (B, in_channels, D, H, W).
-            deepest: The last map to compute.
-
-        Returns:
-            Stem (64 channels), stage 1 (256), stage 2 (512) and stage 4 (2048), up to ``deepest``; sizes are those of
-            the input divided by `stage_strides`, rounded up.
+        Their sizes are those of the input divided by `stage_strides`, rounded up. ``last_stage`` is the index of the
+        last map to compute: 0 the stem, 1 to 3 its stages 1, 2 and 4.
         """
         maps = [F.relu(self.norm(self.conv(x)), inplace=True)]
-        for modules in self._steps()[: deepest % 4]:
+        for modules in self._steps()[: last_stage % 4]:
             y = maps[-1]
             for module in modules:
                 y = module(y)
@@ -198,7 +189,7 @@ class ResNet50Encoder(nn.Module):
         return memory_format_for(self.norm_name)
 
     def modules_after(self, stage: int) -> list[nn.Module]:
-        """The modules that the map of a stage does not depend on."""
+        """The modules that the map of this index does not depend on."""
         return [module for modules in self._steps()[stage % 4 :] for module in modules]
 
     def _steps(self) -> tuple[tuple[nn.Module, ...], ...]:
@@ -233,14 +224,11 @@ def _times(a: Triple, b: Triple) -> Triple:
 
 def _strides_per_layer(strides: Triple) -> dict[str, Triple]:
     """Stride of each strided layer from the total stride of each axis."""
-    per_axis = []
-    for total, layers in zip(strides, _STRIDED_LAYERS, strict=True):
-        strided = layers[: total.bit_length() - 1]
-        per_axis.append([2 if layer in strided else 1 for layer in _FORWARD_ORDER])
-    return {layer: (z, y, x) for layer, z, y, x in zip(_FORWARD_ORDER, *per_axis, strict=True)}
+    z, y, x = (layers[: total.bit_length() - 1] for total, layers in zip(strides, _STRIDED_LAYERS, strict=True))
+    return {layer: (1 + (layer in z), 1 + (layer in y), 1 + (layer in x)) for layer in _FORWARD_ORDER}
 
 
 def _shifted_axes(layer_strides: dict[str, Triple]) -> dict[str, tuple[bool, bool, bool]]:
     """For each layer, the axes on which it is the last one that strides."""
-    last = [[layer for layer in _FORWARD_ORDER if layer_strides[layer][axis] == 2][-1:] for axis in range(3)]
-    return {layer: (layer in last[0], layer in last[1], layer in last[2]) for layer in _FORWARD_ORDER}
+    z, y, x = ([layer for layer in _FORWARD_ORDER if layer_strides[layer][axis] == 2][-1:] for axis in range(3))
+    return {layer: (layer in z, layer in y, layer in x) for layer in _FORWARD_ORDER}

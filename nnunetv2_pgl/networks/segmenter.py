@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -73,8 +73,7 @@ class PGLSegmenter(nn.Module):
         centred: See `ResNet50Encoder`.
         cpu_bfloat16: Run under bfloat16 autocast when the input is on a CPU. nnU-Net uses autocast on CUDA only, in
             training and in prediction; inside the network it serves both.
-        padding: Of the encoder, see there; ASPP and decoder pad with zeros.
-        widths: Of the encoder, see there; ASPP and decoder stay as they are.
+        padding, widths: The encoder's, see `ResNet50Encoder`; ASPP and decoder have fixed ones.
     """
 
     def __init__(
@@ -108,7 +107,8 @@ class PGLSegmenter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, num_input_channels, D, H, W) -> logits (B, num_classes, D, H, W), float32."""
-        with self._autocast(x):
+        uses_bfloat16 = self.cpu_bfloat16 and x.device.type == "cpu"
+        with torch.autocast("cpu", torch.bfloat16) if uses_bfloat16 else nullcontext():
             features = self.encoder(lay_out(x, self.encoder.memory_format))
             logits = self.decode(features)
         return upsample(logits.float(), x.shape[2:])
@@ -124,11 +124,6 @@ class PGLSegmenter(nn.Module):
     def decoder_weights(self) -> dict[str, Tensor]:
         """ASPP and decoder as named in the state dict: what fits whatever the classes and the encoder."""
         return {key: value for key, value in self.state_dict().items() if key.startswith(("aspp.", "decoder."))}
-
-    def _autocast(self, x: Tensor) -> AbstractContextManager[object]:
-        if self.cpu_bfloat16 and x.device.type == "cpu":
-            return torch.autocast("cpu", dtype=torch.bfloat16)
-        return nullcontext()
 
 
 def upsample(logits: Tensor, size: Sequence[int]) -> Tensor:

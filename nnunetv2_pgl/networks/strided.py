@@ -13,7 +13,7 @@ from nnunetv2_pgl.networks.padding import PaddingName, Pads, replicate_pad
 
 Triple = tuple[int, int, int]
 
-_FEW_CHANNELS = 8
+_MAX_FOLDED_CHANNELS = 8
 
 
 def pad_before_stride(x: Tensor, padding: int, shifted: Sequence[bool], value: float = 0.0) -> Tensor:
@@ -30,14 +30,14 @@ def pad_before_stride(x: Tensor, padding: int, shifted: Sequence[bool], value: f
     return F.pad(x, pads, value=value)
 
 
-def _padding_left(padding: int, shifted: Sequence[bool]) -> Triple:
+def _remaining_padding(padding: int, shifted: Sequence[bool]) -> Triple:
     """What the strided layer itself still has to pad."""
     z, y, x = (0 if axis_is_shifted else padding for axis_is_shifted in shifted)
     return (z, y, x)
 
 
 def fold_stride(
-    x: Tensor, weight: Tensor, stride: Triple, padding: Pads, mode: PaddingName = "zeros"
+    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Pads, mode: PaddingName = "zeros"
 ) -> tuple[Tensor, Tensor]:
     """Image and kernel of an equal convolution of stride 1 (space to depth).
 
@@ -66,17 +66,12 @@ def fold_stride(
         sizes.append(cells)
         kernels.append(taps)
     channels_last = weight.stride(1) == 1  # the only trace of the memory format where there is one channel
-    folded = _steps_to_channels(_pad(x, pads, mode), sizes, stride, channels_last)
+    x = replicate_pad(x, pads) if mode == "replicate" else F.pad(x, [n for pair in reversed(pads) for n in pair])
+    folded = _steps_to_channels(x, sizes, stride, channels_last)
     return folded, _steps_to_channels(F.pad(weight, kernel_pads), kernels, stride, channels_last)
 
 
-def _pad(x: Tensor, pads: Pads, mode: PaddingName) -> Tensor:
-    if mode == "replicate":
-        return replicate_pad(x, pads)
-    return F.pad(x, [cells for pair in reversed(pads) for cells in pair])
-
-
-def _steps_to_channels(x: Tensor, sizes: Sequence[int], stride: Triple, channels_last: bool) -> Tensor:
+def _steps_to_channels(x: Tensor, sizes: Sequence[int], stride: Sequence[int], channels_last: bool) -> Tensor:
     """(B, C, D' * s, H' * t, W' * u) -> (B, s * t * u * C, D', H', W'), channels last in memory or first."""
     batch, channels = x.shape[:2]
     (d, h, w), (s, t, u) = sizes, stride
@@ -103,25 +98,22 @@ class StridedConv(nn.Conv3d):
         shifted: Sequence[bool],
         padding: PaddingName = "zeros",
     ):
-        left = _padding_left(kernel_size // 2, shifted)
-        super().__init__(in_channels, out_channels, kernel_size, stride, left, bias=False)
+        remaining = _remaining_padding(kernel_size // 2, shifted)
+        super().__init__(in_channels, out_channels, kernel_size, stride, remaining, bias=False)
         self.shifted = tuple(shifted)
         self.mode: PaddingName = padding
         steps = math.prod(stride)
-        self.folds = steps > 1 and in_channels * steps <= _FEW_CHANNELS
+        self.folds = steps > 1 and in_channels * steps <= _MAX_FOLDED_CHANNELS
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, D, H, W) -> (B, C', ceil(D / stride), ...)."""
         padding = self.kernel_size[0] // 2
-        folds = self.folds and _is_half(x)
-        if self.mode == "zeros" and not folds:  # most of the padding then costs nothing
-            return super().forward(pad_before_stride(x, padding, self.shifted))
         both_sides = [(padding - shift, padding + shift) for shift in map(int, self.shifted)]
-        if not folds:
+        if self.folds and _is_half(x):
+            return F.conv3d(*fold_stride(x, self.weight, self.stride, both_sides, self.mode))
+        if self.mode == "replicate":
             return F.conv3d(replicate_pad(x, both_sides), self.weight, None, self.stride)
-        z, y, x_step = self.stride
-        folded, weight = fold_stride(x, self.weight, (z, y, x_step), both_sides, self.mode)
-        return F.conv3d(folded, weight)
+        return super().forward(pad_before_stride(x, padding, self.shifted))  # most of the padding then costs nothing
 
 
 def _is_half(x: Tensor) -> bool:
@@ -143,7 +135,7 @@ class StridedMaxPool(nn.Module):
         super().__init__()
         self.stride = stride
         self.shifted = tuple(shifted)
-        self.padding = _padding_left(1, shifted)
+        self.padding = _remaining_padding(1, shifted)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, D, H, W) -> (B, C, ceil(D / stride), ...)."""

@@ -1,9 +1,8 @@
 """The trainers that nnU-Net finds: ``nnUNetTrainerPGL``, its control, recipes and lengths."""
 
-from nnunetv2_pgl.trainers.demo import nnUNetTrainerPGL_demo
 from nnunetv2_pgl.trainers.paper import nnUNetTrainerPGL_paper
 from nnunetv2_pgl.trainers.pgl import nnUNetTrainerPGL, nnUNetTrainerPGLScratch
-from nnunetv2_pgl.trainers.variants import OTHER_LENGTHS, nnUNetTrainerPGL_sawtooth
+from nnunetv2_pgl.trainers.variants import OTHER_LENGTHS, nnUNetTrainerPGL_demo, nnUNetTrainerPGL_sawtooth
 
 globals().update(OTHER_LENGTHS)
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import wraps
+from collections.abc import Mapping, Sequence
 from itertools import dropwhile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -71,12 +70,7 @@ class nnUNetTrainerPGL_paper(nnUNetTrainerPGL):
     """
 
     patience = 20
-
-    @wraps(nnUNetTrainerPGL.__init__)  # type: ignore[misc]  # nnU-Net looks at the names of the arguments
-    def __init__(self, *arguments: Any, **named: Any):
-        super().__init__(*arguments, **named)
-        self.num_epochs = 100
-        self.configuration_manager.configuration["batch_size"] = 8
+    training_settings: ClassVar[Mapping[str, Any]] = {"num_epochs": 100, "batch_size": 8}
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
         """nnU-Net's optimiser without warm-up."""

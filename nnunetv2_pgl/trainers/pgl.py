@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-from typing import Any
+from collections.abc import Mapping
+from contextlib import nullcontext
+from functools import wraps
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
@@ -45,22 +48,27 @@ class nnUNetTrainerPGL(nnUNetTrainer):
     """
 
     starts_from_checkpoint = True
+    # What a variant sets in place of nnU-Net's and the plan's: num_epochs, initial_lr, batch_size, ...
+    training_settings: ClassVar[Mapping[str, Any]] = {}
 
-    def __init__(
-        self,
-        plans: dict[str, Any],
-        configuration: str,
-        fold: int,
-        dataset_json: dict[str, Any],
-        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature
-    ):
-        _require_3d(plans, configuration)
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        if device.type == "cpu":
+    @wraps(nnUNetTrainer.__init__)  # type: ignore[misc]  # nnU-Net looks at the names of the arguments
+    def __init__(self, *arguments: Any, **named: Any):
+        super().__init__(*arguments, **named)
+        for name, value in self.training_settings.items():
+            if name == "batch_size":  # nnU-Net reads it from the plan later
+                self.configuration_manager.configuration[name] = value
+            else:
+                setattr(self, name, value)
+        if self.device.type == "cpu":
             torch.set_num_threads(usable_cores())
         self._restoring = False
         try:
-            self._planned_run = PlannedRun.of(plans, fold)
+            if (dimensions := len(self.configuration_manager.patch_size)) != 3:
+                raise PGLError(
+                    f"PGL's encoder is 3D, the configuration {self.configuration_name} is {dimensions}D: use "
+                    "3d_fullres, 3d_lowres or 3d_cascade_fullres"
+                )
+            self._planned_run = PlannedRun.from_plans(self.plans_manager.plans, self.fold)
         except PGLError as error:
             raise self._stop(error) from error
 
@@ -77,8 +85,7 @@ class nnUNetTrainerPGL(nnUNetTrainer):
         Known once the network is built.
         """
         previous = len(self.label_manager.foreground_labels) if self.is_cascaded else 0
-        inputs: int = self.num_input_channels
-        return inputs - previous
+        return int(self.num_input_channels) - previous
 
     @staticmethod
     def build_network_architecture(
@@ -119,23 +126,23 @@ class nnUNetTrainerPGL(nnUNetTrainer):
             self.num_epochs += run.extra_epochs  # here, since subclasses set their length after construction
             run.seed_all(epoch=0, rank=self.local_rank)
             self.print_to_log_file(run)
+        starts_at_random = not self.starts_from_checkpoint or (run is not None and run.is_random)
         try:
-            if self._restoring or not self.starts_from_checkpoint or (run is not None and run.is_random):
+            encoder = None
+            if self._restoring or starts_at_random:
                 self._use_network(self._network_without_checkpoint(), "the random start")
-                self._initialize()
-                return
-            encoder = PretrainedEncoder.find(self.plans_manager.plans)
-            self._use_network(ModelNetwork.of(encoder.checkpoint.architecture), f"the encoder {encoder.path}")
-            self._initialize()
-            self._start_from(encoder)
+            else:
+                encoder = PretrainedEncoder.find(self.plans_manager.plans)
+                network = ModelNetwork.from_dict(encoder.checkpoint.architecture)
+                self._use_network(network, f"the encoder {encoder.path}")
+            super().initialize()
+            # The paper's network sees to bfloat16 on a CPU itself, and nnU-Net to autocast on CUDA.
+            if self.device.type == "cpu" and autocast_type(self.device) and not isinstance(self.network, PGLSegmenter):
+                train_in_cpu_bfloat16(self.network)
+            if encoder is not None:
+                self._start_from(encoder)
         except PGLError as error:
             raise self._stop(error) from error
-
-    def _initialize(self) -> None:
-        """nnU-Net's, and bfloat16 where its own network trains on a CPU that has it; on CUDA nnU-Net sees to that."""
-        super().initialize()
-        if self.device.type == "cpu" and autocast_type(self.device) and not isinstance(self.network, PGLSegmenter):
-            train_in_cpu_bfloat16(self.network)
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """The cases of ``pgl_run``, else nnU-Net's split."""
@@ -154,27 +161,22 @@ class nnUNetTrainerPGL(nnUNetTrainer):
         """nnU-Net's; with ``pgl_run`` their batches follow its seed, also where a training is continued."""
         run = self._planned_run
         if run is None:
-            loaders: tuple[Any, Any] = super().get_dataloaders()
-            return loaders
+            return super().get_dataloaders()
         with environment_variable(WORKERS, "0"):
             training, validation = (augmenter.data_loader for augmenter in super().get_dataloaders())
         make_augmentation_deterministic(training.transforms)
         # As many loading processes and batches in stock as nnU-Net has.
         processes = get_allowed_n_proc_DA()
+        fewer = min(processes, max(1, processes // 2))
+        steps, val_steps = self.num_iterations_per_epoch, self.num_val_iterations_per_epoch
 
         def seeded(loader: Any, part: int, iterations: int, processes: int, cached: int) -> Any:
             seed, first = (run.seed, self.local_rank, part), self.current_epoch * iterations
             return seeded_batches(loader, seed, first, processes, cached, pin_memory=self.device.type == "cuda")
 
         return (
-            seeded(training, TRAINING, self.num_iterations_per_epoch, processes, max(6, processes // 2)),
-            seeded(
-                validation,
-                VALIDATION,
-                self.num_val_iterations_per_epoch,
-                min(processes, max(1, processes // 2)),
-                max(3, processes // 4),
-            ),
+            seeded(training, TRAINING, steps, processes, cached=max(6, processes // 2)),
+            seeded(validation, VALIDATION, val_steps, fewer, cached=max(3, processes // 4)),
         )
 
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
@@ -189,11 +191,9 @@ class nnUNetTrainerPGL(nnUNetTrainer):
 
     def save_checkpoint(self, filename: str) -> None:
         """nnU-Net's, but a training that is killed while it saves leaves the former checkpoint whole."""
-        if self.local_rank != 0 or self.disable_checkpointing:
-            super().save_checkpoint(filename)
-            return
-        with replacing(filename) as temporary:
-            super().save_checkpoint(str(temporary))
+        saves = self.local_rank == 0 and not self.disable_checkpointing
+        with replacing(filename) if saves else nullcontext(filename) as target:
+            super().save_checkpoint(str(target))
 
     def _stop(self, error: Exception) -> SystemExit:
         """What to raise to end with one line, which is also in the log."""
@@ -211,18 +211,13 @@ class nnUNetTrainerPGL(nnUNetTrainer):
         if self.local_rank == 0:
             encoder.record(report, self.output_folder)
 
-    def _use_network(self, network: ModelNetwork, name: str) -> None:
-        """Puts what defines the network into the plans, which nnU-Net stores in the model folder for prediction.
-
-        Args:
-            network: The one to train.
-            name: What it is for, for messages.
-        """
-        network.require_plan(self.plans_manager, self.configuration_manager, name)
+    def _use_network(self, network: ModelNetwork, origin: str) -> None:
+        """Puts what defines the network into the plans, which nnU-Net stores in the model folder for prediction."""
+        network.require_plan(self.plans_manager, self.configuration_manager, origin)
         stored = self._stored_network()
         if stored is not None and stored.to_dict() != network.to_dict():
             raise PGLError(
-                f"{self.output_folder_base} holds folds of the network {stored.to_dict()}, {name} is for "
+                f"{self.output_folder_base} holds folds of the network {stored.to_dict()}, {origin} is for "
                 f"{network.to_dict()}: all folds of a model need the same; give the plans another name for it"
             )
         self.plans_manager.plans[PLANS_KEY] = network.to_dict()
@@ -234,16 +229,13 @@ class nnUNetTrainerPGL(nnUNetTrainer):
         stored, planned = self._stored_network(), self.plans_manager.plans.get(PLANS_KEY)
         if stored is not None and (self._restoring or planned is None):
             return stored
-        return ModelNetwork.of(planned or {})
+        return ModelNetwork.from_dict(planned or {})
 
     def _stored_network(self) -> ModelNetwork | None:
         """The network of the folds that are already there, if any."""
-        plans_file = os.path.join(self.output_folder_base, "plans.json")
-        if not os.path.isfile(plans_file):
-            return None
-        with open(plans_file) as file:
-            stored = json.load(file).get(PLANS_KEY)
-        return ModelNetwork.of(stored) if isinstance(stored, dict) else None
+        plans_file = Path(self.output_folder_base, "plans.json")
+        stored = json.loads(plans_file.read_text()).get(PLANS_KEY) if plans_file.is_file() else None
+        return ModelNetwork.from_dict(stored) if isinstance(stored, dict) else None
 
 
 class nnUNetTrainerPGLScratch(nnUNetTrainerPGL):
@@ -254,12 +246,3 @@ class nnUNetTrainerPGLScratch(nnUNetTrainerPGL):
     """
 
     starts_from_checkpoint = False
-
-
-def _require_3d(plans: dict[str, Any], configuration: str) -> None:
-    patch_size = PlansManager(plans).get_configuration(configuration).patch_size
-    if len(patch_size) != 3:
-        raise SystemExit(
-            f"PGL's encoder is 3D, the configuration {configuration} is {len(patch_size)}D: use 3d_fullres, 3d_lowres "
-            "or 3d_cascade_fullres"
-        )

@@ -39,7 +39,7 @@ class ModelNetwork:
 
     Attributes:
         architecture: "resnet50", "plan", or the name of one of nnU-Net's networks.
-        norm: Of the ResNet-50: its checkpoint's; without one instance norm, since batch norm works badly with
+        norm: The ResNet-50's, as in its checkpoint; without one instance norm, since batch norm works badly with
             nnU-Net's two patches per batch.
         centred: See `ResNet50Encoder`.
     """
@@ -49,7 +49,7 @@ class ModelNetwork:
     centred: bool = True
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> ModelNetwork:
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelNetwork:
         """The inverse of `to_dict`; also reads ``pgl["architecture"]`` of a checkpoint, which has a ``name``.
 
         Raises:
@@ -74,48 +74,35 @@ class ModelNetwork:
             return {"architecture": PLAN}
         return {"architecture": RESNET, "norm": self.norm, "centred": self.centred}
 
-    def require_plan(self, plans: PlansManager, configuration: ConfigurationManager, name: str) -> None:
+    def require_plan(self, plans: PlansManager, configuration: ConfigurationManager, origin: str) -> None:
         """Refuses plans whose network is of another class than the encoder is made for.
 
-        Args:
-            plans: Of the training.
-            configuration: Of them.
-            name: What the encoder is, for messages.
-
-        Raises:
-            PGLError: It says what the plan has, what the encoder is for, and how to plan for it.
+        The PGLError says what the plan has, what ``origin``, the encoder, is for, and how to plan for it.
         """
         if not self.is_planned:
             return
-        where = f"{plans.plans_name} of {plans.dataset_name}"
+        where, remedy = f"{plans.plans_name} of {plans.dataset_name}", self._how_to_plan(plans)
         try:
-            planned = PlannedNetwork.of_configuration(configuration, where)
+            planned = PlannedNetwork.from_configuration(configuration, where)
         except PlanError as error:
-            raise PGLError(f"{error}; {name} needs {how_to_plan(self.architecture, plans)}") from error
+            raise PGLError(f"{error}; {origin} needs {remedy}") from error
         if self.architecture != PLAN and planned.is_residual != (self.architecture != "plain"):
             needed = "PlainConvUNet" if self.architecture == "plain" else "ResidualEncoderUNet"
-            raise PGLError(
-                f"{where} has a {planned.short_name}, {name} is for a {needed}: {how_to_plan(self.architecture, plans)}"
-            )
+            raise PGLError(f"{where} has a {planned.short_name}, {origin} is for a {needed}: {remedy}")
 
-
-def how_to_plan(architecture: str, plans: PlansManager) -> str:
-    """The command that plans for one of nnU-Net's networks, and the option that trains with it."""
-    dataset = plans.dataset_name.split("_")[0].removeprefix("Dataset").lstrip("0")
-    _, planner, name = PLANNERS.get(architecture, PLANNERS["plain"])
-    option = "" if name == PLANNERS["plain"].plans else f" -pl {planner}"
-    return f"plan with nnUNetv2_plan_experiment -d {dataset}{option} and train with -p {name}"
+    def _how_to_plan(self, plans: PlansManager) -> str:
+        """The command that plans for the network, and the option that trains with it."""
+        dataset = plans.dataset_name.split("_")[0].removeprefix("Dataset").lstrip("0")
+        _, planner, name = PLANNERS.get(self.architecture, PLANNERS["plain"])
+        option = "" if name == PLANNERS["plain"].plans else f" -pl {planner}"
+        return f"plan with nnUNetv2_plan_experiment -d {dataset}{option} and train with -p {name}"
 
 
 def build_network(
     plans: PlansManager, configuration: ConfigurationManager, inputs: int, outputs: int, deep_supervision: bool
 ) -> nn.Module:
-    """The network that the plans name under ``pgl_network``, with random weights: nnU-Net's own, or the segmenter.
-
-    Raises:
-        PGLError: It is not known here.
-    """
-    network = ModelNetwork.of(plans.plans.get(PLANS_KEY) or {})
+    """The network that the plans name under ``pgl_network``, with random weights: nnU-Net's own, or the segmenter."""
+    network = ModelNetwork.from_dict(plans.plans.get(PLANS_KEY) or {})
     if network.is_planned:
         planned: nn.Module = nnUNetTrainer.build_network_architecture(
             plans, configuration, inputs, outputs, deep_supervision
@@ -134,7 +121,7 @@ def build_network(
 def network_strides(configuration_manager: ConfigurationManager) -> Triple:
     """Total stride per axis: the paper's (8, 16, 16), or what the plan itself pools to where that is less.
 
-    Small or isotropic patches so keep the resolution nnU-Net planned for them; the weights do not depend on it.
+    So small or isotropic patches keep the resolution that nnU-Net planned for them; the weights do not depend on it.
     """
     pooled = np.prod(np.array(configuration_manager.pool_op_kernel_sizes), axis=0)
     z, y, x = (min(paper, 1 << (int(plan).bit_length() - 1)) for paper, plan in zip(PAPER_STRIDES, pooled, strict=True))
@@ -149,7 +136,7 @@ class PlannedRun:
         initialisation: "random", or the name of the pre-training whose checkpoint the plans name.
         training_cases: Identifiers of the preprocessed cases to train on.
         validation_cases: Those to validate on.
-        seed: Of the random weights and of the batches.
+        seed: What random weights and batches are drawn by.
         extra_epochs: Epochs that the training is longer than the trainer's.
     """
 
@@ -160,7 +147,7 @@ class PlannedRun:
     extra_epochs: int = 0
 
     @classmethod
-    def of(cls, plans: Mapping[str, Any], fold: int | str) -> PlannedRun | None:
+    def from_plans(cls, plans: Mapping[str, Any], fold: int | str) -> PlannedRun | None:
         """The run of a fold that the plans describe, None if they describe no run.
 
         Raises:
@@ -193,11 +180,7 @@ class PlannedRun:
         return self.initialisation == RANDOM
 
     def require_preprocessed(self, available: Collection[str], folder: str) -> None:
-        """Refuses cases that nnU-Net has not preprocessed.
-
-        Raises:
-            PGLError: It names the first of them.
-        """
+        """Refuses cases that nnU-Net has not preprocessed, with a PGLError that names the first of them."""
         missing = [case for case in (*self.training_cases, *self.validation_cases) if case not in available]
         if missing:
             others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""

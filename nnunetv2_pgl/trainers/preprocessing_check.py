@@ -15,9 +15,7 @@ _REMEDY = "pgl_pretrain with -plans_from and -p takes it from the plan"
 def spacing_difference(pretrained: Sequence[float] | None, planned: Sequence[float]) -> str | None:
     """What the log says about the spacing; None if it is the same.
 
-    Args:
-        pretrained: Of the checkpoint in mm, in the plan's order of axes; None where it is not recorded.
-        planned: Of the plan's configuration, in its order of axes, in mm.
+    Both are in mm, in the plan's order of axes; ``pretrained`` is None where the checkpoint does not record it.
     """
     if not pretrained or len(pretrained) != len(planned):
         return "The checkpoint does not record the spacing it was pre-trained at, so it is not compared with the plan's"
@@ -46,14 +44,13 @@ def intensity_difference(
     if not pretrained:
         return "The checkpoint does not record how its intensities were normalised, so they are not compared"
     if "normalization_schemes" in pretrained:
-        different = _different_schemes(pretrained, schemes, properties)
-    else:
-        same = _Z_SCORE if pretrained.get("modality") == "other" else None  # clipping to fixed HU is not nnU-Net's
-        different = [channel for channel, scheme in enumerate(schemes) if scheme != same]
-    if not different:
+        alike = [_alike(_channel(pretrained, n), (s, properties.get(str(n)))) for n, s in enumerate(schemes)]
+    else:  # clipping to fixed HU is not nnU-Net's
+        alike = [pretrained.get("modality") == "other" and scheme == _Z_SCORE for scheme in schemes]
+    if all(alike):
         return None
-    channel = different[0]
-    which = "" if len(schemes) == 1 else f"channel {channel}" + (" and others" if len(different) > 1 else "") + ": "
+    channel = alike.index(False)
+    which = "" if len(schemes) == 1 else f"channel {channel}" + (" and others" if alike.count(False) > 1 else "") + ": "
     return (
         f"WARNING: pre-trained on {_pretrained(pretrained, channel)}, fine-tuning on {which}"
         f"{_normalised(schemes[channel], properties.get(str(channel)))}: the same tissue has other values than the "
@@ -61,41 +58,29 @@ def intensity_difference(
     )
 
 
-def _different_schemes(
-    pretrained: Mapping[str, Any], schemes: Sequence[str], properties: Mapping[str, Mapping[str, float]]
-) -> list[int]:
-    """Channels that are normalised unlike the checkpoint's channel of that number, or unlike its only one."""
-    before = list(pretrained["normalization_schemes"])
-    different = []
-    for channel, scheme in enumerate(schemes):
-        source = 0 if len(before) == 1 else channel
-        same = source < len(before) and before[source] == scheme
-        if same and scheme == _CT:
-            same = _alike(_properties_of(pretrained, source), properties.get(str(channel)))
-        if not same:
-            different.append(channel)
-    return different
+def _channel(pretrained: Mapping[str, Any], number: int) -> tuple[str, Any]:
+    """Scheme and foreground intensities of the checkpoint's channel of this number, or of its only one."""
+    schemes = pretrained["normalization_schemes"]
+    source = min(number, len(schemes) - 1)
+    return schemes[source], (pretrained.get("foreground_intensity_properties_per_channel") or {}).get(str(source))
 
 
-def _alike(before: Mapping[str, float] | None, now: Mapping[str, float] | None) -> bool:
-    """Whether nnU-Net's CT normalisation with the one gives nearly the values of the other."""
-    if not before or not now:
+def _alike(before: tuple[str, Any], now: tuple[str, Any]) -> bool:
+    """Whether the one scheme gives nearly the values of the other."""
+    (scheme, first), (other, second) = before, now
+    if scheme != other or scheme != _CT:
+        return scheme == other
+    if not first or not second:
         return False
-    tolerance = {key: _SAME_INTENSITY * now["std"] for key in ("mean", "std")}
-    tolerance |= {key: _SAME_INTENSITY * (now[_BOUNDS[1]] - now[_BOUNDS[0]]) for key in _BOUNDS}
-    return all(abs(before[key] - now[key]) <= most for key, most in tolerance.items())
-
-
-def _properties_of(pretrained: Mapping[str, Any], channel: int) -> Any:
-    return (pretrained.get("foreground_intensity_properties_per_channel") or {}).get(str(channel))
+    tolerance = {key: _SAME_INTENSITY * second["std"] for key in ("mean", "std")}
+    tolerance |= {key: _SAME_INTENSITY * (second[_BOUNDS[1]] - second[_BOUNDS[0]]) for key in _BOUNDS}
+    return all(abs(first[key] - second[key]) <= difference for key, difference in tolerance.items())
 
 
 def _pretrained(intensity: Mapping[str, Any], channel: int) -> str:
     """The checkpoint's intensities, for a channel of the plan."""
     if "normalization_schemes" in intensity:
-        schemes = intensity["normalization_schemes"]
-        source = 0 if len(schemes) == 1 else min(channel, len(schemes) - 1)
-        return _normalised(schemes[source], _properties_of(intensity, source))
+        return _normalised(*_channel(intensity, channel))
     kind = "CT" if intensity.get("modality") == "ct" else "other modalities than CT"
     clipped = " clipped to [{:g}, {:g}] HU".format(*intensity["clip"]) if intensity.get("clip") else ""
     return f"{kind}{clipped} with {intensity.get('normalisation', 'unknown normalisation')}"

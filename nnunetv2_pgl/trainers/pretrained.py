@@ -26,8 +26,9 @@ from nnunetv2_pgl.trainers.preprocessing_check import intensity_difference, spac
 from nnunetv2_pgl.transfer import LoadReport, load_decoder, load_encoder
 
 VARIABLE = "PGL_CHECKPOINT"
-DECODER_VARIABLE = "PGL_TRANSFER_DECODER"
-PARTIAL_VARIABLE = "PGL_ALLOW_PARTIAL"
+# What pretrain_info in the plans may ask for, and the variable that does so too, with its meaning.
+TRANSFER_DECODER = ("transfer_decoder", "PGL_TRANSFER_DECODER", "use the decoder too")
+ALLOW_PARTIAL = ("allow_partial", "PGL_ALLOW_PARTIAL", "start from what fits, however little")
 _RECORDED = ("method", "architecture", "epochs", "num_scans", "spacing", "datasets")
 
 
@@ -57,29 +58,12 @@ def find_encoder_checkpoint(plans: Mapping[str, Any]) -> tuple[Path, str]:
     )
 
 
-def decoder_is_wanted(plans: Mapping[str, Any]) -> bool:
-    """Whether to use the checkpoint's decoder, too.
-
-    The plans' ``pretrain_info.transfer_decoder`` asks for it, or the environment variable ``PGL_TRANSFER_DECODER``.
+def is_asked_for(plans: Mapping[str, Any], key: str, variable: str, meaning: str) -> bool:
+    """Whether the plans, under ``pretrain_info``, or an environment variable ask for something.
 
     Raises:
-        CheckpointError: If ``PGL_TRANSFER_DECODER`` is neither 0 nor 1.
+        CheckpointError: If the variable is neither 0 nor 1.
     """
-    return _is_asked_for(plans, "transfer_decoder", DECODER_VARIABLE, "use the decoder too")
-
-
-def partial_is_allowed(plans: Mapping[str, Any]) -> bool:
-    """Whether to start even if less than 90 % of the encoder's parameters can be loaded.
-
-    The plans' ``pretrain_info.allow_partial`` allows it, or the environment variable ``PGL_ALLOW_PARTIAL``.
-
-    Raises:
-        CheckpointError: If ``PGL_ALLOW_PARTIAL`` is neither 0 nor 1.
-    """
-    return _is_asked_for(plans, "allow_partial", PARTIAL_VARIABLE, "start from what fits, however little")
-
-
-def _is_asked_for(plans: Mapping[str, Any], key: str, variable: str, meaning: str) -> bool:
     in_variable = os.environ.get(variable, "0")
     if in_variable not in ("0", "1"):
         raise CheckpointError(f"{variable}={in_variable}: must be 1 ({meaning}) or 0")
@@ -109,11 +93,7 @@ class PretrainedEncoder:
 
     @classmethod
     def find(cls, plans: Mapping[str, Any]) -> PretrainedEncoder:
-        """The encoder to start from, see `find_encoder_checkpoint`.
-
-        Raises:
-            CheckpointError: It cannot be found or used.
-        """
+        """The encoder to start from, see `find_encoder_checkpoint`; a CheckpointError if it cannot be used."""
         path, named_by = find_encoder_checkpoint(plans)
         return cls(load_checkpoint(path), path, named_by)
 
@@ -135,15 +115,15 @@ class PretrainedEncoder:
         return z, y, x
 
     def load(self, network: nn.Module, plans: Mapping[str, Any], image_channels: int) -> tuple[LoadReport, str]:
-        """Copies the encoder, and the decoder if it is wanted, into a network.
+        """Copies the encoder, and the decoder if it is asked for, into a network.
 
         Args:
             network: With an ``encoder``.
-            plans: Of the training.
+            plans: The plans of the training.
             image_channels: How many of the network's input channels are images, see `load_encoder`.
 
         Returns:
-            What became of the encoder's tensors, and all in words.
+            What became of the encoder's tensors, and a summary in words.
 
         Raises:
             CheckpointError: They do not fit.
@@ -151,9 +131,10 @@ class PretrainedEncoder:
         encoder: Any = network.encoder
         axes = self.axes(plans)
         weights = with_axes(self.checkpoint.encoder_weights, axes)
-        report = load_encoder(encoder, weights, str(self.path), partial_is_allowed(plans), image_channels)
+        allow_partial = is_asked_for(plans, *ALLOW_PARTIAL)
+        report = load_encoder(encoder, weights, str(self.path), allow_partial, image_channels)
         summary = str(report)
-        if decoder_is_wanted(plans):
+        if is_asked_for(plans, *TRANSFER_DECODER):
             turned = replace(self.checkpoint, decoder_weights=with_axes(self.checkpoint.decoder_weights, axes))
             summary += f", and {load_decoder(network, turned, str(self.path))} of the decoder"
         return report, summary
@@ -163,33 +144,28 @@ class PretrainedEncoder:
     ) -> Iterator[str]:
         """What the log says: where the encoder is from, and what differs from the plan."""
         pgl = self.checkpoint.pgl
-        made = [str(pgl.get("method"))]
-        if pgl.get("epochs") is not None:
-            made.append(f"{pgl['epochs']} epochs on {pgl.get('num_scans')} scans")
-        if pgl.get("spacing"):
-            made.append(f"spacing {pgl['spacing']} mm")
+        epochs = f", {pgl['epochs']} epochs on {pgl.get('num_scans')} scans" if pgl.get("epochs") is not None else ""
+        spacing = f", spacing {pgl['spacing']} mm" if pgl.get("spacing") else ""
         yield (
             f"Starting from the encoder {self.path} (named by {self.named_by}, sha256 {self.sha256[:16]}...): "
-            f"{', '.join(made)}; {summary}"
+            f"{pgl.get('method')}{epochs}{spacing}; {summary}"
         )
-        spacing = [round(float(s), 4) for s in configuration.spacing]
         axes = self.axes(plans.plans)
         if axes != (0, 1, 2):
             order = ", ".join("zyx"[axis] for axis in axes)
             yield f"The plan has the pre-training's axes (z, y, x) in the order ({order}); kernels are turned with them"
         strides, before = encoder_strides(network), _in_order(self.checkpoint.architecture.get("strides"), axes)
         other = f" (pre-trained with {before})" if before and before != strides else ""
-        yield f"This configuration has spacing {spacing} mm and encoder strides {strides}{other}"
+        planned_spacing = [round(float(s), 4) for s in configuration.spacing]
+        yield f"This configuration has spacing {planned_spacing} mm and encoder strides {strides}{other}"
         if untrained := pgl.get("untrained_stages"):
             yield f"The pre-training did not reach {', '.join(map(str, untrained))} of the encoder, which are random"
-        schemes = configuration.normalization_schemes
-        properties = plans.foreground_intensity_properties_per_channel
-        for difference in (
+        schemes, properties = configuration.normalization_schemes, plans.foreground_intensity_properties_per_channel
+        differences = (
             spacing_difference(_in_order(pgl.get("spacing"), axes), configuration.spacing),
             intensity_difference(pgl.get("intensity"), schemes, properties),
-        ):
-            if difference:
-                yield difference
+        )
+        yield from filter(None, differences)
 
     def record(self, report: LoadReport, folder: str) -> None:
         """Writes ``pgl_checkpoint.json`` into the fold's folder."""

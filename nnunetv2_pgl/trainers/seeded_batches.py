@@ -22,8 +22,8 @@ TRAINING, VALIDATION = 1, 2  # not 0: numpy takes [..., 0] for the same seed as 
 class SeededBatches:
     """Batches of a loader whose random numbers follow from the seed and the number of the batch alone.
 
-    A process that draws every n-th of them draws the same as one that draws them all, and a training that goes on draws
-    what it would have drawn. The random state of the process is left as it was.
+    A process that draws every n-th of them draws the same as one that draws them all, and a training that is continued
+    draws what it would have drawn. The random state of the process is left as it was.
 
     Args:
         loader: nnU-Net's, which draws from torch, numpy and random.
@@ -52,15 +52,9 @@ class SeededBatches:
 def seeded_batches(
     loader: Any, seed: tuple[int, int, int], first: int, processes: int, cached: int, pin_memory: bool
 ) -> MultiThreadedAugmenter | SingleThreadedAugmenter:
-    """`SeededBatches` in the order of their numbers.
+    """`SeededBatches` in the order of their numbers, from loading processes (0: from this one).
 
-    Args:
-        loader: As there.
-        seed: As there.
-        first: As there.
-        processes: Loading processes; 0 draws in this one.
-        cached: How many batches they keep ready, all together, at least.
-        pin_memory: For a GPU.
+    Together these keep at least ``cached`` batches ready, in pinned memory for a GPU if asked.
     """
     batches = SeededBatches(loader, seed, first, processes)
     if not processes:
@@ -78,10 +72,7 @@ def seeded_batches(
 
 
 def make_augmentation_deterministic(transform: Any) -> None:
-    """Makes nnU-Net's augmentation compute the same each time.
-
-    Its blur measures whether direct or Fourier convolution is faster, which differ in the last bits.
-    """
+    """Stops nnU-Net's blur from measuring whether direct or Fourier convolution is faster: they differ in last bits."""
     if getattr(transform, "benchmark", False):
         transform.benchmark = False
     for inner in (*getattr(transform, "transforms", ()), *filter(None, [getattr(transform, "transform", None)])):
@@ -104,18 +95,17 @@ def _random_state(seed: np.random.SeedSequence) -> Iterator[None]:
 
 
 def _end_with_the_parent() -> None:
-    """Ends this loading process when the training is killed: batchgenerators' would wait for it forever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_wait_for_the_end_of, args=(parent, os.getppid()), daemon=True).start()
-
-
-def _wait_for_the_end_of(parent: Any, starter: int) -> None:
-    """Ends this process with its parent.
+    """Ends this loading process when the training is killed: batchgenerators' would wait for it forever.
 
     The id of the process that started it is looked at as well, since others may hold what `join` waits for. That is
     the parent, or with "forkserver", Python's default from 3.14 on, its server, which ends with it.
     """
-    while parent.is_alive() and os.getppid() == starter:
-        parent.join(timeout=1)
-    os._exit(1)
+    parent, starter = multiprocessing.parent_process(), os.getppid()
+
+    def wait_for_its_end() -> None:
+        while parent is not None and parent.is_alive() and os.getppid() == starter:
+            parent.join(timeout=1)
+        os._exit(1)
+
+    if parent is not None:
+        threading.Thread(target=wait_for_its_end, daemon=True).start()

@@ -1,17 +1,17 @@
-"""Variants of our trainers: other lengths, and an encoder that waits until the decoder has begun to learn.
+"""Variants of our trainers: the demo's, other lengths, and an encoder that waits until the decoder has begun to learn.
 
 nnU-Net's command line sets no number of epochs; nnU-Net, too, has a trainer for each length.
 """
 
 from __future__ import annotations
 
-from functools import wraps
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 
 from nnunetv2_pgl.networks.hardware import unwrapped
-from nnunetv2_pgl.trainers.optimisation import SawtoothPolyLRScheduler, split_group
+from nnunetv2_pgl.trainers.optimisation import SawtoothPolyLRScheduler, WarmupPolyLRScheduler, split_group
 from nnunetv2_pgl.trainers.pgl import nnUNetTrainerPGL, nnUNetTrainerPGLScratch
 
 EPOCHS = (1, 5, 10, 20, 50, 100, 250, 500)
@@ -35,24 +35,42 @@ class nnUNetTrainerPGL_sawtooth(Sawtooth):
     """`nnUNetTrainerPGL` that trains all but the encoder during the warm-up, then warms up the whole network."""
 
 
-def with_length(base: type[nnUNetTrainerPGL], suffix: str, **attributes: int) -> type[nnUNetTrainerPGL]:
-    """A trainer that differs from ``base`` in attributes set after construction, such as ``num_epochs``.
+class TrainsWithAdamW(nnUNetTrainerPGL):
+    """`nnUNetTrainerPGL` with AdamW, for trainings too short for nnU-Net's SGD."""
 
-    ``batch_size`` is that of the plan, which nnU-Net reads later than its other attributes.
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, WarmupPolyLRScheduler]:
+        """AdamW with the same schedule."""
+        fused = True if self.device.type == "cpu" else None
+        optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, weight_decay=1e-2, fused=fused)
+        return optimizer, self.learning_rates(optimizer)
+
+
+class nnUNetTrainerPGL_demo(TrainsWithAdamW):
+    """What `pgl_demo` trains with: 8 epochs of 25 single patches, AdamW and no mirroring; 2 minutes on two CPU cores.
+
+    That is too short to learn which kidney is the right one in mirrored images.
     """
 
-    @wraps(base.__init__)  # nnU-Net looks at the names of the arguments
-    def initialise(self: nnUNetTrainerPGL, *arguments: Any, **named: Any) -> None:
-        base.__init__(self, *arguments, **named)
-        for name, value in attributes.items():
-            if name == "batch_size":
-                self.configuration_manager.configuration[name] = value
-            else:
-                setattr(self, name, value)
+    training_settings: ClassVar[Mapping[str, Any]] = {
+        "initial_lr": 2e-3,
+        "num_epochs": 8,
+        "num_iterations_per_epoch": 25,
+        "num_val_iterations_per_epoch": 2,
+        "batch_size": 1,
+    }
 
-    described = ", ".join(f"{name} = {value}" for name, value in attributes.items())
-    contents = {"__init__": initialise, "__doc__": f"`{base.__name__}` with {described}."}
-    return type(f"{base.__name__}_{suffix}", (base,), contents)
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802 - nnU-Net's name
+        """nnU-Net's, without mirroring, in training and in prediction."""
+        *rotation_and_size, _ = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        self.inference_allowed_mirroring_axes = None
+        return (*rotation_and_size, None)
+
+
+def with_length(base: type[nnUNetTrainerPGL], suffix: str, **settings: int) -> type[nnUNetTrainerPGL]:
+    """A trainer that differs from ``base`` in some of its ``training_settings``, such as ``num_epochs``."""
+    described = ", ".join(f"{name} = {value}" for name, value in settings.items())
+    contents = {"training_settings": {**base.training_settings, **settings}}
+    return type(f"{base.__name__}_{suffix}", (base,), {**contents, "__doc__": f"`{base.__name__}` with {described}."})
 
 
 OTHER_LENGTHS = {

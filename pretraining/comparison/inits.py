@@ -24,7 +24,7 @@ from pretraining.training.run_folder import RunFolder
 # 8): views without flips, without crops of other size and place, and without both, so that they differ in intensity
 # alone.
 BUILT_IN = {
-    **{method.name: method.options for method in METHODS.values()},
+    **{method.name: method.comparison_options for method in METHODS.values()},
     "pgl_no_flips": "--paper -m pgl -flip_probability 0",
     "pgl_no_crops": "--paper -m pgl -scale 1 1 -min_overlap 1",
     "pgl_intensity_only": "--paper -m pgl -flip_probability 0 -scale 1 1 -min_overlap 1",

@@ -74,9 +74,9 @@ class PretrainConfig(PretrainSettings):
         if self.architecture == "resnet50":
             return None
         if self.network is not None:
-            return PlannedNetwork.of_dict(self.network, self.plans or "network")
+            return PlannedNetwork.from_dict(self.network, self.plans or "network")
         spacing = self.spacing if isinstance(self.spacing, tuple) else (1.0, 1.0, 1.0)
-        return PlannedNetwork.preset(self.architecture, self.views.size, spacing)
+        return PlannedNetwork.from_preset(self.architecture, self.views.size, spacing)
 
     @property
     def stage_strides(self) -> tuple[Triple, ...]:

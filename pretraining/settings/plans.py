@@ -65,7 +65,7 @@ def _settings(
 
         return settings | {"strides": network_strides(manager)}
     try:
-        network = PlannedNetwork.of_configuration(manager, where)
+        network = PlannedNetwork.from_configuration(manager, where)
     except PlanError as error:
         raise PGLError(f"{error}; or use its preprocessing alone with -a resnet50") from error
     return settings | {"architecture": _name(network, plans_name, architecture, where), "network": network.to_dict()}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from nnunetv2_pgl.checkpoint import CheckpointError, load_plain
+from nnunetv2_pgl.checkpoint import CheckpointError, load_weights_only
 from pretraining.objectives import Objective
 from pretraining.settings.config import PretrainConfig
 from pretraining.training.networks import make_objective
@@ -114,7 +114,7 @@ class TrainingState:
         Raises:
             CheckpointError: If the file cannot be read, is damaged, or is of another network or pool of scans.
         """
-        content = load_plain(path)
+        content = load_weights_only(path)
         if content.get("training_state") not in _READABLE_VERSIONS:
             raise CheckpointError(
                 f"{path}: not the state of a run that this version can continue; continue it with the version that it "

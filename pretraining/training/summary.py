@@ -49,7 +49,9 @@ def _preset_lines(config: PretrainConfig) -> list[str]:
     }
     lines = [name + (f", changed: {', '.join(changed.values())}" if changed else "")]
     # What no method names is used by all.
-    others = {name for method in METHODS.values() for name in method.settings} - {*METHODS[config.method].settings}
+    others = {name for method in METHODS.values() for name in method.own_settings} - {
+        *METHODS[config.method].own_settings
+    }
     if unused := [text for setting, text in changed.items() if setting.startswith(tuple(others))]:
         lines.append(f"WARNING: {config.method} does not use {', '.join(unused)}")
     if config.preset == "paper" and config.optimizer is None and config.optimizer_name != "lars":

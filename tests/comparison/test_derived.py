@@ -63,7 +63,7 @@ def test_the_plans_of_each_kind(folder: ComparisonFolder) -> None:
     longer = planned(folder, "longer:mae", 7)
     assert "pretrain_info" not in longer
     assert longer["pgl_network"] == planned(folder, "random")["pgl_network"]
-    run = PlannedRun.of(longer, 0)
+    run = PlannedRun.from_plans(longer, 0)
     assert run is not None
     assert (run.is_random, run.extra_epochs) == (True, 7)
     assert "7 epochs longer" in str(run)

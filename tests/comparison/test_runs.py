@@ -138,7 +138,7 @@ def test_plans_say_what_the_trainer_needs(nnunet: Path) -> None:
         plans = plans_of_run(made, run)
         assert plans["plans_name"] == plans_name(made, run)
         assert plans["configurations"] == BASE_PLANS["configurations"]
-        planned = PlannedRun.of(plans, run.fold)
+        planned = PlannedRun.from_plans(plans, run.fold)
         assert planned is not None
         assert (planned.initialisation, planned.seed) == (run.init, run.seed)
         order = SPLITS.folds[0].training_by_seed[run.seed]

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunetv2_pgl.dataset_conversion.collection import Case
 from nnunetv2_pgl.dataset_conversion.datasets import read_kits19
+from nnunetv2_pgl.dataset_conversion.downloaded import Case
 from nnunetv2_pgl.dataset_conversion.writing import write_dataset, z_first
 from nnunetv2_pgl.errors import PGLError
 
@@ -28,9 +28,9 @@ def world_to_value(path: Path) -> dict[tuple[float, ...], float]:
 
 
 def test_voxels_keep_their_place_and_slices_come_first(raw: Path, kits19: Make) -> None:
-    collection = read_kits19(kits19(range(6)))
-    folder = write_dataset(collection, 64)
-    for part, cases in (("Tr", collection.training), ("Ts", collection.test)):
+    dataset = read_kits19(kits19(range(6)))
+    folder = write_dataset(dataset, 64)
+    for part, cases in (("Tr", dataset.training), ("Ts", dataset.test)):
         assert cases
         for case in cases:
             image = folder / f"images{part}" / f"{case.name}_0000.nii.gz"
@@ -54,9 +54,9 @@ def test_a_copy_with_the_usual_axes_is_turned_no_further(tmp_path: Path, write_n
 
 
 def test_headers_of_the_first_release_are_refused(raw: Path, kits19: Make) -> None:
-    collection = read_kits19(kits19(range(4), affine=np.diag([3, 0.9, 0.9, 1])))
+    dataset = read_kits19(kits19(range(4), affine=np.diag([3, 0.9, 0.9, 1])))
     with pytest.raises(PGLError, match=r"pixels are 3 x 0\.9 mm"):
-        write_dataset(collection, 64)
+        write_dataset(dataset, 64)
 
 
 def test_a_label_with_another_header_is_refused(tmp_path: Path, write_nifti: Make) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunetv2_pgl.dataset_conversion.collection import Case, Collection, image_files
 from nnunetv2_pgl.dataset_conversion.datasets import BCV_LABELS, read_bcv, read_kits19, read_ribfrac
+from nnunetv2_pgl.dataset_conversion.downloaded import Case, DownloadedDataset, image_files
 from nnunetv2_pgl.dataset_conversion.msd import TASKS, read_msd
 from nnunetv2_pgl.dataset_conversion.writing import write_dataset
 from nnunetv2_pgl.errors import PGLError
@@ -24,20 +24,20 @@ def names(cases: tuple[Case, ...]) -> list[str]:
     return [case.name for case in cases]
 
 
-def assert_split(collection: Collection, training: int, test: int) -> None:
-    assert len(collection.training) == training
-    assert len(collection.test) == test
-    assert not set(names(collection.training)) & set(names(collection.test))
-    for fold in collection.folds:
-        assert sorted(fold["train"] + fold["val"]) == sorted(names(collection.training))
+def assert_split(dataset: DownloadedDataset, training: int, test: int) -> None:
+    assert len(dataset.training) == training
+    assert len(dataset.test) == test
+    assert not set(names(dataset.training)) & set(names(dataset.test))
+    for fold in dataset.folds:
+        assert sorted(fold["train"] + fold["val"]) == sorted(names(dataset.training))
 
 
 def test_ribfrac_for_pretraining_has_660_images_and_no_labels(ribfrac: Make) -> None:
-    collection = read_ribfrac(ribfrac(range(1, 661)))
-    assert names(collection.training) == [f"RibFrac{n}" for n in range(1, 661)]
-    assert collection.expected == 660
-    assert collection.labels is None
-    assert not collection.missing + collection.test + collection.notes
+    dataset = read_ribfrac(ribfrac(range(1, 661)))
+    assert names(dataset.training) == [f"RibFrac{n}" for n in range(1, 661)]
+    assert dataset.expected == 660
+    assert dataset.labels is None
+    assert not dataset.missing + dataset.test + dataset.notes
 
 
 def test_ribfrac_is_found_under_other_names_and_unpacked(tmp_path: Path, ribfrac: Make) -> None:
@@ -48,23 +48,23 @@ def test_ribfrac_is_found_under_other_names_and_unpacked(tmp_path: Path, ribfrac
     inner.mkdir()
     (folder / "ribfrac-val-images" / "RibFrac421-image.nii.gz").unlink()
     (inner / "RibFrac421-image.nii").touch()
-    collection = read_ribfrac(folder)
-    assert names(collection.training) == ["RibFrac1", "RibFrac301", "RibFrac421", "RibFrac501"]
-    assert collection.missing[0] == "RibFrac2: image missing"
-    assert len(collection.missing) == 656
+    dataset = read_ribfrac(folder)
+    assert names(dataset.training) == ["RibFrac1", "RibFrac301", "RibFrac421", "RibFrac501"]
+    assert dataset.missing[0] == "RibFrac2: image missing"
+    assert len(dataset.missing) == 656
 
 
 def test_ribfrac_parts_with_labels(ribfrac: Make) -> None:
     mask = np.zeros((4, 4, 3), np.int16)
-    collection = read_ribfrac(ribfrac([1, 2, 421, 501, 700], {1: mask, 421: mask}), with_labels=True)
-    assert names(collection.training) == ["RibFrac1", "RibFrac421"]
-    assert names(collection.test) == ["RibFrac501"]
-    assert collection.folds == ({"train": ["RibFrac1"], "val": ["RibFrac421"]},)
-    assert "RibFrac2: label missing" in collection.missing
-    assert "RibFrac502: image missing" in collection.missing
-    assert "RibFrac3: image and label missing" in collection.missing
-    assert len(collection.training) + len(collection.test) + len(collection.missing) == 660
-    assert "RibFrac700" in collection.notes[0]
+    dataset = read_ribfrac(ribfrac([1, 2, 421, 501, 700], {1: mask, 421: mask}), with_labels=True)
+    assert names(dataset.training) == ["RibFrac1", "RibFrac421"]
+    assert names(dataset.test) == ["RibFrac501"]
+    assert dataset.folds == ({"train": ["RibFrac1"], "val": ["RibFrac421"]},)
+    assert "RibFrac2: label missing" in dataset.missing
+    assert "RibFrac502: image missing" in dataset.missing
+    assert "RibFrac3: image and label missing" in dataset.missing
+    assert len(dataset.training) + len(dataset.test) + len(dataset.missing) == 660
+    assert "RibFrac700" in dataset.notes[0]
 
 
 def test_ribfrac_counts_a_fracture_of_unknown_type_as_a_fracture(raw: Path, ribfrac: Make) -> None:
@@ -98,13 +98,13 @@ def test_a_scan_that_is_there_twice_is_refused(ribfrac: Make) -> None:
 
 def test_decathlon_for_pretraining_takes_its_test_scans_too(decathlon: Make) -> None:
     assert sum(task.labelled + task.unlabelled for task in TASKS.values() if not task.num_test) == 1148
-    collection = read_msd(decathlon("Task06_Lung", 63, 32))
-    assert_split(collection, 63, 32)
-    assert collection.expected == 95
-    assert collection.labels is None
-    assert not collection.missing
-    assert not any(case.name.startswith(".") for case in collection.training)
-    assert not any(case.label for case in collection.training)
+    dataset = read_msd(decathlon("Task06_Lung", 63, 32))
+    assert_split(dataset, 63, 32)
+    assert dataset.expected == 95
+    assert dataset.labels is None
+    assert not dataset.missing
+    assert not any(case.name.startswith(".") for case in dataset.training)
+    assert not any(case.label for case in dataset.training)
 
 
 @pytest.mark.parametrize(
@@ -113,11 +113,11 @@ def test_decathlon_for_pretraining_takes_its_test_scans_too(decathlon: Make) -> 
 def test_decathlon_for_finetuning_has_the_papers_split(
     decathlon: Make, task: str, counts: tuple[int, int], split: tuple[int, int]
 ) -> None:
-    collection = read_msd(decathlon(task, *counts))
-    assert_split(collection, *split)
+    dataset = read_msd(decathlon(task, *counts))
+    assert_split(dataset, *split)
     stem = task.split("_")[1].lower()
-    assert collection.labels == {"background": 0, stem: 1, "cancer": 2}
-    assert all(case.label for case in collection.training + collection.test)
+    assert dataset.labels == {"background": 0, stem: 1, "cancer": 2}
+    assert all(case.label for case in dataset.training + dataset.test)
 
 
 def test_decathlon_names_what_is_missing(decathlon: Make) -> None:
@@ -132,18 +132,18 @@ def test_decathlon_names_what_is_missing(decathlon: Make) -> None:
 
 
 def test_decathlon_with_a_shortened_list_says_so_and_holds_out_the_same_share(decathlon: Make) -> None:
-    collection = read_msd(decathlon("Task03_Liver", 12, 0))
-    assert_split(collection, 6, 6)
-    assert "lists 12 training" in collection.notes[0]
+    dataset = read_msd(decathlon("Task03_Liver", 12, 0))
+    assert_split(dataset, 6, 6)
+    assert "lists 12 training" in dataset.notes[0]
 
 
 def test_kits19_has_the_papers_split(kits19: Make) -> None:
-    collection = read_kits19(kits19(range(210)))
-    assert_split(collection, 105, 105)
-    assert collection.expected == 210
-    assert not collection.missing
-    other = read_kits19(collection.source / "data", seed=1)
-    assert set(names(other.test)) != set(names(collection.test))
+    dataset = read_kits19(kits19(range(210)))
+    assert_split(dataset, 105, 105)
+    assert dataset.expected == 210
+    assert not dataset.missing
+    other = read_kits19(dataset.source / "data", seed=1)
+    assert set(names(other.test)) != set(names(dataset.test))
 
 
 def test_kits19_without_some_images(kits19: Make) -> None:
@@ -151,11 +151,11 @@ def test_kits19_without_some_images(kits19: Make) -> None:
     for case in ("case_00000", "case_00007"):
         (folder / "data" / case / "imaging.nii.gz").unlink()
     (folder / "data" / "case_00210" / "segmentation.nii.gz").unlink()
-    collection = read_kits19(folder)
-    assert collection.missing[:2] == ("case_00000: image missing", "case_00007: image missing")
-    assert collection.missing[2] == "case_00012: image and label missing"
-    assert len(collection.training) + len(collection.test) == 10
-    assert collection.notes == ("1 scans without labels are not used",)
+    dataset = read_kits19(folder)
+    assert dataset.missing[:2] == ("case_00000: image missing", "case_00007: image missing")
+    assert dataset.missing[2] == "case_00012: image and label missing"
+    assert len(dataset.training) + len(dataset.test) == 10
+    assert dataset.notes == ("1 scans without labels are not used",)
 
 
 def test_kits19_as_cloned_says_how_to_get_the_images(kits19: Make) -> None:
@@ -190,13 +190,13 @@ def test_bcv_splits_and_organs(bcv: Path) -> None:
 
 def test_bcv_without_a_label(bcv: Path) -> None:
     (bcv / "Training" / "label" / "label0007.nii.gz").unlink()
-    collection = read_bcv(bcv)
-    assert collection.missing == ("img0007: label missing",)
-    assert len(collection.training) + len(collection.test) == 29
+    dataset = read_bcv(bcv)
+    assert dataset.missing == ("img0007: label missing",)
+    assert len(dataset.training) + len(dataset.test) == 29
 
 
 @pytest.mark.parametrize("read", [read_ribfrac, read_kits19, read_bcv])
-def test_nothing_to_convert_is_one_line(tmp_path: Path, read: Callable[..., Collection]) -> None:
+def test_nothing_to_convert_is_one_line(tmp_path: Path, read: Callable[..., DownloadedDataset]) -> None:
     (tmp_path / "empty").mkdir()
     for folder, message in ((tmp_path / "empty", "looked for"), (tmp_path / "no such", "is not a folder")):
         with pytest.raises(PGLError, match=message) as error:
@@ -220,10 +220,10 @@ def test_what_is_no_task_of_the_decathlon(tmp_path: Path, decathlon: Make) -> No
     with pytest.raises(PGLError, match="lists no training and test scans"):
         read_msd(folder)
     (folder / "dataset.json").write_text(json.dumps({"training": [{"label": "x"}], "test": [], "labels": {}}))
-    with pytest.raises(PGLError, match=r'entry of "training" names no image'):
+    with pytest.raises(PGLError, match=r"damaged.*KeyError\('image'\)"):
         read_msd(folder)
     (folder / "dataset.json").write_text("{")
-    with pytest.raises(PGLError, match="not valid JSON"):
+    with pytest.raises(PGLError, match=r"dataset\.json is damaged.*JSONDecodeError"):
         read_msd(folder)
     (folder / "dataset.json").unlink()
     with pytest.raises(PGLError, match=r"dataset\.json is missing"):

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from nnunetv2_pgl.dataset_conversion.collection import DEFAULT_SEED, hold_out, make_folds
+from nnunetv2_pgl.dataset_conversion.downloaded import DEFAULT_SEED, hold_out, make_folds
 
 
 @pytest.mark.parametrize(

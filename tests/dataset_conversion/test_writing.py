@@ -27,12 +27,12 @@ def content(folder: Path) -> list[str]:
 
 
 def test_nnunet_accepts_a_labelled_dataset(raw: Path, kits19: Make) -> None:
-    collection = read_kits19(kits19(range(12)))
-    folder = write_dataset(collection, 64, processes=2)
+    dataset = read_kits19(kits19(range(12)))
+    folder = write_dataset(dataset, 64, processes=2)
     verify_dataset_integrity(str(folder), num_processes=1)
     labels = {part: {path.name for path in (folder / f"labels{part}").iterdir()} for part in ("Tr", "Ts")}
-    assert labels["Tr"] == {f"{case.name}.nii.gz" for case in collection.training}
-    assert labels["Ts"] == {f"{case.name}.nii.gz" for case in collection.test}
+    assert labels["Tr"] == {f"{case.name}.nii.gz" for case in dataset.training}
+    assert labels["Ts"] == {f"{case.name}.nii.gz" for case in dataset.test}
 
 
 def test_nnunet_takes_the_folds_when_it_plans(raw: Path, bcv: Path) -> None:
@@ -105,7 +105,7 @@ def test_unset_raw_folder_is_named(monkeypatch: pytest.MonkeyPatch, bcv: Path) -
 def test_an_interrupted_conversion_shows_no_dataset_and_goes_on(
     raw: Path, bcv: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    collection = read_bcv(bcv)
+    dataset = read_bcv(bcv)
     copied: list[Path] = []
     room = [9]
 
@@ -119,16 +119,16 @@ def test_an_interrupted_conversion_shows_no_dataset_and_goes_on(
 
     monkeypatch.setattr(writing.shutil, "copyfile", copy)
     with pytest.raises(OSError, match="no space"):
-        write_dataset(collection, 17)
+        write_dataset(dataset, 17)
     assert not (raw / "Dataset017_BCV").exists()
     assert len(copied) == 9
     room[0] = 100
-    folder = write_dataset(collection, 17)
+    folder = write_dataset(dataset, 17)
     assert len(copied) == len(set(copied)) == 60  # nothing twice
     assert [path.name for path in raw.iterdir()] == ["Dataset017_BCV"]
     monkeypatch.undo()
     monkeypatch.setenv("nnUNet_raw", str(raw))
-    other = write_dataset(replace(collection, name="Whole"), 18)
+    other = write_dataset(replace(dataset, name="Whole"), 18)
     for name in content(other):
         if name != "conversion.json" and name != "dataset.json":
             assert (folder / name).read_bytes() == (other / name).read_bytes()

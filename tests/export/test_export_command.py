@@ -22,7 +22,7 @@ SHA = "ab" * 32
 
 def checkpoint_of(**pgl: Any) -> EncoderCheckpoint:
     """A small encoder of nnU-Net's with all that a run records."""
-    whole = PlannedNetwork.preset("resenc_l", (8, 16, 16), (1.0, 1.0, 1.0))
+    whole = PlannedNetwork.from_preset("resenc_l", (8, 16, 16), (1.0, 1.0, 1.0))
     width = {"features_per_stage": [2] * len(whole.strides), "n_blocks_per_stage": [1] * len(whole.strides)}
     network = PlannedNetwork(whole.class_name, {**whole.kwargs, **width}, whole.requires_import)
     described = {

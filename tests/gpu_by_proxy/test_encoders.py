@@ -23,7 +23,7 @@ def make(kind: Any, norm: Any, padding: PaddingName) -> Encoder:
         if kind == "resnet50":
             encoder: Encoder = ResNet50Encoder(norm=norm, padding=padding)
         else:
-            encoder = PlannedEncoder(PlannedNetwork.preset(kind, VIEW, (3.0, 1.0, 1.0)), padding=padding)
+            encoder = PlannedEncoder(PlannedNetwork.from_preset(kind, VIEW, (3.0, 1.0, 1.0)), padding=padding)
     return encoder.to(memory_format=encoder.memory_format)
 
 

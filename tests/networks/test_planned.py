@@ -5,20 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
     ResEncUNetPlanner,
 )
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from torch import Tensor, nn
 
 from nnunetv2_pgl.networks import (
     PlanError,
-    PlannedEncoder,
     PlannedNetwork,
-    PlannedSegmenter,
-    ResNet50Encoder,
 )
 
 KWARGS = {
@@ -41,7 +36,6 @@ BLOCKS = {
     "PlainConvUNet": {"n_conv_per_stage": [2] * 4, "n_conv_per_stage_decoder": [1] * 3},
     "ResidualEncoderUNet": {"n_blocks_per_stage": [1, 2, 1, 1], "n_conv_per_stage_decoder": [1] * 3},
 }
-both = pytest.mark.parametrize("kind", list(BLOCKS))
 
 
 def network_of(kind: str) -> PlannedNetwork:
@@ -54,41 +48,8 @@ def plans_with(network: PlannedNetwork) -> dict[str, object]:
     return {"configurations": {"3d_fullres": full, "3d_child": {"inherits_from": "3d_fullres"}}}
 
 
-@both
-def test_encoder_is_that_of_nnunets_network(kind: str) -> None:
-    encoder = PlannedEncoder(network_of(kind), 2)
-    stock = network_of(kind).build(2, 3)
-    weights = {key.removeprefix("encoder."): v for key, v in stock.state_dict().items() if key.startswith("encoder.")}
-    encoder.load_state_dict(weights, strict=True)
-    x = torch.randn(1, 2, 8, 16, 16)
-    for own, theirs in zip(encoder(x), stock.encoder(x), strict=True):  # type: ignore[operator]
-        assert torch.equal(own, theirs)
-    assert [tuple(x.shape[2:]) for x in encoder(x)] == [
-        tuple(n // s for n, s in zip((8, 16, 16), strides, strict=True)) for strides in encoder.stage_strides
-    ]
-    assert [m.shape[1] for m in encoder(x)] == list(encoder.stage_channels)
-
-
-@both
-def test_what_lies_beyond_a_level_does_not_matter_to_it(kind: str) -> None:
-    encoder = PlannedEncoder(network_of(kind))
-    x = torch.randn(1, 1, 8, 16, 16)
-    encoder(x, 1)[-1].sum().backward()
-    beyond = {id(p) for stage in encoder.modules_after(1) for p in stage.parameters()}
-    assert beyond == {id(p) for p in encoder.parameters() if p.grad is None}
-    assert len(encoder(x, 1)) == 2
-    assert encoder.modules_after(-1) == []
-
-
-def test_levels_of_the_resnet() -> None:
-    encoder = ResNet50Encoder()
-    assert encoder.modules_after(3) == []
-    assert encoder.modules_after(1) == [encoder.stage2, encoder.stage3, encoder.stage4]
-    assert encoder.modules_after(0)[:2] == [encoder.pool, encoder.stage1]
-
-
 def read_from_plans(network: PlannedNetwork, configuration: str = "3d_fullres") -> PlannedNetwork:
-    return PlannedNetwork.of_configuration(
+    return PlannedNetwork.from_configuration(
         PlansManager(plans_with(network)).get_configuration(configuration), "plans.json"
     )
 
@@ -98,7 +59,7 @@ def test_plan_and_what_it_inherits() -> None:
     for configuration in ("3d_fullres", "3d_child"):
         read = read_from_plans(network, configuration)
         assert read.to_dict() == network.to_dict()
-        assert PlannedNetwork.of_dict(read.to_dict(), "x").build(1, 2) is not None
+        assert PlannedNetwork.from_dict(read.to_dict(), "x").build(1, 2) is not None
     assert network.strides == ((1, 1, 1), (1, 2, 2), (2, 4, 4), (4, 8, 8))
 
 
@@ -143,82 +104,7 @@ def test_preset_is_what_nnunet_plans(
     monkeypatch.setattr(ExperimentPlanner, rule, lambda self: normalisation)
     plan = planner(1).get_plans_for_configuration(np.array(spacing), np.array(shape), "x", 1e9, {})
     found = plan["architecture"]
-    preset = PlannedNetwork.preset(name, [int(n) for n in plan["patch_size"]], spacing).to_dict()
+    preset = PlannedNetwork.from_preset(name, [int(n) for n in plan["patch_size"]], spacing).to_dict()
     assert preset["class_name"] == found["network_class_name"]
     assert preset["requires_import"] == list(found["_kw_requires_import"])
     assert preset["kwargs"] == json.loads(json.dumps(found["arch_kwargs"]))
-
-
-class Linear(nn.Module):
-    """Stands for a norm or an activation where only places matter."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
-
-
-def centroid(encoder: PlannedEncoder, stage: int, size: int) -> list[float]:
-    """Where a cell in the middle of a map looks, in voxels from its corner: the centroid of its receptive field."""
-    x = torch.zeros(1, 1, size, size, size, requires_grad=True)
-    features = encoder(x, stage)[stage]
-    middle = [n // 2 for n in features.shape[2:]]
-    features[0, :, middle[0], middle[1], middle[2]].sum().backward()
-    assert x.grad is not None
-    weights = x.grad[0, 0].abs()
-    places = torch.arange(size) + 0.5
-    found = []
-    for axis in range(3):
-        profile = weights.sum(dim=[a for a in range(3) if a != axis])
-        found.append(
-            float((profile * places).sum() / profile.sum()) - encoder.stage_strides[stage][axis] * middle[axis]
-        )
-    return found
-
-
-def with_positive_weights(encoder: PlannedEncoder, branches: float) -> PlannedEncoder:
-    """All weights positive, no norms: what is left is where they look. ``branches`` scales the residual branches."""
-    for module in encoder.modules():
-        for name, child in module.named_children():
-            if isinstance(child, nn.InstanceNorm3d | nn.LeakyReLU):
-                setattr(module, name, Linear())
-        if hasattr(module, "all_modules"):
-            module.all_modules = nn.Sequential(*(c for c in module.all_modules if isinstance(c, nn.Conv3d)))
-        if isinstance(module, nn.Conv3d):
-            nn.init.constant_(module.weight, 1 / module.weight[0].numel())
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    for name, module in encoder.named_modules():
-        if name.endswith("conv2") and encoder.network.is_residual:
-            module.all_modules[0].weight.data *= branches  # type: ignore[union-attr, index, operator]
-    return encoder
-
-
-def test_places_of_plain_cells_are_the_centroids_of_their_receptive_fields() -> None:
-    encoder = with_positive_weights(PlannedEncoder(network_of("PlainConvUNet")), 1)
-    for stage in range(4):
-        assert centroid(encoder, stage, 48) == pytest.approx(encoder.feature_grid((48,) * 3, stage).offset, abs=1e-3)
-
-
-def test_places_of_residual_cells_lie_in_the_middle_of_what_shortcuts_and_branches_alone_give() -> None:
-    network = network_of("ResidualEncoderUNet")
-    shortcuts = with_positive_weights(PlannedEncoder(network), 0)
-    branches = with_positive_weights(PlannedEncoder(network), 1e6)
-    for stage in range(4):
-        strides = network.strides[stage]
-        first, last = centroid(shortcuts, stage, 48), centroid(branches, stage, 48)
-        assert first == pytest.approx([stride / 2 for stride in strides], abs=1e-3)
-        assert last == pytest.approx([0.5] * 3, abs=0.05)
-        middle = [(a + b) / 2 for a, b in zip(first, last, strict=True)]
-        assert shortcuts.feature_grid((48,) * 3, stage).offset == pytest.approx(middle, abs=0.05)
-
-
-@both
-def test_segmenter_is_nnunets_network(kind: str) -> None:
-    network = network_of(kind)
-    segmenter, stock = PlannedSegmenter(network, 1, 2), network.build(1, 2)
-    own = segmenter.state_dict()
-    theirs = {key: value for key, value in stock.state_dict().items() if not key.startswith("decoder.encoder.")}
-    assert own.keys() == theirs.keys()
-    segmenter.load_state_dict(theirs)
-    x = torch.randn(1, 1, 8, 16, 16)
-    assert torch.equal(segmenter(x), stock(x))
-    assert len(set(map(id, segmenter.parameters()))) == len(list(segmenter.parameters()))

@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, save_checkpoint
 from nnunetv2_pgl.extension_folder import extension_folder
-from nnunetv2_pgl.networks import ResNet50Encoder
-from nnunetv2_pgl.trainers import nnUNetTrainerPGL
+from nnunetv2_pgl.networks import PlannedEncoder, PlannedNetwork, ResNet50Encoder
+from nnunetv2_pgl.trainers import nnUNetTrainerPGL, nnUNetTrainerPGL_paper
 from pretraining.demo.datasets import write_labelled_dataset
+from tests.planned_networks import small_architecture
 
 DATASET = "Dataset502_Torso"
 
@@ -166,3 +168,39 @@ def _save_encoder(path: Path, norm: str = "batch", seed: int = 7) -> ResNet50Enc
     path.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(EncoderCheckpoint(dict(encoder.state_dict()), pgl, {}), path)
     return encoder
+
+
+@pytest.fixture
+def paper(workplace: Workplace, save_encoder: Any) -> Callable[..., nnUNetTrainerPGL_paper]:
+    """Makes the paper's trainer, with an encoder to start from; all is drawn alike in each test."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    save_encoder(workplace.results / "PGL" / "run" / "checkpoint_final.pth")
+    made: Callable[..., nnUNetTrainerPGL_paper] = lambda **attributes: workplace.make(  # noqa: E731
+        nnUNetTrainerPGL_paper, **attributes
+    )
+    return made
+
+
+@pytest.fixture
+def save_planned(workplace: Workplace) -> Callable[..., PlannedEncoder]:
+    """Writes the checkpoint of an encoder of known weights as the only run, and returns the encoder."""
+
+    def save(network: PlannedNetwork, in_channels: int = 1, **pgl: Any) -> PlannedEncoder:
+        torch.manual_seed(7)
+        encoder = PlannedEncoder(network, in_channels)
+        described = {
+            "method": "pgl",
+            "architecture": small_architecture(network, in_channels),
+            "epochs": 3,
+            "num_scans": 2,
+            "spacing": [1.5, 1.5, 1.5],
+            "intensity": {"modality": "ct", "clip": [-1024.0, 325.0], "normalisation": "z-score per scan"},
+            **pgl,
+        }
+        path = workplace.results / "PGL" / "run" / "checkpoint_final.pth"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(EncoderCheckpoint(dict(encoder.state_dict()), described, {}), path)
+        return encoder
+
+    return save

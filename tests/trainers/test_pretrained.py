@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nnunetv2_pgl.checkpoint import CheckpointError
-from nnunetv2_pgl.trainers.pretrained import decoder_is_wanted, find_encoder_checkpoint, partial_is_allowed
+from nnunetv2_pgl.trainers.pretrained import ALLOW_PARTIAL, TRANSFER_DECODER, find_encoder_checkpoint, is_asked_for
 
 
 @pytest.fixture
@@ -52,23 +52,22 @@ def test_a_named_checkpoint_that_is_missing_is_never_passed_over(
         find_encoder_checkpoint({"pretrain_info": {"checkpoint_path": "lost.pth"}})
 
 
-def test_the_decoder_is_used_on_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PGL_TRANSFER_DECODER", raising=False)
-    assert not decoder_is_wanted({"pretrain_info": {"checkpoint_path": "a.pth"}})
-    assert decoder_is_wanted({"pretrain_info": {"transfer_decoder": True}})
-    monkeypatch.setenv("PGL_TRANSFER_DECODER", "1")
-    assert decoder_is_wanted({})
-    monkeypatch.setenv("PGL_TRANSFER_DECODER", "yes")
-    with pytest.raises(CheckpointError, match="PGL_TRANSFER_DECODER=yes: must be 1"):
-        decoder_is_wanted({})
+@pytest.mark.parametrize("request_", [TRANSFER_DECODER, ALLOW_PARTIAL])
+def test_a_decoder_and_a_partial_start_are_taken_on_request_only(
+    request_: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, variable, _ = request_
+    monkeypatch.delenv(variable, raising=False)
+    assert not is_asked_for({}, *request_)
+    assert not is_asked_for({"pretrain_info": {"checkpoint_path": "a.pth"}}, *request_)
+    assert is_asked_for({"pretrain_info": {key: True}}, *request_)
+    monkeypatch.setenv(variable, "1")
+    assert is_asked_for({}, *request_)
+    monkeypatch.setenv(variable, "yes")
+    with pytest.raises(CheckpointError, match=f"{variable}=yes: must be 1"):
+        is_asked_for({}, *request_)
 
 
-def test_a_partial_start_is_allowed_on_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PGL_ALLOW_PARTIAL", raising=False)
-    assert not partial_is_allowed({})
-    assert partial_is_allowed({"pretrain_info": {"allow_partial": True}})
-    monkeypatch.setenv("PGL_ALLOW_PARTIAL", "1")
-    assert partial_is_allowed({})
-    monkeypatch.setenv("PGL_ALLOW_PARTIAL", "no")
-    with pytest.raises(CheckpointError, match="PGL_ALLOW_PARTIAL=no: must be 1"):
-        partial_is_allowed({})
+def test_requests_have_the_documented_names() -> None:
+    assert TRANSFER_DECODER[:2] == ("transfer_decoder", "PGL_TRANSFER_DECODER")
+    assert ALLOW_PARTIAL[:2] == ("allow_partial", "PGL_ALLOW_PARTIAL")

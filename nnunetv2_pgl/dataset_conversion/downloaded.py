@@ -27,13 +27,7 @@ Fold = dict[str, list[str]]
 
 @dataclass(frozen=True)
 class Licence:
-    """Terms of a dataset.
-
-    Attributes:
-        name: Name of the licence.
-        reference: Where the dataset's makers state it.
-        consequence: What it means here, as a sentence.
-    """
+    """Terms of a dataset: name, where its makers state them, and what they mean here, as a sentence."""
 
     name: str
     reference: str
@@ -54,8 +48,8 @@ Rewrite = Callable[[Case, Path, Path], None]
 
 
 @dataclass(frozen=True)
-class Collection:
-    """The cases of one dataset.
+class DownloadedDataset:
+    """The cases of one dataset and what becomes of them.
 
     Attributes:
         name: Name of the dataset without its id.
@@ -91,39 +85,27 @@ class Collection:
 
 
 def divide(cases: dict[str, Case], held_out: frozenset[str], seed: int, rule: str = "random") -> dict[str, Any]:
-    """What a `Collection` says of labelled cases that are divided: training and test set, folds and split."""
-    training = tuple(case for name, case in cases.items() if name not in held_out)
+    """Training and test set, folds and split of labelled cases, as arguments of `DownloadedDataset`."""
+    training = [name for name in cases if name not in held_out]
     return {
-        "training": training,
+        "training": tuple(cases[name] for name in training),
         "test": tuple(case for name, case in cases.items() if name in held_out),
-        "folds": make_folds([case.name for case in training], seed),
+        "folds": make_folds(training, seed),
         "split": {"rule": rule, "seed": seed},
     }
 
 
 def hold_out(cases: Sequence[str], number: int, seed: int) -> frozenset[str]:
-    """Choose the test set.
+    """Chooses test cases by the seed, whatever the order of ``cases``.
 
-    Args:
-        cases: All cases of the dataset as published, not only those at hand, so that a case's part does not depend
-            on which others were downloaded.
-        number: Size of the test set.
-        seed: Decides which; the order of ``cases`` has no influence.
-
-    Returns:
-        The names of the test cases.
+    These are all cases of the dataset as published, not only those at hand, so that a case's part does not depend on
+    which others were downloaded.
     """
-    names = sorted(cases)
-    chosen = np.random.RandomState(seed).permutation(len(names))[:number]
-    return frozenset(names[index] for index in chosen)
+    return frozenset(np.random.RandomState(seed).permutation(sorted(cases))[:number].tolist())
 
 
 def make_folds(cases: Sequence[str], seed: int) -> tuple[Fold, ...]:
-    """Divide the training cases into five folds; each case is in the validation part of one.
-
-    Args:
-        cases: The training cases at hand.
-        seed: Decides which case is in which fold.
+    """Divides the training cases at hand into folds by the seed; each case is in the validation part of one.
 
     Returns:
         Five folds, or fewer if there are fewer cases; none for a single case, which cannot be divided. Fold 0
@@ -132,11 +114,9 @@ def make_folds(cases: Sequence[str], seed: int) -> tuple[Fold, ...]:
     names = sorted(cases)
     if len(names) < 2:
         return ()
-    order = np.random.RandomState(seed).permutation(len(names))
     # array_split makes the first parts the larger ones; from the end, fold 0 is one of the smaller.
-    parts = np.array_split(order, min(NUM_FOLDS, len(names)))[::-1]
-    validation = [{names[index] for index in part} for part in parts]
-    return tuple({"train": [name for name in names if name not in val], "val": sorted(val)} for val in validation)
+    parts = np.array_split(np.random.RandomState(seed).permutation(names), min(NUM_FOLDS, len(names)))[::-1]
+    return tuple({"train": sorted({*names}.difference(part)), "val": sorted(part.tolist())} for part in parts)
 
 
 def image_files(folder: Path) -> Iterator[Path]:
@@ -161,10 +141,10 @@ def image_files(folder: Path) -> Iterator[Path]:
 
 
 def files_by_case(folder: Path, pattern: str) -> dict[str, Path]:
-    """Find the file of each case.
+    """The file of each case, at any depth below a folder.
 
     Args:
-        folder: Where to search, recursively.
+        folder: Where to search.
         pattern: Regular expression for parent folder and file name without its ending ("case_00001/imaging"); its
             group is the case.
 
@@ -173,20 +153,17 @@ def files_by_case(folder: Path, pattern: str) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for path in image_files(folder):
-        stem = re.sub(r"\.nii(\.gz)?$", "", path.name)
-        match = re.fullmatch(pattern, f"{path.parent.name}/{stem}")
-        if match is None:
-            continue
-        other = found.setdefault(match[1], path)
-        if other != path:
-            raise PGLError(f"{match[1]} is there twice, as {other} and {path}: move one of them away")
+        if match := re.fullmatch(rf"{pattern}\.nii(\.gz)?", f"{path.parent.name}/{path.name}"):
+            other = found.setdefault(match[1], path)
+            if other != path:
+                raise PGLError(f"{match[1]} is there twice, as {other} and {path}: move one of them away")
     return found
 
 
 def complete_cases(
     names: Sequence[str], images: dict[str, Path], labels: dict[str, Path] | None = None
 ) -> tuple[dict[str, Case], tuple[str, ...]]:
-    """Join images and labels.
+    """Joins images and labels.
 
     Args:
         names: The cases of the dataset as published.
@@ -199,8 +176,7 @@ def complete_cases(
     found = {"image": images} if labels is None else {"image": images, "label": labels}
     cases, missing = {}, []
     for name in names:
-        lacking = [kind for kind, files in found.items() if name not in files]
-        if lacking:
+        if lacking := [kind for kind, files in found.items() if name not in files]:
             missing.append(f"{name}: {' and '.join(lacking)} missing")
         else:
             cases[name] = Case(name, images[name], labels[name] if labels else None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -32,6 +32,8 @@ _GONE = re.compile(
     r"failed to (recv|send)|heartbeat|timed out|ncclRemoteError|NCCL communicator was aborted",
     re.IGNORECASE,
 )
+
+_NUMBERS = ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -62,22 +64,27 @@ class Processes:
         train alone: so would the others.
 
         Raises:
-            PGLError: Some of the variables are missing; the message names them.
+            PGLError: Some of the variables are missing or impossible; the message names them.
         """
         given = [name for name in ("WORLD_SIZE", "RANK") if name in os.environ]
-        if not given or os.environ.get("WORLD_SIZE") == "1":
+        if not given or (os.environ.get("WORLD_SIZE"), os.environ.get("RANK", "0")) == ("1", "0"):
             return cls()
         for names in (("WORLD_SIZE", "RANK"), ("MASTER_ADDR", "MASTER_PORT")):
             if missing := [name for name in names if not os.environ.get(name)]:
-                raise PGLError(
-                    f"the environment has {' and '.join(f'{name}={os.environ[name]}' for name in given)}, but "
-                    f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set, so that this process "
-                    f"cannot join the others; unset {' and '.join(given)} to train with this process alone or with "
-                    "-num_gpus N, or start all processes with torchrun, which sets what is needed"
-                )
-        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        local_rank = int(os.environ.get("LOCAL_RANK", 0))
-        return cls(rank, world_size, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
+                are = "is" if len(missing) == 1 else "are"
+                why = f"but {' and '.join(missing)} {are} not set, so that this process cannot join the others"
+                raise _environment_error(given, given, why)
+        try:
+            rank, world_size, port = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
+            local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+            local_rank = int(os.environ.get("LOCAL_RANK", 0))
+            is_possible = 0 <= local_rank < local_world_size <= world_size and 0 <= rank < world_size
+        except ValueError:
+            is_possible = False
+        if not is_possible or not 0 < port < 2**16:
+            numbers = [name for name in _NUMBERS if name in os.environ]
+            raise _environment_error(numbers, given, "which is impossible: ranks are whole numbers below the sizes")
+        return cls(rank, world_size, local_rank, local_world_size)
 
     @property
     def is_main(self) -> bool:
@@ -142,6 +149,14 @@ class Processes:
             return function()
         finally:
             self.store.set(f"{name}_done", "")
+
+
+def _environment_error(names: Sequence[str], to_unset: Sequence[str], why: str) -> PGLError:
+    return PGLError(
+        f"the environment has {' and '.join(f'{name}={os.environ[name]}' for name in names)}, {why}; unset "
+        f"{' and '.join(to_unset)} to train with this process alone or with -num_gpus N, or start all processes with "
+        "torchrun, which sets what is needed"
+    )
 
 
 @contextmanager

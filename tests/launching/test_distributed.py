@@ -47,9 +47,28 @@ def test_the_rank_of_a_process(environment: str, processes: Processes, monkeypat
         ("RANK=1", "has RANK=1, but WORLD_SIZE is not set, so that"),
         ("WORLD_SIZE=2 RANK=1", "has WORLD_SIZE=2 and RANK=1, but MASTER_ADDR and MASTER_PORT are not set, so that"),
         ("WORLD_SIZE=2 RANK=1 MASTER_PORT=1 MASTER_ADDR=", "but MASTER_ADDR is not set, so that"),
+        ("WORLD_SIZE=two", "has WORLD_SIZE=two, but RANK is not set, so that"),
+        ("WORLD_SIZE= RANK=0", "has WORLD_SIZE= and RANK=0, but WORLD_SIZE is not set, so that"),
+        ("WORLD_SIZE=1 RANK=1", "has WORLD_SIZE=1 and RANK=1, but MASTER_ADDR and MASTER_PORT are not set, so that"),
+        (
+            f"WORLD_SIZE=two RANK=1 {MEETING}",
+            "has WORLD_SIZE=two and RANK=1 and MASTER_PORT=29500, which is impossible",
+        ),
+        (f"WORLD_SIZE=0 RANK=0 {MEETING}", "WORLD_SIZE=0 and RANK=0 and MASTER_PORT=29500, which is impossible"),
+        (f"WORLD_SIZE=2 RANK=1.0 {MEETING}", "RANK=1.0 and MASTER_PORT=29500, which is impossible"),
+        (f"WORLD_SIZE=2 RANK=-1 {MEETING}", "RANK=-1 and MASTER_PORT=29500, which is impossible"),
+        (f"WORLD_SIZE=2 RANK=2 {MEETING}", "RANK=2 and MASTER_PORT=29500, which is impossible"),
+        (f"WORLD_SIZE=1 RANK=1 {MEETING}", "RANK=1 and MASTER_PORT=29500, which is impossible"),
+        ("WORLD_SIZE=2 RANK=1 MASTER_ADDR=a MASTER_PORT=b", "MASTER_PORT=b, which is impossible"),
+        ("WORLD_SIZE=2 RANK=1 MASTER_ADDR=a MASTER_PORT=65536", "MASTER_PORT=65536, which is impossible"),
+        (f"WORLD_SIZE=2 RANK=1 LOCAL_RANK=x {MEETING}", "LOCAL_RANK=x and MASTER_PORT=29500, which is impossible"),
+        (f"WORLD_SIZE=2 RANK=1 LOCAL_RANK=2 {MEETING}", "LOCAL_RANK=2 and MASTER_PORT=29500, which is impossible"),
+        (f"WORLD_SIZE=2 RANK=1 LOCAL_WORLD_SIZE=4 {MEETING}", "LOCAL_WORLD_SIZE=4 and MASTER_PORT=29500, which is"),
     ],
 )
-def test_an_incomplete_environment(environment: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incomplete_or_impossible_environment(
+    environment: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(environment, monkeypatch)
     with pytest.raises(PGLError) as refused:
         Processes.from_environment()
@@ -63,10 +82,12 @@ def test_an_incomplete_environment(environment: str, message: str, monkeypatch: 
 
 def test_the_command_ends_with_one_line(machine: Machine) -> None:
     """Rather than train alone, as each of the others would."""
-    output = output_of(machine.start("pgl_pretrain", "-d", "501", "-device", "cpu", WORLD_SIZE="2"), 1)
-    assert output.startswith("pgl_pretrain: the environment has WORLD_SIZE=2, ")
-    assert "RANK is not set" in output
-    assert output.count("\n") == 1
+    impossible = {"WORLD_SIZE": "2", "RANK": "x", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    for variables, why in (({"WORLD_SIZE": "2"}, "RANK is not set"), (impossible, "which is impossible")):
+        output = output_of(machine.start("pgl_pretrain", "-d", "501", "-device", "cpu", **variables), 1)
+        assert output.startswith("pgl_pretrain: the environment has WORLD_SIZE=2")
+        assert why in output
+        assert output.count("\n") == 1
 
 
 @pytest.mark.parametrize("environment", ["WORLD_SIZE=2", "WORLD_SIZE=x", "RANK=1"])

@@ -38,7 +38,8 @@ def planned_run(workplace: Workplace) -> Any:
         cases = sorted(file.stem for file in folder.glob("*.pkl"))
         folds = {"0": {"training_cases": cases[:3], "validation_cases": cases[3:]}}
         run = {"initialisation": "random", "seed": seed, "folds": folds}
-        return {**workplace.plans(), "plans_name": f"planned_{seed}", "pgl_run": run}
+        network = {"architecture": "plan"}  # a small one
+        return {**workplace.plans(), "plans_name": f"planned_{seed}", "pgl_run": run, "pgl_network": network}
 
     return plans
 

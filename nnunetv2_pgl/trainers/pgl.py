@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import wraps
+from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +23,7 @@ from nnunetv2_pgl.files import replacing
 from nnunetv2_pgl.networks import PGLSegmenter
 from nnunetv2_pgl.networks.hardware import autocast_type, train_in_cpu_bfloat16, unwrapped
 from nnunetv2_pgl.trainers.optimisation import WarmupPolyLRScheduler, fused
-from nnunetv2_pgl.trainers.plans import PLANS_KEY, ModelNetwork, PlannedRun, build_network
+from nnunetv2_pgl.trainers.plans import PLANS_KEY, ModelNetwork, PlannedRun, build_network, require_3d
 from nnunetv2_pgl.trainers.pretrained import PretrainedEncoder
 from nnunetv2_pgl.trainers.seeded_batches import (
     TRAINING,
@@ -53,6 +54,8 @@ class nnUNetTrainerPGL(nnUNetTrainer):
 
     @wraps(nnUNetTrainer.__init__)  # type: ignore[misc]  # nnU-Net looks at the names of the arguments
     def __init__(self, *arguments: Any, **named: Any):
+        given = signature(nnUNetTrainer.__init__).bind(self, *arguments, **named).arguments
+        require_3d(given["plans"], given["configuration"])  # before nnU-Net makes a folder
         super().__init__(*arguments, **named)
         for name, value in self.training_settings.items():
             if name == "batch_size":  # nnU-Net reads it from the plan later
@@ -63,11 +66,6 @@ class nnUNetTrainerPGL(nnUNetTrainer):
             torch.set_num_threads(usable_cores())
         self._restoring = False
         try:
-            if (dimensions := len(self.configuration_manager.patch_size)) != 3:
-                raise PGLError(
-                    f"PGL's encoder is 3D, the configuration {self.configuration_name} is {dimensions}D: use "
-                    "3d_fullres, 3d_lowres or 3d_cascade_fullres"
-                )
             self._planned_run = PlannedRun.from_plans(self.plans_manager.plans, self.fold)
         except PGLError as error:
             raise self._stop(error) from error

@@ -98,6 +98,16 @@ class ModelNetwork:
         return f"plan with nnUNetv2_plan_experiment -d {dataset}{option} and train with -p {name}"
 
 
+def require_3d(plans: dict[str, Any], configuration: str) -> None:
+    """Ends nnU-Net's command with one line where a configuration is not 3D."""
+    dimensions = len(PlansManager(plans).get_configuration(configuration).patch_size)
+    if dimensions != 3:
+        raise SystemExit(
+            f"PGL's encoder is 3D, the configuration {configuration} is {dimensions}D: use 3d_fullres, 3d_lowres or "
+            "3d_cascade_fullres"
+        )
+
+
 def build_network(
     plans: PlansManager, configuration: ConfigurationManager, inputs: int, outputs: int, deep_supervision: bool
 ) -> nn.Module:

@@ -206,6 +206,7 @@ def test_2d_stops_with_a_clear_line(workplace: Workplace) -> None:
     plans["configurations"]["2d"] = {**plans["configurations"]["3d_fullres"], "patch_size": [24, 32]}
     with pytest.raises(SystemExit, match="the configuration 2d is 2D: use 3d_fullres"):
         nnUNetTrainerPGL(plans, "2d", 0, workplace.dataset_json(), CPU)
+    assert not any(workplace.results.iterdir()), "nnU-Net has made no folder"
 
 
 def test_strides_follow_plan_and_paper(workplace: Workplace) -> None:

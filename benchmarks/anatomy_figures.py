@@ -43,7 +43,7 @@ class Pairs:
     scans: Sequence[Tensor]
 
     @classmethod
-    def of(cls, volumes: Sequence[Volume], config: PretrainConfig, pairs: int) -> Pairs:
+    def draw(cls, volumes: Sequence[Volume], config: PretrainConfig, pairs: int) -> Pairs:
         """Drawn as in the validation of a run; each scan has two at a time, without and with a relative flip."""
         samples = validation_samples(volumes, config.views, _SEED, pairs)
         parts = [samples[at : at + _PAIRS] for at in range(0, pairs, _PAIRS)]
@@ -60,7 +60,7 @@ def measure(
     labelled: Sequence[LabelledVolume] | None = None,
 ) -> dict[str, Any]:
     """Figures of an encoder, and under "beside" those of what it is held against."""
-    drawn = Pairs.of(volumes, config, pairs)
+    drawn = Pairs.draw(volumes, config, pairs)
     stage, size = config.stages[-1], config.views.size
     grid = encoder.feature_grid(size, stage)
     _calibrate(untrained, drawn, size)

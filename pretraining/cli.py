@@ -58,7 +58,7 @@ def _run(arguments: argparse.Namespace) -> None:
         raise PGLError("-d is missing: give dataset ids, names or folders of scans")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise PGLError("no CUDA device was found: add -device cpu (or mps)")
-    folder = RunFolder.named(options.name or _default_name(settings_of(arguments)))
+    folder = RunFolder.from_name(options.name or _default_name(settings_of(arguments)))
     if options.resume and folder.config_file.exists():
         config = PretrainConfig.load(folder.config_file)
         folder.require_same(with_options(arguments, config), config)

@@ -166,7 +166,7 @@ def test_one_dash_or_two() -> None:
 
 def test_existing_run_is_not_overwritten(nnunet: Path, pgl_pretrain: Callable[..., str]) -> None:
     write_unlabelled_dataset(nnunet / "nnUNet_raw", 501, "Small", 1, 0, shape=(4, 8, 8), spacing=(70, 40, 40))
-    folder = RunFolder.named("mine")
+    folder = RunFolder.from_name("mine")
     folder.start(PretrainConfig(("Dataset501_Small",)))
     folder.latest.write_bytes(b"precious")
     message = pgl_pretrain("-d", "501", "-o", "mine", "-device", "cpu")
@@ -178,7 +178,7 @@ def test_existing_run_is_not_overwritten(nnunet: Path, pgl_pretrain: Callable[..
 def test_continue_without_a_run_and_with_changed_settings(nnunet: Path, pgl_pretrain: Callable[..., str]) -> None:
     message = pgl_pretrain("-o", "mine", "--c", "-device", "cpu")
     assert message.endswith("mine holds no run to continue; give -d to start one")
-    folder = RunFolder.named("mine")
+    folder = RunFolder.from_name("mine")
     folder.start(PretrainConfig(("Dataset501_Small",), epochs=500))
     assert pgl_pretrain("-o", "other", "--c", "-device", "cpu").endswith("or name one that is there with -o: mine")
     message = pgl_pretrain("-o", "mine", "--c", "-epochs", "7", "-gamma", "0.5", "2", "-device", "cpu")

@@ -62,7 +62,7 @@ class Initialisation:
 
     def run_folder(self, folder: ComparisonFolder) -> RunFolder:
         """The folder of its pre-training."""
-        return RunFolder.named(f"{folder.name}_{self.name}")
+        return RunFolder.from_name(f"{folder.name}_{self.name}")
 
     def checkpoint(self, folder: ComparisonFolder) -> Path | None:
         """The checkpoint to start from, whether or not it is there yet; None for random."""

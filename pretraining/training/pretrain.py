@@ -46,7 +46,7 @@ def pretrain(config: PretrainConfig, options: RunOptions) -> None:
         PGLError, OSError: With one line for the user.
         ProcessLost: In a process that ends because another one did.
     """
-    folder = RunFolder.named(options.name)
+    folder = RunFolder.from_name(options.name)
     workers = loading_workers(options.device)
     with ExitStack() as held, process_group(options.device) as processes, StopSignals().caught() as stop:
         resume = processes.run_on_main(lambda: folder.open(config, options.resume, held))

@@ -46,7 +46,7 @@ class RunFolder:
         self._claim_file = path / "torchrun_id.txt"
 
     @classmethod
-    def named(cls, name: str) -> RunFolder:
+    def from_name(cls, name: str) -> RunFolder:
         """The folder of a run.
 
         Raises:

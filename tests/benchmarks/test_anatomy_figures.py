@@ -146,7 +146,7 @@ def test_a_patch_lies_where_the_cell_does() -> None:
     """Also where an encoder's cells lie at the edge: pairs of patches without intensity changes find each other."""
     volumes: Any = [CoordinateScan(SIZE, channels=1)]
     config = replace(KNOWN, in_channels=1)
-    pairs = Pairs.of(volumes, config, 8)
+    pairs = Pairs.draw(volumes, config, 8)
     for offset in (2.0, 0.5):
         grid = FeatureGrid((16, 20, 16), (4.0, 4.0, 4.0), (offset,) * 3)
         (batch,) = pairs.batches
@@ -176,7 +176,7 @@ def test_each_view_belongs_to_the_scan_that_it_shows(monkeypatch: pytest.MonkeyP
         return read(self, channel, start, stop) * (self is not empty)
 
     monkeypatch.setattr(CoordinateScan, "read", nothing)
-    (batch,) = Pairs.of(volumes, replace(KNOWN, in_channels=1), 8).scans
+    (batch,) = Pairs.draw(volumes, replace(KNOWN, in_channels=1), 8).scans
     assert batch.tolist() == [0, 0, 2, 2, 2, 2, 0, 0] * 2
 
 
@@ -184,8 +184,8 @@ def test_batch_norms_of_random_weights_have_seen_images() -> None:
     volumes: Any = [CoordinateScan(SIZE, channels=1)]
     untrained = nn.Sequential(nn.Conv3d(1, 4, 1), nn.BatchNorm3d(4))
     config = replace(KNOWN, in_channels=1)
-    anatomy_figures._calibrate(untrained, Pairs.of(volumes, config, 8), (16, 20, 16))  # type: ignore[arg-type]
-    views = torch.cat([b.render((16, 20, 16)) for b in Pairs.of(volumes, config, 8).batches])
+    anatomy_figures._calibrate(untrained, Pairs.draw(volumes, config, 8), (16, 20, 16))  # type: ignore[arg-type]
+    views = torch.cat([b.render((16, 20, 16)) for b in Pairs.draw(volumes, config, 8).batches])
     seen = untrained.eval()(views)
     assert torch.allclose(seen.mean(dim=(0, 2, 3, 4)), torch.zeros(4), atol=0.02)
     assert torch.allclose(seen.std(dim=(0, 2, 3, 4)), torch.ones(4), atol=0.02)

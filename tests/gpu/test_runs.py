@@ -75,12 +75,12 @@ def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def losses(name: str) -> list[float]:
-    lines = (RunFolder.named(name).path / "metrics.jsonl").read_text().splitlines()
+    lines = (RunFolder.from_name(name).path / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line)["loss"] for line in lines]
 
 
 def weights(name: str) -> dict[str, Tensor]:
-    return load_checkpoint(RunFolder.named(name).final).encoder_weights
+    return load_checkpoint(RunFolder.from_name(name).final).encoder_weights
 
 
 @pytest.mark.usefixtures("dataset", "in_float32")

@@ -264,10 +264,10 @@ def test_two_cells_are_enough_and_pgl_needs_none() -> None:
 def test_a_run_is_not_continued_with_other_settings(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    RunFolder.named("ours").start(replace(recommended(), datasets=("a",)))
+    RunFolder.from_name("ours").start(replace(recommended(), datasets=("a",)))
     line = ended(monkeypatch, capsys, "-o ours --c --paper")
     assert "preset: the run has recommended, you gave paper" in line
-    RunFolder.named("paper").start(replace(PAPER, datasets=("a",)))
+    RunFolder.from_name("paper").start(replace(PAPER, datasets=("a",)))
     assert "differ" not in ended(monkeypatch, capsys, "-o paper --c --paper")
     assert "padding: the run has zeros, you gave replicate" in ended(
         monkeypatch, capsys, "-o paper --c -padding replicate"

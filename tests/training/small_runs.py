@@ -26,7 +26,7 @@ MEASURED = {"flipped_right", "unflipped_right", "decoy", "position_code", "ceili
 
 def run(name: str, resume: bool = False, save_every: int | None = 1) -> RunFolder:
     pretrain(CONFIG, RunOptions(name, resume, "cpu", 1, save_every))
-    return RunFolder.named(name)
+    return RunFolder.from_name(name)
 
 
 def records(folder: RunFolder) -> list[dict[str, Any]]:

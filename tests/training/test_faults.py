@@ -32,7 +32,7 @@ def undisturbed(folders: Path) -> RunFolder:
 
 def run(name: str, resume: bool = False) -> RunFolder:
     pretrain(CONFIG, RunOptions(name, resume, "cpu", 1, 1))
-    return RunFolder.named(name)
+    return RunFolder.from_name(name)
 
 
 def require_equal(one: RunFolder, other: RunFolder) -> None:
@@ -42,7 +42,7 @@ def require_equal(one: RunFolder, other: RunFolder) -> None:
 
 def test_a_full_disk_costs_nothing_that_was_saved(undisturbed: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """It fills after the first epoch; the run goes on from there once there is room."""
-    full, save = RunFolder.named("full"), saving.atomic_save
+    full, save = RunFolder.from_name("full"), saving.atomic_save
 
     def save_until_it_is_full(content: Any, path: Path) -> None:
         with room_for(1_000_000) if len(content["history"]) == 2 else nullcontext():

@@ -170,7 +170,7 @@ def test_a_run_outlives_overflows(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with make.machine(tmp_path):
         monkeypatch.setattr("pretraining.training.loop.autocast_type", lambda device: torch.float16)
         pretrain(config, RunOptions("half", False, "cpu", 1, 1))
-        folder = RunFolder.named("half")
+        folder = RunFolder.from_name("half")
     assert len(calls) == 4
     assert all(map(math.isfinite, calls))
     assert folder.final.exists()

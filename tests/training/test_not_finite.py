@@ -98,7 +98,7 @@ def test_it_stops_the_run_and_nothing_of_it_is_saved(
     config = replace(make.config(), method="pgl_nce", padding="replicate", accumulate=accumulate)
     with pytest.raises(PGLError) as stop:
         pretrain(config, RunOptions(name, False, "cpu", 1, 1))
-    folder = RunFolder.named(name)
+    folder = RunFolder.from_name(name)
     assert f"gradient is not finite in epoch {epochs_saved} of {folder.path}" in str(stop.value)
     assert "\n" not in str(stop.value)
     assert all(map(math.isfinite, losses[: spoilt + 1]))

@@ -67,7 +67,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def run(name: str, config: PretrainConfig, **changes: Any) -> RunFolder:
     pretrain(config, replace(RunOptions(name, False, "cpu", 1, 1), **changes))
-    return RunFolder.named(name)
+    return RunFolder.from_name(name)
 
 
 def manifest_of(folder: RunFolder) -> dict[str, Any]:

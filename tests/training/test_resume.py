@@ -69,7 +69,7 @@ def test_what_loading_processes_draw_is_the_same_after_an_interruption(
         pretrain(config, RunOptions("genesis", False, "cpu", 1, 1))
     monkeypatch.setenv("nnUNet_n_proc_DA", "2")
     pretrain(config, RunOptions("genesis", True, "cpu", 1, 1))
-    straight, resumed = (RunFolder.named(name) for name in ("genesis_straight", "genesis"))
+    straight, resumed = (RunFolder.from_name(name) for name in ("genesis_straight", "genesis"))
     require_equal(straight, resumed)
     assert [r["deformed"] for r in records(straight)] == [r["deformed"] for r in records(resumed)]
     assert min(r["deformed"] for r in records(straight)) > 0.1
@@ -81,7 +81,7 @@ def test_blocks_and_momentum_are_the_same_after_an_interruption(folders: Path, m
     with monkeypatch.context() as patch, pytest.raises(told_to_stop(4)(patch)):
         pretrain(config, RunOptions("mae", False, "cpu", 1, 1))
     pretrain(config, RunOptions("mae", True, "cpu", 1, 1))
-    straight, resumed = (RunFolder.named(name) for name in ("mae_straight", "mae"))
+    straight, resumed = (RunFolder.from_name(name) for name in ("mae_straight", "mae"))
     require_equal(straight, resumed)
     assert [r["mean_error"] for r in records(straight)] == [r["mean_error"] for r in records(resumed)]
 
@@ -93,7 +93,7 @@ def test_records_after_the_state_are_dropped(straight: RunFolder, monkeypatch: p
         patch.setattr(loop.Run, "_save", save_but_at_the_end(loop.Run._save))
         with pytest.raises(InterruptedError):
             run("behind", save_every=None)
-    behind = RunFolder.named("behind")
+    behind = RunFolder.from_name("behind")
     assert len(records(behind)) == 2
     require_equal(straight, run("behind", resume=True))
 
@@ -108,7 +108,7 @@ def test_nothing_is_left_of_an_attempt_that_saved_nothing(
         patch.setattr(loop.Run, "_save", save_but_at_the_end(lambda self: None))
         with pytest.raises(InterruptedError):
             run(name, save_every=None)
-    folder = RunFolder.named(name)
+    folder = RunFolder.from_name(name)
     assert len(records(folder)) == 2
     assert not folder.latest.exists()
     (folder.path / "views.png").write_bytes(b"of that attempt")

@@ -92,7 +92,7 @@ def test_a_quick_run_is_saved_once_and_measured_before_and_after(
     counts = counted_run("quick", monkeypatch, seconds_of_step=1, seconds_of_measuring=20, save_every=None)
     assert counts.saved == counts.drawn == [50]
     assert counts.measured == [0, 50]
-    records = (RunFolder.named("quick").path / "metrics.jsonl").read_text().splitlines()
+    records = (RunFolder.from_name("quick").path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in records] == list(range(50))
     assert ["miss_distance" in json.loads(line) for line in records] == [False] * 49 + [True]
 
@@ -187,7 +187,7 @@ def test_the_last_state_that_cannot_be_written_is_told(folders: Path, monkeypatc
     monkeypatch.setattr(saving, "atomic_save", fail)
     with pytest.raises(OSError, match="no space"):
         pretrain(replace(CONFIG, epochs=1), RunOptions("full_at_the_end", False, "cpu", 1))
-    assert not RunFolder.named("full_at_the_end").final.exists()
+    assert not RunFolder.from_name("full_at_the_end").final.exists()
 
 
 def test_loading_does_not_wait_for_the_end_of_an_epoch(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,4 +279,4 @@ def test_a_picture_that_cannot_be_drawn_ends_no_run(folders: Path, monkeypatch: 
     monkeypatch.setattr(saving, "plot_progress", fail)
     with pytest.warns(UserWarning, match="progress.png could not be drawn: .*no such font"):
         pretrain(replace(CONFIG, epochs=1), RunOptions("no_picture", False, "cpu", 1))
-    assert RunFolder.named("no_picture").final.exists()
+    assert RunFolder.from_name("no_picture").final.exists()

@@ -36,7 +36,7 @@ def test_states_of_former_versions_are_continued(
     name = f"version_{version}_{steps}"
     with monkeypatch.context() as patch, pytest.raises(told_to_stop(steps)(patch)):
         run(name)
-    older = RunFolder.named(name)
+    older = RunFolder.from_name(name)
     torch.save(of_version(torch.load(older.latest, weights_only=True), version), older.latest)
     require_equal(straight, run(name, resume=True))
 
@@ -50,7 +50,7 @@ def test_an_epoch_of_a_former_version_that_lacks_only_its_record(
         patch.setattr(loop.Run, "_end_epoch", lambda self: None if self.state.step == 3 else end(self))
         with pytest.raises(told_to_stop(3)(patch)):
             run("lacking")
-    lacking = RunFolder.named("lacking")
+    lacking = RunFolder.from_name("lacking")
     state = of_version(torch.load(lacking.latest, weights_only=True), 2)
     assert (state["epoch"], state["so_far"]["steps"], len(state["history"])) == (0, 3, 0)
     torch.save(state, lacking.latest)
@@ -67,7 +67,7 @@ def test_records_of_the_first_version_are_continued(straight: RunFolder, monkeyp
     """Its correspondence was one share of all pairs, which stands in the curves beside what later epochs measured."""
     with monkeypatch.context() as patch, pytest.raises(told_to_stop(3)(patch)):
         run("older_records")
-    older = RunFolder.named("older_records")
+    older = RunFolder.from_name("older_records")
     state = of_version(torch.load(older.latest, weights_only=True), 2)
     history = [of_010(state["history"][0])]
     baseline = {"correspondence": 0.2, "miss_distance": 8.0}
@@ -84,7 +84,7 @@ def test_a_state_in_another_memory_layout_is_continued(straight: RunFolder, monk
     """Networks with instance norm were in channels last once; fused AdamW takes its momenta in the order of memory."""
     with monkeypatch.context() as patch, pytest.raises(told_to_stop(4)(patch)):
         run("layout")
-    folder = RunFolder.named("layout")
+    folder = RunFolder.from_name("layout")
     state = torch.load(folder.latest, weights_only=True)
     changed = 0
     for values in state["optimizer"]["state"].values():
@@ -99,7 +99,7 @@ def test_a_state_in_another_memory_layout_is_continued(straight: RunFolder, monk
 
 def test_other_scans_are_not_passed_over(straight: RunFolder, folders: Path) -> None:
     """A pool that has lost a scan would silently change what every later draw means."""
-    copied = RunFolder.named("other_scans")
+    copied = RunFolder.from_name("other_scans")
     copied.start(CONFIG)
     shutil.copy(straight.latest, copied.latest)
     shutil.copy(straight.manifest, copied.manifest)
@@ -114,7 +114,7 @@ def test_other_scans_are_not_passed_over(straight: RunFolder, folders: Path) -> 
 
 
 def test_a_truncated_state_is_named(straight: RunFolder) -> None:
-    broken = RunFolder.named("broken")
+    broken = RunFolder.from_name("broken")
     broken.start(CONFIG)
     content = straight.latest.read_bytes()
     broken.latest.write_bytes(content[: len(content) // 2])
@@ -124,7 +124,7 @@ def test_a_truncated_state_is_named(straight: RunFolder) -> None:
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_run_without_its_settings_is_named(straight: RunFolder, resume: bool) -> None:
-    bare = RunFolder.named("bare")
+    bare = RunFolder.from_name("bare")
     bare.path.mkdir(exist_ok=True)
     shutil.copy(straight.latest, bare.latest)
     with pytest.raises(PGLError, match=r"bare holds a run without its config\.json"):
@@ -135,7 +135,7 @@ def test_how_the_optimiser_computes_is_not_continued(straight: RunFolder, monkey
     """What a state was written with may not be there, or not be right, on the device and torch that continue it."""
     with monkeypatch.context() as patch, pytest.raises(told_to_stop(4)(patch)):
         run("elsewhere")
-    folder = RunFolder.named("elsewhere")
+    folder = RunFolder.from_name("elsewhere")
     state = torch.load(folder.latest, weights_only=True)
     for group in state["optimizer"]["param_groups"]:
         group.update(fused=None, foreach=True)

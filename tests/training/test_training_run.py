@@ -73,7 +73,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def straight(folders: Path) -> RunFolder:
     pretrain(CONFIG, options("straight"))
-    return RunFolder.named("straight")
+    return RunFolder.from_name("straight")
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +110,7 @@ def test_what_is_said_of_the_files_stands_in_the_log(
     monkeypatch.setattr("pretraining.training.pool.preprocess", stop)
     with pytest.raises(DataError, match="enough"):
         pretrain(replace(CONFIG, datasets=(str(tmp_path),)), options("said"))
-    (log,) = RunFolder.named("said").path.glob("training_log_*.txt")
+    (log,) = RunFolder.from_name("said").path.glob("training_log_*.txt")
     assert "ignored files that are not scans: 1 .txt" in log.read_text()
 
 
@@ -195,7 +195,7 @@ def test_the_checkpoint_says_what_it_is(straight: RunFolder) -> None:
 def test_other_methods_run_in_the_same_loop(folders: Path, method: Any, measured: set[str], cited: str) -> None:
     """An encoder for the trainer, and a decoder where one was trained."""
     pretrain(replace(CONFIG, method=method, pairs_per_epoch=2, epochs=1), options(method))
-    folder = RunFolder.named(method)
+    folder = RunFolder.from_name(method)
     (record,) = records(folder)
     common = {"epoch", "learning_rate", "seconds", "scans_per_second", "views_per_second", "waiting", *CORRESPONDENCE}
     assert common <= record.keys()
@@ -215,7 +215,7 @@ def test_mae_with_the_settings_published_for_it(folders: Path) -> None:
     small = {"datasets": CONFIG.datasets, "strides": CONFIG.strides, "validation_scans": 1, "epochs": 1}
     config = replace(published, views=replace(published.views, size=(6, 12, 16)), pairs_per_epoch=8, **small)  # type: ignore[arg-type]
     pretrain(config, options("published"))
-    folder = RunFolder.named("published")
+    folder = RunFolder.from_name("published")
     (record,) = records(folder)
     assert record["learning_rate"] == pytest.approx(1e-2 * 0.5**0.9)  # of the second of two steps
     assert 0 < record["mean_error"] < 3
@@ -235,4 +235,4 @@ def test_mae_with_the_settings_published_for_it(folders: Path) -> None:
 def test_infinite_loss_stops_the_run(folders: Path) -> None:
     with pytest.raises(PGLError, match="not finite in epoch"):
         pretrain(replace(CONFIG, learning_rate=1e30, optimizer="sgd", warmup_epochs=0), options("diverged"))
-    assert not RunFolder.named("diverged").final.exists()
+    assert not RunFolder.from_name("diverged").final.exists()

@@ -215,10 +215,7 @@ class PlanOptions:
     """A plan of nnU-Net's to follow; `settings_of_plan` makes settings of it."""
 
     plans_from: str | None = setting(
-        None,
-        "dataset to fine-tune on, already planned by nnU-Net; its labels are not read",
-        group=PLAN,
-        metavar="ID",
+        None, "dataset to fine-tune on, already planned by nnU-Net; its labels are not read", group=PLAN, metavar="ID"
     )
     plans_name: str = setting(DEFAULT_PLANS, "name of its plans", group=PLAN, name="p", metavar="PLANS")
     configuration: str = setting("3d_fullres", "configuration of the plans", group=PLAN, metavar="NAME")

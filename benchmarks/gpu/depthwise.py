@@ -12,7 +12,7 @@ from benchmarks.nnunet_networks import BATCH
 from benchmarks.report import Figure, Settings
 from nnunetv2_pgl.networks import PGLSegmenter
 from nnunetv2_pgl.networks.aspp import DepthwiseConv
-from pretraining.training.step import prepare_device
+from nnunetv2_pgl.networks.hardware import prepare_device
 
 _LAYOUTS = {"channels_last": torch.channels_last_3d, "contiguous": torch.contiguous_format}
 _TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}

@@ -1,11 +1,15 @@
-"""How networks are computed on CPUs and GPUs: precision, memory layout, and an instance norm without copies."""
+"""How networks are computed on CPUs and GPUs: precision, memory and its layout, and an instance norm without copies."""
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def autocast_type(device: torch.device) -> torch.dtype | None:
@@ -94,3 +98,27 @@ def unwrapped(network: nn.Module) -> nn.Module:
     module = getattr(network, "module", network)
     inner: nn.Module = getattr(module, "_orig_mod", module)
     return inner
+
+
+def prepare_device(device: torch.device) -> None:
+    """Settings of the whole process that make steps of always the same sizes fast."""
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+    if device.type == "cpu":
+        keep_freed_memory()
+
+
+def keep_freed_memory() -> bool:
+    """Makes glibc's allocator keep freed memory for the next step, on a CPU; returns whether that was possible.
+
+    By default every tensor of more than 32 MiB is mapped when it is made and unmapped when it is freed, so each step
+    asks the system for the same zeroed pages again: 680,000 page faults and a quarter of the time of a step of 32 views
+    of 16 x 96 x 96. Kept, the step's peak stays reserved, which training needs anyway.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False  # another C library
+    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))

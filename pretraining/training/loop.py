@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.files import write_text
-from nnunetv2_pgl.networks.hardware import autocast_type
+from nnunetv2_pgl.networks.hardware import autocast_type, prepare_device
 from pretraining.launching.distributed import Processes
 from pretraining.launching.errors import Stopped
 from pretraining.launching.stopping import AnyProcess, StopSignals
@@ -30,7 +30,7 @@ from pretraining.training.progress import RunLog, append_text, correspondence_li
 from pretraining.training.sampler import PairSampler, WeightedOrder
 from pretraining.training.saving import SaveTimes, StateWriter
 from pretraining.training.state import EpochSoFar, TrainingState, initial_state
-from pretraining.training.step import Stepper, prepare_device
+from pretraining.training.step import Stepper
 from pretraining.training.synchronised import synchronise_batch_norms
 from pretraining.views import ViewPairBatch
 

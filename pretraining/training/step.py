@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -25,32 +23,6 @@ from pretraining.training.optimisation import (
 )
 from pretraining.training.state import TrainingState
 from pretraining.views import ViewPairBatch
-
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-
-
-def prepare_device(device: torch.device) -> None:
-    """Settings of the whole process that make steps of always the same sizes fast."""
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
-    if device.type == "cpu":
-        keep_freed_memory()
-
-
-def keep_freed_memory() -> bool:
-    """Makes glibc's allocator keep freed memory for the next step, on a CPU; returns whether that was possible.
-
-    By default every tensor of more than 32 MiB is mapped when it is made and unmapped when it is freed, so each step
-    asks the system for the same zeroed pages again: 680,000 page faults and a quarter of the time of a step of 32 views
-    of 16 x 96 x 96. Kept, the step's peak stays reserved, which training needs anyway.
-    """
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False  # another C library
-    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))
 
 
 class Stepper:

@@ -13,7 +13,7 @@ SIZE = 64 << 20
 # glibc's own account: bytes mapped one by one for large blocks, and bytes of the heap, freed ones included.
 _PROBE = """
 import ctypes, json, sys, torch
-from pretraining.training.step import keep_freed_memory
+from nnunetv2_pgl.networks.hardware import keep_freed_memory
 
 class Account(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in

@@ -71,7 +71,10 @@ class Method:
         citations: What to cite: the method's papers, and PGL's, whose encoder, views and comparison all methods share.
         colour: In figures; of Okabe and Ito's palette, which the colour-blind can tell apart.
         comparison_options: Options of ``pgl_pretrain`` with which ``pgl_compare`` pre-trains it.
-        own_settings: Settings of a run that only some methods use, this one among them, as in ``config.json``.
+        own_settings: Settings in ``config.json`` that only some methods use, this one among them; a run of another
+            method that sets them gets a warning.
+        has_target: Whether a target path follows the online path, at the rate ``target_decay``.
+        changes_intensity: Whether the views have the intensity changes of section 3.2.
         aligns: Whether it aligns feature maps, and so has stages to choose.
         has_decoder: Whether it trains a segmenter's decoder, not the encoder alone.
     """
@@ -83,12 +86,17 @@ class Method:
     colour: str
     comparison_options: str
     own_settings: tuple[str, ...] = ()
+    has_target: bool = False
+    changes_intensity: bool = True
     aligns: bool = False
     has_decoder: bool = False
 
+    @property
+    def used_settings(self) -> set[str]:
+        """Of the settings that not every method uses, those that this one does."""
+        shared = {"target_decay": self.has_target, "views.intensity": self.changes_intensity}
+        return {*self.own_settings, *(name for name, is_used in shared.items() if is_used)}
 
-_OF_TWO_PATHS = ("target_decay", "views.intensity")
-_OF_ALIGNMENT = (*_OF_TWO_PATHS, "interpolated_only")
 
 METHODS = {
     method.name: method
@@ -100,7 +108,8 @@ METHODS = {
             citations=(_PGL,),
             colour="#d55e00",
             comparison_options="--paper -m pgl",
-            own_settings=_OF_ALIGNMENT,
+            own_settings=("interpolated_only",),
+            has_target=True,
             aligns=True,
         ),
         Method(
@@ -110,7 +119,8 @@ METHODS = {
             citations=(_PGL, _INFONCE),
             colour="#cc79a7",
             comparison_options="-m pgl_nce",
-            own_settings=(*_OF_ALIGNMENT, "temperature"),
+            own_settings=("interpolated_only", "temperature"),
+            has_target=True,
             aligns=True,
         ),
         Method(
@@ -120,7 +130,7 @@ METHODS = {
             citations=(_BYOL, _PGL),
             colour="#0072b2",
             comparison_options="--paper -m byol",
-            own_settings=_OF_TWO_PATHS,
+            has_target=True,
         ),
         Method(
             "models_genesis",
@@ -129,6 +139,7 @@ METHODS = {
             citations=(_MODELS_GENESIS, _PGL),
             colour="#e69f00",
             comparison_options="--paper -m models_genesis",
+            changes_intensity=False,
             has_decoder=True,
         ),
         Method(
@@ -139,6 +150,7 @@ METHODS = {
             colour="#882255",
             comparison_options="-m mae",
             own_settings=("mask_ratio",),
+            changes_intensity=False,
             has_decoder=True,
         ),
         Method(
@@ -148,7 +160,8 @@ METHODS = {
             citations=(_PGL, _MAE),
             colour="#009e73",
             comparison_options="--paper -m pgl_mae",
-            own_settings=(*_OF_ALIGNMENT, "mask_ratio", "restoration_weight"),
+            own_settings=("interpolated_only", "mask_ratio", "restoration_weight"),
+            has_target=True,
             aligns=True,
             has_decoder=True,
         ),

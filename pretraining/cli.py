@@ -118,5 +118,7 @@ def preview_entry() -> None:
         for line in [*summarise_skipped(skipped), *axis_warnings(volumes, config.views)]:
             print(f"WARNING: {line}")
         print(*geometry_lines(volumes, config), arguments.o, sep="\n")
+    except MemoryError:
+        sys.exit("pgl_preview: not enough memory for views of this size: use a smaller -patch")
     except (PGLError, OSError) as error:
         sys.exit(one_line(f"pgl_preview: {error}"))

@@ -15,7 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from nnunetv2_pgl.errors import PGLError
 
-_MAX_NUMBER = 2**63  # in a file: larger ones do not fit torch's integers
+MAX_NUMBER = 2**63  # larger ones do not fit torch's integers
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Option:
     def required(self) -> str | None:
         """The range in words; None: every number will do."""
         words = None
-        if self.least == 0 and self.most is not None:
-            words = f"must be from 0 to {self.most:g}"
+        if self.least is not None and self.most is not None:
+            words = f"must be from {self.least:g} to {self.most:g}"
         elif self.least == 0:
             words = "must not be negative"
         elif self.least is not None:
@@ -148,21 +148,28 @@ def given_values(parsed: Namespace, settings: type) -> dict[str, Any]:
     return values
 
 
-def require_ranges(settings: Any) -> None:
+def require_ranges(settings: Any, usual: Any = None) -> None:
     """Checks the values of a dataclass, and of those in it, against their ranges.
+
+    Args:
+        settings: The dataclass.
+        usual: One with the values to recommend; None: the defaults of the fields.
 
     Raises:
         PGLError: Names the option, its value and what is allowed.
     """
     for of in fields(settings):
         value, option = getattr(settings, of.name), of.metadata.get("option")
+        default = of.default if usual is None else getattr(usual, of.name)
         if is_dataclass(value):
-            require_ranges(value)
+            require_ranges(value, None if usual is None else default)
         elif option is not None and option.values and value is not None and value not in option.values:
             raise PGLError(f"{flag_of(of)} {value}: must be one of {', '.join(option.values)}")
         elif option is not None and option.required and value is not None and not option.allows(value):
-            usual = "" if of.default in (None, MISSING) else f" (default: {spelled(of.default)})"
-            raise PGLError(f"{flag_of(of)} {spelled(value)}: {option.required}{usual}")
+            recommended = "" if default in (None, MISSING) else f" (default: {spelled(default)})"
+            raise PGLError(f"{flag_of(of)} {spelled(value)}: {option.required}{recommended}")
+        elif isinstance(value, int) and value >= MAX_NUMBER:
+            raise PGLError(f"{flag_of(of)} {value}: is too large")
 
 
 def require_types(settings: Any) -> None:
@@ -233,7 +240,7 @@ def _fits(value: Any, hint: Any) -> bool:
         )
     if hint in (int, float):
         number = int if hint is int else (int, float)
-        return isinstance(value, number) and not isinstance(value, bool) and -_MAX_NUMBER < value < _MAX_NUMBER
+        return isinstance(value, number) and not isinstance(value, bool) and -MAX_NUMBER < value < MAX_NUMBER
     if is_dataclass(hint) and isinstance(value, hint):  # type: ignore[arg-type]
         require_types(value)
     return isinstance(value, hint)

@@ -75,9 +75,9 @@ def test_its_entry_is_what_its_objective_is(name: str) -> None:
     measured = set(objective.output._fields) - {"loss"}
     assert method.aligns == hasattr(objective, "stages")
     assert method.has_decoder == bool(objective.kept_decoder())
-    assert ("target_decay" in method.own_settings) == (type(objective).update_target is not Objective.update_target)
+    assert method.has_target == (type(objective).update_target is not Objective.update_target)
     known = {field.name for field in fields(PretrainConfig)}
-    assert all(setting.split(".")[0] in known for setting in method.own_settings)
+    assert all(setting.split(".")[0] in known for setting in method.used_settings)
     record = {"epoch": 1, "learning_rate": 1.0, "loss": 1.0, **dict.fromkeys(measured, 0.5)}
     lines = epoch_lines(record | dict.fromkeys(("seconds", "scans_per_second", "views_per_second", "waiting"), 0.0), 0)
     assert all(MEASURES[key].format(0.5) in "\n".join(lines) for key in measured)

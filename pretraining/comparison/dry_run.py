@@ -55,7 +55,8 @@ def print_dry_run(comparison: Comparison) -> None:
         left += [run.init] if state is not State.DONE else []
         print(f"  {run.name:<40} {number_of_training_cases(comparison, run):>5}  {state.value}")
     print("\nEstimate of time and space, rough")
-    print(f"  pre-trainings: {pretrainings_left} left; pgl_pretrain logs how long each epoch takes")
+    more = f"{pretrainings_left} left; pgl_pretrain logs how long each epoch takes"
+    print(f"  pre-trainings: {more if pretrainings_left else 'none is left'}")
     if not left:
         print("  trainings: none is left")
     elif not is_planned:

@@ -70,7 +70,7 @@ class ComparisonSettings:
         parse=_dataset,
     )
     pretrain_on: tuple[str, ...] = _pretraining(
-        MISSING, "datasets and folders, less the test cases", metavar="ID", parse=_sources, default_text="that of -d"
+        MISSING, "datasets and folders, without the test cases", metavar="ID", parse=_sources, default_text="that of -d"
     )
     inits: tuple[str, ...] = _compared(
         ("random", "models_genesis", "byol", "pgl", "pgl_nce"),

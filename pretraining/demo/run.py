@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shlex
@@ -21,6 +20,7 @@ from pretraining.console_commands import CommandRunner
 from pretraining.demo.datasets import FILE_ENDING, write_labelled_dataset, write_unlabelled_dataset
 from pretraining.demo.phantoms import LABELS
 from pretraining.demo.pictures import PredictedCase, draw_phantom, draw_predictions, read_volume
+from pretraining.settings.options import OptionParser, natural
 
 UNLABELLED_ID, UNLABELLED_NAME, N_UNLABELLED = 501, "PGLDemoUnlabelled", 16
 LABELLED_ID, LABELLED_NAME, N_TRAIN, N_TEST = 502, "PGLDemoTorso", 16, 4
@@ -105,8 +105,8 @@ def demo_entry() -> None:
         sys.exit(one_line(f"pgl_demo: {error}"))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> OptionParser:
+    parser = OptionParser(
         prog="pgl_demo",
         description="Shows all of it on generated CT phantoms: pre-training without labels, nnU-Net training from the "
         "pre-trained encoder, prediction, evaluation. Takes some minutes on a laptop CPU.",
@@ -121,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
         default="cuda" if torch.cuda.is_available() else "cpu",
         help="default: cuda where there is one, else cpu",
     )
-    parser.add_argument("-seed", "--seed", type=int, default=0, help="of phantoms and pre-training (default: 0)")
+    parser.add_argument("-seed", "--seed", type=natural, default=0, help="seed of phantoms and encoder (default: 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace a former demo in FOLDER")
     return parser
 

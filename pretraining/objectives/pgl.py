@@ -87,31 +87,32 @@ class PGL(Objective):
         """Figure 2: each view takes the online path and is compared with its partner, which takes the target path.
 
         See `Objective.forward`; nothing is drawn. ``encode`` stands in for the online encoder: it takes the views and
-        the deepest stage and gives the maps.
+        the last stage to compute and gives the maps.
         """
-        views, deepest = self.laid_out(views), self.stages[-1]
+        views, last_stage = self.laid_out(views), self.stages[-1]
         # Encode and project, in both paths (eq. 3).
         with self.autocast(views.device):
             with torch.no_grad():  # first: its maps are gone before autograd keeps those of the online path
-                targets = self._project(self.target_projectors, self.target_encoder(views, deepest))
-            projections = self._project(self.projectors, (encode or self.encoder)(views, deepest))
+                targets = self._project(self.target_projectors, self.target_encoder(views, last_stage))
+            projections = self._project(self.projectors, (encode or self.encoder)(views, last_stage))
 
         # Align, predict and compare (eq. 4 to 9).
         partners = GeometryBatch(*map(of_partners, (geometries.starts, geometries.sizes, geometries.flips)))
         halves = slice(len(views) // 2), slice(len(views) // 2, None)
         losses = []
         for projection, target, predictor, grid in zip(projections, targets, self.predictors, self.grids, strict=True):
-            aligned, inside = align(projection.float(), geometries, partners, grid)
-            aligned_target, target_inside = align(target.float(), geometries, partners, grid)
+            # FlipAlign and CSAlign in one (eq. 4 to 7): both maps at the same places of the overlap.
+            aligned, is_inside = align(projection.float(), geometries, partners, grid)
+            aligned_target, is_target_inside = align(target.float(), geometries, partners, grid)
             with self.autocast(views.device):
                 prediction = predictor(aligned)
-            # Each view's prediction meets the target of its partner at the same places (eq. 8).
-            wanted, inside = of_partners(aligned_target), inside & of_partners(target_inside)
-            valid = inside if self.interpolated_only else torch.ones_like(inside)
-            first, second = (self.loss(prediction[half], wanted[half], valid[half]) for half in halves)
-            losses.append(first + second)  # the views swap paths (eq. 9)
+            # Each view's prediction meets the target of its partner (eq. 8); the views swap paths (eq. 9).
+            partner_target, interpolated = of_partners(aligned_target), is_inside & of_partners(is_target_inside)
+            counted = interpolated if self.interpolated_only else torch.ones_like(interpolated)
+            first, second = (self.loss(prediction[half], partner_target[half], counted[half]) for half in halves)
+            losses.append(first + second)
         online = projections[-1].detach()
-        health = feature_spread(online), within_view_share(online), inside.float().mean()
+        health = feature_spread(online), within_view_share(online), interpolated.float().mean()
         return PGLOutput(torch.stack(losses).mean(), *health)
 
     def _project(self, projectors: Iterable[nn.Module], maps: Sequence[Tensor]) -> list[Tensor]:

@@ -18,7 +18,7 @@ def check_config(config: PretrainConfig) -> None:
     Raises:
         PGLError: Names the option, its value and what is allowed.
     """
-    require_ranges(config)
+    require_ranges(config, config.preset_settings)
     for problem in _problems(config):
         raise PGLError(problem)
 

@@ -34,6 +34,13 @@ class PretrainConfig(PretrainSettings):
     """
 
     @property
+    def preset_settings(self) -> PretrainConfig:
+        """The settings of `preset`, but for the datasets."""
+        if self.preset == "recommended":
+            return recommended()
+        return published_for_mae() if self.preset == "published" else PretrainConfig(datasets=())
+
+    @property
     def optimizer_name(self) -> OptimizerName:
         """The optimiser given, or the one for the batch size."""
         return self.optimizer or ("lars" if self.batch_size >= _MIN_BATCH_OF_LARS else "adamw")

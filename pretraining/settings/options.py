@@ -8,7 +8,7 @@ from dataclasses import Field, replace
 from typing import Any, NoReturn
 
 from nnunetv2_pgl.errors import PGLError
-from pretraining.option_fields import Option, add_options, given_values, spelled
+from pretraining.option_fields import MAX_NUMBER, Option, add_options, given_values, spelled
 from pretraining.settings.config import PretrainConfig, published_for_mae, recommended
 from pretraining.settings.plans import settings_of_plan
 from pretraining.settings.table import GROUPS, PlanOptions, RunOptions
@@ -51,6 +51,8 @@ def _integer(text: str, least: int) -> int:
         raise argparse.ArgumentTypeError(required) from error
     if value < least:
         raise argparse.ArgumentTypeError(required)
+    if value >= MAX_NUMBER:
+        raise argparse.ArgumentTypeError(f"{text} is too large")
     return value
 
 
@@ -69,7 +71,7 @@ def add_pretraining_options(parser: OptionParser, groups: Sequence[str] = GROUPS
         "paper",
         action="store_true",
         default=None,
-        help="the paper's settings in everything that is not given; of two defaults with a slash, the second",
+        help="the paper's settings in everything that is not given; of two defaults, the paper's is the second",
     )
     add_options(parser, OPTION_CLASSES, groups, default_of)
 

@@ -43,7 +43,7 @@ class Stepper:
         self.config, self.steps, self.warmup = config, steps, warmup
         self.state, self.model, self.rank = state, model, rank
         self.device = next(model.parameters()).device
-        self.changes_intensity = "views.intensity" in METHODS[config.method].own_settings
+        self.changes_intensity = METHODS[config.method].changes_intensity
         self.clip_norm = GRADIENT_CLIP_NORMS.get(config.optimizer_name)
 
     def __call__(self, number: int, batches: Iterator[ViewPairBatch]) -> tuple[Tensor, float]:

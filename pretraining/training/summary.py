@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from nnunetv2_pgl.errors import counted
 from nnunetv2_pgl.methods import METHODS
 from nnunetv2_pgl.networks import PLANNERS
-from pretraining.settings.config import PretrainConfig, published_for_mae, recommended
+from pretraining.settings.config import PretrainConfig
 from pretraining.settings.table import DEFAULT_PLANS
 from pretraining.training.loop import steps_per_epoch
 from pretraining.training.pool import Pool, median_spacing
@@ -18,6 +19,7 @@ def opening_lines(config: PretrainConfig, pool: Pool, device: str, processes: in
     spacing = median_spacing(pool.volumes)
     held_out = f"{len(pool.validation)} held out" if pool.validation else "none held out"
     measured_on = "" if pool.validation else ": the correspondence is measured on training scans"
+    steps = steps_per_epoch(config, len(pool.training))
     return [
         "Please cite the following when using this encoder:",
         *(text for entry in METHODS[config.method].citations for text in entry["apa_citations"]),
@@ -26,7 +28,7 @@ def opening_lines(config: PretrainConfig, pool: Pool, device: str, processes: in
         f"{len(pool.training)} scans to train on, {held_out}{measured_on}; spacing {_numbers(spacing)} mm (z, y, x)",
         f"views of {_numbers(config.views.size)} voxels, encoder strides {_numbers(config.encoder_strides)}, padding "
         f"{config.padding}, method {config.method}",
-        f"{config.epochs} epochs of {steps_per_epoch(config, len(pool.training))} steps of {config.batch_size} pairs, "
+        f"{counted(config.epochs, 'epoch')} of {counted(steps, 'step')} of {counted(config.batch_size, 'pair')}, "
         f"{config.optimizer_name}, peak learning rate {config.peak_learning_rate:g}",
         f"device {device}, {processes} process{'es' if processes > 1 else ''}",
     ]
@@ -34,24 +36,23 @@ def opening_lines(config: PretrainConfig, pool: Pool, device: str, processes: in
 
 def _preset_lines(config: PretrainConfig) -> list[str]:
     """Which settings the run has, what was changed, and which optimiser the batch has led to."""
-    base, name = {
-        "paper": (PretrainConfig(datasets=()), "The paper's settings (--paper)"),
-        "recommended": (recommended(), "The recommended settings (the paper's: --paper)"),
-        "published": (published_for_mae(), "The settings published for mae (docs/method.md)"),
+    name = {
+        "paper": "The paper's settings (--paper)",
+        "recommended": "The recommended settings (the paper's: --paper)",
+        "published": "The settings published for mae (docs/method.md)",
     }[config.preset]
     not_reported = {"datasets", "in_channels", "exclude", "network", "preprocessing", "seed", "modality", "use_masks"}
     if config.planned_network is not None:
         not_reported.add("norm")  # the network has its own
     changed = {
         setting: f"{setting} {'none' if value is None else value}"
-        for setting, value, _ in config.differences(base)
+        for setting, value, _ in config.differences(config.preset_settings)
         if setting.split(".")[0] not in not_reported
     }
     lines = [name + (f", changed: {', '.join(changed.values())}" if changed else "")]
     # What no method names is used by all.
-    others = {name for method in METHODS.values() for name in method.own_settings} - {
-        *METHODS[config.method].own_settings
-    }
+    own = METHODS[config.method].used_settings
+    others = {name for method in METHODS.values() for name in method.used_settings} - own
     if unused := [text for setting, text in changed.items() if setting.startswith(tuple(others))]:
         lines.append(f"WARNING: {config.method} does not use {', '.join(unused)}")
     if config.preset == "paper" and config.optimizer is None and config.optimizer_name != "lars":

@@ -73,6 +73,7 @@ class ViewSettings:
         name="patch",
         metavar=("Z", "Y", "X"),
         least=1,
+        most=4096,
         default_text="16 96 96, or the plan's",
     )
     scale: tuple[float, float] = setting(

@@ -170,7 +170,7 @@ def test_there_is_no_target_and_no_change_of_intensity() -> None:
     before = {name: value.clone() for name, value in mae.state_dict().items()}
     mae.update_target(0.5)
     assert all(torch.equal(value, before[name]) for name, value in mae.state_dict().items())
-    assert not {"target_decay", "views.intensity"} & {*METHODS["mae"].own_settings}
+    assert not {"target_decay", "views.intensity"} & {*METHODS["mae"].used_settings}
 
 
 def test_encoder_is_the_segmenters_stored_once_and_the_decoder_is_kept_without_its_head() -> None:

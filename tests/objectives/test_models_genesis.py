@@ -133,7 +133,7 @@ def test_there_is_no_target_to_update() -> None:
     before = {name: value.clone() for name, value in genesis.state_dict().items()}
     genesis.update_target(0.5)
     assert all(torch.equal(value, before[name]) for name, value in genesis.state_dict().items())
-    assert not {"target_decay", "views.intensity"} & {*METHODS["models_genesis"].own_settings}
+    assert not {"target_decay", "views.intensity"} & {*METHODS["models_genesis"].used_settings}
 
 
 @needs_bfloat16

@@ -53,7 +53,7 @@ class StepsWrittenOut:
         generator = torch.Generator().manual_seed(int(draws[0]))
         outputs = []
         for part in parts:
-            views = part.render(CONFIG.views.size, generator, "views.intensity" in METHODS[self.method].own_settings)
+            views = part.render(CONFIG.views.size, generator, METHODS[self.method].changes_intensity)
             outputs.append(torch.stack(list(self.objective(views, part.geometries, generator, **part.drawn))))
         values = torch.stack(outputs).mean(dim=0)
         trained = {name: p for name, p in self.objective.named_parameters() if p.requires_grad}

@@ -9,12 +9,13 @@ from typing import Any
 
 from nnunetv2_pgl.adaptation import canonical
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint
-from nnunetv2_pgl.errors import PGLError, one_line
+from nnunetv2_pgl.errors import PGLError, by, one_line
 from nnunetv2_pgl.files import sha256_of
+from nnunetv2_pgl.methods import MEASURES
 
 _METRICS = (
-    *("loss", "feature_std", "flipped_right", "unflipped_right", "decoy", "position_code", "ceiling"),
-    *("correspondence", "chance", "miss_distance", "deformed", "restoration"),  # the first two: of version 0.1.0
+    *("loss", *MEASURES, "flipped_right", "unflipped_right", "decoy", "position_code", "ceiling"),
+    *("correspondence", "chance", "miss_distance"),  # the first two: of version 0.1.0
 )
 
 
@@ -50,8 +51,8 @@ def describe(checkpoint: EncoderCheckpoint) -> list[str]:
         "data": _listed(pgl.get("datasets")),
         "scans": pgl.get("num_scans"),
         "epochs": pgl.get("epochs"),
-        "views": f"{pgl['view_size']} voxels (z, y, x)" if pgl.get("view_size") else None,
-        "spacing": f"{pgl['spacing']} mm (z, y, x)" if pgl.get("spacing") else None,
+        "views": _size(pgl.get("view_size"), "voxels"),
+        "spacing": _size(pgl.get("spacing"), "mm"),
         "intensities": _listed(pgl.get("intensity")),
         "last epoch": _listed({k: metrics[k] for k in _METRICS if k in metrics}) if isinstance(metrics, dict) else None,
         "created": pgl.get("created"),
@@ -70,6 +71,12 @@ def _network(network: dict[str, Any]) -> str:
     names = {"features_per_stage": "channels", "n_blocks_per_stage": "blocks", "n_conv_per_stage": "convolutions"}
     names |= {"kernel_sizes": "kernels", "strides": "strides"}
     return ", ".join([*described, *(f"{name} {kwargs[key]}" for key, name in names.items() if key in kwargs)])
+
+
+def _size(values: Any, unit: str) -> str | None:
+    if not values:
+        return None
+    return f"{by(values) if isinstance(values, list | tuple) else values} {unit} (z, y, x)"
 
 
 def _listed(values: Any) -> Any:

@@ -1,7 +1,4 @@
-"""The pre-training methods: what commands, reports, model cards and checkpoints say of each.
-
-A new method is entered here, in `pretraining.objectives.methods` with its networks and loss, and in ``docs/method.md``.
-"""
+"""The pre-training methods, and what commands, reports and model cards say of each (to add one: CONTRIBUTING.md)."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ from nnunetv2_pgl.networks.planned import PLANNERS, PlanError, PlannedNetwork
 from nnunetv2_pgl.networks.planned_encoder import PlannedEncoder, PlannedSegmenter
 from nnunetv2_pgl.networks.resnet3d import PAPER_STRIDES, NormName, ResNet50Encoder, resnet_stage_strides
 from nnunetv2_pgl.networks.segmenter import PGLSegmenter
+from nnunetv2_pgl.networks.strided import Triple
 
 Encoder = ResNet50Encoder | PlannedEncoder
 Segmenter = PGLSegmenter | PlannedSegmenter
@@ -24,5 +25,6 @@ __all__ = [
     "PlannedSegmenter",
     "ResNet50Encoder",
     "Segmenter",
+    "Triple",
     "resnet_stage_strides",
 ]

@@ -146,6 +146,8 @@ def _comparison(arguments: argparse.Namespace) -> Comparison:
     require_ranges(settings)
     if settings.test_fraction is not None and settings.test_cases is not None:
         raise PGLError("--test_fraction and --test_cases: give one of them")
+    if settings.configuration == "2d":
+        raise PGLError("-c 2d: PGL's encoder is 3D; use 3d_fullres or 3d_lowres")
     find_trainer(settings.trainer)
     comparison = Comparison(folder, settings, arguments.device, arguments.np)
     comparison.inits, comparison.splits  # noqa: B018 - checks them

@@ -68,7 +68,7 @@ class PGLMAE(PGL):
         mask = mask.to(views.device)
         maps: list[Tensor] = []  # all of the online encoder
 
-        def encode_masked(views: Tensor, deepest: int) -> list[Tensor]:
+        def encode_masked(views: Tensor, last_stage: int) -> list[Tensor]:
             maps.extend(self.encoder(self.laid_out(views.masked_fill(mask, 0.0))))
             return maps
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.methods import METHODS
+from nnunetv2_pgl.networks import Triple
 from pretraining.option_fields import require_ranges, spelled
 from pretraining.settings.config import PretrainConfig
-from pretraining.settings.table import Triple
 from pretraining.views.geometry import number_of_blocks
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.files import load_json
-from nnunetv2_pgl.networks import PAPER_STRIDES, PlannedNetwork, resnet_stage_strides
+from nnunetv2_pgl.networks import PAPER_STRIDES, PlannedNetwork, Triple, resnet_stage_strides
 from pretraining.option_fields import require_types
-from pretraining.settings.table import OptimizerName, PretrainSettings, Triple
+from pretraining.settings.table import OptimizerName, PretrainSettings
 from pretraining.views import IntensityRanges, ViewSettings
 from pretraining.views.pairs import Channels
 

@@ -7,25 +7,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nnunetv2_pgl.methods import METHODS
-from nnunetv2_pgl.networks import PLANNERS, PaddingName
+from nnunetv2_pgl.networks import PLANNERS, NormName, PaddingName, Triple
 from pretraining.data import resolve_source
 from pretraining.option_fields import setting
 from pretraining.settings.values import names_in, parse_spacing
 from pretraining.views import ViewSettings
 
-Triple = tuple[int, int, int]
 OptimizerName = Literal["lars", "sgd", "adamw", "nnunet"]
-Spacing = Literal["median", "native"] | tuple[float, float, float]
+SpacingSetting = Literal["median", "native"] | tuple[float, float, float]
 
 SCANS, PLAN, VIEWS = "scans", "plan of nnU-Net to follow (patch size, spacing, normalisation, network)", "views"
 TRAINING, RUN = "network and training", "run"
 DEFAULT_PLANS = "nnUNetPlans"
+_ALIGNING = ", ".join(method.name for method in METHODS.values() if method.aligns)
 GROUPS = (SCANS, PLAN, VIEWS, TRAINING, RUN)
 
 
 @dataclass(frozen=True)
 class PretrainSettings:
-    """What defines a run; the defaults are the paper's. `PretrainConfig` adds what follows from it."""
+    """What defines a run. Defaults are those of ``--paper``; `recommended` has those of pgl_pretrain without it."""
 
     datasets: tuple[str, ...] = setting(
         MISSING,
@@ -45,7 +45,7 @@ class PretrainSettings:
     use_masks: bool = setting(
         False, "take files of folders that look like segmentations by name or values, too", group=SCANS
     )
-    spacing: Spacing = setting(
+    spacing: SpacingSetting = setting(
         "median",
         "voxel spacing to resample to: median of the pool per axis, native, or three values z y x in mm",
         group=SCANS,
@@ -97,7 +97,7 @@ class PretrainSettings:
     plans: str | None = setting(
         None, "dataset, plans and configuration that preprocessing, network and size of the views come from"
     )
-    norm: Literal["batch", "instance"] = setting("batch", "norm of the ResNet-50", group=TRAINING)
+    norm: NormName = setting("batch", "norm of the ResNet-50", group=TRAINING)
     padding: PaddingName = setting(
         "zeros",
         "what the encoder sees beyond the edge of a view: zeros, which give away the place in the view, or the "
@@ -113,7 +113,7 @@ class PretrainSettings:
     )
     align_stages: tuple[int, ...] | None = setting(
         None,
-        "stages of the encoder that pgl_nce, pgl and pgl_mae align, 0 is the finest; several are averaged",
+        f"stages of the encoder to align ({_ALIGNING}), 0 is the finest; several are averaged",
         group=TRAINING,
         metavar="N",
         least=0,

@@ -36,6 +36,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="the stand-in command
         ((*TINY, "--init", "pgl", "simclr"), "--init simclr: unknown"),
         ((*TINY, "--fractions", "0"), "--fractions 0: must be above 0 and at most 1"),
         ((*TINY, "--seeds", "0"), "--seeds 0: must be at least 1"),
+        ((*TINY, "-c", "2d"), "-c 2d: PGL's encoder is 3D; use 3d_fullres or 3d_lowres"),
     ],
 )
 def test_wrong_input_ends_in_one_line(compare: CompareCommand, words: tuple[str, ...], message: str) -> None:

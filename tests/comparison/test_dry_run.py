@@ -29,7 +29,7 @@ def test_dry_run_changes_nothing(compare: CompareCommand, monkeypatch: pytest.Mo
     lines = [line.split() for line in compare.output.splitlines()]
     assert ["random_50pct_fold0_seed0", "2", "to", "do"] in lines
     assert ["pgl_100pct_fold0_seed0", "5", "done"] in lines
-    assert "pre-trainings: 0 left" in compare.output
+    assert "pre-trainings: none is left" in compare.output
     assert "trainings: unknown, a training step on cpu failed" in compare.output  # the stand-ins plan no network
 
     monkeypatch.setattr(TIME_TRAINING, lambda _: (60.0, 2e9, "timed"))

@@ -49,37 +49,36 @@ def pretrain(config: PretrainConfig, options: RunOptions) -> None:
     folder = RunFolder.from_name(options.name)
     workers = loading_workers(options.device)
     with ExitStack() as held, process_group(options.device) as processes, StopSignals().caught() as stop:
-        resume = processes.run_on_main(lambda: folder.open(config, options.resume, held))
+        continues = processes.run_on_main(lambda: folder.open(config, options.resume, held))
         log = RunLog(folder.path if processes.is_main else None)
-        if resume and not options.resume:
+        if continues and not options.resume:
             log("", "Restarted by torchrun")
-        if options.resume and not resume:
+        if options.resume and not continues:
             log("", f"WARNING: --c, but {folder.path} holds no run to continue: starting a new one")
 
         log("", "Preparing the scans of " + ", ".join(config.datasets))
         with _warnings_in(log):
-            config, volumes, sources, skipped = processes.run_on_main(
-                lambda: _prepare(config, options, processes, workers)
-            )
+            prepared = processes.run_on_main(lambda: _prepare(config, options, processes, workers))
+        config, volumes, sources, skipped = prepared
         for line in (*summarise_skipped(skipped), *axis_warnings(volumes, config.views)):
             log(f"WARNING: {line}")
         pool = split_pool(volumes, config, sources)
 
-        from_state = processes.run_on_main(lambda: resume and folder.latest.exists())
-        if resume and not from_state:
+        has_state = processes.run_on_main(lambda: continues and folder.latest.exists())
+        if continues and not has_state:
             log(f"{folder.latest.name} is not there yet: starting from the first step")
         if processes.is_main:
             manifest = Manifest.from_pool(config, pool)
-            if not (from_state and folder.manifest.exists()):  # continuing with other scans will be refused
+            if not (has_state and folder.manifest.exists()):  # continuing with other scans will be refused
                 write_text(folder.manifest, manifest.text)
             log(*opening_lines(config, pool, options.device, processes.world_size))
-            if not (from_state and folder.pictures.exists()):
+            if not (has_state and folder.pictures.exists()):
                 draw_pairs(volumes, config.views, config.seed, folder.pictures)
 
         runtime = Runtime(options.device, processes, workers, options.save_every, stop)
         stop.defer()
         with suggesting_a_smaller_batch(config, options.device, processes, workers):
-            state = train(config, pool, folder.path, runtime, log, from_state)
+            state = train(config, pool, folder.path, runtime, log, has_state)
         if processes.is_main:
             _finish(config, folder, state, pool, skipped, manifest, log)
         processes.barrier()  # until then a signal must not end those that wait

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _SPINS = "3000"  # of GNU's OpenMP, which pip's torch has on Linux; docs/performance.md compares others
 
@@ -11,35 +13,45 @@ _SPINS = "3000"  # of GNU's OpenMP, which pip's torch has on Linux; docs/perform
 def pretrain() -> None:
     """``pgl_pretrain`` and ``torchrun -m pretraining``."""
     limit_openmp_spinning()
-    try:
+    with _interrupted("pgl_pretrain: interrupted before it began"):  # importing torch takes seconds
         from pretraining.cli import pretrain_entry
-    except KeyboardInterrupt:  # importing torch takes seconds
-        sys.exit("pgl_pretrain: interrupted before it began")
     pretrain_entry()
 
 
 def preview() -> None:
     """``pgl_preview``."""
     limit_openmp_spinning()
-    from pretraining.cli import preview_entry
+    with _interrupted("pgl_preview: interrupted"):
+        from pretraining.cli import preview_entry
 
-    preview_entry()
+        preview_entry()
 
 
 def demo() -> None:
     """``pgl_demo``."""
     limit_openmp_spinning()
-    from pretraining.demo import demo_entry
+    with _interrupted("pgl_demo: interrupted; run it again with --overwrite"):
+        from pretraining.demo import demo_entry
 
-    demo_entry()
+        demo_entry()
 
 
 def compare() -> None:
     """``pgl_compare``."""
     limit_openmp_spinning()
-    from pretraining.comparison.command import compare_entry
+    with _interrupted("pgl_compare: interrupted; run the same command again to continue"):
+        from pretraining.comparison.command import compare_entry
 
-    compare_entry()
+        compare_entry()
+
+
+@contextmanager
+def _interrupted(line: str) -> Iterator[None]:
+    """Ends with one line after Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(line)
 
 
 def limit_openmp_spinning() -> None:

@@ -50,12 +50,28 @@ def test_what_the_user_has_set_stays(name: str, value: str) -> None:
     assert when_torch_is_imported("pgl_pretrain", **{name: value}) == expected[name]
 
 
-def test_an_interrupt_while_torch_is_imported_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("command", "module", "line"),
+    [
+        ("pretrain", "pretraining.cli", "pgl_pretrain: interrupted before it began"),
+        ("preview", "pretraining.cli", "pgl_preview: interrupted"),
+        ("demo", "pretraining.demo", "pgl_demo: interrupted; run it again with --overwrite"),
+        (
+            "compare",
+            "pretraining.comparison.command",
+            "pgl_compare: interrupted; run the same command again to continue",
+        ),
+    ],
+)
+def test_an_interrupt_is_one_line(monkeypatch: pytest.MonkeyPatch, command: str, module: str, line: str) -> None:
+    """As early as while torch is imported, which takes seconds."""
+
     class Importing:
         def __getattr__(self, name: str) -> None:
             raise KeyboardInterrupt
 
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    monkeypatch.setitem(sys.modules, "pretraining.cli", Importing())  # type: ignore[arg-type]
-    with pytest.raises(SystemExit, match=r"^pgl_pretrain: interrupted before it began$"):
-        entries.pretrain()
+    monkeypatch.setitem(sys.modules, module, Importing())  # type: ignore[arg-type]
+    with pytest.raises(SystemExit) as ended:
+        getattr(entries, command)()
+    assert ended.value.code == line

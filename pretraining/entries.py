@@ -39,7 +39,7 @@ def demo() -> None:
 def compare() -> None:
     """``pgl_compare``."""
     limit_openmp_spinning()
-    with _interrupted("pgl_compare: interrupted; run the same command again to continue"):
+    with _interrupted("pgl_compare: interrupted; run it again to continue"):
         from pretraining.comparison.command import compare_entry
 
         compare_entry()

@@ -59,7 +59,7 @@ def test_what_the_user_has_set_stays(name: str, value: str) -> None:
         (
             "compare",
             "pretraining.comparison.command",
-            "pgl_compare: interrupted; run the same command again to continue",
+            "pgl_compare: interrupted; run it again to continue",
         ),
     ],
 )

@@ -14,7 +14,8 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from nnunetv2_pgl.files import write_nifti
-from pretraining.demo.phantoms import DEFAULT_SHAPE, DEFAULT_SPACING, LABELS, Phantom, Vector, make_phantom
+from pretraining.demo.ellipsoids import Vector
+from pretraining.demo.phantoms import DEFAULT_SHAPE, DEFAULT_SPACING, LABELS, Phantom, make_phantom
 
 FILE_ENDING = ".nii.gz"
 _SPACING_JITTER = 0.1  # relative

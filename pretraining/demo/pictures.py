@@ -16,7 +16,8 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from nnunetv2_pgl.files import replacing
-from pretraining.demo.phantoms import LABELS, Vector
+from pretraining.demo.ellipsoids import Vector
+from pretraining.demo.phantoms import LABELS
 
 _WINDOW_HU = (-160, 240)  # soft tissue
 _COLOURS = ("#d1603d", "#3f88c5", "#f2b705", "#7fb069", "#e4007f", "#b79ced", "#56c5d0")  # in the order of LABELS

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from pretraining.demo.phantoms import DEFAULT_SHAPE, LABELS, Ellipsoid, Phantom, make_phantom, rotation_matrix
+from pretraining.demo.ellipsoids import Ellipsoid, rotation_matrix
+from pretraining.demo.phantoms import DEFAULT_SHAPE, LABELS, Phantom, make_phantom
 
 # Millilitres, generous around adults' organs; the phantom's field of view cuts lungs and spine.
 PLAUSIBLE_ML = {

@@ -12,6 +12,7 @@ import torch
 from nnunetv2_pgl.networks import FeatureGrid, PlannedEncoder
 from pretraining.training.correspondence import (
     Correspondence,
+    calibrate_norms,
     compare_maps,
     measure_correspondence,
     nearest,
@@ -240,3 +241,42 @@ def test_nearest_by_hand() -> None:
     second = 7 * torch.eye(8)[:, [3, 1, 2, 0, 4, 5, 6, 7]].reshape(1, 8, 2, 2, 2)
     expected_cells = [[0, 1, 1], [0, 0, 1], [0, 1, 0], [0, 0, 0], [1, 0, 0], [1, 0, 1], [1, 1, 0], [1, 1, 1]]
     assert nearest(first, second).tolist() == [expected_cells]
+
+
+class Normalising(torch.nn.Module):
+    """An encoder that is one norm, and notes what it is shown."""
+
+    def __init__(self, norm: torch.nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+        self.shown: list[torch.Tensor] = []
+        self.types: list[torch.dtype] = []
+
+    def forward(self, views: torch.Tensor) -> list[torch.Tensor]:
+        self.shown.append(views)
+        self.types.append(torch.nn.functional.conv3d(views, torch.ones(1, 4, 1, 1, 1)).dtype)
+        return [self.norm(views)]
+
+
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+def test_running_statistics_are_of_two_views_at_a_time_from_four_batches(precision: torch.dtype | None) -> None:
+    settings = HIPPOCAMPUS.settings
+    scans = [CoordinateScan(HIPPOCAMPUS.scan, sign) for sign in (1, -1)]
+    batches = validation_batches(scans, settings, 0, 48)
+    assert len(batches) > 4
+    encoder = Normalising(torch.nn.BatchNorm3d(4))
+    calibrate_norms(encoder, batches, settings.size, torch.device("cpu"), precision)  # type: ignore[arg-type]
+    views = torch.cat([batch.render(settings.size) for batch in batches[:4]])
+    assert torch.equal(torch.cat(encoder.shown), views)
+    mean = torch.zeros(4)
+    for pair in views.split(2):
+        mean = 0.9 * mean + 0.1 * pair.mean(dim=(0, 2, 3, 4))
+    torch.testing.assert_close(encoder.norm.running_mean, mean)
+    assert set(encoder.types) == {precision or torch.float32}
+
+
+def test_norms_without_running_statistics_are_shown_nothing() -> None:
+    encoder = Normalising(torch.nn.InstanceNorm3d(4))
+    batches = validation_batches([CoordinateScan(HIPPOCAMPUS.scan, 1)], HIPPOCAMPUS.settings, 0, 2)
+    calibrate_norms(encoder, batches, HIPPOCAMPUS.settings.size, torch.device("cpu"), None)  # type: ignore[arg-type]
+    assert encoder.shown == []

@@ -38,7 +38,7 @@ from nnunetv2_pgl.files import write_text
 from pretraining.data import DataError, find_scans
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.options import OptionParser, adder, positive
-from pretraining.settings.table import Spacing
+from pretraining.settings.table import SpacingSetting
 from pretraining.settings.values import names_in
 from pretraining.training.pool import prepare_volumes
 
@@ -116,7 +116,7 @@ def _settings(checkpoint: EncoderCheckpoint, arguments: argparse.Namespace) -> P
         raise CheckpointError(f"{arguments.checkpoint}: not the settings of a pre-training ({error})") from error
 
 
-def _spacing(checkpoint: EncoderCheckpoint, config: PretrainConfig) -> Spacing:
+def _spacing(checkpoint: EncoderCheckpoint, config: PretrainConfig) -> SpacingSetting:
     """The voxels that the encoder knows: the median was that of the scans of the pre-training."""
     known = checkpoint.pgl.get("spacing")
     if config.spacing != "median" or known is None:

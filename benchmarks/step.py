@@ -21,7 +21,7 @@ from benchmarks.scans import VIEW_SIZE, store_scans
 from pretraining.data import Volume
 from pretraining.launching.distributed import Processes
 from pretraining.settings.config import PretrainConfig
-from pretraining.training.loop import Run, Runtime
+from pretraining.training.loop import Runtime, TrainingLoop
 from pretraining.training.pool import Pool
 from pretraining.training.pretrain import loading_workers
 from pretraining.training.progress import RunLog
@@ -92,12 +92,12 @@ def default_batch(device: torch.device) -> int:
     return PAPER_BATCH if device.type == "cuda" else _CPU_BATCH
 
 
-def make_run(settings: Settings, config: PretrainConfig, steps: int, workers: int | None = None) -> Run:
+def make_run(settings: Settings, config: PretrainConfig, steps: int, workers: int | None = None) -> TrainingLoop:
     """A run of one epoch as `pgl_pretrain` makes it, on stored phantoms, before its first step."""
     scans, kind = stored_scans(settings), settings.device.type
     config = replace(config, epochs=1, pairs_per_epoch=config.batch_size * steps)
     runtime = Runtime(kind, Processes(), loading_workers(kind) if workers is None else workers)
-    return Run(config, Pool(scans, scans[:1]), settings.folder, runtime, RunLog(None))
+    return TrainingLoop(config, Pool(scans, scans[:1]), settings.folder, runtime, RunLog(None))
 
 
 def stored_scans(settings: Settings) -> list[Volume]:
@@ -106,7 +106,7 @@ def stored_scans(settings: Settings) -> list[Volume]:
     return store_scans(folder, 2, (24, 80, 80)) if settings.quick else store_scans(folder, 8)
 
 
-def next_step(run: Run, batches: Iterator[ViewPairBatch]) -> Callable[[], None]:
+def next_step(run: TrainingLoop, batches: Iterator[ViewPairBatch]) -> Callable[[], None]:
     """A function that makes the next training step each time it is called."""
     numbers = iter(range(run.steps))
     return lambda: run.step(next(numbers), batches)

@@ -70,7 +70,7 @@ def train(
             (DataError), or a run cannot be continued (CheckpointError).
         OSError: If the state cannot be written.
     """
-    run = Run(config, pool, folder, runtime, log)
+    run = TrainingLoop(config, pool, folder, runtime, log)
     if runtime.processes.is_main:
         run.validation = validation_batches(pool.validation or pool.training, config.views, config.seed)
     if resume:
@@ -85,7 +85,7 @@ def train(
     return run.state
 
 
-class Run:
+class TrainingLoop:
     """What the steps of one run share.
 
     Attributes:

@@ -82,8 +82,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             patch.setenv(name, str(root / name))
         patch.setenv("nnUNet_n_proc_DA", "0")
         patch.setattr(loop, "validation_batches", lambda *args: [])
-        patch.setattr(loop.Run, "measure_baseline", lambda self: None)
-        patch.setattr(loop.Run, "_correspondence", lambda self: {})
+        patch.setattr(loop.TrainingLoop, "measure_baseline", lambda self: None)
+        patch.setattr(loop.TrainingLoop, "_correspondence", lambda self: {})
         folder = root / "nnUNet_raw" / "Dataset031_Organs"
         for part in ("imagesTr", "labelsTr"):
             (folder / part).mkdir(parents=True)

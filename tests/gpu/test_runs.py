@@ -26,7 +26,7 @@ from pretraining.launching.errors import Stopped
 from pretraining.launching.stopping import AnyProcess, StopSignals
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.table import RunOptions
-from pretraining.training.loop import Run, Runtime, train
+from pretraining.training.loop import Runtime, TrainingLoop, train
 from pretraining.training.pool import Pool
 from pretraining.training.pretrain import pretrain
 from pretraining.training.progress import RunLog
@@ -168,7 +168,7 @@ def test_a_step_in_a_group_is_that_of_a_process_alone(scans: list[Volume], tmp_p
     config = replace(CONFIG, architecture="resnet50", network=None, views=ViewSettings((8, 32, 32)))
     pool = Pool(scans, scans[:1])
     runs = [
-        Run(config, pool, tmp_path, Runtime(DEVICE.type, processes, 0), RunLog(None))
+        TrainingLoop(config, pool, tmp_path, Runtime(DEVICE.type, processes, 0), RunLog(None))
         for processes in [Processes(0, 2, 0, 2)] * 2
     ]
     runs[1].distribute()

@@ -14,7 +14,7 @@ from nnunetv2_pgl.methods import METHODS
 from pretraining.data import Volume
 from pretraining.launching.distributed import Processes
 from pretraining.settings.config import PretrainConfig
-from pretraining.training.loop import Run, Runtime
+from pretraining.training.loop import Runtime, TrainingLoop
 from pretraining.training.pool import Pool
 from pretraining.training.progress import RunLog
 from pretraining.views import IntensityRanges, ViewPairBatch, ViewSettings
@@ -46,8 +46,8 @@ ENCODERS: dict[str, dict[str, Any]] = {
 }
 
 
-def run_and_batch(config: PretrainConfig, scans: list[Volume], folder: Path) -> tuple[Run, ViewPairBatch]:
-    run = Run(config, Pool(scans, scans[:1]), folder, Runtime(DEVICE.type, Processes(), 0), RunLog(None))
+def run_and_batch(config: PretrainConfig, scans: list[Volume], folder: Path) -> tuple[TrainingLoop, ViewPairBatch]:
+    run = TrainingLoop(config, Pool(scans, scans[:1]), folder, Runtime(DEVICE.type, Processes(), 0), RunLog(None))
     with run.loader.batches() as batches:
         return run, next(batches)
 

@@ -58,8 +58,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
             patch.setenv(name, str(root / name))
         patch.setenv("nnUNet_n_proc_DA", "0")
         patch.setattr(loop, "validation_batches", lambda *args: [])
-        patch.setattr(loop.Run, "measure_baseline", lambda self: None)
-        patch.setattr(loop.Run, "_correspondence", lambda self: {})
+        patch.setattr(loop.TrainingLoop, "measure_baseline", lambda self: None)
+        patch.setattr(loop.TrainingLoop, "_correspondence", lambda self: {})
         write_dataset(root / "nnUNet_raw", "Dataset011_Two", {"0": "T1", "1": "T2"}, 4)
         write_dataset(root / "nnUNet_raw", "Dataset012_One", {"0": "CT"}, 2)
         yield root

@@ -90,7 +90,7 @@ def test_records_after_the_state_are_dropped(straight: RunFolder, monkeypatch: p
     """A run by the clock is killed with both epochs in its log, and a state of within the first one."""
     with monkeypatch.context() as patch:
         patch.setattr(SaveTimes, "is_due", lambda self, step: step == 2)
-        patch.setattr(loop.Run, "_save", save_but_at_the_end(loop.Run._save))
+        patch.setattr(loop.TrainingLoop, "_save", save_but_at_the_end(loop.TrainingLoop._save))
         with pytest.raises(InterruptedError):
             run("behind", save_every=None)
     behind = RunFolder.from_name("behind")
@@ -105,7 +105,7 @@ def test_nothing_is_left_of_an_attempt_that_saved_nothing(
     """Killed with an epoch in its log; the same command again, with and without --c, starts with the first step."""
     name = f"nothing_saved_{resume}"
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Run, "_save", save_but_at_the_end(lambda self: None))
+        patch.setattr(loop.TrainingLoop, "_save", save_but_at_the_end(lambda self: None))
         with pytest.raises(InterruptedError):
             run(name, save_every=None)
     folder = RunFolder.from_name(name)
@@ -119,8 +119,8 @@ def test_nothing_is_left_of_an_attempt_that_saved_nothing(
     assert (folder.path / "views.png").read_bytes().startswith(b"\x89PNG")
 
 
-def save_but_at_the_end(save: Callable[[loop.Run], None]) -> Callable[[loop.Run], None]:
-    def killed(self: loop.Run) -> None:
+def save_but_at_the_end(save: Callable[[loop.TrainingLoop], None]) -> Callable[[loop.TrainingLoop], None]:
+    def killed(self: loop.TrainingLoop) -> None:
         if self.state.step == self.steps:
             raise InterruptedError
         save(self)

@@ -69,7 +69,7 @@ def counted_run(
         counts.steps = number
         clock.seconds += seconds_of_step
 
-    def measure(self: loop.Run) -> dict[str, float]:
+    def measure(self: loop.TrainingLoop) -> dict[str, float]:
         counts.measured.append(counts.steps)
         clock.seconds += seconds_of_measuring
         return {"miss_distance": 1.0}
@@ -77,7 +77,7 @@ def counted_run(
     save = saving.atomic_save
     stub_steps(patch, after_step)
     patch.setattr(loop, "SaveTimes", lambda every, steps: SaveTimes(every, steps, clock))
-    patch.setattr(loop.Run, "_correspondence", measure)
+    patch.setattr(loop.TrainingLoop, "_correspondence", measure)
     patch.setattr(
         saving, "atomic_save", lambda content, path: (counts.saved.append(content["step"]), save(content, path))
     )
@@ -194,20 +194,20 @@ def test_loading_does_not_wait_for_the_end_of_an_epoch(folders: Path, monkeypatc
     """When an epoch reports, the batches of the next one have been asked for."""
     asked: list[int] = []
     at_report: list[tuple[int, int]] = []
-    order, end = PairSampler.__iter__, loop.Run._end_epoch
+    order, end = PairSampler.__iter__, loop.TrainingLoop._end_epoch
 
     def asking(self: PairSampler) -> Any:
         for unit in order(self):
             asked.append(unit[0][0])
             yield unit
 
-    def report(self: loop.Run) -> None:
+    def report(self: loop.TrainingLoop) -> None:
         at_report.append((self.state.step, len(asked)))
         end(self)
 
     stub_steps(monkeypatch, lambda number: None)
     monkeypatch.setattr(PairSampler, "__iter__", asking)
-    monkeypatch.setattr(loop.Run, "_end_epoch", report)
+    monkeypatch.setattr(loop.TrainingLoop, "_end_epoch", report)
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")
     pretrain(CONFIG, RunOptions("asked", False, "cpu", 1))
     assert [steps for steps, _ in at_report] == list(range(1, 51))

@@ -45,9 +45,9 @@ def test_an_epoch_of_a_former_version_that_lacks_only_its_record(
     straight: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stop after the last step of an epoch left all of its steps in what is under way."""
-    end = loop.Run._end_epoch
+    end = loop.TrainingLoop._end_epoch
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Run, "_end_epoch", lambda self: None if self.state.step == 3 else end(self))
+        patch.setattr(loop.TrainingLoop, "_end_epoch", lambda self: None if self.state.step == 3 else end(self))
         with pytest.raises(told_to_stop(3)(patch)):
             run("lacking")
     lacking = RunFolder.from_name("lacking")

@@ -167,7 +167,7 @@ def test_views_are_rendered_by_a_few_products(channels: int) -> None:
 
 
 def test_processes_join_without_waiting_and_without_exchanging_buffers() -> None:
-    """What `Run.distribute` asks of torch on a GPU."""
+    """What `TrainingLoop.distribute` asks of torch on a GPU."""
     asked: dict[str, Any] = {}
 
     class Joined(nn.Module):
@@ -176,7 +176,7 @@ def test_processes_join_without_waiting_and_without_exchanging_buffers() -> None
             self.module = module
             asked.update(how)
 
-    run = object.__new__(Run)
+    run = object.__new__(TrainingLoop)
     run.config, run.steps, run.steps_per_epoch = settings("pgl", norm="batch"), 3, 3
     run.processes, run.device = Processes(1, 2, local_rank=1, local_world_size=2), torch.device("cuda", 1)
     with fake_gpu(), mock.patch.object(loop, "DistributedDataParallel", Joined):

@@ -20,6 +20,7 @@ from pretraining.launching.distributed import Processes
 from pretraining.objectives.methods import OBJECTIVES
 from pretraining.settings.config import PretrainConfig, recommended
 from pretraining.training import loop
+from pretraining.training.loop import TrainingLoop
 from pretraining.training.step import Stepper
 from pretraining.training.synchronised import SynchronisedBatchNorm3d, synchronise_batch_norms
 from pretraining.views import ViewSettings

@@ -26,6 +26,6 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def by(values: Iterable[float]) -> str:
+def size_text(values: Iterable[float]) -> str:
     """Sizes or a spacing, such as ``3 x 0.8 x 0.8``."""
     return " x ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)

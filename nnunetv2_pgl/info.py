@@ -9,7 +9,7 @@ from typing import Any
 
 from nnunetv2_pgl.adaptation import canonical
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint
-from nnunetv2_pgl.errors import PGLError, by, one_line
+from nnunetv2_pgl.errors import PGLError, one_line, size_text
 from nnunetv2_pgl.files import sha256_of
 from nnunetv2_pgl.methods import MEASURES
 
@@ -76,7 +76,7 @@ def _network(network: dict[str, Any]) -> str:
 def _size(values: Any, unit: str) -> str | None:
     if not values:
         return None
-    return f"{by(values) if isinstance(values, list | tuple) else values} {unit} (z, y, x)"
+    return f"{size_text(values) if isinstance(values, list | tuple) else values} {unit} (z, y, x)"
 
 
 def _listed(values: Any) -> Any:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from nnunetv2_pgl.errors import by, counted, one_line
+from nnunetv2_pgl.errors import counted, one_line, size_text
 
 
 def test_a_message_is_one_line_that_a_terminal_can_show() -> None:
@@ -12,5 +12,5 @@ def test_a_message_is_one_line_that_a_terminal_can_show() -> None:
 
 def test_numbers_in_messages() -> None:
     assert [counted(number, "scan") for number in (0, 1, 2)] == ["0 scans", "1 scan", "2 scans"]
-    assert by((12, 0.8, 0.75)) == "12 x 0.8 x 0.75"
-    assert by((10_000_000, 2)) == "10000000 x 2"
+    assert size_text((12, 0.8, 0.75)) == "12 x 0.8 x 0.75"
+    assert size_text((10_000_000, 2)) == "10000000 x 2"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from acvl_utils.cropping_and_padding.bounding_boxes import get_bbox_from_mask
 
-from nnunetv2_pgl.errors import by
+from nnunetv2_pgl.errors import size_text
 from pretraining.data.reading.reader import memory_of_machine
 from pretraining.data.resampling import resampled, resampled_shape
 from pretraining.data.scan import BadScan
@@ -65,8 +65,8 @@ def preprocess_without_plan(
     shape = resampled_shape(array.shape[1:], spacing, target)
     if 2 * len(array) * math.prod(shape) > memory_of_machine():
         raise BadScan(
-            f"has a spacing of {by(spacing)} mm, and would be of {by(shape)} voxels at the new spacing, more than "
-            "memory holds: check its header"
+            f"has a spacing of {size_text(spacing)} mm, and would be of {size_text(shape)} voxels at the new "
+            "spacing, more than memory holds: check its header"
         )
     data = np.empty((len(array), *shape), np.int16 if all(is_ct) else np.float16)
     warnings = []

@@ -12,7 +12,7 @@ import numpy as np
 from nnunetv2.paths import nnUNet_preprocessed
 from tqdm import tqdm
 
-from nnunetv2_pgl.errors import by, counted
+from nnunetv2_pgl.errors import counted, size_text
 from pretraining.data.planned_preprocessing import CT_SCHEME, PlannedPreprocessing
 from pretraining.data.reading import read_geometry
 from pretraining.data.scan import BadScan, DataError, Scan, Skipped, Spacing
@@ -92,7 +92,7 @@ def preprocess(
             "%s could not be used, which changes the median spacing from %s to %s mm: preprocessing the others again "
             "at the new spacing. To avoid this, name those scans with -exclude; then the old volumes in %s below %s "
             "are no longer needed. Until then, keep them: each start looks for them first",
-            *(counted(len(spacings) - len(usable), "scan"), by(target), by(better), folder_name, root),
+            *(counted(len(spacings) - len(usable), "scan"), size_text(target), size_text(better), folder_name, root),
         )
         target = better  # each time with fewer scans, so this ends
 

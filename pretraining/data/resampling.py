@@ -17,7 +17,7 @@ from nnunetv2.preprocessing.resampling.default_resampling import (
     resample_data_or_seg,
 )
 
-from nnunetv2_pgl.errors import by
+from nnunetv2_pgl.errors import size_text
 from pretraining.data.scan import BadScan
 
 Index = tuple[slice, slice, slice]
@@ -47,7 +47,7 @@ def resampled_shape(
     """
     z, y, x = (int(size) for size in compute_new_shape(shape, spacing, target))
     if min(z, y, x) < 2:
-        raise BadScan(f"only {z} x {y} x {x} voxels are left at a spacing of {by(target)} mm")
+        raise BadScan(f"only {z} x {y} x {x} voxels are left at a spacing of {size_text(target)} mm")
     return z, y, x
 
 

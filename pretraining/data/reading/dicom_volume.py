@@ -7,7 +7,7 @@ from itertools import groupby
 import numpy as np
 from scipy import ndimage
 
-from nnunetv2_pgl.errors import by, counted
+from nnunetv2_pgl.errors import counted, size_text
 from pretraining.data.reading.dicom_files import read_planes
 from pretraining.data.reading.dicom_frames import PHASES, Frame
 from pretraining.data.scan import BadScan, Geometry
@@ -141,7 +141,8 @@ def _require_alike(one: Frame, other: Frame) -> None:
     ):
         if a != b and not np.allclose(a, b, rtol=_TOLERANCE, atol=_TOLERANCE):
             raise BadScan(
-                f"its slices differ in {kind} ({by(a)} in {one.name}, {by(b)} in {other.name}): they are not one volume"
+                f"its slices differ in {kind} ({size_text(a)} in {one.name}, {size_text(b)} in {other.name}): they are "
+                "not one volume"
             )
     for kind, a, b in (("slope", one.slope, other.slope), ("intercept", one.intercept, other.intercept)):
         if bool(a) != bool(b):

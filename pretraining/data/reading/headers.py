@@ -21,7 +21,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
-from nnunetv2_pgl.errors import by
+from nnunetv2_pgl.errors import size_text
 from nnunetv2_pgl.files import load_json
 from pretraining.data.reading import metaimage
 from pretraining.data.scan import BadScan, Geometry
@@ -75,7 +75,7 @@ def nibabel_geometry(path: str) -> Geometry:
 
 def check_geometry(geometry: Geometry, name: str) -> None:
     """Refuse what is not 3D, and impossible sizes; ``name`` is that of the file."""
-    size = by(geometry.shape)
+    size = size_text(geometry.shape)
     if min(geometry.shape, default=0) < 1:
         raise BadScan(f"{name} declares {size} voxels: its header is damaged")
     if len(geometry.shape) != 3 or min(geometry.shape) == 1:

@@ -15,7 +15,7 @@ from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWithReorient
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
-from nnunetv2_pgl.errors import by
+from nnunetv2_pgl.errors import size_text
 from pretraining.data.reading.dicom_files import read_frames
 from pretraining.data.reading.dicom_volume import read_volume, stacked
 from pretraining.data.reading.headers import (
@@ -137,8 +137,8 @@ def _require_memory(shape: Sequence[int], files: Sequence[str]) -> None:
     size, memory = 4 * math.prod(shape) * len(files), memory_of_machine()
     if size > memory:
         raise BadScan(
-            f"{Path(files[0]).name} declares {by(shape)} voxels, {size / 2**30:.0f} GiB as float32 on a machine with "
-            f"{memory / 2**30:.0f} GiB of memory: check its header"
+            f"{Path(files[0]).name} declares {size_text(shape)} voxels, {size / 2**30:.0f} GiB as float32 on a "
+            f"machine with {memory / 2**30:.0f} GiB of memory: check its header"
         )
 
 

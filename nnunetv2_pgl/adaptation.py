@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from nnunetv2_pgl.errors import counted
+
 CHANNEL_RULE = "number of input channels"
 KERNEL_RULE = "kernel size"
 
@@ -118,7 +120,7 @@ def _with_channels(weight: Tensor, images: int, others: int) -> tuple[Tensor, li
     """The weight for another number of input channels, and what was done, in words."""
     there = weight.shape[1]
     if there == images:
-        how = [f"unchanged for {images} image channel{'s' if images > 1 else ''}"]
+        how = [f"unchanged for {counted(images, 'image channel')}"]
     elif there == 1:
         weight = weight.repeat(1, images, 1, 1, 1) / images
         how = [f"repeated over {images} channels and divided by {images}"]
@@ -127,5 +129,5 @@ def _with_channels(weight: Tensor, images: int, others: int) -> tuple[Tensor, li
         how = [f"summed over {there} channels"]
     if others:
         weight = torch.cat((weight, weight.new_zeros(weight.shape[0], others, *weight.shape[2:])), dim=1)
-        how.append(f"zeros for {others} channel{'s' if others > 1 else ''} of the previous stage")
+        how.append(f"zeros for {counted(others, 'channel')} of the previous stage")
     return weight, how

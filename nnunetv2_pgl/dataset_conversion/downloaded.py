@@ -6,7 +6,6 @@ change.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from nnunetv2_pgl.errors import PGLError
+from nnunetv2_pgl.files import walk
 
 FILE_ENDINGS = (".nii.gz", ".nii")
 DEFAULT_SEED = 12345
@@ -129,15 +129,9 @@ def image_files(folder: Path) -> Iterator[Path]:
     """
     if not folder.is_dir():
         raise PGLError(f"{folder} is not a folder: -i takes the folder of the unpacked download")
-    seen: set[str] = set()
-    for directory, subfolders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(directory)
-        if real in seen:
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name != "__MACOSX")
-        yield from (Path(directory, n) for n in sorted(files) if not n.startswith(".") and n.endswith(FILE_ENDINGS))
+    for directory, names in walk(folder):
+        if "__MACOSX" not in directory.relative_to(folder).parts:
+            yield from (directory / n for n in names if not n.startswith(".") and n.endswith(FILE_ENDINGS))
 
 
 def files_by_case(folder: Path, pattern: str) -> dict[str, Path]:

@@ -16,6 +16,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint
+from nnunetv2_pgl.errors import counted
 from nnunetv2_pgl.methods import METHODS
 from nnunetv2_pgl.networks.planned import PLANNERS
 
@@ -66,7 +67,7 @@ def model_card(checkpoint: EncoderCheckpoint, licence: Licence, digest: str) -> 
     _, planner, plans = PLANNERS.get(name, PLANNERS["plain"])
     method, manifest = str(pgl.get("method")), _table(pgl, "manifest")
     scans, datasets = _table(manifest, "scans_per_source"), pgl.get("datasets")
-    sources = [f"`{source}` ({_count(number, 'scan')})" for source, number in scans.items()] or [
+    sources = [f"`{source}` ({counted(number, 'scan')})" for source, number in scans.items()] or [
         f"`{dataset}`" for dataset in (datasets if isinstance(datasets, list | tuple) else ())
     ]
     stored = {tensor.data_ptr(): tensor.numel() for tensor in checkpoint.encoder_weights.values() if tensor.ndim}
@@ -74,7 +75,7 @@ def model_card(checkpoint: EncoderCheckpoint, licence: Licence, digest: str) -> 
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined, autoescape=False
     )
     environment.filters |= {
-        "count": _count, "json": json.dumps, "recorded": _recorded, "sizes": _sizes, "listed": _listed,
+        "count": counted, "json": json.dumps, "recorded": _recorded, "sizes": _sizes, "listed": _listed,
     }  # fmt: skip
     template = environment.from_string(Path(__file__).with_name("model_card.md.jinja").read_text(encoding="utf-8"))
     return template.render(
@@ -117,10 +118,6 @@ def _settings(config: dict[str, Any]) -> str:
 
 def _recorded(value: Any, unit: str = "") -> str:
     return "not recorded" if value in (None, "") else f"{value} {unit}".strip()
-
-
-def _count(number: Any, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _sizes(values: Any, separator: str = " x ") -> str | None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from nnunetv2_pgl.errors import counted
 from nnunetv2_pgl.trainers.plans import RANDOM
 from pretraining.comparison.figures import percent, scans
 from pretraining.comparison.results import fractions_of, select
@@ -173,7 +174,7 @@ def verdict(test: RunTest) -> str:
     if not runs:
         return "not compared: no run and case in common"
     if runs < MIN_RUNS:
-        return f"no verdict: {runs} run{'s' if runs > 1 else ''}, it takes at least {MIN_RUNS}"
+        return f"no verdict: {counted(runs, 'run')}, it takes at least {MIN_RUNS}"
     if test.decided:
         return "better" if test.interval.mean > 0 else "worse"
     corrected = " after Holm's correction" if test.agree and test.interval.excludes_zero else ""

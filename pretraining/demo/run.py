@@ -109,7 +109,7 @@ def _parser() -> OptionParser:
     parser = OptionParser(
         prog="pgl_demo",
         description="Shows all of it on generated CT phantoms: pre-training without labels, nnU-Net training from the "
-        "pre-trained encoder, prediction, evaluation. Takes some minutes on a laptop CPU.",
+        "pre-trained encoder,\nprediction, evaluation. Takes some minutes on a laptop CPU.",
     )
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("pgl_demo"), metavar="FOLDER", help="new folder (default: ./pgl_demo)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nnunetv2_pgl.errors import PGLError
+from nnunetv2_pgl.errors import PGLError, counted
 from nnunetv2_pgl.methods import METHODS
 from nnunetv2_pgl.networks import Triple
 from pretraining.option_fields import require_ranges, spelled
@@ -73,7 +73,7 @@ def _problems_of_masking(config: PretrainConfig) -> Iterator[str]:
     blocks, masked = number_of_blocks(view, block, config.mask_ratio)
     if masked < 1:
         yield (
-            f"-mask_ratio {config.mask_ratio:g} -patch {spelled(view)}: of {blocks} block{'s' if blocks > 1 else ''} "
+            f"-mask_ratio {config.mask_ratio:g} -patch {spelled(view)}: of {counted(blocks, 'block')} "
             f"of {spelled(block)} voxels none is masked, and mae learns from nothing else; use a larger -mask_ratio "
             "or -patch"
         )

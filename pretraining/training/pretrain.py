@@ -11,6 +11,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunetv2_pgl.checkpoint import save_checkpoint
+from nnunetv2_pgl.errors import counted
 from nnunetv2_pgl.files import write_text
 from pretraining.data import Skipped, Volume
 from pretraining.data.scan import summarise_skipped
@@ -131,7 +132,7 @@ def _finish(
     save_checkpoint(checkpoint, folder.final)
     folder.release()
     if skipped:
-        heading = f"{len(skipped)} scan{'s' if len(skipped) > 1 else ''} skipped:"
+        heading = f"{counted(len(skipped), 'scan')} skipped:"
         log("", heading, *(f"  {line}" for line in summarise_skipped(skipped)))
     pictures = f"Pictures: {folder.pictures}, {folder.path / 'progress.png'}"
     log("", f"Encoder: {folder.final}", pictures, *next_commands(config, folder))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from nnunetv2_pgl.errors import counted
+from nnunetv2_pgl.errors import counted, size_text
 from nnunetv2_pgl.methods import METHODS
 from nnunetv2_pgl.networks import PLANNERS
 from pretraining.settings.config import PretrainConfig
@@ -25,8 +23,8 @@ def opening_lines(config: PretrainConfig, pool: Pool, device: str, processes: in
         *(text for entry in METHODS[config.method].citations for text in entry["apa_citations"]),
         "",
         *_preset_lines(config),
-        f"{len(pool.training)} scans to train on, {held_out}{measured_on}; spacing {_numbers(spacing)} mm (z, y, x)",
-        f"views of {_numbers(config.views.size)} voxels, encoder strides {_numbers(config.encoder_strides)}, padding "
+        f"{len(pool.training)} scans to train on, {held_out}{measured_on}; spacing {size_text(spacing)} mm (z, y, x)",
+        f"views of {size_text(config.views.size)} voxels, encoder strides {size_text(config.encoder_strides)}, padding "
         f"{config.padding}, method {config.method}",
         f"{counted(config.epochs, 'epoch')} of {counted(steps, 'step')} of {counted(config.batch_size, 'pair')}, "
         f"{config.optimizer_name}, peak learning rate {config.peak_learning_rate:g}",
@@ -83,7 +81,3 @@ def next_commands(config: PretrainConfig, folder: RunFolder) -> list[str]:
         f'  export PGL_CHECKPOINT="{folder.final}"',
         f"  nnUNetv2_train {dataset} {configuration} 0 -tr nnUNetTrainerPGL{option}",
     ]
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return " x ".join(f"{value:g}" for value in values)

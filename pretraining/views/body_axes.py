@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from nnunetv2_pgl.errors import size_text
 from pretraining.data import DataError, Volume
 from pretraining.data.reading.orientation import Orientation, body_axes
 from pretraining.views import ViewSettings
@@ -39,7 +40,7 @@ def _of_other_order(volumes: Sequence[Volume], views: ViewSettings) -> list[str]
     usual = counts.most_common(1)[0][0]
     others = [(volume, axes) for volume, axes in known if axes != usual]
     first, axes = others[0]
-    size = " x ".join(map(str, views.size))
+    size = size_text(views.size)
     return [
         f"z, y, x are {_listed(usual)} in most scans, but not in {len(others)} of {len(known)}, the first {first.name} "
         f"of {first.source}: {_listed(axes)}. Spacing, views of {size} voxels and a -flip_probability of three values "

@@ -32,9 +32,10 @@ import torch
 from benchmarks.anatomy_figures import measure
 from benchmarks.frozen_features import MIN_SCANS
 from benchmarks.held_out_labels import labels_of
-from nnunetv2_pgl.checkpoint import CheckpointError, EncoderCheckpoint, load_encoder_network, untrained_encoder
+from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_encoder_network, untrained_encoder
 from nnunetv2_pgl.errors import PGLError, one_line
 from nnunetv2_pgl.files import write_text
+from nnunetv2_pgl.weights_only import CheckpointError
 from pretraining.data import DataError, find_scans
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.options import OptionParser, adder, positive

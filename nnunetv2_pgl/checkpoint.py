@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,18 +16,14 @@ from nnunetv2_pgl.files import flush_to_disk, replacing
 from nnunetv2_pgl.methods import METHODS
 from nnunetv2_pgl.networks import Encoder, PlannedEncoder, PlannedNetwork, ResNet50Encoder
 from nnunetv2_pgl.nnssl import read_nnssl
-from nnunetv2_pgl.other_frameworks import describe_checkpoint, is_legacy_file
+from nnunetv2_pgl.other_frameworks import describe_checkpoint
+from nnunetv2_pgl.weights_only import GET_IT_AGAIN, CheckpointError, is_whole_tensor, load_weights_only
 
 FORMAT_VERSION = 1
 _PREFIX = "encoder."
-_GET_IT_AGAIN = "copy it again from where it was made"
 _MAX_NESTING = 20  # levels of tables and lists in a description; ours have six
 _MAX_LENGTH = 10_000  # characters of a text, entries of a list
 _CT_PROPERTIES = ("mean", "std", "percentile_00_5", "percentile_99_5")  # what nnU-Net's CT normalisation needs
-
-
-class CheckpointError(PGLError):
-    """A checkpoint that cannot be used; the message names the file, what is wrong and what to do."""
 
 
 @dataclass(frozen=True)
@@ -79,47 +72,6 @@ def save_checkpoint(checkpoint: EncoderCheckpoint, path: str | os.PathLike[str])
     atomic_save(content, path)
 
 
-def load_weights_only(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Loads a file of tensors and plain values onto the CPU; nothing in it is executed.
-
-    Raises:
-        CheckpointError: If the file is missing, truncated, not a PyTorch file, or holds other objects.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint; give the checkpoint_final.pth of a pgl_pretrain run")
-    if not is_legacy_file(path):
-        _require_uncompressed(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path}: holds pickled objects other than tensors and plain values, which could run code, or is damaged, "
-            "and was not loaded; use a checkpoint_final.pth written by pgl_pretrain (nnU-Net's own checkpoints go to "
-            "-pretrained_weights)"
-        ) from error
-    except Exception as error:  # torch checks little of what it reads
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-        raise CheckpointError(f"{path}: damaged ({reason}); {_GET_IT_AGAIN}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint written by pgl_pretrain")
-    return content
-
-
-def _require_uncompressed(path: Path) -> None:
-    """Refuses an archive that unpacks to more than the file has, as no file of `torch.save` does."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            parts = archive.infolist()
-    except Exception as error:  # of a damaged table of contents, too
-        raise CheckpointError(f"{path}: truncated, or not a PyTorch checkpoint; {_GET_IT_AGAIN}") from error
-    unpacked = sum(part.file_size for part in parts)
-    if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or unpacked > path.stat().st_size:
-        raise CheckpointError(
-            f"{path}: would unpack to {unpacked} bytes, more than it has, which PyTorch never writes; {_GET_IT_AGAIN}"
-        )
-
-
 def load_checkpoint(path: str | os.PathLike[str]) -> EncoderCheckpoint:
     """Reads an encoder checkpoint of ``pgl_pretrain`` or of nnssl, with ``weights_only=True``.
 
@@ -139,7 +91,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> EncoderCheckpoint:
         unknown = f"not written by pgl_pretrain (it holds: {found}); use a checkpoint_final.pth"
         raise CheckpointError(f"{path}: {describe_checkpoint(content) or unknown}")
     named = all(isinstance(key, str) and key.isprintable() for key in weights)
-    if not weights or not named or not all(map(_is_whole_tensor, weights.values())):
+    if not weights or not named or not all(map(is_whole_tensor, weights.values())):
         raise CheckpointError(f"{path}: network_weights is not a table of named tensors")
     decoder: dict[str, Tensor] = {}
     if from_nnssl:
@@ -158,15 +110,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> EncoderCheckpoint:
     plan, citations = plan if isinstance(plan, dict) else {}, content.get("citations")
     citations = [entry for entry in citations if _is_citation(entry)] if isinstance(citations, list) else []
     if not all(map(_is_plain, (pgl, plan, citations))) or not _is_usable(pgl):
-        raise CheckpointError(f"{path}: damaged, or not written by pgl_pretrain; {_GET_IT_AGAIN}")
+        raise CheckpointError(f"{path}: damaged, or not written by pgl_pretrain; {GET_IT_AGAIN}")
     return EncoderCheckpoint(encoder, pgl, plan, citations, decoder)
-
-
-def _is_whole_tensor(value: object) -> bool:
-    """Whether it is a plain tensor that has all of its values, not a small storage in a large shape."""
-    if not isinstance(value, Tensor) or value.device.type != "cpu" or value.layout != torch.strided:
-        return False
-    return not value.is_quantized and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def _is_plain(value: object, levels: int = _MAX_NESTING) -> bool:

@@ -19,11 +19,12 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunetv2_pgl.adaptation import with_axes
-from nnunetv2_pgl.checkpoint import CheckpointError, EncoderCheckpoint, load_checkpoint
+from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint
 from nnunetv2_pgl.files import sha256_of, write_text
 from nnunetv2_pgl.networks import PGLSegmenter
 from nnunetv2_pgl.trainers.preprocessing_check import intensity_difference, spacing_difference
 from nnunetv2_pgl.transfer import LoadReport, load_decoder, load_encoder
+from nnunetv2_pgl.weights_only import CheckpointError
 
 VARIABLE = "PGL_CHECKPOINT"
 # What pretrain_info in the plans may ask for, and the variable that does so too, with its meaning.

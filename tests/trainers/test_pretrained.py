@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from nnunetv2_pgl.checkpoint import CheckpointError
 from nnunetv2_pgl.trainers.pretrained import ALLOW_PARTIAL, TRANSFER_DECODER, find_encoder_checkpoint, is_asked_for
+from nnunetv2_pgl.weights_only import CheckpointError
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from nnunetv2_pgl.checkpoint import CheckpointError, load_checkpoint
+from nnunetv2_pgl.checkpoint import load_checkpoint
 from nnunetv2_pgl.errors import PGLError
+from nnunetv2_pgl.weights_only import CheckpointError
 from pretraining.training import loop
 from pretraining.training.run_folder import RunFolder
 from pretraining.training.state import TrainingState, initial_state

@@ -1,0 +1,69 @@
+"""Files of tensors and plain values, read without running code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnunetv2_pgl.errors import PGLError
+from nnunetv2_pgl.other_frameworks import is_legacy_file
+
+GET_IT_AGAIN = "copy it again from where it was made"
+
+
+class CheckpointError(PGLError):
+    """A checkpoint that cannot be used; the message names the file, what is wrong and what to do."""
+
+
+def load_weights_only(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Loads a file of tensors and plain values onto the CPU; nothing in it is executed.
+
+    Raises:
+        CheckpointError: If the file is missing, truncated, not a PyTorch file, or holds other objects.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint; give the checkpoint_final.pth of a pgl_pretrain run")
+    if not is_legacy_file(path):
+        _require_uncompressed(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: holds pickled objects other than tensors and plain values, which could run code, or is damaged, "
+            "and was not loaded; use a checkpoint_final.pth written by pgl_pretrain (nnU-Net's own checkpoints go to "
+            "-pretrained_weights)"
+        ) from error
+    except Exception as error:  # torch checks little of what it reads
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        raise CheckpointError(f"{path}: damaged ({reason}); {GET_IT_AGAIN}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint written by pgl_pretrain")
+    return content
+
+
+def _require_uncompressed(path: Path) -> None:
+    """Refuses an archive that unpacks to more than the file has, as no file of `torch.save` does."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+    except Exception as error:  # of a damaged table of contents, too
+        raise CheckpointError(f"{path}: truncated, or not a PyTorch checkpoint; {GET_IT_AGAIN}") from error
+    unpacked = sum(part.file_size for part in parts)
+    if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or unpacked > path.stat().st_size:
+        raise CheckpointError(
+            f"{path}: would unpack to {unpacked} bytes, more than it has, which PyTorch never writes; {GET_IT_AGAIN}"
+        )
+
+
+def is_whole_tensor(value: object) -> bool:
+    """Whether it is a plain tensor that has all of its values, not a small storage in a large shape."""
+    if not isinstance(value, Tensor) or value.device.type != "cpu" or value.layout != torch.strided:
+        return False
+    return not value.is_quantized and value.numel() * value.element_size() <= value.untyped_storage().nbytes()

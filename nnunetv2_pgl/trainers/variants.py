@@ -1,4 +1,4 @@
-"""Variants of our trainers: the demo's, other lengths, and an encoder that waits until the decoder has begun to learn.
+"""Variants of our trainers: without mirroring, the demo's, other lengths, and an encoder that waits for the decoder.
 
 nnU-Net's command line sets no number of epochs; nnU-Net, too, has a trainer for each length.
 """
@@ -45,7 +45,25 @@ class TrainsWithAdamW(nnUNetTrainerPGL):
         return optimizer, self.learning_rates(optimizer)
 
 
-class nnUNetTrainerPGL_demo(TrainsWithAdamW):
+class NoMirroring(nnUNetTrainerPGL):
+    """Turns mirroring off, in augmentation and prediction, as nnU-Net's ``nnUNetTrainerNoMirroring`` does."""
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802 - nnU-Net's name
+        """nnU-Net's, without axes to mirror along."""
+        *rotation_and_size, _ = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        self.inference_allowed_mirroring_axes = None
+        return (*rotation_and_size, None)
+
+
+class nnUNetTrainerPGL_NoMirroring(NoMirroring):
+    """`nnUNetTrainerPGL` without mirroring, for labels that tell left from right."""
+
+
+class nnUNetTrainerPGLScratch_NoMirroring(NoMirroring, nnUNetTrainerPGLScratch):
+    """The control of `nnUNetTrainerPGL_NoMirroring`: the same, from random weights."""
+
+
+class nnUNetTrainerPGL_demo(NoMirroring, TrainsWithAdamW):
     """What `pgl_demo` trains with: 8 epochs of 25 single patches, AdamW and no mirroring; 2 minutes on two CPU cores.
 
     That is too short to learn which kidney is the right one in mirrored images.
@@ -58,12 +76,6 @@ class nnUNetTrainerPGL_demo(TrainsWithAdamW):
         "num_val_iterations_per_epoch": 2,
         "batch_size": 1,
     }
-
-    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802 - nnU-Net's name
-        """nnU-Net's, without mirroring, in training and in prediction."""
-        *rotation_and_size, _ = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        self.inference_allowed_mirroring_axes = None
-        return (*rotation_and_size, None)
 
 
 def with_length(base: type[nnUNetTrainerPGL], suffix: str, **settings: int) -> type[nnUNetTrainerPGL]:

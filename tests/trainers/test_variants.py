@@ -1,4 +1,4 @@
-"""Lengths and learning rates."""
+"""Lengths, mirroring and learning rates."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 
 from nnunetv2_pgl.trainers import (
+    nnUNetTrainerPGL,
     nnUNetTrainerPGL_5epochs,
+    nnUNetTrainerPGL_NoMirroring,
     nnUNetTrainerPGL_paper,
     nnUNetTrainerPGL_sawtooth,
     nnUNetTrainerPGLScratch,
     nnUNetTrainerPGLScratch_1epoch,
+    nnUNetTrainerPGLScratch_NoMirroring,
 )
 from nnunetv2_pgl.trainers.optimisation import SawtoothPolyLRScheduler, WarmupPolyLRScheduler
 from nnunetv2_pgl.trainers.variants import with_length
@@ -42,6 +46,37 @@ def test_every_trainer_has_nnunet_s_arguments(workplace: Workplace) -> None:
     names = ["plans", "configuration", "fold", "dataset_json", "device"]
     for trainer in (nnUNetTrainerPGL_5epochs, nnUNetTrainerPGL_paper, nnUNetTrainerPGL_sawtooth):
         assert list(workplace.make(trainer).my_init_kwargs) == names
+
+
+def mirrored_axes(transform: Any) -> list[tuple[int, ...]]:
+    """Of nnU-Net's augmentation: the axes of each transform in it that mirrors."""
+    found = [transform.allowed_axes] if isinstance(transform, MirrorTransform) else []
+    inner = [*getattr(transform, "transforms", ()), *filter(None, [getattr(transform, "transform", None)])]
+    return found + [axes for other in inner for axes in mirrored_axes(other)]
+
+
+@pytest.mark.parametrize(
+    ("trainer_class", "axes"),
+    [
+        (nnUNetTrainerPGL, (0, 1, 2)),
+        (nnUNetTrainerPGLScratch, (0, 1, 2)),
+        (nnUNetTrainerPGL_NoMirroring, None),
+        (nnUNetTrainerPGLScratch_NoMirroring, None),
+    ],
+)
+def test_mirroring_in_training_and_prediction(
+    workplace: Workplace, save_encoder: SaveEncoder, trainer_class: type[nnUNetTrainerPGL], axes: tuple[int, ...] | None
+) -> None:
+    if trainer_class.starts_from_checkpoint:
+        save_encoder(workplace.results / "PGL" / "run" / "checkpoint_final.pth")
+    trainer = workplace.make(trainer_class)
+    trainer.initialize()
+    trainer.on_train_start()
+    assert mirrored_axes(trainer.dataloader_train.data_loader.transforms) == ([] if axes is None else [axes])
+    trainer.save_checkpoint(f"{trainer.output_folder}/checkpoint_final.pth")
+    stored = torch.load(f"{trainer.output_folder}/checkpoint_final.pth", weights_only=False)
+    assert stored["inference_allowed_mirroring_axes"] == axes  # what nnUNetv2_predict reads
+    assert stored["trainer_name"] == trainer_class.__name__
 
 
 def test_other_lengths_can_be_pickled() -> None:

@@ -78,7 +78,7 @@ def write_nifti(image: sitk.Image, path: Path) -> None:
         compressed = temporary.with_name(f"{temporary.name}.nii.gz")  # SimpleITK compresses by the name's end
         try:
             sitk.WriteImage(image, str(compressed), useCompression=True)
-            if _unpacked_size(compressed) < expected:
+            if unpacked_size(compressed) < expected:
                 raise OSError(errno.ENOSPC, "the disk is full, or does not keep what is written")
             os.replace(compressed, temporary)
         finally:
@@ -130,8 +130,8 @@ def flush_to_disk(file: IO[bytes]) -> None:
     os.fsync(file.fileno())
 
 
-def _unpacked_size(path: Path) -> int:
-    """Bytes in a gzip file, 0 if it is incomplete."""
+def unpacked_size(path: str | os.PathLike[str]) -> int:
+    """Bytes in a gzip file, 0 if it is incomplete or damaged."""
     size = 0
     try:
         with gzip.open(path) as file:

@@ -1,0 +1,218 @@
+"""The preprocessing of a pre-training for one image, by nnU-Net's preprocessor, and where its voxels came from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nnunetv2_pgl.checkpoint import EncoderCheckpoint
+from nnunetv2_pgl.errors import PGLError, counted
+from nnunetv2_pgl.files import unpacked_size
+
+_RESAMPLING = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}  # of nnU-Net's default plans
+
+
+@dataclass(frozen=True)
+class PreprocessedImage:
+    """An image as the encoder saw images in its pre-training.
+
+    Points are (z, y, x) in voxels with edges at the integers: the centre of the first voxel is (0.5, 0.5, 0.5).
+
+    Attributes:
+        values: (1, channels, z, y, x), float32, normalised.
+        spacing: Size of a voxel (z, y, x) in mm.
+        axes: For each axis, which axis of the original it is.
+        start: First voxel of the original that was kept, per axis of ``values``.
+        scale: Voxels of ``values`` per voxel of the original, per axis of ``values``.
+        preprocessing: What made it.
+    """
+
+    values: Tensor
+    spacing: tuple[float, float, float]
+    axes: tuple[int, int, int]
+    start: tuple[int, int, int]
+    scale: tuple[float, float, float]
+    preprocessing: Preprocessing
+
+    def from_original(self, points: Any) -> Tensor:
+        """Points (N, 3) of the original image in voxels of ``values``."""
+        points = torch.as_tensor(points, dtype=torch.float64).reshape(-1, 3)[:, list(self.axes)]
+        return (points - torch.tensor(self.start)) * torch.tensor(self.scale, dtype=torch.float64)
+
+    def to_original(self, points: Any) -> Tensor:
+        """The inverse of `from_original`."""
+        points = torch.as_tensor(points, dtype=torch.float64).reshape(-1, 3)
+        points = points / torch.tensor(self.scale, dtype=torch.float64) + torch.tensor(self.start)
+        return points[:, [self.axes.index(axis) for axis in range(3)]]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a pre-training does to an image before the encoder sees it.
+
+    A pre-training without a plan crops to nonzero, clips CT to its window, resamples and z-scores over the image; one
+    that followed a plan (``-plans_from``) does what nnU-Net's preprocessor does by that plan.
+
+    Attributes:
+        channels: Image channels of the encoder.
+        spacing: Voxel size (z, y, x) in mm to resample to; None keeps that of the image.
+        clip: Window of the intensities, in Hounsfield units; None for none.
+        plan: What nnU-Net's preprocessor reads from plans, if a plan was followed.
+        view_size: Voxels (z, y, x) that the encoder saw at a time.
+        stage: The deepest map that the pre-training has trained: -1, or further up.
+    """
+
+    channels: int
+    spacing: tuple[float, float, float] | None
+    clip: tuple[float, float] | None
+    plan: dict[str, Any] | None
+    view_size: tuple[int, int, int]
+    stage: int = -1
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: EncoderCheckpoint, path: str) -> Preprocessing:
+        """The preprocessing that a checkpoint records.
+
+        Raises:
+            PGLError: It does not record how intensities were normalised, or how large views were.
+        """
+        pgl, architecture = checkpoint.pgl, checkpoint.architecture
+        config, intensity = pgl.get("config") or {}, pgl.get("intensity") or {}
+        schemes, view_size = intensity.get("normalization_schemes"), pgl.get("view_size")
+        properties = intensity.get("foreground_intensity_properties_per_channel")
+        if not view_size or not ("normalisation" in intensity or schemes):
+            raise PGLError(
+                f"{path}: does not record how images were preprocessed; use the encoder alone, by "
+                "nnunetv2_pgl.checkpoint.load_encoder_network"
+            )
+        plan = None
+        if schemes:
+            if properties is None and "CTNormalization" in schemes:
+                raise PGLError(f"{path}: normalises CT but does not record with which mean and standard deviation")
+            known = config.get("preprocessing") or {}
+            plan = {
+                "spacing": pgl.get("spacing"),
+                "transpose_forward": [0, 1, 2],
+                "normalization_schemes": schemes,
+                "use_mask_for_norm": intensity.get("use_mask_for_norm") or [False] * len(schemes),
+                "foreground_intensity_properties_per_channel": properties or {str(n): {} for n in range(len(schemes))},
+                **known,
+            }
+        spacing = None if config.get("spacing") == "native" and plan is None else pgl.get("spacing")
+        clip = intensity.get("clip") if plan is None else None
+        # Stages that the loss did not reach are the last ones of nnU-Net's encoders.
+        untrained = len([name for name in pgl.get("untrained_stages") or () if str(name).startswith("stages.")])
+        return cls(
+            int(architecture["in_channels"]),
+            None if spacing is None else _three(spacing),
+            None if clip is None else (float(clip[0]), float(clip[1])),
+            plan,
+            _three(view_size),
+            -1 - untrained,
+        )
+
+    def __call__(
+        self,
+        image: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | NDArray[Any],
+        spacing: Sequence[float] | None = None,
+    ) -> PreprocessedImage:
+        """Preprocesses one image.
+
+        Args:
+            image: A file that SimpleITK reads, such as ``.nii.gz``; one for each channel; or an array (z, y, x) or
+                (channel, z, y, x) in Hounsfield units for CT, as ``pretraining.data.reading.read_scan`` returns it.
+            spacing: Of an array: (z, y, x) in mm.
+
+        Raises:
+            PGLError: A file cannot be read, or the image does not suit the encoder.
+        """
+        array, spacing, name = _read(image, spacing)
+        if len(array) != self.channels:
+            raise PGLError(
+                f"{name}: has {counted(len(array), 'channel')}, the encoder takes {self.channels}; give one file for "
+                "each channel"
+            )
+        if not np.isfinite(array).all():
+            raise PGLError(f"{name}: holds NaN or infinite values")
+        if self.clip is not None:
+            array = np.clip(array, *self.clip)
+        plans, configuration = self._managers(spacing)
+        preprocessor = configuration.preprocessor_class(verbose=False)
+        properties: dict[str, Any] = {"spacing": list(spacing)}
+        values, _, properties = preprocessor.run_case_npy(array, None, properties, plans, configuration, {})
+        if self.plan is None:
+            values = np.rint(values) if self.clip is not None else values
+            mean, std = (f(values, axis=(1, 2, 3), keepdims=True, dtype=np.float64) for f in (np.mean, np.std))
+            if (std == 0).any():
+                raise PGLError(f"{name}: a channel is constant once preprocessed; is it the modality of the encoder?")
+            values = (values - mean) / std
+        axes = _three(plans.transpose_forward)
+        cropped = properties["shape_after_cropping_and_before_resampling"]
+        scale = _three(int(new) / int(old) for new, old in zip(values.shape[1:], cropped, strict=True))
+        voxel = _three(float(spacing[axis]) / factor for axis, factor in zip(axes, scale, strict=True))
+        start = _three(int(begin) for begin, _ in properties["bbox_used_for_cropping"])
+        tensor = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))[None]
+        return PreprocessedImage(tensor, voxel, axes, start, scale, self)
+
+    def _managers(self, spacing: Sequence[float]) -> tuple[PlansManager, ConfigurationManager]:
+        """What nnU-Net's preprocessor takes."""
+        values = {
+            "spacing": list(self.spacing or spacing),
+            "transpose_forward": [0, 1, 2],
+            "normalization_schemes": ["NoNormalization"] * self.channels,
+            "use_mask_for_norm": [False] * self.channels,
+            "foreground_intensity_properties_per_channel": {str(channel): {} for channel in range(self.channels)},
+            "resampling_fn_data": "resample_data_or_seg_to_shape",
+            "resampling_fn_data_kwargs": _RESAMPLING,
+            "preprocessor_name": "DefaultPreprocessor",
+            **(self.plan or {}),
+            # Only the mask of nonzero voxels, which is not needed.
+            "resampling_fn_seg": "no_resampling_hack",
+            "resampling_fn_seg_kwargs": {},
+            "architecture": {},
+        }
+        if len(values["normalization_schemes"]) == 1 < self.channels:  # one scheme for all, as pgl_pretrain takes it
+            values |= {key: list(values[key]) * self.channels for key in ("normalization_schemes", "use_mask_for_norm")}
+            properties = values["foreground_intensity_properties_per_channel"]["0"]
+            each = {str(channel): properties for channel in range(self.channels)}
+            values["foreground_intensity_properties_per_channel"] = each
+        return PlansManager(values), ConfigurationManager(values)
+
+
+def _read(image: Any, spacing: Sequence[float] | None) -> tuple[NDArray[np.float32], tuple[float, float, float], str]:
+    """The image as (channel, z, y, x), its spacing, and a name for messages."""
+    if isinstance(image, np.ndarray):
+        if spacing is None or len(spacing) != 3 or min(spacing) <= 0:
+            raise PGLError(f"an array needs its spacing, three positive numbers in mm (z, y, x), got {spacing}")
+        if image.ndim not in (3, 4):
+            raise PGLError(f"an array must be (z, y, x) or (channel, z, y, x), got the shape {image.shape}")
+        array = image.astype(np.float32)
+        return array.reshape(-1, *array.shape[-3:]), _three(spacing), "the array"
+    files = [os.fspath(file) for file in ([image] if isinstance(image, str | os.PathLike) else image)]
+    for file in files:
+        if not os.path.isfile(file):
+            raise PGLError(f"{file}: no such file; a DICOM series is read by pretraining.data")
+        if file.endswith(".gz") and not unpacked_size(file):  # SimpleITK reads zeros instead of what is missing
+            raise PGLError(f"{file}: is truncated or damaged; copy it again")
+    try:
+        array, properties = SimpleITKIO().read_images(files)
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).strip() or "its channels differ").splitlines()[-1]
+        raise PGLError(f"{files[0]}: cannot be read ({reason})") from error
+    if array.ndim != 4 or min(array.shape[1:]) < 2:
+        raise PGLError(f"{files[0]}: is not a 3D image (its shape is {array.shape[1:]})")
+    return array, _three(properties["spacing"]), files[0]
+
+
+def _three(values: Any) -> tuple[Any, Any, Any]:
+    z, y, x = values
+    return z, y, x

@@ -45,12 +45,12 @@ class PreprocessedImage:
 
     def from_original(self, points: Any) -> Tensor:
         """Points (N, 3) of the original image in voxels of ``values``."""
-        points = torch.as_tensor(points, dtype=torch.float64).reshape(-1, 3)[:, list(self.axes)]
+        points = torch.as_tensor(np.asarray(points), dtype=torch.float64).reshape(-1, 3)[:, list(self.axes)]
         return (points - torch.tensor(self.start)) * torch.tensor(self.scale, dtype=torch.float64)
 
     def to_original(self, points: Any) -> Tensor:
         """The inverse of `from_original`."""
-        points = torch.as_tensor(points, dtype=torch.float64).reshape(-1, 3)
+        points = torch.as_tensor(np.asarray(points), dtype=torch.float64).reshape(-1, 3)
         points = points / torch.tensor(self.scale, dtype=torch.float64) + torch.tensor(self.start)
         return points[:, [self.axes.index(axis) for axis in range(3)]]
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from nnunetv2_pgl.addresses import is_address, locate, shown
@@ -80,3 +83,10 @@ def test_paths_are_no_addresses(path: str) -> None:
 def test_what_may_stand_in_logs() -> None:
     assert shown(f"https://a:b@c.org/d@e?key=f#sha256={DIGEST}") == f"https://...@c.org/d@e?...#sha256={DIGEST}"
     assert shown("hf://me/encoder@v1/b.pth") == "hf://me/encoder@v1/b.pth"
+
+
+def test_libraries_of_connections_are_loaded_when_an_address_is_used() -> None:
+    """Importing them takes a second, and trainings from a path need none."""
+    code = "import sys; from nnunetv2_pgl.addresses import locate; locate('a.pth'); print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"huggingface_hub", "requests", "httpx", "httpx2"} & set(result.stdout.split())

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import shutil
 import signal
+import ssl
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +162,22 @@ def test_a_server_that_does_not_answer(server: Server) -> None:
     line = refused(f"{server.address}/encoder.pth?key=secret")
     assert "not in the cache, and the server cannot be reached (Connection refused)" in line
     assert "secret" not in line
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate")
+def test_a_certificate_must_be_trusted(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    make = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
+    subprocess.run([*make.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.http.socket = context.wrap_socket(server.http.socket, server_side=True)
+    server.put("/encoder.pth", CONTENT)
+    address = f"https://localhost:{server.http.server_address[1]}/encoder.pth"
+    assert "the server cannot be reached ([SSL: CERTIFICATE_VERIFY_FAILED]" in refused(address)
+    assert server.requests == []
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    assert locate(address).path.read_bytes() == CONTENT
 
 
 def test_the_token_of_the_hub_is_not_sent_to_others(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,6 @@ def reason_of(error: BaseException) -> str:
     return (text.strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def megabytes(size: int) -> str:
-    """A size in MB, in words."""
-    return f"{size / 1e6:.1f} MB"
+def size_of(number: int) -> str:
+    """A number of bytes, in words."""
+    return f"{number / 1e6:.1f} MB" if number >= 1e5 else f"{number / 1e3:.1f} kB"

@@ -29,7 +29,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from nnunetv2_pgl.addresses.failures import OFFLINE, cannot_write, changed, megabytes, not_cached, reason_of
+from nnunetv2_pgl.addresses.failures import OFFLINE, cannot_write, changed, not_cached, reason_of, size_of
 from nnunetv2_pgl.addresses.parse import HubAddress
 from nnunetv2_pgl.files import sha256_of
 from nnunetv2_pgl.weights_only import CheckpointError
@@ -99,7 +99,7 @@ def _download(address: HubAddress, cached: tuple[Path, str] | None, log: Callabl
     present = replace(address, revision=metadata.commit_hash, file=file)
     if (known := _cached(present)) is not None:
         return known
-    size = "" if metadata.size is None else f", {megabytes(metadata.size)}"
+    size = "" if metadata.size is None else f", {size_of(metadata.size)}"
     log(f"Downloading {present}{size}, from {constants.ENDPOINT} to {constants.HF_HUB_CACHE}")
     try:
         path = hf_hub_download(address.repo, file, revision=address.revision)

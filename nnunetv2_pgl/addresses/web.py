@@ -21,7 +21,7 @@ from filelock import FileLock
 from huggingface_hub import constants
 from tqdm import tqdm
 
-from nnunetv2_pgl.addresses.failures import OFFLINE, cannot_write, changed, megabytes, not_cached, reason_of
+from nnunetv2_pgl.addresses.failures import OFFLINE, cannot_write, changed, not_cached, reason_of, size_of
 from nnunetv2_pgl.addresses.parse import WebAddress, require_safe, shown
 from nnunetv2_pgl.files import flush_to_disk, sha256_of, write_text
 from nnunetv2_pgl.weights_only import CheckpointError
@@ -98,7 +98,7 @@ def _download(folder: Path, address: WebAddress, log: Callable[[str], object]) -
             if attempt == _ATTEMPTS - 1:
                 raise CheckpointError(
                     f"{name}: the download broke off {_ATTEMPTS} times ({error}); try it again, it continues after "
-                    f"{megabytes(partial.stat().st_size)}"
+                    f"{size_of(partial.stat().st_size)}"
                 ) from error
             time.sleep(_PAUSE)
     digest = sha256_of(partial)
@@ -131,7 +131,7 @@ def _continue(partial: Path, address: WebAddress, log: Callable[[str], object]) 
         have = have if continues else 0
         length = answer.headers.get("Content-Length", "")
         total = have + int(length) if length.isdigit() and "Content-Encoding" not in answer.headers else None
-        size = "" if total is None else f", {megabytes(total)}"
+        size = "" if total is None else f", {size_of(total)}"
         log(f"{'Continuing' if have else 'Downloading'} {shown(str(address))}{size}, to {partial.parent}")
         if not continues:
             strong = answer.headers.get("ETag", "")

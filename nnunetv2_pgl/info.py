@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from nnunetv2_pgl.adaptation import canonical
+from nnunetv2_pgl.addresses import locate, shown
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint
 from nnunetv2_pgl.errors import PGLError, one_line, size_text
 from nnunetv2_pgl.files import sha256_of
@@ -23,15 +23,20 @@ def info_entry() -> None:
     """Entry point of ``pgl_info``."""
     parser = argparse.ArgumentParser(prog="pgl_info", description="Says what an encoder checkpoint is.")
     parser.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint_final.pth of a pgl_pretrain run or of nnssl"
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="checkpoint_final.pth of a pgl_pretrain run or of nnssl; a path or an address, which is downloaded",
     )
     arguments = parser.parse_args()
     try:
-        checkpoint = load_checkpoint(arguments.checkpoint)
+        located = locate(arguments.checkpoint)
+        checkpoint = load_checkpoint(located.path)
     except (PGLError, OSError) as error:
         sys.exit(one_line(f"pgl_info: {error}"))
     print("\n".join(describe(checkpoint)))
-    print(f"sha256        {sha256_of(arguments.checkpoint)}")
+    if located.pinned is not None:
+        print(f"file          {located.path}\naddress       {shown(located.pinned)}")
+    print(f"sha256        {sha256_of(located.path)}")
 
 
 def describe(checkpoint: EncoderCheckpoint) -> list[str]:

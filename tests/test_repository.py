@@ -106,7 +106,8 @@ def test_messages_that_are_explained_are_those_of_the_code() -> None:
     text = (ROOT / "docs" / "trouble.md").read_text(encoding="utf-8")
     messages = [message for message in re.findall(r"^\| `([^`]+)` \|", text, flags=re.M) if "..." not in message]
     assert len(messages) > 3
-    sources = [file.read_text(encoding="utf-8") for file in (ROOT / "pretraining").rglob("*.py")]
+    code = (file for package in ("nnunetv2_pgl", "pretraining") for file in (ROOT / package).rglob("*.py"))
+    sources = [file.read_text(encoding="utf-8") for file in code]
     for message in messages:
         assert any(message in source for source in sources), message
 

@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from nnunetv2_pgl.addresses import locate
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint, save_checkpoint
 from nnunetv2_pgl.errors import PGLError, one_line
 from nnunetv2_pgl.export.model_card import Licence, model_card
@@ -138,9 +139,8 @@ def export_entry() -> None:
                 "--licence is missing: name the licence of the weights, such as CC-BY-4.0, or give its text in quotes; "
                 "it depends on the data, so only you can know it"
             )
-        folder = write_hub_folder(
-            arguments.checkpoint, arguments.hub, arguments.licence.strip(), overwrite=arguments.overwrite
-        )
+        path = locate(arguments.checkpoint).path
+        folder = write_hub_folder(path, arguments.hub, arguments.licence.strip(), overwrite=arguments.overwrite)
     except (PGLError, OSError) as error:
         sys.exit(one_line(f"pgl_export: {error}"))
     except KeyboardInterrupt:
@@ -159,10 +159,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="pgl_export",
         allow_abbrev=False,
         description="Writes an encoder as the folder that nnU-Net's downloader expects: checkpoint_final.pth, "
-        "adaptation_plan.json, config.json and a model card. Uses no network.",
+        "adaptation_plan.json, config.json and a model card. Sends nothing.",
     )
     parser.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint_final.pth of a pgl_pretrain run"
+        "checkpoint", metavar="CHECKPOINT", help="checkpoint_final.pth of a pgl_pretrain run; a path or an address"
     )
     parser.add_argument("-hub", "--hub", type=Path, required=True, metavar="FOLDER", help="folder to write")
     licence_help = "licence of the weights: its SPDX identifier, or a text (required)"

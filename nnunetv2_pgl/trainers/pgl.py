@@ -130,7 +130,7 @@ class nnUNetTrainerPGL(nnUNetTrainer):
             if self._restoring or starts_at_random:
                 self._use_network(self._network_without_checkpoint(), "the random start")
             else:
-                encoder = PretrainedEncoder.find(self.plans_manager.plans)
+                encoder = PretrainedEncoder.find(self.plans_manager.plans, self.print_to_log_file)
                 network = ModelNetwork.from_dict(encoder.checkpoint.architecture)
                 self._use_network(network, f"the encoder {encoder.path}")
             super().initialize()

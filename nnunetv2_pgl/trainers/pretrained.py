@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunetv2_pgl.adaptation import with_axes
+from nnunetv2_pgl.addresses import Located, locate, shown
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint
 from nnunetv2_pgl.files import sha256_of, write_text
 from nnunetv2_pgl.networks import PGLSegmenter
@@ -33,24 +34,32 @@ ALLOW_PARTIAL = ("allow_partial", "PGL_ALLOW_PARTIAL", "start from what fits, ho
 _RECORDED = ("method", "architecture", "epochs", "num_scans", "spacing", "datasets")
 
 
-def find_encoder_checkpoint(plans: Mapping[str, Any]) -> tuple[Path, str]:
+def find_encoder_checkpoint(
+    plans: Mapping[str, Any], log: Callable[[str], object] | None = None
+) -> tuple[Located, str]:
     """The checkpoint to start from and where it was named; never a silent guess.
 
     In this order: the plans' ``pretrain_info.checkpoint_path``; the environment variable ``PGL_CHECKPOINT``; the only
-    finished run under ``$nnUNet_results/PGL``.
+    finished run under ``$nnUNet_results/PGL``. The first two may be addresses. Plans come from other people, too, so
+    what they name is not downloaded, but taken from the cache.
+
+    Args:
+        plans: Of the training.
+        log: Takes what is said about a download, see `locate`.
 
     Raises:
         CheckpointError: If there is none, several to choose from, or the one that is named does not exist.
     """
     in_plans = (plans.get("pretrain_info") or {}).get("checkpoint_path")
     if in_plans:
-        return _existing(in_plans, "pretrain_info.checkpoint_path in the plans"), "the plans"
+        named_by = "pretrain_info.checkpoint_path in the plans"
+        return _existing(in_plans, named_by, download=False, log=log), "the plans"
     in_variable = os.environ.get(VARIABLE)
     if in_variable:
-        return _existing(in_variable, f"the environment variable {VARIABLE}"), VARIABLE
+        return _existing(in_variable, f"the environment variable {VARIABLE}", download=True, log=log), VARIABLE
     runs = sorted((Path(nnUNet_results) / "PGL").glob("*/checkpoint_final.pth")) if nnUNet_results.is_set() else []
     if len(runs) == 1:
-        return runs[0], "the only run in $nnUNet_results/PGL"
+        return Located(runs[0]), "the only run in $nnUNet_results/PGL"
     found = "none was found" if not runs else "several were found: " + ", ".join(str(run) for run in runs)
     example = runs[0] if runs else "/path/to/checkpoint_final.pth"
     raise CheckpointError(
@@ -71,10 +80,13 @@ def is_asked_for(plans: Mapping[str, Any], key: str, variable: str, meaning: str
     return bool((plans.get("pretrain_info") or {}).get(key)) or in_variable == "1"
 
 
-def _existing(path: str, named_by: str) -> Path:
-    found = Path(path).expanduser()
-    if not found.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint; it is named by {named_by}")
+def _existing(named: str, named_by: str, *, download: bool, log: Callable[[str], object] | None) -> Located:
+    try:
+        found = locate(named, download=download, log=log)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} (named by {named_by})") from error
+    if not found.path.is_file():
+        raise CheckpointError(f"{named}: no such checkpoint; it is named by {named_by}")
     return found
 
 
@@ -86,17 +98,20 @@ class PretrainedEncoder:
         checkpoint: Its weights and where they come from.
         path: The file.
         named_by: What names it.
+        address: Of one that was downloaded, where exactly this content is; None for others.
     """
 
     checkpoint: EncoderCheckpoint
     path: Path
     named_by: str
+    address: str | None = None
 
     @classmethod
-    def find(cls, plans: Mapping[str, Any]) -> PretrainedEncoder:
+    def find(cls, plans: Mapping[str, Any], log: Callable[[str], object] | None = None) -> PretrainedEncoder:
         """The encoder to start from, see `find_encoder_checkpoint`; a CheckpointError if it cannot be used."""
-        path, named_by = find_encoder_checkpoint(plans)
-        return cls(load_checkpoint(path), path, named_by)
+        located, named_by = find_encoder_checkpoint(plans, log)
+        address = None if located.pinned is None else shown(located.pinned)
+        return cls(load_checkpoint(located.path), located.path, named_by, address)
 
     @cached_property
     def sha256(self) -> str:
@@ -147,9 +162,10 @@ class PretrainedEncoder:
         pgl = self.checkpoint.pgl
         epochs = f", {pgl['epochs']} epochs on {pgl.get('num_scans')} scans" if pgl.get("epochs") is not None else ""
         spacing = f", spacing {pgl['spacing']} mm" if pgl.get("spacing") else ""
+        downloaded = f"from {self.address}, " if self.address else ""
         yield (
-            f"Starting from the encoder {self.path} (named by {self.named_by}, sha256 {self.sha256[:16]}...): "
-            f"{pgl.get('method')}{epochs}{spacing}; {summary}"
+            f"Starting from the encoder {self.path} ({downloaded}named by {self.named_by}, "
+            f"sha256 {self.sha256[:16]}...): {pgl.get('method')}{epochs}{spacing}; {summary}"
         )
         axes = self.axes(plans.plans)
         if axes != (0, 1, 2):
@@ -172,6 +188,7 @@ class PretrainedEncoder:
         """Writes ``pgl_checkpoint.json`` into the fold's folder."""
         record = {
             "path": str(self.path),
+            "address": self.address,
             "sha256": self.sha256,
             "named_by": self.named_by,
             **{key: self.checkpoint.pgl.get(key) for key in _RECORDED},

@@ -149,7 +149,7 @@ def _comparison(arguments: argparse.Namespace) -> Comparison:
     if settings.configuration == "2d":
         raise PGLError("-c 2d: PGL's encoder is 3D; use 3d_fullres or 3d_lowres")
     find_trainer(settings.trainer)
-    comparison = Comparison(folder, settings, arguments.device, arguments.np)
+    comparison = Comparison(folder, settings, arguments.device, arguments.np, download=not arguments.dry_run)
     comparison.inits, comparison.splits  # noqa: B018 - checks them
     return comparison
 
@@ -157,7 +157,7 @@ def _comparison(arguments: argparse.Namespace) -> Comparison:
 def write_submit_script(comparison: Comparison) -> Path:
     """Writes ``submit.sh``: the steps as jobs for Slurm that wait for each other; preparing is the first of them."""
     folder = comparison.folder
-    comparison.settings.save(folder.settings)
+    comparison.save()
     pretrainings = sum(bool(init.options) for init in comparison.inits)
     # The steps in their order with the size of their arrays; 0: one job.
     jobs = {"prepare": 0, "pretrain": pretrainings, "train": len(training_runs(comparison.settings)), "report": 0}

@@ -19,7 +19,7 @@ from nnunetv2_pgl.extension_folder import extension_folder
 from nnunetv2_pgl.trainers import nnUNetTrainerPGL
 from nnunetv2_pgl.trainers.plans import RANDOM
 from nnunetv2_pgl.trainers.pretrained import VARIABLE as CHECKPOINT
-from pretraining.comparison.files import ComparisonFolder
+from pretraining.comparison.files import ComparisonFolder, read_json, write_json
 from pretraining.comparison.inits import Initialisation, initialisations, random_network, seen_test_cases
 from pretraining.comparison.settings import ComparisonSettings
 from pretraining.comparison.splits import LabelledDataset, Splits, make_splits
@@ -35,12 +35,20 @@ class Comparison:
         settings: What it compares.
         device: "cuda", "cpu" or "mps".
         processes: For preprocessing, pre-training's preprocessing and prediction.
+        download: Whether checkpoints that are given by address may be downloaded.
     """
 
     folder: ComparisonFolder
     settings: ComparisonSettings
     device: str
     processes: int
+    download: bool = True
+
+    def save(self) -> None:
+        """Writes the settings, and where exactly the content of checkpoints is that are given by address."""
+        self.settings.save(self.folder.settings)
+        if addresses := {init.name: init.address for init in self.inits if init.address is not None}:
+            write_json(self.folder.addresses, addresses)
 
     @cached_property
     def dataset(self) -> LabelledDataset:
@@ -50,7 +58,8 @@ class Comparison:
     @cached_property
     def inits(self) -> list[Initialisation]:
         """All starts."""
-        return initialisations(self.settings)
+        addresses = read_json(self.folder.addresses) if self.folder.addresses.is_file() else {}
+        return initialisations(self.settings, addresses, download=self.download)
 
     def init(self, name: str) -> Initialisation:
         """One of them, or the random one if that is not compared."""

@@ -13,6 +13,7 @@ import torch
 from nnunetv2.paths import nnUNet_results
 from torch.utils._pytree import tree_leaves
 
+from nnunetv2_pgl.addresses import shown
 from nnunetv2_pgl.environment import environment_variable
 from pretraining.comparison.comparison import Comparison
 from pretraining.comparison.derived import LONGER
@@ -42,7 +43,7 @@ def print_dry_run(comparison: Comparison) -> None:
     pretrainings_left = 0
     for init in comparison.inits:
         if init.given is not None:
-            print(f"  {init.name:<40} uses {init.given}")
+            print(f"  {init.name:<40} uses {shown(init.address) if init.address else init.given}")
         elif init.options:
             state = state_of_pretraining(comparison, init)
             pretrainings_left += state is not State.DONE

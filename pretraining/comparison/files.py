@@ -56,6 +56,7 @@ class ComparisonFolder:
         path: The folder; it need not exist.
         name: Of the comparison.
         settings: What is compared.
+        addresses: Where exactly the content of checkpoints is that are given by address.
         splits: Test cases, folds and the orders of their training cases.
         excluded: Names of the scans that no pre-training sees.
         test_cases: Names of the test cases, as ``--test_cases`` takes them.
@@ -66,6 +67,7 @@ class ComparisonFolder:
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, path.name
         self.settings, self.splits = path / "settings.json", path / "splits.json"
+        self.addresses = path / "addresses.json"
         self.excluded, self.test_cases = path / "exclude.txt", path / "test_cases.txt"
         self.test_images, self.results = path / "test_images", path / "results.csv"
 

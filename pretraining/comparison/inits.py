@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from nnunetv2_pgl.addresses import locate, shown
 from nnunetv2_pgl.checkpoint import load_checkpoint
 from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.methods import METHODS
 from nnunetv2_pgl.trainers.plans import RANDOM
 from pretraining.comparison.derived import DECODER, KINDS, LONGER, SHUFFLED, pretraining_length, require_decoder
-from pretraining.comparison.files import ComparisonFolder, file_name, require_name
+from pretraining.comparison.files import ComparisonFolder, file_name, read_json, require_name
 from pretraining.comparison.settings import ComparisonSettings
 from pretraining.settings.checks import check_config
 from pretraining.settings.config import PretrainConfig, recommended
@@ -42,6 +43,7 @@ class Initialisation:
         options: Of the pre-training; empty if there is none to run.
         method: Of the pre-training that is to be run.
         given: The checkpoint of ``--checkpoint``, if any.
+        address: Where exactly its content is, if it was downloaded.
         network: What its checkpoint is, or will be, for: architecture, norm, centred; None for random.
         kind: Of one made from another, see `derived`; None for the others.
         source: The one that it is made from.
@@ -51,6 +53,7 @@ class Initialisation:
     options: tuple[str, ...] = ()
     method: str | None = None
     given: Path | None = None
+    address: str | None = None
     network: dict[str, Any] | None = None
     kind: str | None = None
     source: Initialisation | None = None
@@ -64,6 +67,13 @@ class Initialisation:
         """The folder of its pre-training."""
         return RunFolder.from_name(f"{folder.name}_{self.name}")
 
+    def named_in_plans(self, folder: ComparisonFolder) -> str | None:
+        """What the plans of its runs name: the checkpoint, or the address of one, which is the same on all machines."""
+        if self.is_random:
+            return None
+        origin = self.source if self.source is not None and self.kind != SHUFFLED else self
+        return origin.address or str(self.checkpoint(folder))
+
     def checkpoint(self, folder: ComparisonFolder) -> Path | None:
         """The checkpoint to start from, whether or not it is there yet; None for random."""
         if self.is_random:
@@ -73,8 +83,15 @@ class Initialisation:
         return self.source.checkpoint(folder) if self.source else self.given or self.run_folder(folder).final
 
 
-def initialisations(settings: ComparisonSettings) -> list[Initialisation]:
+def initialisations(
+    settings: ComparisonSettings, addresses: Mapping[str, str] | None = None, *, download: bool = True
+) -> list[Initialisation]:
     """All starts of a comparison, checked as far as they can be before anything runs.
+
+    Args:
+        settings: Of the comparison.
+        addresses: Where exactly the content is that a comparison which is continued has begun with.
+        download: Whether checkpoints that are given by address may be downloaded.
 
     Raises:
         PGLError: A name is unknown, an option of a pre-training is wrong, or a checkpoint cannot be used.
@@ -85,7 +102,8 @@ def initialisations(settings: ComparisonSettings) -> list[Initialisation]:
                 raise PGLError(f"{option} {name}: add {name} to --init ({' '.join(settings.inits)})")
             if option == "--define" and name in (*BUILT_IN, RANDOM):
                 raise PGLError(f"--define {name}: this name is taken; choose another")
-    found = {name: _initialisation(name, settings) for name in settings.inits if ":" not in name}
+    exact = {name: (addresses or {}).get(name, given) for name, given in settings.checkpoints.items()}
+    found = {name: _initialisation(name, settings, exact, download) for name in settings.inits if ":" not in name}
     inits = [found[name] if name in found else _derived(name, found) for name in settings.inits]
     of_files: dict[str, str] = {}
     for init in inits:
@@ -112,7 +130,8 @@ def seen_test_cases(init: Initialisation, dataset: str, test: Sequence[str]) -> 
         return None
     where = f"{init.name}: {init.given} was pre-trained on {dataset}"
     settings = init.given.with_name("config.json")
-    if settings.is_file():
+    is_of_run = init.address is None and settings.is_file() and "library" not in read_json(settings)  # as pgl_export's
+    if is_of_run:
         names = PretrainConfig.load(settings).exclude
         # Scans whose names another source shares have that of the dataset in front.
         unseen = all(case in names or f"{dataset}_{case}" in names for case in test)
@@ -121,19 +140,22 @@ def seen_test_cases(init: Initialisation, dataset: str, test: Sequence[str]) -> 
     return f"{where}, test cases too" if left_out < len(test) else f"{where}, perhaps on test cases: it lists no names"
 
 
-def _initialisation(name: str, settings: ComparisonSettings) -> Initialisation:
+def _initialisation(
+    name: str, settings: ComparisonSettings, checkpoints: Mapping[str, str], download: bool
+) -> Initialisation:
     """A start that is not made from another one."""
     require_name(name, "--init")
     if name == RANDOM:
         return Initialisation(name)
-    if name in settings.checkpoints:
-        path = Path(settings.checkpoints[name])
+    if name in checkpoints:
         try:
-            architecture = load_checkpoint(path).architecture
+            located = locate(checkpoints[name], download=download)
+            architecture = load_checkpoint(located.path).architecture
         except PGLError as error:
-            raise PGLError(f"--checkpoint {name}={path}: {error}") from error
+            raise PGLError(f"--checkpoint {name}={shown(settings.checkpoints[name])}: {error}") from error
         keys = {"architecture": "name", "norm": "norm", "centred": "centred"}
-        return Initialisation(name, given=path, network={key: architecture[value] for key, value in keys.items()})
+        network = {key: architecture[value] for key, value in keys.items()}
+        return Initialisation(name, given=located.path, address=located.pinned, network=network)
     known = {**BUILT_IN, **settings.definitions}
     if name not in known:
         raise PGLError(

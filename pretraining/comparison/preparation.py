@@ -29,7 +29,7 @@ def prepare(comparison: Comparison) -> None:
     folder, settings, splits = comparison.folder, comparison.settings, comparison.splits
     for warning in comparison.warnings:
         print(f"WARNING: {warning}", flush=True)
-    settings.save(folder.settings)
+    comparison.save()
     write_json(folder.splits, asdict(splits))
     write_file(folder.test_cases, "".join(f"{name}\n" for name in splits.test))
     write_file(folder.excluded, "".join(f"{name}\n" for name in names_to_exclude(comparison)))

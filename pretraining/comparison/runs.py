@@ -117,13 +117,13 @@ def plans_of_run(comparison: Comparison, run: TrainingRun, extra_epochs: int = 0
     init = comparison.init(run.init)
     plans = read_json(comparison.base_plans)
     plans["plans_name"] = plans_name(comparison, run)
-    checkpoint = init.checkpoint(comparison.folder)
+    checkpoint = init.named_in_plans(comparison.folder)
     if checkpoint is None:
         plans.pop("pretrain_info", None)
         plans[PLANS_KEY] = random_network(comparison.inits)
     else:
         plans.pop(PLANS_KEY, None)  # the trainer takes it from the checkpoint
-        plans["pretrain_info"] = {"checkpoint_path": str(checkpoint)}
+        plans["pretrain_info"] = {"checkpoint_path": checkpoint}
         if init.kind == DECODER:
             plans["pretrain_info"]["transfer_decoder"] = True
     plans[RUN_KEY] = {

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nnunetv2_pgl.addresses import is_address
 from nnunetv2_pgl.errors import PGLError
 from pretraining.comparison.files import read_json, require_name, write_json
 from pretraining.data import resolve_source
@@ -38,7 +39,7 @@ def _names(file: str, option: str) -> tuple[str, ...]:
 
 def _checkpoints(texts: Iterable[str], option: str) -> dict[str, str]:
     pairs = _definitions(texts, option, "PATH")
-    return {name: str(Path(path).expanduser().resolve()) for name, path in pairs.items()}
+    return {name: path if is_address(path) else str(Path(path).expanduser().resolve()) for name, path in pairs.items()}
 
 
 def _definitions(texts: Iterable[str], option: str, value: str = '"OPTIONS"') -> dict[str, str]:
@@ -92,7 +93,11 @@ class ComparisonSettings:
     configuration: str = _short("3d_fullres", "configuration of the plans", name="c", metavar="CONFIGURATION")
     plans: str = _short("nnUNetPlans", "nnU-Net's plans that all runs share", name="p", metavar="PLANS")
     checkpoints: Mapping[str, str] = _pretraining(
-        {}, "use a checkpoint_final.pth that exists", name="checkpoint", metavar="NAME=PATH", parse=_checkpoints
+        {},
+        "use an encoder that exists, a path or an address",
+        name="checkpoint",
+        metavar="NAME=PATH",
+        parse=_checkpoints,
     )
     definitions: Mapping[str, str] = _pretraining(
         {}, 'an initialisation: short="-m pgl -epochs 50"', name="define", metavar="NAME=OPTIONS", parse=_definitions

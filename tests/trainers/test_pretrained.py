@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from nnunetv2_pgl.addresses import Located
 from nnunetv2_pgl.trainers.pretrained import ALLOW_PARTIAL, TRANSFER_DECODER, find_encoder_checkpoint, is_asked_for
 from nnunetv2_pgl.weights_only import CheckpointError
 
@@ -24,12 +25,12 @@ def touch(path: Path) -> Path:
 def test_order(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     only = touch(runs / "a" / "checkpoint_final.pth")
     touch(runs / "unfinished" / "checkpoint_latest.pth")
-    assert find_encoder_checkpoint({})[0] == only
+    assert find_encoder_checkpoint({})[0].path == only
     variable = touch(tmp_path / "v.pth")
     monkeypatch.setenv("PGL_CHECKPOINT", str(variable))
-    assert find_encoder_checkpoint({}) == (variable, "PGL_CHECKPOINT")
+    assert find_encoder_checkpoint({}) == (Located(variable), "PGL_CHECKPOINT")
     plans = touch(tmp_path / "p.pth")
-    assert find_encoder_checkpoint({"pretrain_info": {"checkpoint_path": str(plans)}}) == (plans, "the plans")
+    assert find_encoder_checkpoint({"pretrain_info": {"checkpoint_path": str(plans)}}) == (Located(plans), "the plans")
 
 
 def test_none_and_several_stop_with_what_to_type(runs: Path) -> None:

@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 from torch import Tensor
 
+from nnunetv2_pgl.addresses import locate
 from nnunetv2_pgl.checkpoint import load_encoder_network
 from nnunetv2_pgl.features.preprocessing import PreprocessedImage, Preprocessing
 from nnunetv2_pgl.networks import Encoder, FeatureGrid
@@ -22,18 +23,19 @@ def load_encoder(checkpoint: str | os.PathLike[str]) -> tuple[Encoder, Preproces
     """The pre-trained encoder and the preprocessing that belongs to it.
 
     Args:
-        checkpoint: ``checkpoint_final.pth`` of ``pgl_pretrain``.
+        checkpoint: A path or an address, such as ``hf://OWNER/NAME``, as `addresses.locate` takes it.
 
     Returns:
         The encoder, a module in evaluation mode on the CPU that maps (B, channels, z, y, x) to its maps, deepest last;
         and a function that makes such an input of an image.
 
     Raises:
-        CheckpointError: The checkpoint cannot be used.
+        CheckpointError: The checkpoint cannot be had or used.
         PGLError: It does not record how images were preprocessed.
     """
-    encoder, content = load_encoder_network(checkpoint)
-    return encoder, Preprocessing.from_checkpoint(content, os.fspath(checkpoint))
+    path = locate(os.fspath(checkpoint)).path
+    encoder, content = load_encoder_network(path)
+    return encoder, Preprocessing.from_checkpoint(content, str(path))
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,7 @@ class Shells:
         keys = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_extTrainer", "JOURNAL")
         environment = {**{key: os.environ[key] for key in keys}, "HELD": held, "HELD_AT": str(root)}
         output = root / f"{name}.txt"
+        output.touch()
         call = {"words": words, "environment": environment, "output": str(output), "commands": str(root / "bin")}
         return Shell(self._ask(call), output)
 

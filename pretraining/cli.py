@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from pretraining.settings.options import (
     with_options,
 )
 from pretraining.settings.table import SCANS, VIEWS, RunOptions
+from pretraining.training.experiment_loggers import require_loggers
 from pretraining.training.pool import prepare_volumes
 from pretraining.training.pretrain import pretrain
 from pretraining.training.preview import draw_pairs, geometry_lines
@@ -58,6 +60,8 @@ def _run(arguments: argparse.Namespace) -> None:
         raise PGLError("-d is missing: give dataset ids, names or folders of scans")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise PGLError("no CUDA device was found: add -device cpu (or mps)")
+    if os.environ.get("RANK", "0") == "0":
+        require_loggers(options)
     folder = RunFolder.from_name(options.name or _default_name(settings_of(arguments)))
     if options.resume and folder.config_file.exists():
         config = PretrainConfig.load(folder.config_file)

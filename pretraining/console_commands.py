@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from nnunetv2_pgl.errors import PGLError
+from pretraining.file_lock import FileLock
 from pretraining.launching.errors import STOPPED_EXIT_CODE
 
 
@@ -43,13 +44,15 @@ class CommandRunner:
     Args:
         log_folder: Gets one file NN_command.txt for each command, numbered after those that are there; created.
         environment: All variables of the commands; this process's own stay as they are.
+        lock: The commands hold it too, until they end, even if this process is killed before.
     """
 
-    def __init__(self, log_folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, log_folder: Path, environment: Mapping[str, str], lock: FileLock | None = None) -> None:
         log_folder.mkdir(parents=True, exist_ok=True)
         self._log_folder = log_folder
         # Without it, a command would hold its output back until it ends, as it writes into a pipe.
         self._environment = {**environment, "PYTHONUNBUFFERED": "1"}
+        self._inherited = () if lock is None else lock.inherited
         numbers = [file.name.split("_", 1)[0] for file in log_folder.glob("*_*.txt")]
         self._number = max((int(number) for number in numbers if number.isdigit()), default=0)
 
@@ -81,7 +84,12 @@ class CommandRunner:
         """Copies the output piece by piece, not by line, so that progress bars move; returns the exit code."""
         decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
         with subprocess.Popen(
-            command, env=self._environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=self._inherited,
         ) as process:
             assert process.stdout is not None  # because of PIPE
             while chunk := os.read(process.stdout.fileno(), 4096):

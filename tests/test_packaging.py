@@ -26,8 +26,9 @@ from tests.planned_networks import small_network
 
 ROOT = Path(__file__).parent.parent
 OURS = ("nnunetv2_pgl", "pretraining")
-# What brings distutils, what nnU-Net's trainers are made of, and what pydicom decodes with.
-NOT_IMPORTED = {"setuptools", "python-gdcm"}
+# What brings distutils, what nnU-Net's trainers are made of, what pydicom decodes with, and what torch imports.
+NOT_IMPORTED = {"setuptools", "python-gdcm", "tensorboard"}
+OPTIONAL = ("tensorboard", "wandb")  # extras of one package each
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,9 @@ def imported() -> set[str]:
 
 
 def test_what_is_imported_is_declared_and_the_other_way_round(pyproject: dict[str, Any]) -> None:
-    declared = {canonicalize_name(Requirement(line).name) for line in pyproject["project"]["dependencies"]}
+    extras = [line for name in OPTIONAL for line in pyproject["project"]["optional-dependencies"][name]]
+    lines = [*pyproject["project"]["dependencies"], *extras]
+    declared = {canonicalize_name(Requirement(line).name) for line in lines}
     providers = importlib.metadata.packages_distributions()
     needed = {canonicalize_name(name) for module in imported() for name in providers[module][:1]}
     assert len(needed) > 10

@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 import sys
-from dataclasses import MISSING, Field
+from dataclasses import MISSING, Field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 from nnunetv2_pgl.errors import PGLError, one_line
 from nnunetv2_pgl.extension_folder import VARIABLE as EXTENSION
 from pretraining.comparison.comparison import Comparison, extension_path, find_trainer
-from pretraining.comparison.execution import Failures, collect_results, pretrain_all, train_all
+from pretraining.comparison.execution import collect_results
 from pretraining.comparison.files import ComparisonFolder, write_file
-from pretraining.comparison.inits import BUILT_IN
+from pretraining.comparison.inits import BUILT_IN, Initialisation
 from pretraining.comparison.merging import add_results
 from pretraining.comparison.preparation import is_prepared, prepare
 from pretraining.comparison.runs import share, training_runs
+from pretraining.comparison.schedule import Failures, failure_name, in_progress, pretrain_all, train_all
 from pretraining.comparison.settings import GROUPS, ComparisonSettings
 from pretraining.console_commands import CommandStopped, find_command
 from pretraining.launching.errors import STOPPED_EXIT_CODE
@@ -83,7 +84,9 @@ def _compare(arguments: argparse.Namespace) -> Failures:
         print_dry_run(comparison)
         return {}
     if arguments.slurm:
-        print(f"Wrote {write_submit_script(comparison)}: edit its #SBATCH lines, then start it with bash")
+        with comparison.alone("prepare", "the preparation"):
+            script = write_submit_script(_comparison(arguments))
+        print(f"Wrote {script}: edit its #SBATCH lines, then start it with bash")
         return {}
     steps = STEPS if arguments.only is None else (arguments.only,)
     if {"pretrain", "train"} & set(steps) and arguments.device == "cuda" and not torch.cuda.is_available():
@@ -92,19 +95,44 @@ def _compare(arguments: argparse.Namespace) -> Failures:
         raise PGLError(f"{comparison.folder.path} is not prepared for these settings: run it with --only prepare first")
     part = arguments.part and tuple(arguments.part)
     failures: Failures = {}
+    _warn_without_locks(comparison)
     if arguments.results:
         new = add_results(comparison, arguments.results)
         print(f"Added {new} run{'' if new == 1 else 's'} from {' '.join(map(str, arguments.results))}", flush=True)
     for step in steps:
         if step == "prepare":
-            prepare(comparison)
+            with comparison.alone("prepare", "the preparation") as lock:
+                comparison = _comparison(arguments)  # another process may have extended it since
+                prepare(comparison, lock)
         elif step == "pretrain":
-            failures |= pretrain_all(comparison, share([init for init in comparison.inits if init.options], part))
+            failures |= pretrain_all(comparison, share(_pretrained(comparison), part))
         elif step == "train":
-            failures |= train_all(comparison, share(training_runs(comparison.settings), part))
+            take_over = []
+            if "pretrain" in steps:
+                take_over = [init for init in _pretrained(comparison) if failure_name(init) not in failures]
+            failures |= train_all(comparison, share(training_runs(comparison.settings), part), take_over)
         else:
-            _report(comparison, failures)
+            with comparison.alone("report", "the report"):
+                _report(replace(comparison, settings=ComparisonSettings.load(comparison.folder.settings)), failures)
+    if others := in_progress(comparison):
+        print("\nIn progress elsewhere; what ends last writes the report of all:")
+        print(*(f"  {name}: {holder}" for name, holder in others.items()), sep="\n", flush=True)
     return failures
+
+
+def _pretrained(comparison: Comparison) -> list[Initialisation]:
+    """The initialisations that the comparison pre-trains."""
+    return [init for init in comparison.inits if init.options]
+
+
+def _warn_without_locks(comparison: Comparison) -> None:
+    with comparison.lock("prepare") as lock:
+        if lock.take() and not lock.is_held:
+            print(
+                f"WARNING: no file can be locked in {comparison.folder.path}: where several pgl_compare do this "
+                "comparison at the same time, give each its own share with --only and --part",
+                flush=True,
+            )
 
 
 def _report(comparison: Comparison, failures: Failures) -> None:
@@ -114,7 +142,7 @@ def _report(comparison: Comparison, failures: Failures) -> None:
     results = collect_results(comparison)
     if results is not None:
         print("", *write_report(results, describe_comparison(comparison), comparison.folder.path), sep="\n")
-    elif failures:
+    elif failures or in_progress(comparison):
         print("\nNo run is done: there is nothing to report yet.")
     else:
         raise PGLError(f"no run of {comparison.folder.name} is done: there is nothing to report yet")

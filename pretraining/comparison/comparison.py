@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
@@ -24,6 +26,7 @@ from pretraining.comparison.inits import Initialisation, initialisations, random
 from pretraining.comparison.settings import ComparisonSettings
 from pretraining.comparison.splits import LabelledDataset, Splits, make_splits
 from pretraining.console_commands import CommandRunner
+from pretraining.file_lock import FileLock
 
 
 @dataclass(frozen=True)
@@ -93,11 +96,24 @@ class Comparison:
         """The plans that those of all runs are copies of."""
         return Path(nnUNet_preprocessed) / self.settings.dataset / f"{self.settings.plans}.json"
 
-    def runner(self, name: str) -> CommandRunner:
-        """Runs commands with the variables that nnU-Net needs; logs go to the folder of that name."""
+    def lock(self, name: str) -> FileLock:
+        """The lock of what has this name: a run, a pre-training, a step."""
+        return FileLock(self.folder.lock(name))
+
+    @contextmanager
+    def alone(self, name: str, what: str) -> Iterator[FileLock]:
+        """Waits until no other pgl_compare is at what has this name, and keeps others from it."""
+        with self.lock(name) as lock:
+            if not lock.take():
+                print(f"Waiting for {what}: in progress in {lock.holder() or 'another process'}", flush=True)
+                lock.take(math.inf)
+            yield lock
+
+    def runner(self, name: str, lock: FileLock) -> CommandRunner:
+        """Runs commands, which hold the lock too, with nnU-Net's variables; logs go to the folder of that name."""
         environment = {**os.environ, EXTENSION: extension_path()}
         environment.pop(CHECKPOINT, None)  # the plans say what a training starts from
-        return CommandRunner(self.folder.logs(name), environment)
+        return CommandRunner(self.folder.logs(name), environment, lock)
 
 
 def extension_path() -> str:

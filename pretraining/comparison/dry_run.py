@@ -21,6 +21,7 @@ from pretraining.comparison.preparation import missing_cases
 from pretraining.comparison.runs import (
     State,
     number_of_training_cases,
+    pretraining_name,
     random_trainer,
     state_of_pretraining,
     state_of_training,
@@ -47,14 +48,15 @@ def print_dry_run(comparison: Comparison) -> None:
         elif init.options:
             state = state_of_pretraining(comparison, init)
             pretrainings_left += state is not State.DONE
-            print(f"  {init.name:<40} {state.value}")
+            print(f"  {init.name:<40} {_shown(comparison, pretraining_name(init), state)}")
     runs = training_runs(comparison.settings)
     print(f"\nTrainings ({len(runs)}), with their number of training cases")
     left = []
     for run in runs:
         state = state_of_training(comparison, run)
         left += [run.init] if state is not State.DONE else []
-        print(f"  {run.name:<40} {number_of_training_cases(comparison, run):>5}  {state.value}")
+        shown = _shown(comparison, run.name, state)
+        print(f"  {run.name:<40} {number_of_training_cases(comparison, run):>5}  {shown}")
     print("\nEstimate of time and space, rough")
     more = f"{pretrainings_left} left; pgl_pretrain logs how long each epoch takes"
     print(f"  pre-trainings: {more if pretrainings_left else 'none is left'}")
@@ -64,6 +66,12 @@ def print_dry_run(comparison: Comparison) -> None:
         print("  trainings: unknown before the dataset is planned and preprocessed (--only prepare)")
     else:
         _print_estimate(comparison, left)
+
+
+def _shown(comparison: Comparison, name: str, state: State) -> str:
+    """How far a run is, or who is at it."""
+    holder = comparison.lock(name).holder()
+    return state.value if holder is None else f"in progress ({holder})"
 
 
 def _print_estimate(comparison: Comparison, left: list[str]) -> None:

@@ -1,10 +1,9 @@
-"""The steps of a comparison, all of them through the installed commands."""
+"""One pre-training or training of a comparison, through the installed commands, and the table of all results."""
 
 from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 
 import pandas as pd
@@ -12,7 +11,7 @@ import pandas as pd
 from nnunetv2_pgl.errors import PGLError
 from pretraining.comparison.comparison import Comparison
 from pretraining.comparison.derived import DECODER, LONGER, SHUFFLED, extra_epochs, require_decoder, write_shuffled
-from pretraining.comparison.files import write_json
+from pretraining.comparison.files import file_name, write_json
 from pretraining.comparison.inits import Initialisation
 from pretraining.comparison.metrics import measure_case
 from pretraining.comparison.results import read_results, write_results
@@ -22,53 +21,17 @@ from pretraining.comparison.runs import (
     model_folder,
     number_of_training_cases,
     plans_name,
+    pretraining_name,
     random_trainer,
     state_of_pretraining,
     state_of_training,
     training_runs,
     write_plans,
 )
-from pretraining.console_commands import CommandStopped
+from pretraining.comparison.settings import ComparisonSettings
+from pretraining.file_lock import FileLock
 
-Failures = dict[str, str]
 _MAX_PREDICTION_PROCESSES = 3  # nnU-Net's default
-
-
-def pretrain_all(comparison: Comparison, inits: Sequence[Initialisation]) -> Failures:
-    """Runs the pre-trainings that are not done; returns those that failed and why.
-
-    Raises:
-        CommandStopped: A signal has ended one; the remaining ones are left for the next call.
-    """
-    failures: Failures = {}
-    for init in inits:
-        names = {other.name for other in comparison.inits if init in (other, other.source)}
-        runs = [run for run in training_runs(comparison.settings) if run.init in names]
-        if all(state_of_training(comparison, run) is State.DONE for run in runs):
-            continue
-        try:
-            _pretrain(comparison, init)
-        except CommandStopped:
-            raise
-        except PGLError as error:
-            failures[f"pre-training {init.name}"] = str(error)
-            print(f"FAILED: {error}", flush=True)
-    return failures
-
-
-def train_all(comparison: Comparison, runs: Sequence[TrainingRun]) -> Failures:
-    """Trains, predicts and measures what is not done; returns what failed and why."""
-    failures: Failures = {}
-    for number, run in enumerate(runs, start=1):
-        if state_of_training(comparison, run) is State.DONE:
-            continue
-        print(f"\n=== {run.name} ({number} of {len(runs)}) ===", flush=True)
-        try:
-            _train(comparison, run)
-        except (PGLError, OSError) as error:
-            failures[run.name] = str(error)
-            print(f"FAILED: {error}", flush=True)
-    return failures
 
 
 def pretraining_command(comparison: Comparison, init: Initialisation) -> list[str]:
@@ -97,7 +60,13 @@ def prediction_command(comparison: Comparison, run: TrainingRun) -> list[str]:
     return [*command, "-npp", processes, "-nps", processes, *shlex.split(settings.predict_options)]
 
 
-def _pretrain(comparison: Comparison, init: Initialisation) -> None:
+def pretrain(comparison: Comparison, init: Initialisation, lock: FileLock) -> None:
+    """Runs or continues a pre-training, unless it is done; the lock is that of the pre-training.
+
+    Raises:
+        CommandStopped: A signal has ended it.
+        PGLError: It has failed.
+    """
     _require_own(comparison, init)
     record, state = comparison.folder.pretraining(init.name), state_of_pretraining(comparison, init)
     if state is State.DONE:
@@ -107,7 +76,7 @@ def _pretrain(comparison: Comparison, init: Initialisation) -> None:
     write_json(record, {"command": shlex.join(command)})
     begin = time.monotonic()
     on_device = ["-device", comparison.device, "-np", str(comparison.processes)]
-    comparison.runner(f"pretrain_{init.name}").run([*command, *on_device, *resumed])
+    comparison.runner(pretraining_name(init), lock).run([*command, *on_device, *resumed])
     write_json(record, {"command": shlex.join(command), "seconds": None if resumed else time.monotonic() - begin})
 
 
@@ -122,10 +91,14 @@ def _require_own(comparison: Comparison, init: Initialisation) -> None:
         )
 
 
-def _train(comparison: Comparison, run: TrainingRun) -> None:
-    """One training, its prediction and its metrics."""
+def train(comparison: Comparison, run: TrainingRun, lock: FileLock) -> None:
+    """One training, its prediction and its metrics; the lock is that of the run.
+
+    Raises:
+        PGLError, OSError: It has failed.
+    """
     write_plans(comparison, run, _make_start(comparison, run))
-    runner, model = comparison.runner(run.name), model_folder(comparison, run)
+    runner, model = comparison.runner(run.name, lock), model_folder(comparison, run)
     begin, whole = time.monotonic(), state_of_training(comparison, run) is State.TO_DO
     if not (model / "checkpoint_final.pth").is_file():
         resumed = ["--c"] if (model / "checkpoint_latest.pth").is_file() else []
@@ -154,8 +127,10 @@ def _make_start(comparison: Comparison, run: TrainingRun) -> int:
     if init.kind == DECODER:
         require_decoder(checkpoint, init.name)
     own = init.checkpoint(folder)
-    if init.kind == SHUFFLED and own is not None and not own.is_file():
-        write_shuffled(checkpoint, own)
+    if init.kind == SHUFFLED and own is not None:
+        with comparison.alone(file_name(init.name), f"the weights of {init.name}"):
+            if not own.is_file():
+                write_shuffled(checkpoint, own)
     return 0
 
 
@@ -175,11 +150,16 @@ def _measure(comparison: Comparison, run: TrainingRun) -> None:
 
 
 def collect_results(comparison: Comparison) -> pd.DataFrame | None:
-    """Writes results.csv from the metrics of all runs that are done, and returns it; None if no run is done."""
-    files = [comparison.folder.metrics(run.name) for run in training_runs(comparison.settings)]
-    tables = [read_results(file) for file in files if file.is_file()]
-    if not tables:
-        return None
-    results = pd.concat(tables, ignore_index=True)
-    write_results(results, comparison.folder.results)
-    return results
+    """Writes results.csv from the metrics of all runs that are done, and returns it; None if no run is done.
+
+    The runs are those of the stored settings, which another process may have extended.
+    """
+    folder = comparison.folder
+    with comparison.alone("results", str(folder.results)):
+        files = [folder.metrics(run.name) for run in training_runs(ComparisonSettings.load(folder.settings))]
+        tables = [read_results(file) for file in files if file.is_file()]
+        if not tables:
+            return None
+        results = pd.concat(tables, ignore_index=True)
+        write_results(results, folder.results)
+        return results

@@ -96,6 +96,10 @@ class ComparisonFolder:
         """The command that this comparison has started for a pre-training."""
         return self.path / "pretraining" / f"{init}.json"
 
+    def lock(self, name: str) -> Path:
+        """Held while something is made that only one process may make at a time, such as a run."""
+        return self.path / "locks" / f"{name}.lock"
+
     def derived(self, init: str, ending: str) -> Path:
         """What an initialisation made from another one needs: its checkpoint, or how much longer it trains."""
         return self.path / "derived" / f"{file_name(init)}.{ending}"

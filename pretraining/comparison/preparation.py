@@ -17,11 +17,16 @@ from pretraining.comparison.files import read_json, write_file, write_json
 from pretraining.comparison.runs import training_runs, write_plans
 from pretraining.comparison.settings import ComparisonSettings
 from pretraining.data import find_scans
+from pretraining.file_lock import FileLock
 from pretraining.settings.table import DEFAULT_PLANS
 
 
-def prepare(comparison: Comparison) -> None:
+def prepare(comparison: Comparison, lock: FileLock) -> None:
     """Makes all that a comparison needs before its first pre-training and training; quick where it is there.
+
+    Args:
+        comparison: Read after the lock was taken, since another process may have extended it before.
+        lock: Keeps other processes from preparing it.
 
     Raises:
         PGLError: The dataset cannot be compared on, or a command of nnU-Net has failed.
@@ -34,7 +39,7 @@ def prepare(comparison: Comparison) -> None:
     write_file(folder.test_cases, "".join(f"{name}\n" for name in splits.test))
     write_file(folder.excluded, "".join(f"{name}\n" for name in names_to_exclude(comparison)))
     _link_test_images(comparison)
-    _plan_and_preprocess(comparison)
+    _plan_and_preprocess(comparison, lock)
     for run in training_runs(settings):
         init = comparison.init(run.init)
         if init.source is None and (init.is_random or init.given):
@@ -82,13 +87,13 @@ def _link_test_images(comparison: Comparison) -> None:
                     shutil.copyfile(image, temporary)
 
 
-def _plan_and_preprocess(comparison: Comparison) -> None:
+def _plan_and_preprocess(comparison: Comparison, lock: FileLock) -> None:
     """Runs what is missing of nnU-Net's planning and preprocessing.
 
     The fingerprint, and so the plans, also see the images of imagesTr that are held out as test cases: spacing and
     intensity statistics, the same for all initialisations.
     """
-    settings, runner = comparison.settings, comparison.runner("prepare")
+    settings, runner = comparison.settings, comparison.runner("prepare", lock)
     if os.environ.get("nnUNet_n_proc_DA") == "0":  # noqa: SIM112 - nnU-Net's name
         runner.set_variable("nnUNet_n_proc_DA", "1")  # nnU-Net's planner gives torch as many threads: 0 would fail
     options = ["-c", settings.configuration, "-np", str(comparison.processes)]

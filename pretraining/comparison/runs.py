@@ -89,6 +89,11 @@ def model_folder(comparison: Comparison, run: TrainingRun) -> Path:
     return Path(nnUNet_results) / settings.dataset / model / f"fold_{run.fold}"
 
 
+def pretraining_name(init: Initialisation) -> str:
+    """The name of the pre-training of an initialisation among the runs; trainings have other names."""
+    return f"pretrain_{init.name}"
+
+
 def state_of_training(comparison: Comparison, run: TrainingRun) -> State:
     """Done once its metrics are there; to continue if nnU-Net has saved a state to continue from."""
     if comparison.folder.metrics(run.name).is_file():

@@ -134,6 +134,14 @@ class PretrainConfig(PretrainSettings):
             return replace(config, learning_rate=_ADAMW_RATE_OF_010)  # what such a run was started with
         return config
 
+    def without_places(self) -> dict[str, Any]:
+        """What others may see of the settings: sources without their paths, and only how many scans are left out."""
+        return {
+            **self.to_dict(),
+            "datasets": [Path(name).name for name in self.datasets],
+            "exclude": len(self.exclude),
+        }
+
     @classmethod
     def load(cls, path: Path) -> PretrainConfig:
         """Reads a ``config.json``.

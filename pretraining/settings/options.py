@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 from nnunetv2_pgl.errors import PGLError
 from pretraining.option_fields import MAX_NUMBER, Option, add_options, given_values, spelled
 from pretraining.settings.config import PretrainConfig, published_for_mae, recommended
-from pretraining.settings.plans import settings_of_plan
-from pretraining.settings.table import GROUPS, PlanOptions, RunOptions
+from pretraining.settings.plans import PlanOptions, settings_of_plan
+from pretraining.settings.table import GROUPS, RunOptions
 from pretraining.views import IntensityRanges, ViewSettings
 
 OPTION_CLASSES = (PretrainConfig, PlanOptions, ViewSettings, IntensityRanges, RunOptions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,21 @@ from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.files import load_json
 from nnunetv2_pgl.networks import PLANNERS, PlanError, PlannedNetwork
 from pretraining.data.planned_preprocessing import PlannedPreprocessing
+from pretraining.option_fields import setting
+from pretraining.settings.table import DEFAULT_PLANS, PLAN
 
 _MAX_NAMES_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """A plan of nnU-Net's to follow; `settings_of_plan` makes settings of it."""
+
+    plans_from: str | None = setting(
+        None, "dataset to fine-tune on, already planned by nnU-Net; its labels are not read", group=PLAN, metavar="ID"
+    )
+    plans_name: str = setting(DEFAULT_PLANS, "name of its plans", group=PLAN, name="p", metavar="PLANS")
+    configuration: str = setting("3d_fullres", "configuration of the plans", group=PLAN, metavar="NAME")
 
 
 def settings_of_plan(dataset: str, plans_name: str, configuration: str, architecture: str | None) -> dict[str, Any]:

@@ -211,17 +211,6 @@ class PretrainSettings:
 
 
 @dataclass(frozen=True)
-class PlanOptions:
-    """A plan of nnU-Net's to follow; `settings_of_plan` makes settings of it."""
-
-    plans_from: str | None = setting(
-        None, "dataset to fine-tune on, already planned by nnU-Net; its labels are not read", group=PLAN, metavar="ID"
-    )
-    plans_name: str = setting(DEFAULT_PLANS, "name of its plans", group=PLAN, name="p", metavar="PLANS")
-    configuration: str = setting("3d_fullres", "configuration of the plans", group=PLAN, metavar="NAME")
-
-
-@dataclass(frozen=True)
 class RunOptions:
     """How to run, as opposed to what (`PretrainConfig`); may change when a run is continued."""
 
@@ -248,3 +237,11 @@ class RunOptions:
         name="verify_dataset_integrity",
     )
     num_gpus: int = setting(1, "processes on this machine", group=RUN, metavar="N", least=1)
+    tensorboard: bool = setting(
+        False, "log the numbers of metrics.jsonl to TensorBoard too, in the folder tensorboard of the run", group=RUN
+    )
+    wandb: bool = setting(
+        False,
+        "log them to Weights & Biases too, as nnUNet_wandb_project and nnUNet_wandb_mode say",
+        group=RUN,
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,7 +45,7 @@ def make_checkpoint(
     # Stages that the loss does not reach, see `PGL`'s stages.
     keys = [key.split(".") for key, parameter in encoder.named_parameters() if not parameter.requires_grad]
     untrained = {".".join(key[:2]) if key[0] == "stages" else key[0] for key in keys}
-    datasets = [Path(name).name for name in config.datasets]  # a checkpoint that is shared shows no paths
+    shown = config.without_places()  # a checkpoint may be shared
     architecture = {
         "name": config.architecture,
         "norm": encoder.norm_name,
@@ -60,9 +59,9 @@ def make_checkpoint(
     pgl = {
         "method": config.method,
         "architecture": architecture,
-        "config": {**config.to_dict(), "datasets": datasets, "exclude": len(config.exclude)},
+        "config": shown,
         "untrained_stages": sorted(untrained),
-        "datasets": datasets,
+        "datasets": shown["datasets"],
         "epochs": config.epochs,
         "num_scans": num_scans,
         "manifest": manifest,

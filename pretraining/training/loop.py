@@ -23,6 +23,7 @@ from pretraining.launching.errors import Stopped
 from pretraining.launching.stopping import AnyProcess, StopSignals
 from pretraining.settings.config import PretrainConfig
 from pretraining.training.correspondence import calibrate_norms, measure_correspondence
+from pretraining.training.experiment_loggers import ExperimentLoggers
 from pretraining.training.geometry_baselines import position_warnings, validation_batches
 from pretraining.training.loading import PairLoader
 from pretraining.training.pool import Pool
@@ -45,6 +46,7 @@ class Runtime:
         workers: Data loading processes; 0 reads in the training process.
         save_every: Epochs between two writes of state and curves; None: every 10 minutes.
         stop: What asks the run to end; None: nothing does.
+        loggers: What gets the records besides ``metrics.jsonl``; None: nothing does.
     """
 
     device: str
@@ -52,6 +54,7 @@ class Runtime:
     workers: int
     save_every: int | None = None
     stop: StopSignals | None = None
+    loggers: ExperimentLoggers | None = None
 
 
 def steps_per_epoch(config: PretrainConfig, training_scans: int) -> int:
@@ -78,6 +81,8 @@ def train(
     elif runtime.processes.is_main:
         (folder / "metrics.jsonl").unlink(missing_ok=True)  # of an attempt that ended before it had saved its state
         run.measure_baseline()
+    if runtime.loggers is not None:
+        runtime.loggers.start(run.state.history, resume)
     run.distribute()
     with run.loader.batches(run.state.step) as batches, run.writer:
         while run.state.epoch < config.epochs:
@@ -94,7 +99,7 @@ class TrainingLoop:
 
     def __init__(self, config: PretrainConfig, pool: Pool, folder: Path, runtime: Runtime, log: RunLog):
         self.config, self.folder, self.log = config, folder, log
-        self.processes, self.signals = runtime.processes, runtime.stop
+        self.processes, self.signals, self.loggers = runtime.processes, runtime.stop, runtime.loggers
         self.device = self.processes.device(runtime.device)
         prepare_device(self.device)
         self.precision = autocast_type(self.device)
@@ -189,6 +194,8 @@ class TrainingLoop:
             left = self.config.epochs - len(state.history)
             self.log(*epoch_lines(record, left * sum(seconds) / len(seconds)))
             append_text(self.folder / "metrics.jsonl", json.dumps(record) + "\n")
+            if self.loggers is not None:
+                self.loggers.add(record)
         state.so_far = EpochSoFar()
 
     def _save_or_stop(self, bar: tqdm[NoReturn]) -> None:

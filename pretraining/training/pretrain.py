@@ -20,6 +20,7 @@ from pretraining.launching.stopping import StopSignals
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.table import RunOptions
 from pretraining.training.encoder_checkpoint import make_checkpoint
+from pretraining.training.experiment_loggers import ExperimentLoggers
 from pretraining.training.loop import Runtime, train
 from pretraining.training.memory import require_fitting_batch, suggesting_a_smaller_batch
 from pretraining.training.pool import (
@@ -76,7 +77,10 @@ def pretrain(config: PretrainConfig, options: RunOptions) -> None:
             if not (has_state and folder.pictures.exists()):
                 draw_pairs(volumes, config.views, config.seed, folder.pictures)
 
-        runtime = Runtime(options.device, processes, workers, options.save_every, stop)
+        loggers = None
+        if processes.is_main:
+            loggers = held.enter_context(ExperimentLoggers(options, folder.path, config, log))
+        runtime = Runtime(options.device, processes, workers, options.save_every, stop, loggers)
         stop.defer()
         with suggesting_a_smaller_batch(config, options.device, processes, workers):
             state = train(config, pool, folder.path, runtime, log, has_state)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,12 +13,8 @@ from nnunetv2.paths import nnUNet_results
 
 from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.files import write_text
+from pretraining.file_lock import FileLock
 from pretraining.settings.config import PretrainConfig
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 _SECONDS_UNTIL_LOADERS_END = 20.0
 
@@ -87,28 +82,14 @@ class RunFolder:
             PGLError: If another run is in progress here, or the folder cannot be made.
         """
         self._make()
-        if fcntl is None:
+        with FileLock(self.path / "run.lock") as lock:
+            if not lock.take(_SECONDS_UNTIL_LOADERS_END):
+                holder = lock.holder()
+                raise PGLError(
+                    f"{self.path}: a run is in progress there{f' ({holder})' if holder else ''}; wait until it ends, "
+                    "or choose another name with -o"
+                )
             yield
-            return
-        folder = os.open(self.path, os.O_RDONLY)
-        try:
-            end = time.monotonic() + _SECONDS_UNTIL_LOADERS_END
-            while True:
-                try:
-                    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > end:
-                        raise PGLError(
-                            f"{self.path}: a run is in progress there; wait until it ends, or choose another name "
-                            "with -o"
-                        ) from None
-                    time.sleep(0.5)
-                except OSError:
-                    break  # this file system has no locks
-            yield
-        finally:
-            os.close(folder)
 
     def start(self, config: PretrainConfig) -> None:
         """Makes the folder of a new run and writes its settings.

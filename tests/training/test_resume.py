@@ -152,6 +152,7 @@ def test_continuing_a_run_that_is_not_there_starts_it(straight: RunFolder) -> No
 def test_two_runs_do_not_share_a_folder(straight: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pretraining.training.run_folder._SECONDS_UNTIL_LOADERS_END", 0.1)
     before = straight.latest.stat().st_mtime_ns
-    with straight.locked(), pytest.raises(PGLError, match=r"straight: a run is in progress there; .* -o$"):
+    message = r"straight: a run is in progress there \(process \d+ on .+\); .* -o$"
+    with straight.locked(), pytest.raises(PGLError, match=message):
         run("straight", resume=True)
     assert straight.latest.stat().st_mtime_ns == before

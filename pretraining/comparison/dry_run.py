@@ -48,15 +48,15 @@ def print_dry_run(comparison: Comparison) -> None:
         elif init.options:
             state = state_of_pretraining(comparison, init)
             pretrainings_left += state is not State.DONE
-            print(f"  {init.name:<40} {_shown(comparison, pretraining_name(init), state)}")
+            print(f"  {init.name:<40} {_progress(comparison, pretraining_name(init), state)}")
     runs = training_runs(comparison.settings)
     print(f"\nTrainings ({len(runs)}), with their number of training cases")
     left = []
     for run in runs:
         state = state_of_training(comparison, run)
         left += [run.init] if state is not State.DONE else []
-        shown = _shown(comparison, run.name, state)
-        print(f"  {run.name:<40} {number_of_training_cases(comparison, run):>5}  {shown}")
+        progress = _progress(comparison, run.name, state)
+        print(f"  {run.name:<40} {number_of_training_cases(comparison, run):>5}  {progress}")
     print("\nEstimate of time and space, rough")
     more = f"{pretrainings_left} left; pgl_pretrain logs how long each epoch takes"
     print(f"  pre-trainings: {more if pretrainings_left else 'none is left'}")
@@ -68,7 +68,7 @@ def print_dry_run(comparison: Comparison) -> None:
         _print_estimate(comparison, left)
 
 
-def _shown(comparison: Comparison, name: str, state: State) -> str:
+def _progress(comparison: Comparison, name: str, state: State) -> str:
     """How far a run is, or who is at it."""
     holder = comparison.lock(name).holder()
     return state.value if holder is None else f"in progress ({holder})"

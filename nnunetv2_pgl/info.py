@@ -23,7 +23,10 @@ def info_entry() -> None:
     """Entry point of ``pgl_info``."""
     parser = argparse.ArgumentParser(prog="pgl_info", description="Says what an encoder checkpoint is.")
     parser.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint_final.pth of a pgl_pretrain run or of nnssl"
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="checkpoint_final.pth of pgl_pretrain, nnssl or nnU-Net",
     )
     arguments = parser.parse_args()
     try:
@@ -59,6 +62,7 @@ def describe(checkpoint: EncoderCheckpoint) -> list[str]:
         "versions": _listed(pgl.get("versions")),
     }
     lines = [f"{name:<13} {'unknown' if value is None else one_line(value)}" for name, value in facts.items()]
+    lines += [f"{'note':<13} {one_line(note)}" for note in pgl.get("notes") or ()]
     for citation in checkpoint.citations:
         lines += [f"{'cite':<13} {' '.join(reference.split())}" for reference in citation["apa_citations"]]
     return lines

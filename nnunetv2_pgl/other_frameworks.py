@@ -14,7 +14,7 @@ from torch import Tensor
 # from that time.
 _LEGACY_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 _WRAPPERS = re.compile(r"^(?:(?:module|backbone|_orig_mod)\.)+")
-_TABLES = ("state_dict", "model_state_dict", "model", "net", "teacher", "student")
+_TABLES = ("network_weights", "state_dict", "model_state_dict", "model", "net", "teacher", "student")
 # Parts of the names in DINO's and timm's vision transformers, MONAI's Swin UNETR, and Primus.
 _TRANSFORMER = ("patch_embed.", "pos_embed", "cls_token", ".attn.qkv.", "relative_position_bias_table")
 
@@ -33,10 +33,10 @@ def describe_checkpoint(content: Mapping[Any, Any]) -> str | None:
     """
     if "network_weights" in content and ("trainer_name" in content or "init_args" in content):
         return (
-            f"a training checkpoint of nnU-Net or nnssl (trainer {content.get('trainer_name', 'unknown')}); give one "
-            "of nnU-Net to nnUNetv2_train -pretrained_weights, and let nnssl add its nnssl_adaptation_plan to its own"
+            f"a training checkpoint (trainer {content.get('trainer_name', 'unknown')}) without the plans that nnU-Net "
+            "keeps in its own (init_args), and without an nnssl_adaptation_plan; let a newer nnssl write it again"
         )
-    sizes = {key: tuple(value.shape) for key, value in _state_dict(content).items()}
+    sizes = {key: tuple(value.shape) for key, value in state_dict_of(content).items()}
     if any(key.startswith("down_tr64.") for key in sizes):  # the names of its pytorch/unet3d.py
         return (
             "the 3D U-Net of Models Genesis (Genesis_Chest_CT), whose weights fit none of the encoders here; pre-train "
@@ -58,8 +58,8 @@ def describe_checkpoint(content: Mapping[Any, Any]) -> str | None:
     return None
 
 
-def _state_dict(content: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """The table of weights, at the top or one level down, without the prefixes of wrappers."""
+def state_dict_of(content: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """The table of weights, at the top or one level down, without the prefixes of wrappers; empty if there is none."""
     for table in (content, *map(content.get, _TABLES)):
         if isinstance(table, Mapping) and table and all(isinstance(value, Tensor) for value in table.values()):
             return {_WRAPPERS.sub("", str(key)): value for key, value in table.items()}

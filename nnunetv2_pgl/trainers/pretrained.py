@@ -30,7 +30,7 @@ VARIABLE = "PGL_CHECKPOINT"
 # What pretrain_info in the plans may ask for, and the variable that does so too, with its meaning.
 TRANSFER_DECODER = ("transfer_decoder", "PGL_TRANSFER_DECODER", "use the decoder too")
 ALLOW_PARTIAL = ("allow_partial", "PGL_ALLOW_PARTIAL", "start from what fits, however little")
-_RECORDED = ("method", "architecture", "epochs", "num_scans", "spacing", "datasets")
+_RECORDED = ("method", "architecture", "epochs", "num_scans", "spacing", "datasets", "notes")
 
 
 def find_encoder_checkpoint(plans: Mapping[str, Any]) -> tuple[Path, str]:
@@ -145,12 +145,14 @@ class PretrainedEncoder:
     ) -> Iterator[str]:
         """What the log says: where the encoder is from, and what differs from the plan."""
         pgl = self.checkpoint.pgl
-        epochs = f", {pgl['epochs']} epochs on {pgl.get('num_scans')} scans" if pgl.get("epochs") is not None else ""
+        epochs = f", {pgl['epochs']} epochs" if pgl.get("epochs") is not None else ""
+        scans = f" on {pgl['num_scans']} scans" if epochs and pgl.get("num_scans") is not None else ""
         spacing = f", spacing {pgl['spacing']} mm" if pgl.get("spacing") else ""
         yield (
             f"Starting from the encoder {self.path} (named by {self.named_by}, sha256 {self.sha256[:16]}...): "
-            f"{pgl.get('method')}{epochs}{spacing}; {summary}"
+            f"{pgl.get('method')}{epochs}{scans}{spacing}; {summary}"
         )
+        yield from pgl.get("notes") or ()
         axes = self.axes(plans.plans)
         if axes != (0, 1, 2):
             order = ", ".join("zyx"[axis] for axis in axes)

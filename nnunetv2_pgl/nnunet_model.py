@@ -24,6 +24,7 @@ from nnunetv2_pgl.unet_weights import (
 NNUNET = "nnU-Net"  # pgl["framework"] of what is read here
 Weights = dict[str, Tensor]
 _CLASSES = {name.rsplit(".", 1)[-1]: name for name in (PLAIN, RESIDUAL)}
+_RESENC = "resenc_l"  # where nothing names the size; the sizes differ in patch and batch alone
 _CT = "CTNormalization"
 
 
@@ -96,7 +97,7 @@ def read_weights(weights: Mapping[str, Tensor]) -> tuple[Weights, dict[str, Any]
     network, strides_known = network_of_weights(encoder, decoder)
     described = PlannedNetwork.from_dict(network, NNUNET) if strides_known else None
     architecture = {
-        "name": "resenc_l" if network["class_name"] == RESIDUAL else "plain",
+        "name": _RESENC if network["class_name"] == RESIDUAL else "plain",
         "norm": "batch" if has_batch_norm(encoder) else "instance",
         "centred": False,
         "strides": list(described.strides[-1]) if described else None,
@@ -136,9 +137,9 @@ def _planned(
             f"{found.name} with channels {list(found.channels)} and blocks {list(found.blocks)}; use a model whose "
             "trainer keeps the plan's network"
         )
-    planned_for = (key for key, planner in PLANNERS.items() if planner.plans == plans.get("plans_name"))
+    sizes = {planner.plans: name for name, planner in PLANNERS.items() if name != "plain"}
     return {
-        "name": next(planned_for, "resenc_l") if network.is_residual else "plain",
+        "name": sizes.get(str(plans.get("plans_name")), _RESENC) if network.is_residual else "plain",
         "norm": network.norm_name,
         "centred": False,
         "padding": "zeros",

@@ -32,6 +32,10 @@ from nnunetv2_pgl.trainers.seeded_batches import (
 )
 
 _WARMUP_FRACTION = 0.05
+_REPLACED = (
+    "the weights that it starts from were replaced before the training, as nnUNetv2_train -pretrained_weights does; "
+    "leave that option out (PGL_CHECKPOINT takes trained models of nnU-Net too), or train with -tr nnUNetTrainer"
+)
 
 
 class nnUNetTrainerPGL(nnUNetTrainer):
@@ -145,13 +149,7 @@ class nnUNetTrainerPGL(nnUNetTrainer):
     def on_train_start(self) -> None:
         """nnU-Net's, unless something has replaced the weights of the start, as ``-pretrained_weights`` does."""
         if self._start is not None and not self._start.equal(next(unwrapped(self.network).parameters())):
-            start = "the pre-trained encoder" if self.starts_from_checkpoint else "its random start"
-            raise self._stop(
-                PGLError(
-                    f"{start} was replaced before the training began, as nnUNetv2_train -pretrained_weights does; leave "
-                    "that option out and give the model to PGL_CHECKPOINT, or train with -tr nnUNetTrainer"
-                )
-            )
+            raise self._stop(PGLError(_REPLACED))
         super().on_train_start()
 
     def do_split(self) -> tuple[list[str], list[str]]:

@@ -137,9 +137,10 @@ def _planned(
             f"{found.name} with channels {list(found.channels)} and blocks {list(found.blocks)}; use a model whose "
             "trainer keeps the plan's network"
         )
-    sizes = {planner.plans: name for name, planner in PLANNERS.items() if name != "plain"}
+    plans_name = str(plans.get("plans_name"))  # others begin with those of the size that they are made from
+    sizes = (name for name, planner in PLANNERS.items() if name != "plain" and plans_name.startswith(planner.plans))
     return {
-        "name": sizes.get(str(plans.get("plans_name")), _RESENC) if network.is_residual else "plain",
+        "name": next(sizes, _RESENC) if network.is_residual else "plain",
         "norm": network.norm_name,
         "centred": False,
         "padding": "zeros",

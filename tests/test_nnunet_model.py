@@ -62,6 +62,21 @@ def test_a_trained_model_is_read(tmp_path: Path, kind: str) -> None:
     assert isinstance(encoder, PlannedEncoder)
 
 
+@pytest.mark.parametrize(
+    ("plans_name", "name"),
+    [
+        ("nnUNetPlans", "resenc_l"),
+        ("nnUNetResEncUNetMPlans", "resenc_m"),
+        ("nnUNetResEncUNetLPlansIso1x1x1", "resenc_l"),
+        ("nnUNetResEncUNetXLPlans_80G", "resenc_xl"),
+    ],
+)
+def test_the_size_of_a_residual_network_is_that_of_its_plans(tmp_path: Path, plans_name: str, name: str) -> None:
+    network = small_network("resenc")
+    content = nnunet_content(network, plans=plans_of(network, plans_name=plans_name))
+    assert load_checkpoint(saved(tmp_path, content)).architecture["name"] == name
+
+
 @pytest.mark.parametrize("kind", ["plain", "resenc"])
 def test_its_decoder_is_what_does_not_depend_on_the_classes(tmp_path: Path, kind: str) -> None:
     content = nnunet_content(small_network(kind))

@@ -215,6 +215,7 @@ def parallel(module: nn.Module) -> dict[str, Any]:
         ({"net": {"module.backbone.convInit.conv.weight": ONE}}, "MONAI's SegResNet, as of SuPreM"),
         ({"net": {"module.backbone.down_tr64.ops.0.conv1.weight": ONE}}, "Models Genesis .* and SuPreM"),
         ({"encoder.conv_init.weight": ONE, "encoder.layers.0.blocks.0.conv1.weight": ONE}, "the SegResNet of CT-FM"),
+        ({"state_dict": {"module.swinViT.patch_embed.proj.weight": ONE}}, "a vision transformer .*MONAI"),
         ({"conv_init.weight": ONE, "layers.0.blocks.0.conv1.weight": ONE}, "the encoder of CT-FM's SegResNet"),
         ({"state_dict": {"enc_block_0.0.conv1.weight": ONE}}, "a MedNeXt"),
         ({"encode_image.i3_resnet.conv1.weight": ONE}, "the image encoder of Merlin"),
@@ -226,7 +227,7 @@ def parallel(module: nn.Module) -> dict[str, Any]:
     ],
     ids=[
         *("genesis", "medicalnet", "resnet2d", "vit", "dino", "nnunet1", "stunet", "segresnet", "suprem"),
-        *("ctfm", "ctfm_encoder", "mednext", "merlin", "training", "unknown"),
+        *("ctfm", "swin", "ctfm_encoder", "mednext", "merlin", "training", "unknown"),
     ],
 )
 def test_what_others_wrote_is_named(tmp_path: Path, content: Any, message: str, zipped: bool) -> None:

@@ -106,7 +106,8 @@ def test_messages_that_are_explained_are_those_of_the_code() -> None:
     text = (ROOT / "docs" / "trouble.md").read_text(encoding="utf-8")
     messages = [message for message in re.findall(r"^\| `([^`]+)` \|", text, flags=re.M) if "..." not in message]
     assert len(messages) > 3
-    sources = [file.read_text(encoding="utf-8") for file in (ROOT / "pretraining").rglob("*.py")]
+    packages = (ROOT / "pretraining", ROOT / "nnunetv2_pgl")
+    sources = [file.read_text(encoding="utf-8") for package in packages for file in package.rglob("*.py")]
     for message in messages:
         assert any(message in source for source in sources), message
 

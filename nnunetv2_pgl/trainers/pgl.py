@@ -22,7 +22,7 @@ from nnunetv2_pgl.networks import PGLSegmenter
 from nnunetv2_pgl.networks.hardware import autocast_type, train_in_cpu_bfloat16, unwrapped
 from nnunetv2_pgl.trainers.optimisation import WarmupPolyLRScheduler, fused
 from nnunetv2_pgl.trainers.plans import PLANS_KEY, ModelNetwork, PlannedRun, build_network, require_3d
-from nnunetv2_pgl.trainers.pretrained import PretrainedEncoder
+from nnunetv2_pgl.trainers.pretrained import PretrainedEncoder, sums
 from nnunetv2_pgl.trainers.seeded_batches import (
     TRAINING,
     VALIDATION,
@@ -67,7 +67,7 @@ class nnUNetTrainerPGL(nnUNetTrainer):
         if self.device.type == "cpu":
             torch.set_num_threads(usable_cores())
         self._restoring = False
-        self._start: torch.Tensor | None = None
+        self._start: tuple[float, ...] = ()
         try:
             self._planned_run = PlannedRun.from_plans(self.plans_manager.plans, self.fold)
         except PGLError as error:
@@ -142,13 +142,13 @@ class nnUNetTrainerPGL(nnUNetTrainer):
                 train_in_cpu_bfloat16(self.network)
             if encoder is not None:
                 self._start_from(encoder)
-            self._start = next(unwrapped(self.network).parameters()).detach().clone()
+            self._start = sums(self.network)
         except PGLError as error:
             raise self._stop(error) from error
 
     def on_train_start(self) -> None:
         """nnU-Net's, unless something has replaced the weights of the start, as ``-pretrained_weights`` does."""
-        if self._start is not None and not self._start.equal(next(unwrapped(self.network).parameters())):
+        if self._start and self._start != sums(self.network):
             raise self._stop(PGLError(_REPLACED))
         super().on_train_start()
 
@@ -193,7 +193,7 @@ class nnUNetTrainerPGL(nnUNetTrainer):
         try:
             super().load_checkpoint(filename_or_checkpoint)
         finally:
-            self._restoring, self._start = False, None
+            self._restoring, self._start = False, ()
         if self._planned_run is not None:  # else the epochs to come would draw what the first ones drew
             self._planned_run.seed_all(self.current_epoch, self.local_rank)
 

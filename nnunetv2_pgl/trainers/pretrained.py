@@ -184,6 +184,11 @@ class PretrainedEncoder:
         write_text(Path(folder, "pgl_checkpoint.json"), json.dumps(record, indent=4) + "\n")
 
 
+def sums(network: nn.Module) -> tuple[float, ...]:
+    """The sum of each parameter, by which one sees that others were put in their place."""
+    return tuple(float(parameter.detach().sum()) for parameter in network.parameters())
+
+
 def _in_order(values: Sequence[Any] | None, axes: Sequence[int]) -> list[Any] | None:
     """One value per axis of the pre-training, in the order of the plan's axes."""
     return [values[axis] for axis in axes] if values is not None and len(values) == len(axes) else None

@@ -54,6 +54,7 @@ def hostile_values(witness: Path) -> dict[str, Any]:
         "pickle as a number": Made(SCALAR, double, nested),
         "number of no bytes": Made(SCALAR, double, payload),
         "type with metadata": np.dtype("f8", metadata={"x": payload}),
+        "type with plain metadata": np.dtype("f8", metadata={"x": 1}),
         "record": np.zeros(1, dtype=[("a", "f8")])[0],
         "type with fields": Made(
             np.dtype, "f8", False, True, state=(3, "<", None, ("a",), {"a": (double, 0)}, -1, -1, 0)

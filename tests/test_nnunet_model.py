@@ -136,6 +136,24 @@ def test_plans_of_nnunet_2_0_to_2_2(tmp_path: Path) -> None:
     assert checkpoint.pgl["notes"][0].endswith("fold 0 of 12 cases, without mirroring")
 
 
+def test_the_module_that_the_residual_network_was_in(tmp_path: Path) -> None:
+    """To which nnU-Net converts plans of version 2.2."""
+    network = small_network("resenc")
+    plans = plans_of(network)
+    architecture = plans["configurations"]["3d_fullres"]["architecture"]
+    architecture["network_class_name"] = "dynamic_network_architectures.architectures.residual_unet.ResidualEncoderUNet"
+    checkpoint = load_checkpoint(saved(tmp_path, nnunet_content(network, plans=plans)))
+    assert checkpoint.architecture["network"] == network.to_dict()
+
+
+def test_intensities_that_the_plan_does_not_use_may_be_anything(tmp_path: Path) -> None:
+    network = small_network()
+    plans = plans_of(network, foreground_intensity_properties_per_channel={"0": {"mean": 1.0, "std": 0.0}})
+    plans["configurations"]["3d_fullres"]["normalization_schemes"] = ["ZScoreNormalization"]
+    intensity = load_checkpoint(saved(tmp_path, nnunet_content(network, plans=plans))).pgl["intensity"]
+    assert (intensity["modality"], intensity["normalization_schemes"]) == ("other", ["ZScoreNormalization"])
+
+
 def test_batch_norm_of_a_trainer_is_seen(tmp_path: Path) -> None:
     """nnUNetTrainerBN replaces the norm that the plans name."""
     network = small_network()
@@ -265,6 +283,10 @@ def test_an_encoder_alone_has_no_strides(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="its architecture is not known here"):
         load_encoder_network(tmp_path / "given.pth")
     require_line(saved(tmp_path, Conv2dUNet().state_dict()), "a network of 2D convolutions")
+    bottleneck = {**weights, "encoder.stages.0.blocks.0.conv3.conv.weight": torch.zeros(4, 4, 1, 1, 1)}
+    require_line(saved(tmp_path, bottleneck), "neither nnU-Net's PlainConvUNet nor its ResidualEncoderUNet")
+    repeated = {**weights, next(iter(weights)): torch.zeros(1).expand(4, 10**12)}
+    require_line(saved(tmp_path, repeated), "network_weights is not a table of named tensors")
 
 
 def test_a_model_is_not_exported_as_a_pretraining(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from nnunetv2_pgl.files import flush_to_disk, replacing
 from nnunetv2_pgl.methods import METHODS
 from nnunetv2_pgl.networks import Encoder, PlannedEncoder, PlannedNetwork, ResNet50Encoder
 from nnunetv2_pgl.nnssl import read_nnssl
-from nnunetv2_pgl.other_frameworks import describe_checkpoint
+from nnunetv2_pgl.nnunet_model import is_nnunet_model, read_nnunet, read_weights
+from nnunetv2_pgl.other_frameworks import describe_checkpoint, state_dict_of
 from nnunetv2_pgl.weights_only import GET_IT_AGAIN, CheckpointError, is_whole_tensor, load_weights_only
 
 FORMAT_VERSION = 1
@@ -34,7 +35,8 @@ class EncoderCheckpoint:
         encoder_weights: State dict of the encoder, keys without prefix.
         pgl: How it was made: ``method``, ``architecture`` (name, norm, centred, strides, in_channels, and for nnU-Net's
             encoders their ``network``), ``config``, ``epochs``, ``num_scans``, ``intensity``, ``spacing``,
-            ``versions``, and more; plain Python values. Of a checkpoint made by nnssl, what its plan says.
+            ``versions``, and more; plain Python values. Of nnssl's and nnU-Net's files (``framework``), what their
+            plans say, and ``notes`` that one should know before one starts from it.
         nnssl_adaptation_plan: The same in the schema of the nnssl framework.
         citations: What to cite, in nnssl's form.
         decoder_weights: ASPP and decoder of the segmenter, or the decoder of nnU-Net's network without its heads, as
@@ -73,7 +75,9 @@ def save_checkpoint(checkpoint: EncoderCheckpoint, path: str | os.PathLike[str])
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> EncoderCheckpoint:
-    """Reads an encoder checkpoint of ``pgl_pretrain`` or of nnssl, with ``weights_only=True``.
+    """Reads the encoder of a file of ``pgl_pretrain``, nnssl or nnU-Net, with ``weights_only=True``.
+
+    Of nnU-Net: a trained model (``checkpoint_final.pth``, ``checkpoint_best.pth``), or the weights of one alone.
 
     Raises:
         CheckpointError: A ValueError that names the file and the reason.
@@ -83,35 +87,49 @@ def load_checkpoint(path: str | os.PathLike[str]) -> EncoderCheckpoint:
         raise CheckpointError(
             f"{path}: the state of a run that can be continued with --c, not an encoder; use its checkpoint_final.pth"
         )
-    pgl: Any = content.get("pgl")
-    plan, weights = content.get("nnssl_adaptation_plan"), content.get("network_weights")
-    from_nnssl = pgl is None and isinstance(plan, dict)
-    if not (isinstance(pgl, dict) or from_nnssl) or not isinstance(weights, dict):
-        found = ", ".join(sorted(map(str, content))[:6])
-        unknown = f"not written by pgl_pretrain (it holds: {found}); use a checkpoint_final.pth"
-        raise CheckpointError(f"{path}: {describe_checkpoint(content) or unknown}")
-    named = all(isinstance(key, str) and key.isprintable() for key in weights)
-    if not weights or not named or not all(map(is_whole_tensor, weights.values())):
-        raise CheckpointError(f"{path}: network_weights is not a table of named tensors")
-    decoder: dict[str, Tensor] = {}
-    if from_nnssl:
-        try:
-            encoder, pgl = read_nnssl(content)
-        except PGLError as error:
-            raise CheckpointError(f"{path}: {error}") from error
-    elif pgl.get("format_version") != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path}: format version {pgl.get('format_version')}, this nnunetv2-pgl reads {FORMAT_VERSION}; install "
-            "the version it was written with or a newer one"
-        )
-    else:
-        encoder = {key.removeprefix(_PREFIX): value for key, value in weights.items() if key.startswith(_PREFIX)}
-        decoder = {key: value for key, value in weights.items() if not key.startswith(_PREFIX)}
-    plan, citations = plan if isinstance(plan, dict) else {}, content.get("citations")
+    plan, citations = content.get("nnssl_adaptation_plan"), content.get("citations")
+    try:
+        encoder, pgl, decoder = _read(content)
+    except PGLError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    plan = plan if isinstance(plan, dict) else {}
     citations = [entry for entry in citations if _is_citation(entry)] if isinstance(citations, list) else []
     if not all(map(_is_plain, (pgl, plan, citations))) or not _is_usable(pgl):
         raise CheckpointError(f"{path}: damaged, or not written by pgl_pretrain; {GET_IT_AGAIN}")
     return EncoderCheckpoint(encoder, pgl, plan, citations, decoder)
+
+
+def _read(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor]]:
+    """Encoder, description and decoder; the caller adds the file's name to a PGLError and checks the description."""
+    pgl, plan, weights = (content.get(key) for key in ("pgl", "nnssl_adaptation_plan", "network_weights"))
+    if isinstance(pgl, dict) and isinstance(weights, dict):
+        _require_named_tensors(weights)
+        if pgl.get("format_version") != FORMAT_VERSION:
+            raise PGLError(
+                f"format version {pgl.get('format_version')}, this nnunetv2-pgl reads {FORMAT_VERSION}; install the "
+                "version it was written with or a newer one"
+            )
+        encoder = {key.removeprefix(_PREFIX): value for key, value in weights.items() if key.startswith(_PREFIX)}
+        return encoder, pgl, {key: value for key, value in weights.items() if not key.startswith(_PREFIX)}
+    if pgl is None and isinstance(plan, dict) and isinstance(weights, dict):
+        _require_named_tensors(weights)
+        return *read_nnssl(content), {}
+    table = state_dict_of(content) if pgl is None else {}
+    if pgl is None and is_nnunet_model(content):
+        _require_named_tensors(table)
+        return read_nnunet(content, table)
+    if any(key.startswith("encoder.stages.") for key in table):
+        _require_named_tensors(table)
+        return read_weights(table)
+    found = ", ".join(sorted(map(str, content))[:6])
+    unknown = f"not written by pgl_pretrain (it holds: {found}); use a checkpoint_final.pth"
+    raise PGLError(describe_checkpoint(content) or unknown)
+
+
+def _require_named_tensors(weights: Mapping[Any, Any]) -> None:
+    named = all(isinstance(key, str) and key.isprintable() for key in weights)
+    if not weights or not named or not all(map(is_whole_tensor, weights.values())):
+        raise PGLError("network_weights is not a table of named tensors")
 
 
 def _is_plain(value: object, levels: int = _MAX_NESTING) -> bool:
@@ -141,6 +159,7 @@ def _is_usable(pgl: Mapping[str, Any]) -> bool:
             and all(size is None or (_are_numbers(size, 3) and min(size) > 0) for size in sizes)
             and (intensity.get("clip") is None or _are_numbers(intensity["clip"], 2))
             and isinstance(pgl.get("untrained_stages") or [], list)
+            and all(isinstance(note, str) for note in pgl.get("notes") or [])
             and len(schemes) > 0
             and all(isinstance(scheme, str) for scheme in schemes)
             and all(

@@ -25,7 +25,7 @@ def info_entry() -> None:
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
-        help="checkpoint_final.pth of a pgl_pretrain run or of nnssl; a path or an address, which is downloaded",
+        help="checkpoint_final.pth of pgl_pretrain, nnssl or nnU-Net; a path or an address, which is downloaded",
     )
     arguments = parser.parse_args()
     try:
@@ -64,6 +64,7 @@ def describe(checkpoint: EncoderCheckpoint) -> list[str]:
         "versions": _listed(pgl.get("versions")),
     }
     lines = [f"{name:<13} {'unknown' if value is None else one_line(value)}" for name, value in facts.items()]
+    lines += [f"{'note':<13} {one_line(note)}" for note in pgl.get("notes") or ()]
     for citation in checkpoint.citations:
         lines += [f"{'cite':<13} {' '.join(reference.split())}" for reference in citation["apa_citations"]]
     return lines

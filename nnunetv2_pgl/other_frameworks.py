@@ -14,7 +14,22 @@ from torch import Tensor
 # from that time.
 _LEGACY_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 _WRAPPERS = re.compile(r"^(?:(?:module|backbone|_orig_mod)\.)+")
-_TABLES = ("state_dict", "model_state_dict", "model", "net", "teacher", "student")
+_TABLES = ("network_weights", "state_dict", "model_state_dict", "model", "net", "teacher", "student")
+_PRETRAIN = "pre-train one with pgl_pretrain, or start from a model of nnU-Net v2 or nnssl's ResEncL"
+# The first names of the weights, as in the sources of these networks, and what would work instead.
+_NETWORKS = {
+    "down_tr64.": (  # pytorch/unet3d.py
+        "the 3D U-Net of Models Genesis (Genesis_Chest_CT) and SuPreM",
+        "pre-train one with its method on your own scans: pgl_pretrain -m models_genesis",
+    ),
+    "conv_blocks_context.0.blocks.": ("a network of nnU-Net version 1", _PRETRAIN),
+    "conv_blocks_context.0.0.conv1.": ("a STU-Net", _PRETRAIN),
+    "convInit.": ("MONAI's SegResNet, as of SuPreM", _PRETRAIN),
+    "encoder.conv_init.": ("the SegResNet of CT-FM, or MONAI's SegResNetDS", _PRETRAIN),
+    "conv_init.": ("the encoder of CT-FM's SegResNet", _PRETRAIN),
+    "enc_block_0.": ("a MedNeXt", _PRETRAIN),
+    "encode_image.i3_resnet.": ("the image encoder of Merlin", _PRETRAIN),
+}
 # Parts of the names in DINO's and timm's vision transformers, MONAI's Swin UNETR, and Primus.
 _TRANSFORMER = ("patch_embed.", "pos_embed", "cls_token", ".attn.qkv.", "relative_position_bias_table")
 
@@ -33,15 +48,13 @@ def describe_checkpoint(content: Mapping[Any, Any]) -> str | None:
     """
     if "network_weights" in content and ("trainer_name" in content or "init_args" in content):
         return (
-            f"a training checkpoint of nnU-Net or nnssl (trainer {content.get('trainer_name', 'unknown')}); give one "
-            "of nnU-Net to nnUNetv2_train -pretrained_weights, and let nnssl add its nnssl_adaptation_plan to its own"
+            f"a training checkpoint (trainer {content.get('trainer_name', 'unknown')}) without the plans that nnU-Net "
+            "keeps in its own (init_args), and without an nnssl_adaptation_plan; let a newer nnssl write it again"
         )
-    sizes = {key: tuple(value.shape) for key, value in _state_dict(content).items()}
-    if any(key.startswith("down_tr64.") for key in sizes):  # the names of its pytorch/unet3d.py
-        return (
-            "the 3D U-Net of Models Genesis (Genesis_Chest_CT), whose weights fit none of the encoders here; pre-train "
-            "one with its method on your own scans: pgl_pretrain -m models_genesis"
-        )
+    sizes = {key: tuple(value.shape) for key, value in state_dict_of(content).items()}
+    for start, (what, remedy) in _NETWORKS.items():
+        if any(key.startswith(start) for key in sizes):
+            return f"{what}, whose weights fit none of the encoders here; {remedy}"
     stem = sizes.get("conv1.weight", ())
     if "layer1.0.conv1.weight" in sizes and len(stem) == 4:  # as torchvision names its layers
         return "a 2D ResNet, whose weights fit none of the 3D encoders here; pre-train with pgl_pretrain"
@@ -58,8 +71,8 @@ def describe_checkpoint(content: Mapping[Any, Any]) -> str | None:
     return None
 
 
-def _state_dict(content: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """The table of weights, at the top or one level down, without the prefixes of wrappers."""
+def state_dict_of(content: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """The table of weights, at the top or one level down, without the prefixes of wrappers; empty if there is none."""
     for table in (content, *map(content.get, _TABLES)):
         if isinstance(table, Mapping) and table and all(isinstance(value, Tensor) for value in table.values()):
             return {_WRAPPERS.sub("", str(key)): value for key, value in table.items()}

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +28,8 @@ class CheckpointError(PGLError):
 def load_weights_only(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Loads a file of tensors and plain values onto the CPU; nothing in it is executed.
 
+    Numbers of numpy, of which nnU-Net's checkpoints have some, become Python's.
+
     Raises:
         CheckpointError: If the file is missing, truncated, not a PyTorch file, or holds other objects.
     """
@@ -33,12 +39,14 @@ def load_weights_only(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not is_legacy_file(path):
         _require_uncompressed(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with _numbers_of_numpy():
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]{1,80})", str(error))
         raise CheckpointError(
-            f"{path}: holds pickled objects other than tensors and plain values, which could run code, or is damaged, "
-            "and was not loaded; use a checkpoint_final.pth written by pgl_pretrain (nnU-Net's own checkpoints go to "
-            "-pretrained_weights)"
+            f"{path}: holds pickled objects other than tensors and plain values{f' ({named[1]})' if named else ''}, "
+            "which could run code, or is damaged, and was not loaded; use a checkpoint_final.pth written by "
+            "pgl_pretrain, nnU-Net or nnssl"
         ) from error
     except Exception as error:  # torch checks little of what it reads
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
@@ -67,3 +75,53 @@ def is_whole_tensor(value: object) -> bool:
     if not isinstance(value, Tensor) or value.device.type != "cpu" or value.layout != torch.strided:
         return False
     return not value.is_quantized and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+
+
+class _NumpyType:
+    """Stands in for `numpy.dtype` in a file: the type of a number, and nothing that numpy would do with it."""
+
+    name, order = "", "="
+
+    def __init__(self, name: object = "", *_: object):
+        self.name = name if isinstance(name, str) and re.fullmatch(r"b1|[iu][1248]|f[248]", name) else ""
+
+    def __setstate__(self, state: object) -> None:
+        """Takes the byte order; records, objects and metadata are refused."""
+        if not (isinstance(state, tuple) and len(state) == 8 and state[1] in tuple("<>|=") and not any(state[2:5])):
+            raise pickle.UnpicklingError("a type of numpy other than a number's")
+        self.order = state[1]
+
+
+def _number(kind: object, value: object = None) -> bool | int | float:
+    """Stands in for numpy's ``scalar``: the number as Python's."""
+    if not (
+        isinstance(kind, _NumpyType) and kind.name and isinstance(value, bytes) and str(len(value)) == kind.name[1:]
+    ):
+        raise pickle.UnpicklingError("a value of numpy other than a number")
+    number: bool | int | float = np.frombuffer(value, kind.order + kind.name)[0].item()
+    return number
+
+
+def _named(module: str, name: str, stand_in: Any) -> Any:
+    """A stand-in under the name that files have for the original, as releases of torch before 2.6 look for it."""
+    stand_in.__module__, stand_in.__name__, stand_in.__qualname__ = module, name, name
+    return stand_in
+
+
+_STAND_INS = [
+    _named("numpy", "dtype", type("dtype", (_NumpyType,), {})),
+    _named("numpy._core.multiarray", "scalar", lambda *values: _number(*values)),
+    _named("numpy.core.multiarray", "scalar", lambda *values: _number(*values)),  # before numpy 2
+]
+
+
+@contextmanager
+def _numbers_of_numpy() -> Iterator[None]:
+    """While it lasts, `torch.load` reads numbers of numpy, by the stand-ins."""
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals(_STAND_INS)
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)

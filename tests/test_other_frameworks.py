@@ -191,6 +191,9 @@ class ViT(nn.Module):
         self.blocks = nn.Sequential(nn.Sequential())
 
 
+ONE = torch.zeros(1, 1, 3, 3, 3)
+
+
 def parallel(module: nn.Module) -> dict[str, Any]:
     return nn.DataParallel(module).state_dict()
 
@@ -207,13 +210,25 @@ def parallel(module: nn.Module) -> dict[str, Any]:
         (MedicalNet(nn.Conv2d).state_dict(), "a 2D ResNet"),
         (ViT().state_dict(), "a vision transformer .*nnssl's ResEncL"),
         ({"teacher": {"backbone.patch_embed.proj.weight": torch.zeros(2, 3, 4, 4)}, "epoch": 1}, "vision transformer"),
+        ({"state_dict": {"conv_blocks_context.0.blocks.0.conv.weight": ONE}}, "a network of nnU-Net version 1"),
+        ({"network_weights": {"conv_blocks_context.0.0.conv1.weight": ONE}}, "a STU-Net, whose weights fit none"),
+        ({"net": {"module.backbone.convInit.conv.weight": ONE}}, "MONAI's SegResNet, as of SuPreM"),
+        ({"net": {"module.backbone.down_tr64.ops.0.conv1.weight": ONE}}, "Models Genesis .* and SuPreM"),
+        ({"encoder.conv_init.weight": ONE, "encoder.layers.0.blocks.0.conv1.weight": ONE}, "the SegResNet of CT-FM"),
+        ({"state_dict": {"module.swinViT.patch_embed.proj.weight": ONE}}, "a vision transformer .*MONAI"),
+        ({"conv_init.weight": ONE, "layers.0.blocks.0.conv1.weight": ONE}, "the encoder of CT-FM's SegResNet"),
+        ({"state_dict": {"enc_block_0.0.conv1.weight": ONE}}, "a MedNeXt"),
+        ({"encode_image.i3_resnet.conv1.weight": ONE}, "the image encoder of Merlin"),
         (
-            {"network_weights": {"encoder.x": torch.zeros(1)}, "trainer_name": "nnUNetTrainer", "init_args": {}},
-            r"a training checkpoint of nnU-Net or nnssl \(trainer nnUNetTrainer\).*-pretrained_weights",
+            {"network_weights": {"encoder.x": torch.zeros(1)}, "trainer_name": "BaseMAETrainer", "init_args": {}},
+            r"a training checkpoint \(trainer BaseMAETrainer\) without the plans .* let a newer nnssl write it again",
         ),
         ({"conv.weight": torch.zeros(1)}, r"not written by pgl_pretrain \(it holds: conv\.weight\)"),
     ],
-    ids=["genesis", "medicalnet", "resnet2d", "vit", "dino", "nnunet", "unknown"],
+    ids=[
+        *("genesis", "medicalnet", "resnet2d", "vit", "dino", "nnunet1", "stunet", "segresnet", "suprem"),
+        *("ctfm", "swin", "ctfm_encoder", "mednext", "merlin", "training", "unknown"),
+    ],
 )
 def test_what_others_wrote_is_named(tmp_path: Path, content: Any, message: str, zipped: bool) -> None:
     """Also in the file format of the time when Models Genesis and MedicalNet were published."""

@@ -56,7 +56,8 @@ def write_hub_folder(path: Path, folder: Path, licence: str, *, overwrite: bool 
     checkpoint = load_checkpoint(path)
     pgl, plan = _relative(checkpoint.pgl), _relative(checkpoint.nnssl_adaptation_plan)
     if "format_version" not in pgl:  # which only our files have
-        raise PGLError(f"{path}: made by nnssl, not by pgl_pretrain; only its authors can describe it")
+        framework = pgl.get("framework", "another program")
+        raise PGLError(f"{path}: made by {framework}, not by pgl_pretrain; only its authors can describe it")
     if not plan:
         raise PGLError(f"{path}: holds no nnssl_adaptation_plan; pre-train with this version, or share the file alone")
     folder = Path(os.path.realpath(folder))

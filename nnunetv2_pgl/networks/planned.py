@@ -15,6 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunetv2_pgl.errors import PGLError
+from nnunetv2_pgl.networks.resnet3d import PAPER_STRIDES
 from nnunetv2_pgl.networks.strided import Triple
 
 
@@ -184,6 +185,16 @@ class PlannedNetwork:
         """Plain values."""
         kwargs = json.loads(json.dumps(dict(self.kwargs)))
         return {"class_name": self.class_name, "kwargs": kwargs, "requires_import": list(self.requires_import)}
+
+
+def network_strides(configuration_manager: ConfigurationManager) -> Triple:
+    """Total stride per axis: the paper's (8, 16, 16), or what the plan itself pools to where that is less.
+
+    So small or isotropic patches keep the resolution that nnU-Net planned for them; the weights do not depend on it.
+    """
+    pooled = np.prod(np.array(configuration_manager.pool_op_kernel_sizes), axis=0)
+    z, y, x = (min(paper, 1 << (int(plan).bit_length() - 1)) for paper, plan in zip(PAPER_STRIDES, pooled, strict=True))
+    return (z, y, x)
 
 
 def _is_layer(name: object) -> bool:

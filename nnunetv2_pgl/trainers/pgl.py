@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import wraps
 from inspect import signature
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -24,7 +22,7 @@ from nnunetv2_pgl.networks import PGLSegmenter
 from nnunetv2_pgl.networks.hardware import autocast_type, train_in_cpu_bfloat16, unwrapped
 from nnunetv2_pgl.trainers.optimisation import WarmupPolyLRScheduler, fused
 from nnunetv2_pgl.trainers.plans import PLANS_KEY, ModelNetwork, PlannedRun, build_network, require_3d
-from nnunetv2_pgl.trainers.pretrained import PretrainedEncoder
+from nnunetv2_pgl.trainers.pretrained import PretrainedEncoder, sums
 from nnunetv2_pgl.trainers.seeded_batches import (
     TRAINING,
     VALIDATION,
@@ -34,10 +32,14 @@ from nnunetv2_pgl.trainers.seeded_batches import (
 )
 
 _WARMUP_FRACTION = 0.05
+_REPLACED = (
+    "the weights that it starts from were replaced before the training, as nnUNetv2_train -pretrained_weights does; "
+    "leave that option out (PGL_CHECKPOINT takes trained models of nnU-Net too), or train with -tr nnUNetTrainer"
+)
 
 
 class nnUNetTrainerPGL(nnUNetTrainer):
-    """Fine-tunes from the encoder that ``pgl_pretrain`` or nnssl wrote, in the network that the encoder belongs to.
+    """Fine-tunes from an encoder of ``pgl_pretrain``, nnssl or nnU-Net, in the network that the encoder belongs to.
 
     A ResNet-50 gets the paper's ASPP and light decoder, without deep supervision. An encoder of nnU-Net's own networks
     goes into the plan's network, deep supervision and all. Loss, optimiser, augmentation and length are nnU-Net's; the
@@ -65,6 +67,7 @@ class nnUNetTrainerPGL(nnUNetTrainer):
         if self.device.type == "cpu":
             torch.set_num_threads(usable_cores())
         self._restoring = False
+        self._start: tuple[float, ...] = ()
         try:
             self._planned_run = PlannedRun.from_plans(self.plans_manager.plans, self.fold)
         except PGLError as error:
@@ -139,8 +142,15 @@ class nnUNetTrainerPGL(nnUNetTrainer):
                 train_in_cpu_bfloat16(self.network)
             if encoder is not None:
                 self._start_from(encoder)
+            self._start = sums(self.network)
         except PGLError as error:
             raise self._stop(error) from error
+
+    def on_train_start(self) -> None:
+        """nnU-Net's, unless something has replaced the weights of the start, as ``-pretrained_weights`` does."""
+        if self._start and self._start != sums(self.network):
+            raise self._stop(PGLError(_REPLACED))
+        super().on_train_start()
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """The cases of ``pgl_run``, else nnU-Net's split."""
@@ -183,7 +193,7 @@ class nnUNetTrainerPGL(nnUNetTrainer):
         try:
             super().load_checkpoint(filename_or_checkpoint)
         finally:
-            self._restoring = False
+            self._restoring, self._start = False, ()
         if self._planned_run is not None:  # else the epochs to come would draw what the first ones drew
             self._planned_run.seed_all(self.current_epoch, self.local_rank)
 
@@ -212,7 +222,7 @@ class nnUNetTrainerPGL(nnUNetTrainer):
     def _use_network(self, network: ModelNetwork, origin: str) -> None:
         """Puts what defines the network into the plans, which nnU-Net stores in the model folder for prediction."""
         network.require_plan(self.plans_manager, self.configuration_manager, origin)
-        stored = self._stored_network()
+        stored = ModelNetwork.of_model(self.output_folder_base)
         if stored is not None and stored.to_dict() != network.to_dict():
             raise PGLError(
                 f"{self.output_folder_base} holds folds of the network {stored.to_dict()}, {origin} is for "
@@ -224,16 +234,10 @@ class nnUNetTrainerPGL(nnUNetTrainer):
 
     def _network_without_checkpoint(self) -> ModelNetwork:
         """The plans' network, else that of existing folds, else the paper's; to continue a fold, that of the folds."""
-        stored, planned = self._stored_network(), self.plans_manager.plans.get(PLANS_KEY)
+        stored, planned = ModelNetwork.of_model(self.output_folder_base), self.plans_manager.plans.get(PLANS_KEY)
         if stored is not None and (self._restoring or planned is None):
             return stored
         return ModelNetwork.from_dict(planned or {})
-
-    def _stored_network(self) -> ModelNetwork | None:
-        """The network of the folds that are already there, if any."""
-        plans_file = Path(self.output_folder_base, "plans.json")
-        stored = json.loads(plans_file.read_text()).get(PLANS_KEY) if plans_file.is_file() else None
-        return ModelNetwork.from_dict(stored) if isinstance(stored, dict) else None
 
 
 class nnUNetTrainerPGLScratch(nnUNetTrainerPGL):

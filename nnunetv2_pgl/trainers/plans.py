@@ -9,9 +9,11 @@ of nnU-Net's networks (plain, resenc_m, ...), as `pgl_compare` writes them, also
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +23,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunetv2_pgl.errors import PGLError
-from nnunetv2_pgl.networks import PAPER_STRIDES, PGLSegmenter, PlanError, PlannedNetwork
+from nnunetv2_pgl.networks import PGLSegmenter, PlanError, PlannedNetwork
 from nnunetv2_pgl.networks.hardware import autocast_type
-from nnunetv2_pgl.networks.planned import PLANNERS
-from nnunetv2_pgl.networks.strided import Triple
+from nnunetv2_pgl.networks.planned import PLANNERS, network_strides
 
 PLANS_KEY = "pgl_network"
 RESNET = "resnet50"
@@ -62,6 +63,13 @@ class ModelNetwork:
                 "a newer version"
             )
         return cls(architecture, values.get("norm", cls.norm), values.get("centred", cls.centred))
+
+    @classmethod
+    def of_model(cls, folder: str) -> ModelNetwork | None:
+        """That of the folds which are already in a model folder, if any."""
+        plans_file = Path(folder, "plans.json")
+        stored = json.loads(plans_file.read_text()).get(PLANS_KEY) if plans_file.is_file() else None
+        return cls.from_dict(stored) if isinstance(stored, dict) else None
 
     @property
     def is_planned(self) -> bool:
@@ -126,16 +134,6 @@ def build_network(
         centred=network.centred,
         cpu_bfloat16=autocast_type(torch.device("cpu")) is torch.bfloat16,
     )
-
-
-def network_strides(configuration_manager: ConfigurationManager) -> Triple:
-    """Total stride per axis: the paper's (8, 16, 16), or what the plan itself pools to where that is less.
-
-    So small or isotropic patches keep the resolution that nnU-Net planned for them; the weights do not depend on it.
-    """
-    pooled = np.prod(np.array(configuration_manager.pool_op_kernel_sizes), axis=0)
-    z, y, x = (min(paper, 1 << (int(plan).bit_length() - 1)) for paper, plan in zip(PAPER_STRIDES, pooled, strict=True))
-    return (z, y, x)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ VARIABLE = "PGL_CHECKPOINT"
 # What pretrain_info in the plans may ask for, and the variable that does so too, with its meaning.
 TRANSFER_DECODER = ("transfer_decoder", "PGL_TRANSFER_DECODER", "use the decoder too")
 ALLOW_PARTIAL = ("allow_partial", "PGL_ALLOW_PARTIAL", "start from what fits, however little")
-_RECORDED = ("method", "architecture", "epochs", "num_scans", "spacing", "datasets")
+_RECORDED = ("method", "architecture", "epochs", "num_scans", "spacing", "datasets", "notes")
 
 
 def find_encoder_checkpoint(
@@ -160,13 +160,15 @@ class PretrainedEncoder:
     ) -> Iterator[str]:
         """What the log says: where the encoder is from, and what differs from the plan."""
         pgl = self.checkpoint.pgl
-        epochs = f", {pgl['epochs']} epochs on {pgl.get('num_scans')} scans" if pgl.get("epochs") is not None else ""
+        epochs = f", {pgl['epochs']} epochs" if pgl.get("epochs") is not None else ""
+        scans = f" on {pgl['num_scans']} scans" if epochs and pgl.get("num_scans") is not None else ""
         spacing = f", spacing {pgl['spacing']} mm" if pgl.get("spacing") else ""
         downloaded = f"from {self.address}, " if self.address else ""
         yield (
             f"Starting from the encoder {self.path} ({downloaded}named by {self.named_by}, "
-            f"sha256 {self.sha256[:16]}...): {pgl.get('method')}{epochs}{spacing}; {summary}"
+            f"sha256 {self.sha256[:16]}...): {pgl.get('method')}{epochs}{scans}{spacing}; {summary}"
         )
+        yield from pgl.get("notes") or ()
         axes = self.axes(plans.plans)
         if axes != (0, 1, 2):
             order = ", ".join("zyx"[axis] for axis in axes)
@@ -197,6 +199,11 @@ class PretrainedEncoder:
             "changes": report.lines(),
         }
         write_text(Path(folder, "pgl_checkpoint.json"), json.dumps(record, indent=4) + "\n")
+
+
+def sums(network: nn.Module) -> tuple[float, ...]:
+    """The sum of each parameter, by which one sees that others were put in their place."""
+    return tuple(float(parameter.detach().sum()) for parameter in network.parameters())
 
 
 def _in_order(values: Sequence[Any] | None, axes: Sequence[int]) -> list[Any] | None:

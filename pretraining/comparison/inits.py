@@ -12,6 +12,7 @@ from nnunetv2_pgl.addresses import locate, shown
 from nnunetv2_pgl.checkpoint import load_checkpoint
 from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.methods import METHODS
+from nnunetv2_pgl.nnunet_model import NNUNET
 from nnunetv2_pgl.trainers.plans import RANDOM
 from pretraining.comparison.derived import DECODER, KINDS, LONGER, SHUFFLED, pretraining_length, require_decoder
 from pretraining.comparison.files import ComparisonFolder, file_name, read_json, require_name
@@ -120,14 +121,16 @@ def random_network(inits: Sequence[Initialisation]) -> dict[str, Any]:
 def seen_test_cases(init: Initialisation, dataset: str, test: Sequence[str]) -> str | None:
     """A warning if a given checkpoint was, or may have been, pre-trained on test cases; else None.
 
-    A checkpoint has the number of scans left out, the config.json beside it their names. Copies of the data under other
-    names cannot be recognised.
+    A checkpoint has the number of scans left out, the config.json beside it their names; a model of nnU-Net has neither
+    and has seen labels. Copies of the data under other names cannot be recognised.
     """
     if init.given is None:
         return None
     pgl = load_checkpoint(init.given).pgl
     if dataset not in (pgl.get("datasets") or ()):
         return None
+    if pgl.get("framework") == NNUNET:
+        return f"{init.name}: {init.given} was trained with labels of {dataset}, perhaps with those of test cases"
     where = f"{init.name}: {init.given} was pre-trained on {dataset}"
     settings = init.given.with_name("config.json")
     is_of_run = init.address is None and settings.is_file() and "library" not in read_json(settings)  # as pgl_export's

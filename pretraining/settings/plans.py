@@ -13,6 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.files import load_json
 from nnunetv2_pgl.networks import PLANNERS, PlanError, PlannedNetwork
+from nnunetv2_pgl.networks.planned import network_strides
 from pretraining.data.planned_preprocessing import PlannedPreprocessing
 from pretraining.option_fields import setting
 from pretraining.settings.table import DEFAULT_PLANS, PLAN
@@ -75,8 +76,6 @@ def _settings(
         "preprocessing": PlannedPreprocessing.from_plans(plans, configuration).to_dict(),
     }
     if architecture == "resnet50":
-        from nnunetv2_pgl.trainers.plans import network_strides  # loads nnU-Net's trainers, which takes seconds
-
         return settings | {"strides": network_strides(manager)}
     try:
         network = PlannedNetwork.from_configuration(manager, where)

@@ -10,6 +10,8 @@ import torch
 
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, save_checkpoint
 from pretraining.settings.config import PretrainConfig
+from tests.nnunet_models import nnunet_content, plans_of
+from tests.planned_networks import small_network
 from tests.stand_in_commands import NAME, TINY, CompareCommand, studies, tree
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the stand-in commands are scripts with a #! line")
@@ -133,3 +135,16 @@ def test_a_checkpoint_that_has_seen_test_cases_is_announced(
     else:
         assert f"WARNING: {warned}" in compare.output
         assert f"pre-trained on {NAME}, {doubt}" in warned
+
+
+@pytest.mark.parametrize("dataset", [NAME, "Dataset901_Other"])
+def test_a_model_that_has_seen_labels_is_announced(compare: CompareCommand, dataset: str) -> None:
+    network = small_network()
+    torch.save(nnunet_content(network, plans=plans_of(network, dataset_name=dataset)), compare.root / "model.pth")
+    words = ("--init", "random", "model", "--checkpoint", f"model={compare.root / 'model.pth'}")
+    ran, code = compare.call("-d", "7", "-device", "cpu", "--seeds", "1", "--fractions", "1", *words)
+    assert code == 0
+    assert not [line for line in ran if line.startswith("pgl_pretrain")]
+    assert ("was trained with labels of" in compare.output) is (dataset == NAME)
+    warned = dict(studies[-1].facts).get("Warning", "")
+    assert warned.endswith(f"was trained with labels of {NAME}, perhaps with those of test cases") is (dataset == NAME)

@@ -16,12 +16,12 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_pgl.checkpoint import load_checkpoint, save_checkpoint
 from nnunetv2_pgl.networks import PGLSegmenter, ResNet50Encoder
+from nnunetv2_pgl.networks.planned import network_strides
 from nnunetv2_pgl.trainers import (
     nnUNetTrainerPGL,
     nnUNetTrainerPGL_demo,
     nnUNetTrainerPGLScratch,
 )
-from nnunetv2_pgl.trainers.plans import network_strides
 from tests.full_disk import room_for
 
 CPU = torch.device("cpu")

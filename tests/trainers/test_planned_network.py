@@ -17,8 +17,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, save_checkpoint
 from nnunetv2_pgl.networks import PGLSegmenter, PlannedEncoder, PlannedNetwork, PlannedSegmenter
+from nnunetv2_pgl.networks.planned import network_strides
 from nnunetv2_pgl.trainers import nnUNetTrainerPGL, nnUNetTrainerPGL_paper, nnUNetTrainerPGLScratch
-from nnunetv2_pgl.trainers.plans import network_strides
 from tests.planned_networks import small_architecture, small_network
 from tests.precision import note_types
 

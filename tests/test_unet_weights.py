@@ -1,0 +1,54 @@
+"""Files that hold the weights of one of nnU-Net's networks and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nnunetv2_pgl.checkpoint import load_checkpoint, load_encoder_network
+from nnunetv2_pgl.info import describe
+from nnunetv2_pgl.networks import PlannedEncoder
+from nnunetv2_pgl.transfer import load_encoder
+from nnunetv2_pgl.weights_only import CheckpointError
+from tests.nnunet_models import nnunet_content
+from tests.planned_networks import small_network
+from tests.test_nnunet_model import Conv2dUNet, encoder_of, require_equal
+from tests.test_other_frameworks import require_line, saved
+
+
+@pytest.mark.parametrize("nested", [None, "state_dict", "network_weights", "net", "student", "model"])
+@pytest.mark.parametrize("kind", ["plain", "resenc"])
+def test_weights_alone_tell_their_network(tmp_path: Path, kind: str, nested: str | None) -> None:
+    """As VoCo's VoComni_nnunet.pt, whose loader looks in these places and takes off these prefixes."""
+    anisotropic: dict[str, Any] = {
+        "strides": [[1, 1, 1], [1, 2, 2], [2, 2, 2]],
+        "kernel_sizes": [[1, 3, 3]] + [[3] * 3] * 2,
+    }
+    network = small_network(kind, **anisotropic)
+    content = nnunet_content(network)
+    weights = {f"module.backbone.{key}": value for key, value in content["network_weights"].items()}
+    checkpoint = load_checkpoint(saved(tmp_path, {nested: weights, "epoch": 3} if nested else weights))
+    require_equal(checkpoint.encoder_weights, encoder_of(content))
+    built = checkpoint.architecture["network"]["kwargs"]
+    assert {key: built[key] for key in network.kwargs} == network.to_dict()["kwargs"]
+    assert checkpoint.architecture["strides"] == [2, 4, 4]
+    assert "weights alone" in "".join(describe(checkpoint))
+    load_encoder_network(tmp_path / "given.pth")
+
+
+def test_an_encoder_alone_has_no_strides(tmp_path: Path) -> None:
+    content = nnunet_content(small_network("resenc"))
+    weights = {key: value for key, value in content["network_weights"].items() if key.startswith("encoder.")}
+    checkpoint = load_checkpoint(saved(tmp_path, weights))
+    assert checkpoint.architecture["strides"] is None
+    assert load_encoder(PlannedEncoder(small_network("resenc")), checkpoint.encoder_weights, "given.pth").share == 1
+    with pytest.raises(CheckpointError, match="its architecture is not known here"):
+        load_encoder_network(tmp_path / "given.pth")
+    require_line(saved(tmp_path, Conv2dUNet().state_dict()), "a network of 2D convolutions")
+    bottleneck = {**weights, "encoder.stages.0.blocks.0.conv3.conv.weight": torch.zeros(4, 4, 1, 1, 1)}
+    require_line(saved(tmp_path, bottleneck), "neither nnU-Net's PlainConvUNet nor its ResidualEncoderUNet")
+    repeated = {**weights, next(iter(weights)): torch.zeros(1).expand(4, 10**12)}
+    require_line(saved(tmp_path, repeated), "network_weights is not a table of named tensors")

@@ -97,8 +97,7 @@ def load_encoder(
             segmentation of the previous stage of nnU-Net's cascade; None for all. The weights do not show it.
 
     Raises:
-        CheckpointError: Too much is missing, or the image channels differ and neither number is 1; the encoder is then
-            unchanged.
+        CheckpointError: Too much is missing, or the channels differ and neither number is 1. Nothing is then changed.
     """
     own, given = unaliased(encoder.state_dict()), _unaliased(weights, path)
     inputs = own[_first_convolution(own)].shape[1]

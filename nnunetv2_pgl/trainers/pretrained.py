@@ -21,6 +21,7 @@ from torch import nn
 from nnunetv2_pgl.adaptation import with_axes
 from nnunetv2_pgl.addresses import Located, locate, shown
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint
+from nnunetv2_pgl.errors import counted
 from nnunetv2_pgl.files import sha256_of, write_text
 from nnunetv2_pgl.networks import PGLSegmenter
 from nnunetv2_pgl.trainers.preprocessing_check import intensity_difference, spacing_difference
@@ -160,8 +161,8 @@ class PretrainedEncoder:
     ) -> Iterator[str]:
         """What the log says: where the encoder is from, and what differs from the plan."""
         pgl = self.checkpoint.pgl
-        epochs = f", {pgl['epochs']} epochs" if pgl.get("epochs") is not None else ""
-        scans = f" on {pgl['num_scans']} scans" if epochs and pgl.get("num_scans") is not None else ""
+        epochs = f", {counted(pgl['epochs'], 'epoch')}" if pgl.get("epochs") is not None else ""
+        scans = f" on {counted(pgl['num_scans'], 'scan')}" if epochs and pgl.get("num_scans") is not None else ""
         spacing = f", spacing {pgl['spacing']} mm" if pgl.get("spacing") else ""
         downloaded = f"from {self.address}, " if self.address else ""
         yield (

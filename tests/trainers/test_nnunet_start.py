@@ -70,7 +70,7 @@ def test_training_starts_with_its_encoder_bit_for_bit(
         assert is_the_same or ".seg_layers." in key, key
         assert not (is_the_same and key.endswith(".weight") and ".seg_layers." in key), key
     log = log_of(trainer)
-    assert "): nnU-Net: nnUNetTrainer, 1 epochs, spacing [" in log
+    assert "): nnU-Net: nnUNetTrainer, 1 epoch, spacing [" in log
     assert "encoder tensors loaded, 100 % of its parameters" in log
     assert "and 12 of the decoder" in log
     assert "It was trained with labels: Dataset502_Torso, 3d_fullres, fold 0 of 5 cases" in log

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from nnunetv2_pgl.methods import METHODS
 from nnunetv2_pgl.networks import Encoder, PlannedEncoder, PlannedNetwork, ResNet50Encoder
 from nnunetv2_pgl.nnssl import read_nnssl
 from nnunetv2_pgl.other_frameworks import describe_checkpoint
-from nnunetv2_pgl.weights_only import GET_IT_AGAIN, CheckpointError, is_whole_tensor, load_weights_only
+from nnunetv2_pgl.safetensors_file import ENDING, is_safetensors, load_safetensors, save_safetensors
+from nnunetv2_pgl.weights_only import GET_IT_AGAIN, CheckpointError, converted, is_whole_tensor, load_weights_only
 
 FORMAT_VERSION = 1
 _PREFIX = "encoder."
@@ -61,7 +63,7 @@ def atomic_save(content: object, path: str | os.PathLike[str]) -> None:
 
 
 def save_checkpoint(checkpoint: EncoderCheckpoint, path: str | os.PathLike[str]) -> None:
-    """Writes a checkpoint of CPU tensors and plain values by `atomic_save`."""
+    """Writes a checkpoint of CPU tensors and plain values, at once, in the format that the path's ending names."""
     weights = {_PREFIX + key: value for key, value in checkpoint.encoder_weights.items()} | checkpoint.decoder_weights
     content = {
         "network_weights": {key: value.detach().cpu() for key, value in weights.items()},
@@ -69,16 +71,21 @@ def save_checkpoint(checkpoint: EncoderCheckpoint, path: str | os.PathLike[str])
         "pgl": {"format_version": FORMAT_VERSION, **checkpoint.pgl},
         "citations": checkpoint.citations,
     }
-    atomic_save(content, path)
+    if Path(path).suffix == ENDING:
+        save_safetensors(content, path)
+    else:
+        atomic_save(content, path)
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> EncoderCheckpoint:
-    """Reads an encoder checkpoint of ``pgl_pretrain`` or of nnssl, with ``weights_only=True``.
+    """Reads an encoder checkpoint of ``pgl_pretrain`` or of nnssl; nothing in it is executed.
+
+    Both formats of `save_checkpoint` are read, whatever the file's name is. Weights in float16 become float32.
 
     Raises:
         CheckpointError: A ValueError that names the file and the reason.
     """
-    content = load_weights_only(path)
+    content = load_safetensors(path) if Path(path).is_file() and is_safetensors(path) else load_weights_only(path)
     if "training_state" in content:
         raise CheckpointError(
             f"{path}: the state of a run that can be continued with --c, not an encoder; use its checkpoint_final.pth"
@@ -93,6 +100,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> EncoderCheckpoint:
     named = all(isinstance(key, str) and key.isprintable() for key in weights)
     if not weights or not named or not all(map(is_whole_tensor, weights.values())):
         raise CheckpointError(f"{path}: network_weights is not a table of named tensors")
+    weights = content["network_weights"] = converted(weights, _in_float32)
     decoder: dict[str, Tensor] = {}
     if from_nnssl:
         try:
@@ -112,6 +120,11 @@ def load_checkpoint(path: str | os.PathLike[str]) -> EncoderCheckpoint:
     if not all(map(_is_plain, (pgl, plan, citations))) or not _is_usable(pgl):
         raise CheckpointError(f"{path}: damaged, or not written by pgl_pretrain; {GET_IT_AGAIN}")
     return EncoderCheckpoint(encoder, pgl, plan, citations, decoder)
+
+
+def _in_float32(value: Tensor) -> Tensor:
+    """Weights of fewer bits are for the file alone."""
+    return value.float() if value.is_floating_point() and value.element_size() < 4 else value
 
 
 def _is_plain(value: object, levels: int = _MAX_NESTING) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +68,17 @@ def is_whole_tensor(value: object) -> bool:
     if not isinstance(value, Tensor) or value.device.type != "cpu" or value.layout != torch.strided:
         return False
     return not value.is_quantized and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+
+
+def memory_of(tensor: Tensor) -> tuple[Any, ...]:
+    """Equal for two tensors that are the same values in memory, as the two names of nnU-Net's networks give them."""
+    return (tensor.data_ptr() if tensor.numel() else id(tensor), tensor.dtype, tuple(tensor.shape), tensor.stride())
+
+
+def converted(weights: Mapping[str, Tensor], convert: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """The tensors as a function makes them; one that has two names stays one tensor."""
+    made: dict[tuple[Any, ...], Tensor] = {}
+    for value in weights.values():
+        if memory_of(value) not in made:
+            made[memory_of(value)] = convert(value)
+    return {key: made[memory_of(value)] for key, value in weights.items()}

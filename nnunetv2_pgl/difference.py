@@ -20,6 +20,7 @@ _UNKNOWN = "unknown"
 _NAMES_WIDTH, _LEAST_WIDTH = 26, 20
 # Of a record, what says how long an epoch took, not how good it was.
 _TIMES = ("epoch", "seconds", "scans_per_second", "views_per_second", "waiting")
+_SHOWN_ABOVE = ("datasets", "method", "architecture", "network", "epochs")
 
 Row = tuple[str, str, str]
 
@@ -42,7 +43,7 @@ def difference_lines(
     sections: dict[str, list[Row]] = {
         "": [*_rows(*facts), *_rows(_origin(first), _origin(second))],
         "data": list(_rows(_data(first), _data(second), "not used")),
-        "the settings": list(_rows(flat(table(first.pgl, "config")), flat(table(second.pgl, "config")))),
+        "the settings": list(_rows(_settings(first), _settings(second))),
         "the last epoch": list(_metric_rows(table(first.pgl, "metrics"), table(second.pgl, "metrics"))),
     }
     lines, same = _wrapped(("", *_short_names(paths))), []
@@ -90,7 +91,7 @@ def _rows(one: Mapping[str, Any], two: Mapping[str, Any], missing: str = _UNKNOW
 
 def _origin(checkpoint: EncoderCheckpoint) -> dict[str, Any]:
     """When, with what, and what to cite."""
-    cited = "; ".join(text for citation in checkpoint.citations for text in citation["apa_citations"])
+    cited = " ".join(text for citation in checkpoint.citations for text in citation["apa_citations"])
     versions = {f"version of {name}": version for name, version in table(checkpoint.pgl, "versions").items()}
     return {"created": checkpoint.pgl.get("created"), **versions, "citations": cited or None}
 
@@ -98,6 +99,12 @@ def _origin(checkpoint: EncoderCheckpoint) -> dict[str, Any]:
 def _data(checkpoint: EncoderCheckpoint) -> dict[str, str]:
     """Scans and terms by source."""
     return {source.name: str(source).removeprefix(source.name).strip()[1:-1] for source in sources_of(checkpoint.pgl)}
+
+
+def _settings(checkpoint: EncoderCheckpoint) -> dict[str, Any]:
+    """Settings of the run that no other row has."""
+    settings = {key: value for key, value in table(checkpoint.pgl, "config").items() if key not in _SHOWN_ABOVE}
+    return {name: "not set" if value is None else value for name, value in flat(settings).items()}
 
 
 def _metric_rows(one: Mapping[str, Any], two: Mapping[str, Any]) -> Iterator[Row]:

@@ -61,7 +61,8 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads a checkpoint into the form that a ``.pth`` file has; nothing in it is executed.
 
     Returns:
-        ``network_weights`` under all their names, and the descriptions that the file has.
+        ``network_weights`` under all their names, and the descriptions. Of a file that describes nothing, as those of
+        other programs, the tensors alone.
 
     Raises:
         CheckpointError: It is damaged.
@@ -77,4 +78,4 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
     except Exception as error:  # whatever is in the header
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise CheckpointError(f"{path}: damaged ({reason}); {GET_IT_AGAIN}") from error
-    return {"network_weights": weights, **content}
+    return {"network_weights": weights, **content} if content else weights

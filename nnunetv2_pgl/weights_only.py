@@ -34,7 +34,8 @@ def load_weights_only(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not is_legacy_file(path):
         _require_uncompressed(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:  # by its name torch would take it for a file of safetensors
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: holds pickled objects other than tensors and plain values, which could run code, or is damaged, "

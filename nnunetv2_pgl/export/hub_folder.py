@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nnunetv2_pgl.command_line import CommandParser, print_lines
-from nnunetv2_pgl.errors import PGLError, one_line
+from nnunetv2_pgl.errors import PGLError, counted, one_line
 from nnunetv2_pgl.export.model_card import Licence, model_card
 from nnunetv2_pgl.export.weights_file import ENDINGS, PublishedWeights
 from nnunetv2_pgl.files import sha256_of, write_text
@@ -162,7 +162,8 @@ def _export(arguments: argparse.Namespace) -> list[str]:
     weights = PublishedWeights.from_file(arguments.checkpoint, arguments.half)
     lines = []
     if in_float32 := weights.in_float32() if arguments.half else 0:
-        lines = [f"In float32 as before, because float16 cannot hold them: the weights of {in_float32} convolutions"]
+        kept = counted(in_float32, "convolution")
+        lines = [f"In float32 as before, because float16 cannot hold them: the weights of {kept}"]
     if arguments.o:
         file = write_file(weights, arguments.o, overwrite=arguments.overwrite)
         return [f"{file}: {_size(file)}, sha256 {sha256_of(file)}", *lines]

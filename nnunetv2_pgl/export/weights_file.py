@@ -14,7 +14,7 @@ from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint, save_che
 from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.files import replacing
 from nnunetv2_pgl.safetensors_file import ENDING, is_safetensors
-from nnunetv2_pgl.weights_only import converted
+from nnunetv2_pgl.weights_only import converted, memory_of
 
 ENDINGS = (".pth", ENDING)
 # Rounding a normal number to float16's 11 bits changes it by at most this share.
@@ -71,7 +71,7 @@ class PublishedWeights:
     def in_float32(self) -> int:
         """How many weights of convolutions are not in float16."""
         weights = {**self.checkpoint.encoder_weights, **self.checkpoint.decoder_weights}.values()
-        return sum(value.ndim > 1 and value.dtype == torch.float32 for value in weights)
+        return len({memory_of(value) for value in weights if value.ndim > 1 and value.dtype == torch.float32})
 
 
 def halved(checkpoint: EncoderCheckpoint) -> EncoderCheckpoint:

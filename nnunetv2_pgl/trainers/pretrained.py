@@ -30,7 +30,7 @@ VARIABLE = "PGL_CHECKPOINT"
 # What pretrain_info in the plans may ask for, and the variable that does so too, with its meaning.
 TRANSFER_DECODER = ("transfer_decoder", "PGL_TRANSFER_DECODER", "use the decoder too")
 ALLOW_PARTIAL = ("allow_partial", "PGL_ALLOW_PARTIAL", "start from what fits, however little")
-_RECORDED = ("method", "architecture", "epochs", "num_scans", "spacing", "datasets")
+_RECORDED = ("method", "architecture", "epochs", "num_scans", "spacing", "datasets", "precision")
 
 
 def find_encoder_checkpoint(plans: Mapping[str, Any]) -> tuple[Path, str]:
@@ -147,9 +147,10 @@ class PretrainedEncoder:
         pgl = self.checkpoint.pgl
         epochs = f", {pgl['epochs']} epochs on {pgl.get('num_scans')} scans" if pgl.get("epochs") is not None else ""
         spacing = f", spacing {pgl['spacing']} mm" if pgl.get("spacing") else ""
+        rounded = ", weights rounded to float16" if pgl.get("precision") == "float16" else ""
         yield (
             f"Starting from the encoder {self.path} (named by {self.named_by}, sha256 {self.sha256[:16]}...): "
-            f"{pgl.get('method')}{epochs}{spacing}; {summary}"
+            f"{pgl.get('method')}{epochs}{spacing}{rounded}; {summary}"
         )
         axes = self.axes(plans.plans)
         if axes != (0, 1, 2):

@@ -78,17 +78,6 @@ def test_a_folder_with_both_formats_in_half(saved: Path, tmp_path: Path, export:
     assert "rounded" not in card_of(hub)[1]
 
 
-def test_what_nnunet_does_with_half(saved: Path, tmp_path: Path, export: Any) -> None:
-    """Its tools call load_state_dict with the file's tensors as they are; a float32 network stays one."""
-    export(saved, "-o", tmp_path / "half.pth", "--half")
-    stem = torch.nn.Conv3d(1, 2, 3)
-    key = "encoder.stem.convs.0.conv"
-    weights = weights_in(tmp_path / "half.pth")
-    stem.load_state_dict({"weight": weights[f"{key}.weight"], "bias": weights[f"{key}.bias"]})
-    assert stem.weight.dtype == torch.float32
-    assert torch.equal(stem.weight, weights[f"{key}.weight"].float())
-
-
 def test_tensors_that_float16_cannot_hold_are_counted(
     tmp_path: Path, export: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -47,9 +47,10 @@ def _lines(path: Path, other: Path | None) -> list[str]:
 def describe(checkpoint: EncoderCheckpoint) -> list[str]:
     """A checkpoint in words, one line per fact."""
     shown = facts(checkpoint)
-    metrics = table(checkpoint.pgl, "metrics")
+    before, metrics = table(checkpoint.pgl, "metrics_before"), table(checkpoint.pgl, "metrics")
     shown |= {
         "data": [str(source) for source in sources_of(checkpoint.pgl)] or None,
+        "at the start": _listed({name: before[name] for name in _METRICS if name in before}),
         "last epoch": _listed({name: metrics[name] for name in _METRICS if name in metrics}),
         "created": checkpoint.pgl.get("created"),
         "versions": _listed(checkpoint.pgl.get("versions")),

@@ -29,8 +29,7 @@ def is_safetensors(path: str | os.PathLike[str]) -> bool:
     """Whether a file begins as one, whatever its name is."""
     with open(path, "rb") as file:
         start = file.read(_LENGTH + 1)
-    # A header of less than 16 MB; PyTorch's files have other bytes in these places.
-    return len(start) > _LENGTH and start[3:_LENGTH] == bytes(5) and start[_LENGTH:] == b"{"
+    return start[_LENGTH:] == b"{"  # PyTorch's files, zip archives and pickles, have another byte there
 
 
 def save_safetensors(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:

@@ -73,7 +73,7 @@ def is_whole_tensor(value: object) -> bool:
 
 def memory_of(tensor: Tensor) -> tuple[Any, ...]:
     """Equal for two tensors that are the same values in memory, as the two names of nnU-Net's networks give them."""
-    return (tensor.data_ptr() if tensor.numel() else id(tensor), tensor.dtype, tuple(tensor.shape), tensor.stride())
+    return (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
 
 
 def converted(weights: Mapping[str, Tensor], convert: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:

@@ -42,6 +42,7 @@ def small(**pgl: Any) -> EncoderCheckpoint:
         ],
         "config": {"batch_size": 4, "seed": 1, "weights": None, "views": {"size": [8, 8, 8]}},
         "metrics": {"loss": 2.0, "flipped_right": 0.5, "decoy": 0.25, "seconds": 3.0},
+        "metrics_before": {"flipped_right": 0.125},
         "versions": {"torch": "2.9"},
     }
     return make_checkpoint(torch.nn.Sequential(torch.nn.Conv3d(1, 2, 3), torch.nn.BatchNorm3d(2)), **described | pgl)
@@ -66,6 +67,7 @@ def test_one_checkpoint_with_its_licences(tmp_path: Path, info: Any) -> None:
     assert "data          Dataset501_Chest (6 scans, licence CC-BY-SA 4.0, there)" in lines
     assert "data          ribs (1 scan, licence not stated)" in lines
     assert row(lines, "last epoch") == ["loss 2, flipped_right 0.5, decoy 0.25"]
+    assert row(lines, "at the start") == ["flipped_right 0.125"]
     assert row(lines, "precision") == ["float32"]
     assert row(info(save(tmp_path, "h.safetensors", halved(small()))), "precision") == ["rounded to float16"]
 

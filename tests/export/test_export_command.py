@@ -101,13 +101,13 @@ def test_the_card_tells_what_the_checkpoint_tells(saved: Path, tmp_path: Path, e
     metadata, text = card_of(tmp_path / "hub")
     assert metadata["license"] == "cc-by-4.0"
     assert "license_name" not in metadata
-    told = [SHA, "3 x 1 x 0.75 mm", "-1024 to 325", "`loss` 1.25", "of the held-out scans", "1.5% of the right places"]
+    told = [SHA, "3 x 1 x 0.75 mm", "-1024 to 325", "`loss` 1.25", "of the held-out scans", "find 1.5% of the right places"]
     told += [
         "| `Dataset501_Chest` | 6 | CT | CC-BY-SA 4.0 | a\\|b, 1.0 |",
         "| `ribs` | 1 | CT | not stated | not recorded |",
     ]
     told += ["the right place of the scan | 2.5% | 81.2% |", "same place in the view instead | 20.0% | 6.2% |"]
-    told += ["finds 99.0%", "No fine-tuning result is recorded", "7, and 1 scan held out", "Not given yet"]
+    told += ["of the scan, 99.0%", "No fine-tuning result is recorded", "7, and 1 scan held out", "Not given yet"]
     told += ['"seed": 99', "Xie, Y.", "2026-01-02", sha256_of(tmp_path / "hub" / "checkpoint_final.pth"), "> CC-BY-4.0"]
     told += ["nnUNetTrainerPGL -p nnUNetResEncUNetLPlans", "nnUNetv2_preprocess_like_nnssl", "nnUNetPlannerResEncL"]
     told += ["Padding in the pre-training: zeros"]

@@ -13,9 +13,12 @@ from nnunetv2_pgl.difference import difference_lines
 from nnunetv2_pgl.errors import PGLError, one_line, size_text
 from nnunetv2_pgl.files import sha256_of
 from nnunetv2_pgl.methods import MEASURES
-from nnunetv2_pgl.recorded import ANATOMY, number_text, sources_of, table
+from nnunetv2_pgl.recorded import number_text, sources_of, table
 
-_METRICS = ("loss", *MEASURES, *ANATOMY, "correspondence", "chance")  # the last two: of version 0.1.0
+_METRICS = (
+    *("loss", *MEASURES, "flipped_right", "unflipped_right", "decoy", "position_code", "ceiling"),
+    *("correspondence", "chance", "miss_distance"),  # the first two: of version 0.1.0
+)
 
 
 def info_entry() -> None:

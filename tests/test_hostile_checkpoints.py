@@ -38,6 +38,7 @@ from tests.planned_networks import small_network
 
 FINAL = GOLDEN / "nnUNet_results" / "PGL" / RUN / "checkpoint_final.pth"
 STATE = FINAL.with_name("checkpoint_latest.pth")
+GOOD = load_checkpoint(FINAL)
 
 
 @pytest.fixture(autouse=True)
@@ -57,8 +58,7 @@ def use(path: Path) -> None:
     """All that a checkpoint is read for."""
     checkpoint = load_checkpoint(path)
     describe(checkpoint)
-    good = load_checkpoint(FINAL)
-    difference_lines((good, checkpoint), (facts(good), facts(checkpoint)), (FINAL, path), ("0", "1"))
+    difference_lines((GOOD, checkpoint), (facts(GOOD), facts(checkpoint)), (FINAL, path), ("0", "1"))
     ModelNetwork.from_dict(checkpoint.architecture)
     load_encoder(PlannedEncoder(small_network(features=(4, 8))), checkpoint.encoder_weights, str(path))
     spacing_difference(checkpoint.pgl.get("spacing"), (1, 1, 1))
@@ -110,7 +110,6 @@ def test_whatever_it_says_of_itself(tmp_path: Path, entry: str) -> None:
     content["pgl"]["untrained_stages"] = ["stages.3"]
     content["pgl"]["sources"] = [{"name": "x", "scans": 3, "held_out": 1, "channels": ["CT"], "licence": "MIT"}]
     content["pgl"]["metrics_before"] = {"flipped_right": 0.1}
-    content["pgl"]["precision"] = "float16"
     content["nnssl_adaptation_plan"]["architecture_plans"] = {"arch_class_name": "x", "arch_kwargs": {"n_stages": 2}}
     refused = accepted = 0
     for what, value in variants(content[entry]):

@@ -80,12 +80,7 @@ class nnUNetTrainerPGL_demo_360(
     """360 steps, for datasets on which 300 are too few."""
 
 
-# 60 steps, for comparisons in which the two sides are expected to be equal (docs/performance.md).
-nnUNetTrainerPGL_demo_60 = with_length(
-    nnUNetTrainerPGL_demo_tested,
-    "60",
-    num_epochs=3,
-    num_iterations_per_epoch=20,
-    num_val_iterations_per_epoch=2,
-    batch_size=2,
-)
+class nnUNetTrainerPGL_demo_60(
+    with_length(nnUNetTrainerPGL_demo_tested, "60", num_epochs=3, num_iterations_per_epoch=20, batch_size=2)
+):
+    """60 steps, for comparisons in which two starts are expected to be equal (docs/performance.md)."""

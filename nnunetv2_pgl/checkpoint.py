@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from nnunetv2_pgl.networks import Encoder, PlannedEncoder, PlannedNetwork, ResNe
 from nnunetv2_pgl.nnssl import read_nnssl
 from nnunetv2_pgl.nnunet_model import is_nnunet_model, read_nnunet, read_weights
 from nnunetv2_pgl.other_frameworks import describe_checkpoint, state_dict_of
-from nnunetv2_pgl.weights_only import GET_IT_AGAIN, CheckpointError, is_whole_tensor, load_weights_only
+from nnunetv2_pgl.safetensors_file import ENDING, is_safetensors, load_safetensors, save_safetensors
+from nnunetv2_pgl.weights_only import GET_IT_AGAIN, CheckpointError, converted, is_whole_tensor, load_weights_only
 
 FORMAT_VERSION = 1
 _PREFIX = "encoder."
@@ -63,7 +65,7 @@ def atomic_save(content: object, path: str | os.PathLike[str]) -> None:
 
 
 def save_checkpoint(checkpoint: EncoderCheckpoint, path: str | os.PathLike[str]) -> None:
-    """Writes a checkpoint of CPU tensors and plain values by `atomic_save`."""
+    """Writes a checkpoint of CPU tensors and plain values, at once, in the format that the path's ending names."""
     weights = {_PREFIX + key: value for key, value in checkpoint.encoder_weights.items()} | checkpoint.decoder_weights
     content = {
         "network_weights": {key: value.detach().cpu() for key, value in weights.items()},
@@ -71,18 +73,22 @@ def save_checkpoint(checkpoint: EncoderCheckpoint, path: str | os.PathLike[str])
         "pgl": {"format_version": FORMAT_VERSION, **checkpoint.pgl},
         "citations": checkpoint.citations,
     }
-    atomic_save(content, path)
+    if Path(path).suffix == ENDING:
+        save_safetensors(content, path)
+    else:
+        atomic_save(content, path)
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> EncoderCheckpoint:
-    """Reads the encoder of a file of ``pgl_pretrain``, nnssl or nnU-Net, with ``weights_only=True``.
+    """Reads the encoder of a file of ``pgl_pretrain``, nnssl or nnU-Net; nothing in it is executed.
 
-    Of nnU-Net: a trained model (``checkpoint_final.pth``, ``checkpoint_best.pth``), or the weights of one alone.
+    Both formats of `save_checkpoint` are read, whatever the file's name is. Weights in float16 become float32. Of
+    nnU-Net: a trained model (``checkpoint_final.pth``, ``checkpoint_best.pth``), or the weights of one alone.
 
     Raises:
         CheckpointError: A ValueError that names the file and the reason.
     """
-    content = load_weights_only(path)
+    content = load_safetensors(path) if Path(path).is_file() and is_safetensors(path) else load_weights_only(path)
     if "training_state" in content:
         raise CheckpointError(
             f"{path}: the state of a run that can be continued with --c, not an encoder; use its checkpoint_final.pth"
@@ -103,7 +109,7 @@ def _read(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]
     """Encoder, description and decoder; the caller adds the file's name to a PGLError and checks the description."""
     pgl, plan, weights = (content.get(key) for key in ("pgl", "nnssl_adaptation_plan", "network_weights"))
     if isinstance(pgl, dict) and isinstance(weights, dict):
-        _require_named_tensors(weights)
+        weights = _named_tensors(weights)
         if pgl.get("format_version") != FORMAT_VERSION:
             raise PGLError(
                 f"format version {pgl.get('format_version')}, this nnunetv2-pgl reads {FORMAT_VERSION}; install the "
@@ -112,24 +118,27 @@ def _read(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]
         encoder = {key.removeprefix(_PREFIX): value for key, value in weights.items() if key.startswith(_PREFIX)}
         return encoder, pgl, {key: value for key, value in weights.items() if not key.startswith(_PREFIX)}
     if pgl is None and isinstance(plan, dict) and isinstance(weights, dict):
-        _require_named_tensors(weights)
-        return *read_nnssl(content), {}
+        return *read_nnssl({**content, "network_weights": _named_tensors(weights)}), {}
     table = state_dict_of(content) if pgl is None else {}
     if pgl is None and is_nnunet_model(content):
-        _require_named_tensors(table)
-        return read_nnunet(content, table)
+        return read_nnunet(content, _named_tensors(table))
     if any(key.startswith("encoder.stages.") for key in table):
-        _require_named_tensors(table)
-        return read_weights(table)
+        return read_weights(_named_tensors(table))
     found = ", ".join(sorted(map(str, content))[:6])
     unknown = f"not written by pgl_pretrain (it holds: {found}); use a checkpoint_final.pth"
     raise PGLError(describe_checkpoint(content) or unknown)
 
 
-def _require_named_tensors(weights: Mapping[Any, Any]) -> None:
+def _named_tensors(weights: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """The table in float32, weights of fewer bits being for the file alone; a PGLError if it is another table."""
     named = all(isinstance(key, str) and key.isprintable() for key in weights)
     if not weights or not named or not all(map(is_whole_tensor, weights.values())):
         raise PGLError("network_weights is not a table of named tensors")
+    return converted(weights, _in_float32)
+
+
+def _in_float32(value: Tensor) -> Tensor:
+    return value.float() if value.is_floating_point() and value.element_size() < 4 else value
 
 
 def _is_plain(value: object, levels: int = _MAX_NESTING) -> bool:

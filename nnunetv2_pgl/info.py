@@ -1,17 +1,19 @@
-"""The command ``pgl_info``: an encoder checkpoint in words."""
+"""The command ``pgl_info``: an encoder checkpoint in words, or what two of them differ in."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from typing import Any
 
 from nnunetv2_pgl.adaptation import canonical
 from nnunetv2_pgl.addresses import locate, shown
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint
+from nnunetv2_pgl.command_line import CommandParser, print_lines
+from nnunetv2_pgl.difference import difference_lines
 from nnunetv2_pgl.errors import PGLError, one_line, size_text
 from nnunetv2_pgl.files import sha256_of
 from nnunetv2_pgl.methods import MEASURES
+from nnunetv2_pgl.recorded import number_text, sources_of, table
 
 _METRICS = (
     *("loss", *MEASURES, "flipped_right", "unflipped_right", "decoy", "position_code", "ceiling"),
@@ -21,53 +23,83 @@ _METRICS = (
 
 def info_entry() -> None:
     """Entry point of ``pgl_info``."""
-    parser = argparse.ArgumentParser(prog="pgl_info", description="Says what an encoder checkpoint is.")
+    parser = CommandParser(
+        prog="pgl_info", description="Says what an encoder checkpoint is, or what two of them differ in."
+    )
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
         help="checkpoint_final.pth of pgl_pretrain, nnssl or nnU-Net; a path or an address, which is downloaded",
     )
+    parser.add_argument("other", nargs="?", metavar="OTHER", help="another one, to compare it with")
     arguments = parser.parse_args()
     try:
-        located = locate(arguments.checkpoint)
-        checkpoint = load_checkpoint(located.path)
+        print_lines(_lines(*filter(None, (arguments.checkpoint, arguments.other))))
     except (PGLError, OSError) as error:
         sys.exit(one_line(f"pgl_info: {error}"))
-    print("\n".join(describe(checkpoint)))
-    if located.pinned is not None:
-        print(f"file          {located.path}\naddress       {shown(located.pinned)}")
-    print(f"sha256        {sha256_of(located.path)}")
+
+
+def _lines(*addresses: str) -> list[str]:
+    """What to print of one encoder, or of two."""
+    located = [locate(address) for address in addresses]
+    paths = [where.path for where in located]
+    checkpoints = [load_checkpoint(path) for path in paths]
+    digests = [sha256_of(path) for path in paths]
+    downloaded = [
+        line
+        for where in located
+        if where.pinned is not None
+        for line in (f"{'file':<13} {where.path}", f"{'address':<13} {shown(where.pinned)}")
+    ]
+    if len(paths) == 1:
+        size = f"{'size':<13} {paths[0].stat().st_size / 1e6:.4g} MB"
+        return [*describe(checkpoints[0]), *downloaded, size, f"{'sha256':<13} {digests[0]}"]
+    first, second = checkpoints
+    of_both = (facts(first), facts(second)), (paths[0], paths[1]), (digests[0], digests[1])
+    return [*downloaded, *difference_lines((first, second), *of_both)]
 
 
 def describe(checkpoint: EncoderCheckpoint) -> list[str]:
     """A checkpoint in words, one line per fact."""
+    said = facts(checkpoint)
+    before, metrics = table(checkpoint.pgl, "metrics_before"), table(checkpoint.pgl, "metrics")
+    said |= {
+        "data": [str(source) for source in sources_of(checkpoint.pgl)] or None,
+        "at the start": _listed({name: before[name] for name in _METRICS if name in before}),
+        "last epoch": _listed({name: metrics[name] for name in _METRICS if name in metrics}),
+        "note": list(checkpoint.pgl.get("notes") or ()),
+        "created": checkpoint.pgl.get("created"),
+        "versions": _listed(checkpoint.pgl.get("versions")),
+        "cite": [text for citation in checkpoint.citations for text in citation["apa_citations"]],
+    }
+    lines = []
+    for name, value in said.items():
+        values = value if isinstance(value, list) else ["unknown" if value is None else value]
+        lines += [f"{name:<13} {one_line(entry)}" for entry in values]
+    return lines
+
+
+def facts(checkpoint: EncoderCheckpoint) -> dict[str, Any]:
+    """What an encoder is and what it was made of, by name; None for what its file does not say."""
     pgl, weights = checkpoint.pgl, {canonical(key): value for key, value in checkpoint.encoder_weights.items()}
     decoder = set(map(canonical, checkpoint.decoder_weights))
     parameters = sum(v.numel() for k, v in weights.items() if v.is_floating_point() and "running" not in k)
     architecture = checkpoint.architecture
     network = architecture.pop("network", None)
-    metrics = pgl.get("metrics")
-    facts: dict[str, Any] = {
+    return {
         "method": pgl.get("method"),
         "encoder": _listed(architecture),
         "network": _network(network) if network else "3D ResNet-50 (the paper's)",
         "parameters": f"{parameters:,} in {len(weights)} tensors",
+        "precision": "rounded to float16" if pgl.get("precision") == "float16" else "float32",
         "decoder": f"{len(decoder)} tensors" if decoder else "none",
-        "data": _listed(pgl.get("datasets")),
         "scans": pgl.get("num_scans"),
         "epochs": pgl.get("epochs"),
         "views": _size(pgl.get("view_size"), "voxels"),
         "spacing": _size(pgl.get("spacing"), "mm"),
         "intensities": _listed(pgl.get("intensity")),
-        "last epoch": _listed({k: metrics[k] for k in _METRICS if k in metrics}) if isinstance(metrics, dict) else None,
-        "created": pgl.get("created"),
-        "versions": _listed(pgl.get("versions")),
+        "not trained": _listed(pgl.get("untrained_stages")) or "none",
     }
-    lines = [f"{name:<13} {'unknown' if value is None else one_line(value)}" for name, value in facts.items()]
-    lines += [f"{'note':<13} {one_line(note)}" for note in pgl.get("notes") or ()]
-    for citation in checkpoint.citations:
-        lines += [f"{'cite':<13} {' '.join(reference.split())}" for reference in citation["apa_citations"]]
-    return lines
 
 
 def _network(network: dict[str, Any]) -> str:
@@ -88,7 +120,7 @@ def _size(values: Any, unit: str) -> str | None:
 def _listed(values: Any) -> Any:
     """The entries of a table or a list in a line, None if there are none; other values as they are."""
     if isinstance(values, dict):
-        return ", ".join(f"{key} {f'{v:.4g}' if isinstance(v, float) else v}" for key, v in values.items()) or None
+        return ", ".join(f"{key} {number_text(value)}" for key, value in values.items()) or None
     if isinstance(values, list | tuple):
         return ", ".join(map(str, values)) or None
     return values

@@ -6,7 +6,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,8 @@ def load_weights_only(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not is_legacy_file(path):
         _require_uncompressed(path)
     try:
-        with _numbers_of_numpy():
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file, _numbers_of_numpy():  # by its name torch would take it for one of safetensors
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]{1,80})", str(error))
         raise CheckpointError(
@@ -75,6 +75,20 @@ def is_whole_tensor(value: object) -> bool:
     if not isinstance(value, Tensor) or value.device.type != "cpu" or value.layout != torch.strided:
         return False
     return not value.is_quantized and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+
+
+def memory_of(tensor: Tensor) -> tuple[Any, ...]:
+    """Equal for two tensors that are the same values in memory, as the two names of nnU-Net's networks give them."""
+    return (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+
+
+def converted(weights: Mapping[str, Tensor], convert: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """The tensors as a function makes them; one that has two names stays one tensor."""
+    made: dict[tuple[Any, ...], Tensor] = {}
+    for value in weights.values():
+        if memory_of(value) not in made:
+            made[memory_of(value)] = convert(value)
+    return {key: made[memory_of(value)] for key, value in weights.items()}
 
 
 class _NumpyType:

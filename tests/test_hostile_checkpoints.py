@@ -19,9 +19,11 @@ import torch
 from jinja2 import Environment
 
 from nnunetv2_pgl.checkpoint import load_checkpoint
+from nnunetv2_pgl.difference import difference_lines
 from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.export.hub_folder import write_hub_folder
-from nnunetv2_pgl.info import describe
+from nnunetv2_pgl.export.weights_file import PublishedWeights
+from nnunetv2_pgl.info import describe, facts
 from nnunetv2_pgl.networks import PlanError, PlannedEncoder, PlannedNetwork
 from nnunetv2_pgl.trainers.plans import ModelNetwork
 from nnunetv2_pgl.trainers.preprocessing_check import intensity_difference, spacing_difference
@@ -36,6 +38,7 @@ from tests.planned_networks import small_network
 
 FINAL = GOLDEN / "nnUNet_results" / "PGL" / RUN / "checkpoint_final.pth"
 STATE = FINAL.with_name("checkpoint_latest.pth")
+GOOD = load_checkpoint(FINAL)
 
 
 @pytest.fixture(autouse=True)
@@ -55,13 +58,14 @@ def use(path: Path) -> None:
     """All that a checkpoint is read for."""
     checkpoint = load_checkpoint(path)
     describe(checkpoint)
+    difference_lines((GOOD, checkpoint), (facts(GOOD), facts(checkpoint)), (FINAL, path), ("0", "1"))
     ModelNetwork.from_dict(checkpoint.architecture)
     load_encoder(PlannedEncoder(small_network(features=(4, 8))), checkpoint.encoder_weights, str(path))
     spacing_difference(checkpoint.pgl.get("spacing"), (1, 1, 1))
     ct = {"mean": 0.0, "std": 1.0, "percentile_00_5": -1.0, "percentile_99_5": 1.0}
     intensity_difference(checkpoint.pgl.get("intensity"), ["CTNormalization"], {"0": ct})
     shutil.rmtree(path.parent / "hub", ignore_errors=True)
-    write_hub_folder(path, path.parent / "hub", "MIT")
+    write_hub_folder(PublishedWeights.from_file(path), path.parent / "hub", "MIT")
 
 
 def is_refused(use: Callable[[Path], None], path: Path, what: str) -> bool:
@@ -104,6 +108,8 @@ def test_whatever_it_says_of_itself(tmp_path: Path, entry: str) -> None:
     content, path = torch.load(FINAL, weights_only=True), tmp_path / "wrong.pth"
     content["pgl"]["config"] = {"datasets": ["x"], "views": {"size": [8, 8, 8]}}  # of hundreds that are only shown
     content["pgl"]["untrained_stages"] = ["stages.3"]
+    content["pgl"]["sources"] = [{"name": "x", "scans": 3, "held_out": 1, "channels": ["CT"], "licence": "MIT"}]
+    content["pgl"]["metrics_before"] = {"flipped_right": 0.1}
     content["nnssl_adaptation_plan"]["architecture_plans"] = {"arch_class_name": "x", "arch_kwargs": {"n_stages": 2}}
     refused = accepted = 0
     for what, value in variants(content[entry]):

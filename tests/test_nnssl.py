@@ -18,6 +18,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import Tensor, nn
 
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, save_checkpoint
+from nnunetv2_pgl.export.weights_file import halved
 from nnunetv2_pgl.networks import PlannedEncoder, PlannedNetwork
 from nnunetv2_pgl.nnssl import adaptation_plan
 from pretraining.settings.config import PretrainConfig
@@ -185,6 +186,19 @@ def test_the_stock_network_gets_every_weight_and_computes_the_same(name: str, tm
     assert len(maps) == len(wanted) == 3
     assert all(torch.equal(a, b) for a, b in zip(maps, wanted, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(before, wanted, strict=True))
+
+
+def test_the_stock_network_takes_float16_and_stays_float32(name: str, tmp_path: Path) -> None:
+    encoder = encoder_of(name)
+    save_checkpoint(halved(make(encoder, name)), tmp_path / "half.pth")
+    content = torch.load(tmp_path / "half.pth", weights_only=True)
+    assert any(value.dtype == torch.float16 for value in content["network_weights"].values())
+    network: Any = stock_network(content["nnssl_adaptation_plan"])
+    load_as_nnunet_does(network, content)
+    for key, value in _below(network.state_dict(), "encoder").items():
+        weight = encoder.state_dict()[key]
+        assert value.dtype == torch.float32
+        assert torch.equal(value, weight.half().float() if weight.ndim > 1 else weight), key
 
 
 def test_a_patch_as_recommended_passes_the_stock_network(name: str) -> None:

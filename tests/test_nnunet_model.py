@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunetv2_pgl.checkpoint import load_checkpoint, load_encoder_network, save_checkpoint
-from nnunetv2_pgl.export.hub_folder import write_hub_folder
+from nnunetv2_pgl.export.weights_file import PublishedWeights
 from nnunetv2_pgl.info import describe
 from nnunetv2_pgl.networks import PGLSegmenter, PlannedEncoder, PlannedNetwork
 from nnunetv2_pgl.transfer import load_encoder
@@ -257,7 +257,7 @@ def test_whatever_a_model_says_of_itself(tmp_path: Path) -> None:
 def test_a_model_is_not_exported_as_a_pretraining(tmp_path: Path) -> None:
     path = saved(tmp_path, nnunet_content(small_network()))
     with pytest.raises(ValueError, match=r"made by nnU-Net, not by pgl_pretrain"):
-        write_hub_folder(path, tmp_path / "hub", "MIT")
+        PublishedWeights.from_file(path)
 
 
 def test_it_can_be_saved_as_an_encoder(tmp_path: Path) -> None:

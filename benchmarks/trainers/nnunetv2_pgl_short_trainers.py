@@ -78,3 +78,9 @@ class nnUNetTrainerPGL_demo_360(
     with_length(nnUNetTrainerPGL_demo_tested, "360", num_epochs=12, num_val_iterations_per_epoch=6, batch_size=2)
 ):
     """360 steps, for datasets on which 300 are too few."""
+
+
+class nnUNetTrainerPGL_demo_60(
+    with_length(nnUNetTrainerPGL_demo_tested, "60", num_epochs=3, num_iterations_per_epoch=20, batch_size=2)
+):
+    """60 steps, for comparisons in which two starts are expected to be equal (docs/performance.md)."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint
-from nnunetv2_pgl.errors import counted
-from nnunetv2_pgl.methods import METHODS
+from nnunetv2_pgl.errors import counted, one_line
+from nnunetv2_pgl.methods import MEASURES, METHODS
 from nnunetv2_pgl.networks.planned import PLANNERS
+from nnunetv2_pgl.recorded import ANATOMY, number_text, sources_of, table
 
 _NETWORKS = {"resnet50": "3D ResNet-50", **{name: planner.title for name, planner in PLANNERS.items()}}
 # The Hub's identifiers (huggingface.co/docs/hub/repositories-licenses, May 2024) except those of single models: SPDX's
@@ -57,57 +59,56 @@ class Licence:
         return re.sub(r"[^a-z0-9.]+", "-", self.text.lower())[:40].strip("-.") or "custom"
 
 
-def model_card(checkpoint: EncoderCheckpoint, licence: Licence, digest: str) -> str:
+def model_card(checkpoint: EncoderCheckpoint, licence: Licence, digests: Mapping[str, str]) -> str:
     """Markdown with the Hub's metadata on top; what the checkpoint does not say is "not recorded".
 
-    ``digest`` is the SHA-256 of the published file, in hexadecimal.
+    Args:
+        checkpoint: The encoder.
+        licence: Of the weights.
+        digests: SHA-256, in hexadecimal, of each published file of weights.
     """
     pgl, architecture = checkpoint.pgl, checkpoint.architecture
     name, channels = str(architecture.get("name")), architecture.get("in_channels", 1)
     _, planner, plans = PLANNERS.get(name, PLANNERS["plain"])
-    method, manifest = str(pgl.get("method")), _table(pgl, "manifest")
-    scans, datasets = _table(manifest, "scans_per_source"), pgl.get("datasets")
-    sources = [f"`{source}` ({counted(number, 'scan')})" for source, number in scans.items()] or [
-        f"`{dataset}`" for dataset in (datasets if isinstance(datasets, list | tuple) else ())
-    ]
+    method, metrics, sources = str(pgl.get("method")), table(pgl, "metrics"), sources_of(pgl)
+    held_out = [source.held_out for source in sources if source.held_out is not None]
     stored = {tensor.data_ptr(): tensor.numel() for tensor in checkpoint.encoder_weights.values() if tensor.ndim}
     environment = Environment(
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined, autoescape=False
     )
     environment.filters |= {
         "count": counted, "json": json.dumps, "recorded": _recorded, "sizes": _sizes, "listed": _listed,
+        "share": _share, "cell": _cell,
     }  # fmt: skip
     template = environment.from_string(Path(__file__).with_name("model_card.md.jinja").read_text(encoding="utf-8"))
     return template.render(
         pgl=pgl,
         architecture=architecture,
         channels=channels,
-        intensity=_table(pgl, "intensity"),
-        manifest=manifest,
+        intensity=table(pgl, "intensity"),
+        manifest=table(pgl, "manifest"),
         licence=licence,
-        digest=digest,
+        digests=digests,
         network=_NETWORKS.get(name, name),
         method=METHODS[method].title if method in METHODS else method,
         method_key=method,
         parameters=sum(stored.values()),
         planner=planner,
         plans=plans,
-        followed_plans=list(_table(_table(pgl, "intensity"), "plans").values()),
+        followed_plans=list(table(table(pgl, "intensity"), "plans").values()),
         fitting_channels=(
             "one channel or more" if name != "plain" and channels == 1 else f"{channels}, as in the pre-training"
         ),
-        sources=", ".join(dict.fromkeys(sources)),
-        metrics={k: f"{v:.6g}" if isinstance(v, float) else v for k, v in _table(pgl, "metrics").items()},
-        settings=_settings(_table(pgl, "config")),
+        sources=sources,
+        held_out=sum(held_out) if held_out else None,
+        is_rounded=pgl.get("precision") == "float16",
+        anatomy={name: metrics[name] for name in ANATOMY if name in metrics},
+        before=table(pgl, "metrics_before"),
+        metrics={name: number_text(metrics[name]) for name in ("loss", *MEASURES) if name in metrics},
+        settings=_settings(table(pgl, "config")),
         references=[text for entry in checkpoint.citations for text in entry["apa_citations"]],
-        versions=", ".join(f"{package} {version}" for package, version in _table(pgl, "versions").items()),
+        versions=", ".join(f"{package} {version}" for package, version in table(pgl, "versions").items()),
     )
-
-
-def _table(values: dict[str, Any], key: str) -> dict[str, Any]:
-    """A table in a table; empty if it is missing or something else."""
-    value = values.get(key)
-    return value if isinstance(value, dict) else {}
 
 
 def _settings(config: dict[str, Any]) -> str:
@@ -126,3 +127,12 @@ def _sizes(values: Any, separator: str = " x ") -> str | None:
 
 def _listed(values: Any) -> str:
     return ", ".join(map(str, values)) if isinstance(values, list | tuple) else str(values or "")
+
+
+def _share(value: Any) -> str:
+    return f"{value:.1%}" if isinstance(value, float) else "not recorded"
+
+
+def _cell(value: Any) -> str:
+    """A text in a cell of a Markdown table."""
+    return one_line(value).replace("|", "\\|")

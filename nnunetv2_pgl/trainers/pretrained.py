@@ -32,7 +32,7 @@ VARIABLE = "PGL_CHECKPOINT"
 # What pretrain_info in the plans may ask for, and the variable that does so too, with its meaning.
 TRANSFER_DECODER = ("transfer_decoder", "PGL_TRANSFER_DECODER", "use the decoder too")
 ALLOW_PARTIAL = ("allow_partial", "PGL_ALLOW_PARTIAL", "start from what fits, however little")
-_RECORDED = ("method", "architecture", "epochs", "num_scans", "spacing", "datasets", "notes")
+_RECORDED = ("method", "architecture", "epochs", "num_scans", "spacing", "datasets", "notes", "precision")
 
 
 def find_encoder_checkpoint(
@@ -165,9 +165,10 @@ class PretrainedEncoder:
         scans = f" on {counted(pgl['num_scans'], 'scan')}" if epochs and pgl.get("num_scans") is not None else ""
         spacing = f", spacing {pgl['spacing']} mm" if pgl.get("spacing") else ""
         downloaded = f"from {self.address}, " if self.address else ""
+        rounded = ", weights rounded to float16" if pgl.get("precision") == "float16" else ""
         yield (
             f"Starting from the encoder {self.path} ({downloaded}named by {self.named_by}, "
-            f"sha256 {self.sha256[:16]}...): {pgl.get('method')}{epochs}{scans}{spacing}; {summary}"
+            f"sha256 {self.sha256[:16]}...): {pgl.get('method')}{epochs}{scans}{spacing}{rounded}; {summary}"
         )
         yield from pgl.get("notes") or ()
         axes = self.axes(plans.plans)

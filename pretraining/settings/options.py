@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import Field, replace
-from typing import Any, NoReturn
+from typing import Any
 
+from nnunetv2_pgl.command_line import CommandParser
 from nnunetv2_pgl.errors import PGLError
 from pretraining.option_fields import MAX_NUMBER, Option, add_options, given_values, spelled
 from pretraining.settings.config import PretrainConfig, published_for_mae, recommended
@@ -17,20 +18,11 @@ from pretraining.views import IntensityRanges, ViewSettings
 OPTION_CLASSES = (PretrainConfig, PlanOptions, ViewSettings, IntensityRanges, RunOptions)
 
 
-class OptionParser(argparse.ArgumentParser):
-    """Keeps the layout of the examples; takes no abbreviated options."""
+class OptionParser(CommandParser):
+    """Keeps the layout of the examples."""
 
     def __init__(self, **keywords: Any) -> None:
-        formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(allow_abbrev=False, formatter_class=formatter, **keywords)
-
-    def error(self, message: str) -> NoReturn:
-        """Ends the command with one line; argparse would list all options before it."""
-        self.exit(2, f"{self.prog}: {message}; -h lists the options\n")
-
-    def _get_option_tuples(self, option_string: str) -> list[Any]:
-        """Options that a text may be short for: none. argparse's ``allow_abbrev`` is only for those with two dashes."""
-        return []
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **keywords)
 
 
 def positive(text: str) -> int:

@@ -28,6 +28,8 @@ def make_checkpoint(
     num_scans: int,
     last_record: dict[str, Any],
     manifest: dict[str, Any] | None = None,
+    sources: Sequence[dict[str, Any]] = (),
+    baseline: dict[str, Any] | None = None,
 ) -> EncoderCheckpoint:
     """The online encoder with all that its users need to know.
 
@@ -40,6 +42,8 @@ def make_checkpoint(
         num_scans: Number of scans trained on.
         last_record: The last epoch's record.
         manifest: Hash of the manifest and number of scans per source, as in `Manifest.summary`.
+        sources: Where the scans are from, as `described_sources` gives them.
+        baseline: The correspondence before training.
     """
     encoder = objective.encoder
     # Stages that the loss does not reach, see `PGL`'s stages.
@@ -65,10 +69,12 @@ def make_checkpoint(
         "epochs": config.epochs,
         "num_scans": num_scans,
         "manifest": manifest,
+        "sources": list(sources),
         "intensity": _intensity(is_ct, config.preprocessing),
         "spacing": [float(s) for s in spacing],
         "view_size": list(config.views.size),
-        "metrics": {key: float(np.float64(value)) for key, value in last_record.items()},
+        "metrics": _floats(last_record),
+        "metrics_before": _floats(baseline or {}),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": versions(),
     }
@@ -79,6 +85,10 @@ def make_checkpoint(
     }
     citations = [dict(citation) for citation in METHODS[config.method].citations]
     return EncoderCheckpoint(weights, pgl, _adaptation_plan(pgl, encoder), citations, objective.kept_decoder())
+
+
+def _floats(record: dict[str, Any]) -> dict[str, float]:
+    return {key: float(np.float64(value)) for key, value in record.items()}
 
 
 def _intensity(is_ct: bool, planned: dict[str, Any] | None) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from pretraining.data import (
     resolve_source,
     with_joint_channels,
 )
+from pretraining.data.licences import stated_terms
 from pretraining.data.reading.orientation import read_orientation
 from pretraining.data.scan import unique_names
 from pretraining.data.store import read_record
@@ -156,6 +157,23 @@ class Manifest:
     def summary(self) -> dict[str, Any]:
         """Plain values for the checkpoint: SHA-256 of the file, and the number of scans of each source."""
         return {"sha256": sha256(self.text.encode()).hexdigest(), "scans_per_source": self.scans_per_source}
+
+
+def described_sources(config: PretrainConfig, pool: Pool) -> list[dict[str, Any]]:
+    """Plain values for the checkpoint: name of each source, its numbers of scans, channels, and what it says of itself.
+
+    Raises:
+        DataError: If a volume's record cannot be read.
+    """
+    described = []
+    for number, (source, name) in enumerate(zip(config.datasets, source_names(config.datasets), strict=True)):
+        trained = [volume for volume, of in zip(pool.training, pool.sources, strict=True) if of == number]
+        held_out = [volume for volume, of in zip(pool.validation, pool.validation_sources, strict=True) if of == number]
+        volumes = [*trained, *held_out]
+        channels = sorted({channel for volume in volumes for channel in read_record(volume.path)["channels"]})
+        counts = {"scans": len(volumes), "held_out": len(held_out), "channels": channels}
+        described.append({"name": name, **counts, **stated_terms(resolve_source(source).folder)})
+    return described
 
 
 def source_names(datasets: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from typing import Any
 
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
@@ -26,6 +27,7 @@ from pretraining.training.memory import require_fitting_batch, suggesting_a_smal
 from pretraining.training.pool import (
     Manifest,
     Pool,
+    described_sources,
     find_pool,
     median_spacing,
     preprocess_pool,
@@ -36,7 +38,7 @@ from pretraining.training.preview import draw_pairs
 from pretraining.training.progress import RunLog
 from pretraining.training.run_folder import RunFolder
 from pretraining.training.state import TrainingState
-from pretraining.training.summary import next_commands, opening_lines
+from pretraining.training.summary import licence_line, next_commands, opening_lines
 from pretraining.views.body_axes import axis_warnings
 
 
@@ -73,7 +75,8 @@ def pretrain(config: PretrainConfig, options: RunOptions) -> None:
             manifest = Manifest.from_pool(config, pool)
             if not (has_state and folder.manifest.exists()):  # continuing with other scans will be refused
                 write_text(folder.manifest, manifest.text)
-            log(*opening_lines(config, pool, options.device, processes.world_size))
+            described = described_sources(config, pool)
+            log(*opening_lines(config, pool, options.device, processes.world_size), licence_line(described))
             if not (has_state and folder.pictures.exists()):
                 draw_pairs(volumes, config.views, config.seed, folder.pictures)
 
@@ -85,7 +88,7 @@ def pretrain(config: PretrainConfig, options: RunOptions) -> None:
         with suggesting_a_smaller_batch(config, options.device, processes, workers):
             state = train(config, pool, folder.path, runtime, log, has_state)
         if processes.is_main:
-            _finish(config, folder, state, pool, skipped, manifest, log)
+            _finish(config, folder, state, pool, skipped, manifest, described, log)
         processes.barrier()  # until then a signal must not end those that wait
 
 
@@ -127,12 +130,17 @@ def _finish(
     pool: Pool,
     skipped: Sequence[Skipped],
     manifest: Manifest,
+    described: Sequence[dict[str, Any]],
     log: RunLog,
 ) -> None:
     """Writes the encoder checkpoint and reports what was skipped and what to type next."""
     is_ct = all(all(volume.is_ct) for volume in pool.volumes)
     spacing, last = median_spacing(pool.volumes), state.history[-1]
-    checkpoint = make_checkpoint(state.objective, config, spacing, is_ct, len(pool.training), last, manifest.summary())
+    checkpoint = make_checkpoint(
+        *(state.objective, config, spacing, is_ct, len(pool.training), last, manifest.summary()),
+        sources=described,
+        baseline=state.baseline,
+    )
     save_checkpoint(checkpoint, folder.final)
     folder.release()
     if skipped:

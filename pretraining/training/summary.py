@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from nnunetv2_pgl.errors import counted, size_text
 from nnunetv2_pgl.methods import METHODS
 from nnunetv2_pgl.networks import PLANNERS
@@ -30,6 +33,12 @@ def opening_lines(config: PretrainConfig, pool: Pool, device: str, processes: in
         f"{config.optimizer_name}, peak learning rate {config.peak_learning_rate:g}",
         f"device {device}, {processes} process{'es' if processes > 1 else ''}",
     ]
+
+
+def licence_line(sources: Sequence[Mapping[str, Any]]) -> str:
+    """The licence of each source, which the checkpoint records."""
+    stated = [f"{source['name']}: {source['licence'] or 'not stated'}" for source in sources]
+    return f"Licences of the scans, from dataset.json: {'; '.join(stated)}"
 
 
 def _preset_lines(config: PretrainConfig) -> list[str]:

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,16 @@ def checkpoint_of(**pgl: Any) -> EncoderCheckpoint:
         "epochs": 40,
         "num_scans": 7,
         "manifest": {"sha256": SHA, "scans_per_source": {"Dataset501_Chest": 6, "ribs": 1}},
+        "sources": [
+            {"name": "Dataset501_Chest", "scans": 6, "held_out": 1, "channels": ["CT"], "licence": "CC-BY-SA 4.0"}
+            | {"reference": "a|b", "release": "1.0"},
+            {"name": "ribs", "scans": 1, "held_out": 0, "channels": ["CT"], "licence": None, "reference": None},
+        ],
         "intensity": {"modality": "ct", "clip": [-1024.0, 325.0], "normalisation": "z-score per scan"},
         "spacing": [3.0, 1.0, 0.75],
         "view_size": [8, 16, 16],
-        "metrics": {"loss": 1.25, "flipped_right": 0.8125},
+        "metrics": {"loss": 1.25, "flipped_right": 0.8125, "position_code": 0.015, "ceiling": 0.99, "decoy": 0.0625},
+        "metrics_before": {"flipped_right": 0.025, "decoy": 0.2},
         "created": "2026-01-02T03:04:05+00:00",
         "versions": {"torch": "2.9"},
     }
@@ -94,7 +101,14 @@ def test_the_card_tells_what_the_checkpoint_tells(saved: Path, tmp_path: Path, e
     metadata, text = card_of(tmp_path / "hub")
     assert metadata["license"] == "cc-by-4.0"
     assert "license_name" not in metadata
-    told = ["`Dataset501_Chest` (6 scans), `ribs` (1 scan)", SHA, "3 x 1 x 0.75 mm", "-1024 to 325", "1.25", "0.8125"]
+    told = [SHA, "3 x 1 x 0.75 mm", "-1024 to 325", "`loss` 1.25", "of the held-out scans"]
+    told += ["find 1.5% of the right places"]
+    told += [
+        "| `Dataset501_Chest` | 6 | CT | CC-BY-SA 4.0 | a\\|b, 1.0 |",
+        "| `ribs` | 1 | CT | not stated | not recorded |",
+    ]
+    told += ["the right place of the scan | 2.5% | 81.2% |", "same place in the view instead | 20.0% | 6.2% |"]
+    told += ["of the scan, 99.0%", "No fine-tuning result is recorded", "7, and 1 scan held out", "Not given yet"]
     told += ['"seed": 99', "Xie, Y.", "2026-01-02", sha256_of(tmp_path / "hub" / "checkpoint_final.pth"), "> CC-BY-4.0"]
     told += ["nnUNetTrainerPGL -p nnUNetResEncUNetLPlans", "nnUNetv2_preprocess_like_nnssl", "nnUNetPlannerResEncL"]
     told += ["Padding in the pre-training: zeros"]
@@ -143,7 +157,7 @@ def test_no_absolute_path_leaves_the_machine(tmp_path: Path, export: Any) -> Non
     assert exported.pgl["config"] == {"datasets": ["scans"], "plans_from": "plans.json", "views": (1, 2)}
     original = load_checkpoint(tmp_path / "c.pth").encoder_weights
     assert all(torch.equal(value, original[key]) for key, value in exported.encoder_weights.items())
-    assert "`Dataset501_Chest` (6 scans)" in card_of(tmp_path / "hub")[1]
+    assert "`Dataset501_Chest` | 6" in card_of(tmp_path / "hub")[1]
 
 
 def test_resnet50_is_for_our_trainer_alone(tmp_path: Path, export: Any) -> None:
@@ -233,3 +247,21 @@ def test_as_a_command(saved: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "hub").iterdir()) == FILES
     assert "Nothing was sent anywhere" in done.stdout
     assert done.stderr == ""
+
+
+def test_the_licences_of_the_scans_are_beside_the_one_given(
+    saved: Path, tmp_path: Path, export: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export(saved, "--hub", tmp_path / "hub", "--licence", "MIT")
+    expected = "Licences of the scans: Dataset501_Chest: CC-BY-SA 4.0; ribs: not stated. Check that they allow MIT.\n"
+    assert expected in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_former_versions_says_what_it_does_not_know(tmp_path: Path, export: Any) -> None:
+    made = checkpoint_of()
+    pgl = {key: value for key, value in made.pgl.items() if key not in ("sources", "metrics", "metrics_before")}
+    save_checkpoint(replace(made, pgl=pgl), tmp_path / "c.pth")
+    export(tmp_path / "c.pth", "--hub", tmp_path / "hub", "--licence", "MIT")
+    text = card_of(tmp_path / "hub")[1]
+    assert "| `ribs` | 1 | not recorded | not recorded | not recorded |" in text
+    assert "Nothing of what the encoder knows of anatomy is recorded." in text

@@ -1,11 +1,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from nnunetv2_pgl.addresses import Located
-from nnunetv2_pgl.trainers.pretrained import ALLOW_PARTIAL, TRANSFER_DECODER, find_encoder_checkpoint, is_asked_for
+from nnunetv2_pgl.checkpoint import load_checkpoint, save_checkpoint
+from nnunetv2_pgl.export.weights_file import halved
+from nnunetv2_pgl.trainers.pretrained import (
+    ALLOW_PARTIAL,
+    TRANSFER_DECODER,
+    PretrainedEncoder,
+    find_encoder_checkpoint,
+    is_asked_for,
+)
 from nnunetv2_pgl.weights_only import CheckpointError
 
 
@@ -72,3 +82,18 @@ def test_a_decoder_and_a_partial_start_are_taken_on_request_only(
 def test_requests_have_the_documented_names() -> None:
     assert TRANSFER_DECODER[:2] == ("transfer_decoder", "PGL_TRANSFER_DECODER")
     assert ALLOW_PARTIAL[:2] == ("allow_partial", "PGL_ALLOW_PARTIAL")
+
+
+@pytest.mark.parametrize("is_half", [True, False])
+def test_the_log_says_whether_weights_were_rounded(tmp_path: Path, save_encoder: Any, is_half: bool) -> None:
+    path = tmp_path / "encoder.pth"
+    save_encoder(path)
+    if is_half:
+        save_checkpoint(halved(load_checkpoint(path)), path)
+    encoder = PretrainedEncoder.find({"pretrain_info": {"checkpoint_path": str(path)}})
+    network: Any = SimpleNamespace(encoder=SimpleNamespace(strides=[[1, 1, 1], [2, 2, 2]]))
+    plans: Any = SimpleNamespace(plans={}, foreground_intensity_properties_per_channel={})
+    configuration: Any = SimpleNamespace(spacing=(3, 1, 1), normalization_schemes=["ZScoreNormalization"])
+    first = next(encoder.lines("loaded", network, plans, configuration))
+    rounded = ", weights rounded to float16" if is_half else ""
+    assert first.endswith(f"pgl, 3 epochs on 2 scans, spacing [3.0, 1.0, 1.0] mm{rounded}; loaded")

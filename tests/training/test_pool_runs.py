@@ -42,7 +42,8 @@ CONFIG = PretrainConfig(
 def write_dataset(raw: Path, name: str, channels: dict[str, str], scans: int) -> None:
     folder = raw / name / "imagesTr"
     folder.mkdir(parents=True)
-    (folder.parent / "dataset.json").write_text(json.dumps({"channel_names": channels, "file_ending": ".nrrd"}))
+    described = {"channel_names": channels, "file_ending": ".nrrd", "licence": f"{name[-3:]} licence", "reference": "R"}
+    (folder.parent / "dataset.json").write_text(json.dumps(described))
     rng = np.random.default_rng(0)
     for scan in range(scans):
         for channel in channels:
@@ -94,9 +95,24 @@ def test_joint_channels_on_a_plan(folders: Path) -> None:
         "sha256": hashlib.sha256(folder.manifest.read_bytes()).hexdigest(),
         "scans_per_source": {"Dataset011_Two": 4, "Dataset012_One": 0},
     }
+    terms = {"reference": "R", "release": None}
+    assert pgl["sources"] == [
+        {
+            "name": "Dataset011_Two",
+            "scans": 4,
+            "held_out": 1,
+            "channels": ["T1", "T2"],
+            "licence": "Two licence",
+            **terms,
+        },
+        {"name": "Dataset012_One", "scans": 0, "held_out": 0, "channels": [], "licence": "One licence", **terms},
+    ]
     assert {tuple(scan["channels"]) for scan in content["scans"]} == {("T1", "T2")}
     assert [scan["use"] for scan in content["scans"]].count("held out") == 1
     (log,) = folder.path.glob("training_log_*.txt")
+    assert (
+        "Licences of the scans, from dataset.json: Dataset011_Two: Two licence; Dataset012_One: One" in log.read_text()
+    )
     assert "Dataset012_One: One_0 skipped: has 1 channel; -channels joint takes scans with 2" in log.read_text()
     assert (folders / "nnUNet_preprocessed/Dataset011_Two" / planned.folder_name / "Two_0.b2nd").is_file()
     assert PretrainConfig.load(folder.config_file).preprocessing == planned.to_dict()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -165,6 +166,10 @@ def test_the_checkpoint_says_what_it_is(straight: RunFolder) -> None:
     }
     assert pgl["intensity"]["clip"] == [-1024.0, 325.0]
     assert pgl["spacing"] == pytest.approx([28, 16, 16], rel=0.15)
+    (log,) = straight.path.glob("training_log_*.txt")
+    (before, *_) = re.findall(r"flipped pairs: ([\d.]+)% of cells", log.read_text())
+    assert f"{100 * pgl['metrics_before']['flipped_right']:.1f}" == before
+    assert pgl["metrics_before"].keys() == CORRESPONDENCE
     plan = checkpoint.nnssl_adaptation_plan
     assert set(plan) == {
         "architecture_plans",

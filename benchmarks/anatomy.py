@@ -35,7 +35,7 @@ from benchmarks.held_out_labels import labels_of
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_encoder_network, untrained_encoder
 from nnunetv2_pgl.errors import PGLError, one_line
 from nnunetv2_pgl.files import write_text
-from nnunetv2_pgl.weights_only import CheckpointError
+from nnunetv2_pgl.formats.weights_only import CheckpointError
 from pretraining.data import DataError, find_scans
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.options import OptionParser, adder, positive

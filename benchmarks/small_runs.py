@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from nnunetv2_pgl.weights_only import load_weights_only
+from nnunetv2_pgl.formats.weights_only import load_weights_only
 from pretraining.demo.datasets import write_unlabelled_dataset
 
 _FIXED = (

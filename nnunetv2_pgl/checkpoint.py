@@ -14,13 +14,19 @@ from torch import Tensor
 
 from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.files import flush_to_disk, replacing
+from nnunetv2_pgl.formats.nnssl import read_nnssl
+from nnunetv2_pgl.formats.nnunet import is_nnunet_model, read_nnunet, read_weights
+from nnunetv2_pgl.formats.other_frameworks import describe_checkpoint, state_dict_of
+from nnunetv2_pgl.formats.safetensors import ENDING, is_safetensors, load_safetensors, save_safetensors
+from nnunetv2_pgl.formats.weights_only import (
+    GET_IT_AGAIN,
+    CheckpointError,
+    converted,
+    is_whole_tensor,
+    load_weights_only,
+)
 from nnunetv2_pgl.methods import METHODS
 from nnunetv2_pgl.networks import Encoder, PlannedEncoder, PlannedNetwork, ResNet50Encoder
-from nnunetv2_pgl.nnssl import read_nnssl
-from nnunetv2_pgl.nnunet_model import is_nnunet_model, read_nnunet, read_weights
-from nnunetv2_pgl.other_frameworks import describe_checkpoint, state_dict_of
-from nnunetv2_pgl.safetensors_file import ENDING, is_safetensors, load_safetensors, save_safetensors
-from nnunetv2_pgl.weights_only import GET_IT_AGAIN, CheckpointError, converted, is_whole_tensor, load_weights_only
 
 FORMAT_VERSION = 1
 _PREFIX = "encoder."

@@ -19,9 +19,9 @@ from nnunetv2_pgl.adaptation import (
     unaliased,
 )
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint
+from nnunetv2_pgl.formats.weights_only import CheckpointError
 from nnunetv2_pgl.networks import PGLSegmenter, ResNet50Encoder
 from nnunetv2_pgl.networks.planned_encoder import planned_decoder_weights
-from nnunetv2_pgl.weights_only import CheckpointError
 
 MIN_SHARE = 0.9
 

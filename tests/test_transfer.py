@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from nnunetv2_pgl.adaptation import canonical
+from nnunetv2_pgl.formats.weights_only import CheckpointError
 from nnunetv2_pgl.networks import ResNet50Encoder
 from nnunetv2_pgl.transfer import load_encoder
-from nnunetv2_pgl.weights_only import CheckpointError
 from tests.planned_networks import small_network
 
 

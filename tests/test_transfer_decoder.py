@@ -10,10 +10,10 @@ import torch
 
 from nnunetv2_pgl.adaptation import with_axes
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint, save_checkpoint
-from nnunetv2_pgl.info import describe
+from nnunetv2_pgl.formats.weights_only import CheckpointError
+from nnunetv2_pgl.info.command import describe
 from nnunetv2_pgl.networks import PGLSegmenter, PlannedSegmenter
 from nnunetv2_pgl.transfer import load_decoder, load_encoder
-from nnunetv2_pgl.weights_only import CheckpointError
 from tests.planned_networks import small_architecture, small_network
 
 ANISOTROPIC = {

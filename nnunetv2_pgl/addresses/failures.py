@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nnunetv2_pgl.addresses.parse import HubAddress, WebAddress, shown
-from nnunetv2_pgl.weights_only import CheckpointError
+from nnunetv2_pgl.formats.weights_only import CheckpointError
 
 OFFLINE = "HF_HUB_OFFLINE forbids to download it"
 

@@ -32,7 +32,7 @@ from huggingface_hub.errors import (
 from nnunetv2_pgl.addresses.failures import OFFLINE, cannot_write, changed, not_cached, reason_of, size_of
 from nnunetv2_pgl.addresses.parse import HubAddress
 from nnunetv2_pgl.files import sha256_of
-from nnunetv2_pgl.weights_only import CheckpointError
+from nnunetv2_pgl.formats.weights_only import CheckpointError
 
 DEFAULT_FILES = ("checkpoint_final.pth", "model.safetensors")  # as pgl_export names them
 _LOGIN = "log in with: hf auth login"

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import quote, unquote, urlsplit
 
-from nnunetv2_pgl.weights_only import CheckpointError
+from nnunetv2_pgl.formats.weights_only import CheckpointError
 
 _HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from nnunetv2_pgl.addresses.failures import OFFLINE, cannot_write, changed, not_cached, reason_of, size_of
 from nnunetv2_pgl.addresses.parse import WebAddress, require_safe, shown
 from nnunetv2_pgl.files import flush_to_disk, sha256_of, write_text
-from nnunetv2_pgl.weights_only import CheckpointError
+from nnunetv2_pgl.formats.weights_only import CheckpointError
 
 _ATTEMPTS = 4
 _PAUSE = 1.0  # seconds

@@ -25,7 +25,7 @@ from nnunetv2_pgl.errors import PGLError, counted, one_line
 from nnunetv2_pgl.export.model_card import Licence, model_card
 from nnunetv2_pgl.export.weights_file import ENDINGS, PublishedWeights
 from nnunetv2_pgl.files import sha256_of, write_text
-from nnunetv2_pgl.recorded import sources_of
+from nnunetv2_pgl.info.recorded import sources_of
 
 CHECKPOINT, PLAN, CONFIG = "checkpoint_final.pth", "adaptation_plan.json", "config.json"
 SAFETENSORS, CARD, LICENCE = "model.safetensors", "README.md", "LICENSE"

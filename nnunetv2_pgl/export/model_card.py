@@ -18,9 +18,9 @@ from jinja2 import Environment, StrictUndefined
 
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint
 from nnunetv2_pgl.errors import counted, one_line
+from nnunetv2_pgl.info.recorded import ANATOMY, number_text, sources_of, table
 from nnunetv2_pgl.methods import MEASURES, METHODS
 from nnunetv2_pgl.networks.planned import PLANNERS
-from nnunetv2_pgl.recorded import ANATOMY, number_text, sources_of, table
 
 _NETWORKS = {"resnet50": "3D ResNet-50", **{name: planner.title for name, planner in PLANNERS.items()}}
 # The Hub's identifiers (huggingface.co/docs/hub/repositories-licenses, May 2024) except those of single models: SPDX's

@@ -13,8 +13,8 @@ from torch import Tensor
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint, save_checkpoint
 from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.files import replacing
-from nnunetv2_pgl.safetensors_file import ENDING, is_safetensors
-from nnunetv2_pgl.weights_only import converted, memory_of
+from nnunetv2_pgl.formats.safetensors import ENDING, is_safetensors
+from nnunetv2_pgl.formats.weights_only import converted, memory_of
 
 ENDINGS = (".pth", ENDING)
 # Rounding a normal number to float16's 11 bits changes it by at most this share.

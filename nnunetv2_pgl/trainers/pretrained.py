@@ -23,10 +23,10 @@ from nnunetv2_pgl.addresses import Located, locate, shown
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint
 from nnunetv2_pgl.errors import counted
 from nnunetv2_pgl.files import sha256_of, write_text
+from nnunetv2_pgl.formats.weights_only import CheckpointError
 from nnunetv2_pgl.networks import PGLSegmenter
 from nnunetv2_pgl.trainers.preprocessing_check import intensity_difference, spacing_difference
 from nnunetv2_pgl.transfer import LoadReport, load_decoder, load_encoder
-from nnunetv2_pgl.weights_only import CheckpointError
 
 VARIABLE = "PGL_CHECKPOINT"
 # What pretrain_info in the plans may ask for, and the variable that does so too, with its meaning.

@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 from nnunetv2_pgl.addresses import locate, shown
 from nnunetv2_pgl.checkpoint import load_checkpoint
 from nnunetv2_pgl.errors import PGLError
+from nnunetv2_pgl.formats.nnunet import NNUNET
 from nnunetv2_pgl.methods import METHODS
-from nnunetv2_pgl.nnunet_model import NNUNET
 from nnunetv2_pgl.trainers.plans import RANDOM
 from pretraining.comparison.derived import DECODER, KINDS, LONGER, SHUFFLED, pretraining_length, require_decoder
 from pretraining.comparison.files import ComparisonFolder, file_name, read_json, require_name

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint
 from nnunetv2_pgl.environment import versions
+from nnunetv2_pgl.formats.nnssl import adaptation_plan
 from nnunetv2_pgl.methods import METHODS
 from nnunetv2_pgl.networks import Encoder, PlannedEncoder
-from nnunetv2_pgl.nnssl import adaptation_plan
 from pretraining.data.default_preprocessing import HU_RANGE
 from pretraining.data.planned_preprocessing import CT_SCHEME
 from pretraining.objectives import Objective

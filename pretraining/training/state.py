@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from nnunetv2_pgl.weights_only import CheckpointError, load_weights_only
+from nnunetv2_pgl.formats.weights_only import CheckpointError, load_weights_only
 from pretraining.objectives import Objective
 from pretraining.settings.config import PretrainConfig
 from pretraining.training.networks import make_objective

@@ -13,9 +13,9 @@ import torch
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint, save_checkpoint
 from nnunetv2_pgl.export.hub_folder import export_entry
 from nnunetv2_pgl.files import sha256_of
-from nnunetv2_pgl.info import info_entry
+from nnunetv2_pgl.formats.weights_only import CheckpointError
+from nnunetv2_pgl.info.command import info_entry
 from nnunetv2_pgl.trainers.pretrained import find_encoder_checkpoint
-from nnunetv2_pgl.weights_only import CheckpointError
 from tests.web_server import COMMIT, Server
 
 ADDRESS = "hf://me/encoder"

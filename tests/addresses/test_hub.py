@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import constants
 
 from nnunetv2_pgl.addresses import locate
-from nnunetv2_pgl.weights_only import CheckpointError
+from nnunetv2_pgl.formats.weights_only import CheckpointError
 from tests.web_server import COMMIT, LATER, File, Server
 
 CONTENT, NEWER = os.urandom(300_000), os.urandom(300_000)

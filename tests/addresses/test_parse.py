@@ -9,7 +9,7 @@ import pytest
 
 from nnunetv2_pgl.addresses import is_address, locate, shown
 from nnunetv2_pgl.addresses.parse import HubAddress, WebAddress, parse
-from nnunetv2_pgl.weights_only import CheckpointError
+from nnunetv2_pgl.formats.weights_only import CheckpointError
 
 DIGEST = "0123456789abcdef" * 4
 

@@ -16,7 +16,7 @@ import pytest
 from huggingface_hub import constants
 
 from nnunetv2_pgl.addresses import locate
-from nnunetv2_pgl.weights_only import CheckpointError
+from nnunetv2_pgl.formats.weights_only import CheckpointError
 from tests.web_server import File, Server
 
 BLOCK = 1 << 16

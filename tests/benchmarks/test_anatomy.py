@@ -25,8 +25,8 @@ from pretraining.training import loop
 from pretraining.training.pool import prepare_volumes
 from pretraining.training.pretrain import pretrain
 from pretraining.views import ViewSettings
+from tests.formats.test_other_frameworks import nnssl_content
 from tests.planned_networks import small_architecture, small_network
-from tests.test_other_frameworks import nnssl_content
 
 
 @pytest.mark.parametrize(

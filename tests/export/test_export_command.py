@@ -14,8 +14,8 @@ import torch
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint, save_checkpoint
 from nnunetv2_pgl.export.hub_folder import export_entry
 from nnunetv2_pgl.files import sha256_of
+from nnunetv2_pgl.formats.nnssl import adaptation_plan
 from nnunetv2_pgl.networks import PlannedEncoder, PlannedNetwork
-from nnunetv2_pgl.nnssl import adaptation_plan
 
 FILES = ["README.md", "adaptation_plan.json", "checkpoint_final.pth", "config.json"]
 SHA = "ab" * 32

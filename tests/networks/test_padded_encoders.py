@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from nnunetv2_pgl.checkpoint import load_checkpoint, load_encoder_network, save_checkpoint
-from nnunetv2_pgl.info import describe
+from nnunetv2_pgl.info.command import describe
 from nnunetv2_pgl.networks import (
     PLANNERS,
     Encoder,

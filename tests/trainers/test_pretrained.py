@@ -9,6 +9,7 @@ import pytest
 from nnunetv2_pgl.addresses import Located
 from nnunetv2_pgl.checkpoint import load_checkpoint, save_checkpoint
 from nnunetv2_pgl.export.weights_file import halved
+from nnunetv2_pgl.formats.weights_only import CheckpointError
 from nnunetv2_pgl.trainers.pretrained import (
     ALLOW_PARTIAL,
     TRANSFER_DECODER,
@@ -16,7 +17,6 @@ from nnunetv2_pgl.trainers.pretrained import (
     find_encoder_checkpoint,
     is_asked_for,
 )
-from nnunetv2_pgl.weights_only import CheckpointError
 
 
 @pytest.fixture

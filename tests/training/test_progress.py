@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint
-from nnunetv2_pgl.info import describe
+from nnunetv2_pgl.info.command import describe
 from pretraining.training.progress import epoch_lines, plot_progress
 
 COMMON = {

@@ -11,7 +11,7 @@ import torch
 
 from nnunetv2_pgl.checkpoint import load_checkpoint
 from nnunetv2_pgl.errors import PGLError
-from nnunetv2_pgl.weights_only import CheckpointError
+from nnunetv2_pgl.formats.weights_only import CheckpointError
 from pretraining.training import loop
 from pretraining.training.run_folder import RunFolder
 from pretraining.training.state import TrainingState, initial_state

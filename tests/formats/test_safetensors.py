@@ -17,8 +17,8 @@ from safetensors import safe_open
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint, load_encoder_network, save_checkpoint
 from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.export.weights_file import fits_half, halved
+from nnunetv2_pgl.formats.weights_only import CheckpointError
 from nnunetv2_pgl.networks import PlannedEncoder
-from nnunetv2_pgl.weights_only import CheckpointError
 from tests.hostile import harmed, variants
 from tests.planned_networks import small_network
 

@@ -18,7 +18,7 @@ import safetensors.torch
 from torch import Tensor
 
 from nnunetv2_pgl.files import write_bytes
-from nnunetv2_pgl.weights_only import GET_IT_AGAIN, CheckpointError, memory_of
+from nnunetv2_pgl.formats.weights_only import GET_IT_AGAIN, CheckpointError, memory_of
 
 ENDING = ".safetensors"
 _DESCRIPTIONS = ("pgl", "nnssl_adaptation_plan", "citations")

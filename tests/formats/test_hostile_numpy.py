@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from nnunetv2_pgl.checkpoint import load_checkpoint
-from nnunetv2_pgl.weights_only import CheckpointError, load_weights_only
+from nnunetv2_pgl.formats.weights_only import CheckpointError, load_weights_only
 from tests.nnunet_models import nnunet_content
 from tests.planned_networks import small_network
 

@@ -14,7 +14,7 @@ import torch
 from nnunetv2_pgl.adaptation import canonical
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint
 from nnunetv2_pgl.errors import counted, one_line
-from nnunetv2_pgl.recorded import ANATOMY, flat, number_text, sources_of, table
+from nnunetv2_pgl.info.recorded import ANATOMY, flat, number_text, sources_of, table
 
 _UNKNOWN = "unknown"
 _NAMES_WIDTH, _LEAST_WIDTH = 26, 20

@@ -9,11 +9,11 @@ from nnunetv2_pgl.adaptation import canonical
 from nnunetv2_pgl.addresses import locate, shown
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint
 from nnunetv2_pgl.command_line import CommandParser, print_lines
-from nnunetv2_pgl.difference import difference_lines
 from nnunetv2_pgl.errors import PGLError, one_line, size_text
 from nnunetv2_pgl.files import sha256_of
+from nnunetv2_pgl.info.difference import difference_lines
+from nnunetv2_pgl.info.recorded import number_text, sources_of, table
 from nnunetv2_pgl.methods import MEASURES
-from nnunetv2_pgl.recorded import number_text, sources_of, table
 
 _METRICS = (
     *("loss", *MEASURES, "flipped_right", "unflipped_right", "decoy", "position_code", "ceiling"),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nnunetv2_pgl.errors import PGLError
-from nnunetv2_pgl.other_frameworks import is_legacy_file
+from nnunetv2_pgl.formats.other_frameworks import is_legacy_file
 
 GET_IT_AGAIN = "copy it again from where it was made"
 

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint, save_checkpoint
-from nnunetv2_pgl.info import describe
+from nnunetv2_pgl.formats.nnssl import read_nnssl
+from nnunetv2_pgl.formats.weights_only import CheckpointError
+from nnunetv2_pgl.info.command import describe
 from nnunetv2_pgl.networks import PlannedEncoder, PlannedNetwork, ResNet50Encoder
-from nnunetv2_pgl.nnssl import read_nnssl
 from nnunetv2_pgl.transfer import load_encoder
-from nnunetv2_pgl.weights_only import CheckpointError
 from tests.hostile import variants
 from tests.planned_networks import small_architecture, small_network
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, save_checkpoint
 from nnunetv2_pgl.export.weights_file import halved
+from nnunetv2_pgl.formats.nnssl import adaptation_plan
 from nnunetv2_pgl.networks import PlannedEncoder, PlannedNetwork
-from nnunetv2_pgl.nnssl import adaptation_plan
 from pretraining.settings.config import PretrainConfig
 from pretraining.training.encoder_checkpoint import make_checkpoint
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from nnunetv2_pgl.checkpoint import load_checkpoint, load_encoder_network
-from nnunetv2_pgl.info import describe
+from nnunetv2_pgl.formats.weights_only import CheckpointError
+from nnunetv2_pgl.info.command import describe
 from nnunetv2_pgl.networks import PlannedEncoder
 from nnunetv2_pgl.transfer import load_encoder
-from nnunetv2_pgl.weights_only import CheckpointError
+from tests.formats.test_nnunet import Conv2dUNet, encoder_of, require_equal
+from tests.formats.test_other_frameworks import require_line, saved
 from tests.nnunet_models import nnunet_content
 from tests.planned_networks import small_network
-from tests.test_nnunet_model import Conv2dUNet, encoder_of, require_equal
-from tests.test_other_frameworks import require_line, saved
 
 
 @pytest.mark.parametrize("nested", [None, "state_dict", "network_weights", "net", "student", "model"])

@@ -19,16 +19,16 @@ import torch
 from jinja2 import Environment
 
 from nnunetv2_pgl.checkpoint import load_checkpoint
-from nnunetv2_pgl.difference import difference_lines
 from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.export.hub_folder import write_hub_folder
 from nnunetv2_pgl.export.weights_file import PublishedWeights
-from nnunetv2_pgl.info import describe, facts
+from nnunetv2_pgl.formats.weights_only import CheckpointError, load_weights_only
+from nnunetv2_pgl.info.command import describe, facts
+from nnunetv2_pgl.info.difference import difference_lines
 from nnunetv2_pgl.networks import PlanError, PlannedEncoder, PlannedNetwork
 from nnunetv2_pgl.trainers.plans import ModelNetwork
 from nnunetv2_pgl.trainers.preprocessing_check import intensity_difference, spacing_difference
 from nnunetv2_pgl.transfer import load_encoder
-from nnunetv2_pgl.weights_only import CheckpointError, load_weights_only
 from pretraining.settings.table import RunOptions
 from pretraining.training.pretrain import pretrain
 from pretraining.training.state import TrainingState, initial_state

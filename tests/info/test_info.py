@@ -14,7 +14,7 @@ import torch
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint, save_checkpoint
 from nnunetv2_pgl.export.weights_file import halved
 from nnunetv2_pgl.files import sha256_of
-from nnunetv2_pgl.info import info_entry
+from nnunetv2_pgl.info.command import info_entry
 from tests.golden.make import GOLDEN, RUN
 from tests.test_checkpoint import make_checkpoint
 
@@ -147,7 +147,7 @@ def test_what_is_wrong_costs_one_line(arguments: tuple[Any, ...], info: Any, cap
 
 
 def test_a_reader_that_ends_early(tmp_path: Path) -> None:
-    code = "from nnunetv2_pgl.info import info_entry; info_entry()"
+    code = "from nnunetv2_pgl.info.command import info_entry; info_entry()"
     shell = f'"{sys.executable}" -c "{code}" "{OLD}" | true; echo ${{PIPESTATUS[0]}}'
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("0\n", "")

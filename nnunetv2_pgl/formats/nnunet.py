@@ -11,8 +11,7 @@ from torch import Tensor
 
 from nnunetv2_pgl.adaptation import canonical
 from nnunetv2_pgl.errors import PGLError, counted
-from nnunetv2_pgl.networks.planned import PLAIN, PLANNERS, RESIDUAL, PlannedNetwork, network_strides
-from nnunetv2_pgl.unet_weights import (
+from nnunetv2_pgl.formats.unet_weights import (
     BATCH_NORM,
     EncoderShape,
     first_convolution,
@@ -20,6 +19,7 @@ from nnunetv2_pgl.unet_weights import (
     network_of_weights,
     split,
 )
+from nnunetv2_pgl.networks.planned import PLAIN, PLANNERS, RESIDUAL, PlannedNetwork, network_strides
 
 NNUNET = "nnU-Net"  # pgl["framework"] of what is read here
 Weights = dict[str, Tensor]

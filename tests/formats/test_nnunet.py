@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from nnunetv2_pgl.checkpoint import load_checkpoint, load_encoder_network, save_checkpoint
 from nnunetv2_pgl.export.weights_file import PublishedWeights
-from nnunetv2_pgl.info import describe
+from nnunetv2_pgl.formats.weights_only import CheckpointError, load_weights_only
+from nnunetv2_pgl.info.command import describe
 from nnunetv2_pgl.networks import PGLSegmenter, PlannedEncoder, PlannedNetwork
 from nnunetv2_pgl.transfer import load_encoder
-from nnunetv2_pgl.weights_only import CheckpointError, load_weights_only
+from tests.formats.test_other_frameworks import require_line, saved
 from tests.hostile import variants
 from tests.nnunet_models import CT, nnunet_content, plans_of
 from tests.planned_networks import small_network
-from tests.test_other_frameworks import require_line, saved
 
 
 def encoder_of(content: dict[str, Any]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnunetv2_pgl.adaptation import canonical, unaliased
 from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.files import flush_to_disk, replacing
 from nnunetv2_pgl.formats.nnssl import read_nnssl
@@ -140,6 +141,11 @@ def _named_tensors(weights: Mapping[Any, Any]) -> dict[str, Tensor]:
     named = all(isinstance(key, str) and key.isprintable() for key in weights)
     if not weights or not named or not all(map(is_whole_tensor, weights.values())):
         raise PGLError("network_weights is not a table of named tensors")
+    for key, value in weights.items():
+        if value.is_complex() or not value.isfinite().all():
+            raise PGLError(
+                f"{key} holds NaN, infinite or complex values, from which no training can start; use another checkpoint"
+            )
     return converted(weights, _in_float32)
 
 
@@ -207,10 +213,18 @@ def load_encoder_network(path: str | os.PathLike[str]) -> tuple[Encoder, Encoder
     checkpoint = load_checkpoint(path)
     encoder = untrained_encoder(checkpoint, str(path))
     try:
-        encoder.load_state_dict(checkpoint.encoder_weights)
-    except RuntimeError as error:
+        encoder.load_state_dict(_with_all_names(encoder, checkpoint.encoder_weights))
+    except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path}: its weights do not fit its architecture; copy it again") from error
     return encoder.eval(), checkpoint
+
+
+def _with_all_names(encoder: Encoder, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights under both names that nnU-Net's networks have for a parameter; files may have one of them."""
+    given = unaliased(weights)
+    names = {key: canonical(key) for key in encoder.state_dict()}
+    known = {key: given[name] for key, name in names.items() if name in given}
+    return known | {key: value for key, value in given.items() if key not in names.values()}
 
 
 def untrained_encoder(checkpoint: EncoderCheckpoint, path: str) -> Encoder:

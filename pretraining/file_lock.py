@@ -15,6 +15,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+_PROBE = 0.02  # seconds; `holder` of another process takes the lock for a moment, to see whether it is free
 _SECONDS_BETWEEN_TRIES = 0.5
 
 
@@ -80,11 +81,12 @@ class FileLock:
         Raises:
             OSError: If the file cannot be made.
         """
-        end = time.monotonic() + patience
+        end = time.monotonic() + max(patience, _PROBE)
         while not self._try_to_take():
-            if time.monotonic() >= end:
+            left = end - time.monotonic()
+            if left <= 0:
                 return False
-            time.sleep(_SECONDS_BETWEEN_TRIES)
+            time.sleep(min(left, _SECONDS_BETWEEN_TRIES if patience else _PROBE / 5))
         return True
 
     def _try_to_take(self) -> bool:

@@ -64,7 +64,7 @@ def test_commands_and_documentation_name_it(name: str, parser: argparse.Argument
     assert f"`-m {name}`" in (ROOT / "docs" / "method.md").read_text()
     architecture = {"name": "resnet50", "norm": "batch", "strides": [8, 16, 16], "in_channels": 1}
     checkpoint = EncoderCheckpoint({}, {"method": name, "architecture": architecture, "view_size": [16, 96, 96]}, {})
-    assert METHODS[name].title in model_card(checkpoint, Licence("mit", "MIT"), "0" * 64)
+    assert METHODS[name].title in model_card(checkpoint, Licence("mit", "MIT"), {"checkpoint_final.pth": "0" * 64})
 
 
 @pytest.mark.parametrize("name", METHODS)

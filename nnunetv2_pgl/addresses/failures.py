@@ -5,14 +5,15 @@ from __future__ import annotations
 from nnunetv2_pgl.addresses.parse import HubAddress, WebAddress, shown
 from nnunetv2_pgl.formats.weights_only import CheckpointError
 
-OFFLINE = "HF_HUB_OFFLINE forbids to download it"
+OFFLINE = "HF_HUB_OFFLINE forbids downloading it"
 
 
 def not_cached(address: HubAddress | WebAddress, reason: str | None = None) -> CheckpointError:
     """What to raise if a file is not in the cache and cannot, or must not, be downloaded."""
     name = shown(str(address))
+    typed = str(address).replace("'", "%27")  # plans may come from others: nothing that leaves the quotes
     if reason is None:  # the user's word: plans and dry runs do not download
-        return CheckpointError(f"{name}: not downloaded yet; if you trust it, download it with: pgl_info '{address}'")
+        return CheckpointError(f"{name}: not downloaded yet; if you trust it, download it with: pgl_info '{typed}'")
     return CheckpointError(f"{name}: not in the cache, and {reason}")
 
 

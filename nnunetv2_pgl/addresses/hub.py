@@ -129,10 +129,10 @@ def _metadata(address: HubAddress) -> tuple[str, HfFileMetadata]:
 def _refusal(error: Exception) -> str:
     """Why the Hub did not say what it has."""
     if isinstance(error, GatedRepoError):
-        return f"its authors want to be asked for access, on its page; then {_LOGIN}"
+        return f"access must be requested on its page; then {_LOGIN}"
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
-        return f"there is no such repository for you: compare the name, or if it is private, {_LOGIN}"
+        return f"not found, or not accessible to you: compare the name, or if it is private, {_LOGIN}"
     if status is not None:
         return f"{constants.ENDPOINT} answered {status}"
     return f"{constants.ENDPOINT} cannot be reached ({reason_of(error)})"

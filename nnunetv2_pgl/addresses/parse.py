@@ -10,6 +10,9 @@ from nnunetv2_pgl.formats.weights_only import CheckpointError
 
 _HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
+# What the Hub allows in the name of an owner or a repository, and how long both are together.
+_REPO_NAME = re.compile(r"(?!.*(--|\.\.))\w(?:[\w.-]*\w)?", re.ASCII)
+_MAX_NAME = 96
 _OTHER_KINDS = ("datasets", "spaces", "models", "buckets", "kernels", "collections", "papers", "docs", "api")
 _FORMS = "hf://OWNER/NAME, hf://OWNER/NAME@REVISION/FILE or https://HOST/FILE"
 
@@ -115,7 +118,7 @@ def _hub_address(path: str, name: str, sha256: str | None) -> HubAddress:
 
 def _hub_page(path: str, name: str, sha256: str | None) -> HubAddress:
     """The pages of a repository: itself, its files at a revision, one file."""
-    owner, repo_name, kind, revision, *file = [*unquote(path).strip("/").split("/"), "", "", "", ""]
+    owner, repo_name, kind, revision, *file = [*map(unquote, path.strip("/").split("/")), "", "", "", ""]
     if kind not in ("", "tree", "blob", "resolve"):
         raise CheckpointError(f"{name}: not the page of a repository of models; give {_FORMS}")
     inside = "/".join(filter(None, file))
@@ -126,7 +129,8 @@ def _hub_page(path: str, name: str, sha256: str | None) -> HubAddress:
 
 def _checked(repo: str, revision: str | None, file: str, name: str, sha256: str | None) -> HubAddress:
     owner, _, repo_name = repo.partition("/")
-    if owner in _OTHER_KINDS or not all(re.fullmatch(r"[\w.-]+", part) for part in (owner, repo_name)):
+    is_name = len(repo) <= _MAX_NAME and all(map(_REPO_NAME.fullmatch, (owner, repo_name)))
+    if owner in _OTHER_KINDS or not is_name or repo.endswith(".git"):
         raise CheckpointError(f"{name}: names no repository of models, which is OWNER/NAME; give {_FORMS}")
     if file and not all(part.strip(".") and "\\" not in part for part in file.split("/")):
         raise CheckpointError(f"{name}: {file!r} is no file of a repository; give {_FORMS}")
@@ -138,7 +142,7 @@ def _checksum(fragment: str, name: str) -> str | None:
         return None
     key, _, digest = fragment.partition("=")
     if key != "sha256" or not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
-        raise CheckpointError(f"{name}: after # can only stand sha256= with the 64 digits of the file's checksum")
+        raise CheckpointError(f"{name}: only sha256= may follow #, with the 64 digits of the file's checksum")
     return digest.lower()
 
 

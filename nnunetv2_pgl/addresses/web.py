@@ -78,7 +78,8 @@ def fetch_from_web(address: WebAddress, download: bool, log: Callable[[str], obj
 def _cached(folder: Path, address: WebAddress) -> Path | None:
     digest, first = address.sha256, folder / "sha256"
     if digest is None and first.is_file():
-        digest = first.read_text(encoding="utf-8").strip()
+        text = first.read_text(encoding="latin-1").strip()
+        digest = text if re.fullmatch("[0-9a-f]{64}", text) else None
     path = folder / digest / _name(address) if digest else None
     return path if path is not None and path.is_file() else None
 
@@ -96,15 +97,20 @@ def _download(folder: Path, address: WebAddress, log: Callable[[str], object]) -
             break
         except _BrokenOffError as error:
             if attempt == _ATTEMPTS - 1:
+                kept = f", it continues after {size_of(partial.stat().st_size)}" if partial.is_file() else ""
                 raise CheckpointError(
-                    f"{name}: the download broke off {_ATTEMPTS} times ({error}); try it again, it continues after "
-                    f"{size_of(partial.stat().st_size)}"
+                    f"{name}: the download broke off {_ATTEMPTS} times ({error}); try it again{kept}"
                 ) from error
             time.sleep(_PAUSE)
     digest = sha256_of(partial)
     if address.sha256 not in (None, digest):
         partial.unlink()
         raise CheckpointError(f"{name}: has the checksum {digest}, not {address.sha256}; nothing was kept of it")
+    with open(partial, "rb") as file:
+        start = file.read(64).lstrip()[:1]
+    if start in (b"", b"<", b"{", b"["):  # nothing, HTML or JSON: errors of servers, which must not become the checksum
+        partial.unlink()
+        raise CheckpointError(f"{name}: the server sends no checkpoint but text or nothing; nothing was kept of it")
     path = folder / digest / _name(address)
     path.parent.mkdir(exist_ok=True)
     os.replace(partial, path)
@@ -116,7 +122,8 @@ def _download(folder: Path, address: WebAddress, log: Callable[[str], object]) -
 def _continue(partial: Path, address: WebAddress, log: Callable[[str], object]) -> None:
     """Downloads what is missing of a file; the server decides whether it is still the same file."""
     etag = partial.with_name(f"{partial.name}.etag")
-    validator = etag.read_text(encoding="utf-8") if etag.is_file() else ""
+    validator = etag.read_text(encoding="latin-1") if etag.is_file() else ""
+    validator = validator if re.fullmatch(r'"[^"\s\0]*"', validator) else ""
     have = partial.stat().st_size if partial.is_file() and (validator or address.sha256) else 0
     headers = {"Accept-Encoding": "identity"}  # bytes as they are stored, which can be counted
     if have:
@@ -125,8 +132,14 @@ def _continue(partial: Path, address: WebAddress, log: Callable[[str], object]) 
         if answer.status_code == 416:  # there is no such part: the file is another, or is complete
             partial.unlink(missing_ok=True)
             raise _BrokenOffError("the server could not continue it")
-        continues = answer.status_code == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-        if answer.status_code == 206 and not continues:
+        part = re.fullmatch(r"bytes (\d+)-\d+/\d+", answer.headers.get("Content-Range", ""))
+        is_part, encoded = answer.status_code == 206, "Content-Encoding" in answer.headers
+        is_other = validator and answer.headers.get("ETag", validator) != validator  # not all servers know If-Range
+        if is_part and (encoded or is_other):
+            partial.unlink(missing_ok=True)
+            raise _BrokenOffError("the file has changed on the server since its first part")
+        continues = is_part and part is not None and int(part[1]) == have
+        if is_part and not continues:
             raise CheckpointError(f"{shown(address.url)}: the server sends another part than it was asked for")
         have = have if continues else 0
         length = answer.headers.get("Content-Length", "")
@@ -135,7 +148,7 @@ def _continue(partial: Path, address: WebAddress, log: Callable[[str], object]) 
         log(f"{'Continuing' if have else 'Downloading'} {shown(str(address))}{size}, to {partial.parent}")
         if not continues:
             strong = answer.headers.get("ETag", "")
-            write_text(etag, "" if strong.startswith("W/") else strong)
+            write_text(etag, "" if encoded or strong.startswith("W/") else strong)
         with (
             open(partial, "ab" if continues else "wb") as file,
             tqdm(total=total, initial=have, unit="B", unit_scale=True, disable=None) as progress,
@@ -157,12 +170,14 @@ def _answer(session: requests.Session, address: WebAddress, headers: dict[str, s
     name = shown(address.url)
     try:
         answer = session.get(address.url, headers=headers, stream=True, timeout=_TIMEOUT)
-    except requests.RequestException as error:
+    except CheckpointError:
+        raise
+    except (requests.RequestException, ValueError) as error:  # urllib3's, of hosts that cannot be, are ValueErrors
         raise not_cached(address, f"the server cannot be reached ({reason_of(error)})") from error
     status, refusal = answer.status_code, None
     if status not in (200, 206, 416):
         refusal = f"the server {_REFUSALS.get(status, f'answered {status}; try it again later')}"
-    elif answer.headers.get("Content-Type", "").startswith("text/html"):
+    elif answer.headers.get("Content-Type", "").lower().startswith("text/html"):
         refusal = "a web page, not a checkpoint; give the address of the file that it links to"
     if refusal is not None:
         answer.close()

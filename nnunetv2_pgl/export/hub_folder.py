@@ -160,6 +160,9 @@ def _export(arguments: argparse.Namespace) -> list[str]:
         option = "--licence" if licence else "--safetensors"
         remedy = "leave it out" if licence else f"with -o the ending of FILE names the format ({', '.join(ENDINGS)})"
         raise PGLError(f"{option} is for -hub; {remedy}")
+    target = arguments.o or arguments.hub
+    if str(target).lower().startswith(("hf:/", "https:/", "http:/")):
+        raise PGLError(f"{target}: an address; give a file or a folder here, and upload it afterwards")
     weights = PublishedWeights.from_file(locate(arguments.checkpoint).path, arguments.half)
     lines = []
     if in_float32 := weights.in_float32() if arguments.half else 0:

@@ -79,12 +79,10 @@ def halved(checkpoint: EncoderCheckpoint) -> EncoderCheckpoint:
 
     Norms, which are tiny, and weights that float16 cannot hold (see `fits_half`) stay as they are.
     """
-    return replace(
-        checkpoint,
-        encoder_weights=converted(checkpoint.encoder_weights, _half),
-        decoder_weights=converted(checkpoint.decoder_weights, _half),
-        pgl={**checkpoint.pgl, "precision": "float16"},
-    )
+    encoder, decoder = (converted(part, _half) for part in (checkpoint.encoder_weights, checkpoint.decoder_weights))
+    is_rounded = any(value.dtype == torch.float16 for value in (*encoder.values(), *decoder.values()))
+    pgl = {**checkpoint.pgl, "precision": "float16"} if is_rounded else checkpoint.pgl
+    return replace(checkpoint, encoder_weights=encoder, decoder_weights=decoder, pgl=pgl)
 
 
 def _half(weight: Tensor) -> Tensor:
@@ -99,9 +97,9 @@ def fits_half(weight: Tensor) -> bool:
     """
     if weight.ndim < 2 or weight.dtype != torch.float32:
         return False
-    channels = weight.flatten(1)
-    errors = (channels - channels.half().float()).norm(dim=1)
-    return bool((errors <= _ROUNDING * channels.norm(dim=1)).all())
+    channels = weight.flatten(1).double()
+    errors = (channels - weight.flatten(1).half().double()).norm(dim=1)
+    return bool(channels.isfinite().all() and (errors <= _ROUNDING * channels.norm(dim=1)).all())
 
 
 def _relative(value: Any) -> Any:

@@ -34,9 +34,11 @@ def info_entry() -> None:
     parser.add_argument("other", nargs="?", metavar="OTHER", help="another one, to compare it with")
     arguments = parser.parse_args()
     try:
-        print_lines(_lines(*filter(None, (arguments.checkpoint, arguments.other))))
+        print_lines(_lines(*(given for given in (arguments.checkpoint, arguments.other) if given is not None)))
     except (PGLError, OSError) as error:
         sys.exit(one_line(f"pgl_info: {error}"))
+    except KeyboardInterrupt:
+        sys.exit("pgl_info: interrupted; what was downloaded so far is kept")
 
 
 def _lines(*addresses: str) -> list[str]:

@@ -42,7 +42,7 @@ def difference_lines(
     first, second = checkpoints
     sections: dict[str, list[Row]] = {
         "": [*_rows(*facts), *_rows(_origin(first), _origin(second))],
-        "data": list(_rows(_data(first), _data(second), "not used")),
+        "data": list(_rows(_data(first), _data(second), "not used" if _data(first) and _data(second) else _UNKNOWN)),
         "the settings": list(_rows(_settings(first), _settings(second))),
         "the last epoch": list(_metric_rows(table(first.pgl, "metrics"), table(second.pgl, "metrics"))),
     }

@@ -51,9 +51,11 @@ def find_encoder_checkpoint(
     Raises:
         CheckpointError: If there is none, several to choose from, or the one that is named does not exist.
     """
-    in_plans = (plans.get("pretrain_info") or {}).get("checkpoint_path")
+    info, named_by = plans.get("pretrain_info") or {}, "pretrain_info.checkpoint_path in the plans"
+    in_plans = info.get("checkpoint_path") if isinstance(info, dict) else info
     if in_plans:
-        named_by = "pretrain_info.checkpoint_path in the plans"
+        if not isinstance(in_plans, str) or not isinstance(info, dict):
+            raise CheckpointError(f"{named_by} is {in_plans!r}, not a path or an address; correct the plans")
         return _existing(in_plans, named_by, download=False, log=log), "the plans"
     in_variable = os.environ.get(VARIABLE)
     if in_variable:

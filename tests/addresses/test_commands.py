@@ -103,5 +103,5 @@ def test_the_variable_is_the_users_word_and_plans_are_not(
     assert find_encoder_checkpoint(plans) == (located, "the plans")
     assert server.requests == []
     monkeypatch.setenv("PGL_CHECKPOINT", "hf://me/other")
-    with pytest.raises(CheckpointError, match=r"there is no such repository for you.*variable PGL_CHECKPOINT"):
+    with pytest.raises(CheckpointError, match=r"not found, or not accessible to you.*variable PGL_CHECKPOINT"):
         find_encoder_checkpoint({})

@@ -138,9 +138,9 @@ def test_the_checksum_of_the_address(hub: Server) -> None:
 
 def test_refusals_of_the_hub_end_in_one_line(hub: Server) -> None:
     path = f"/{REPO}/resolve/main/checkpoint_final.pth"
-    assert "there is no such repository for you" in refused("hf://me/private")
+    assert "not found, or not accessible to you" in refused("hf://me/private")
     hub.files["/me/gated/resolve/main/checkpoint_final.pth"] = File(status=403, headers={"X-Error-Code": "GatedRepo"})
-    assert "its authors want to be asked for access" in refused("hf://me/gated")
+    assert "access must be requested on its page" in refused("hf://me/gated")
     hub.files[f"/{REPO}/resolve/v9/checkpoint_final.pth"] = File(
         status=404, headers={"X-Error-Code": "RevisionNotFound"}
     )

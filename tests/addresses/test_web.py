@@ -61,7 +61,7 @@ def test_nothing_is_downloaded_without_the_users_word(
         address, download=False
     )
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "not in the cache, and HF_HUB_OFFLINE forbids to download it" in refused(address)
+    assert "not in the cache, and HF_HUB_OFFLINE forbids downloading it" in refused(address)
     assert server.requests == []
     assert not cache.exists()
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from nnunetv2_pgl.addresses import locate
 from nnunetv2_pgl.checkpoint import load_encoder_network
-from nnunetv2_pgl.features.preprocessing import PreprocessedImage, Preprocessing
+from nnunetv2_pgl.errors import PGLError
+from nnunetv2_pgl.features.preprocessing import PreprocessedImage, Preprocessing, as_points
 from nnunetv2_pgl.networks import Encoder, FeatureGrid
 
 
@@ -38,6 +39,9 @@ def load_encoder(checkpoint: str | os.PathLike[str]) -> tuple[Encoder, Preproces
     return encoder, Preprocessing.from_checkpoint(content, str(path))
 
 
+_MARGIN = 1.0  # voxels beyond the image that rounding and cropping may cost
+
+
 @dataclass(frozen=True)
 class DenseFeatures:
     """Features of an image in cells of equal size that fill it.
@@ -56,8 +60,17 @@ class DenseFeatures:
     image: PreprocessedImage
 
     def at(self, points: Any) -> Tensor:
-        """Features (N, C) at points (N, 3), interpolated between the centres of cells."""
-        cells = self.image.from_original(points) / torch.tensor(self.step) - 0.5
+        """Features (N, C) at points (N, 3), interpolated between the centres of cells.
+
+        Raises:
+            PGLError: A point lies outside the image, or where its preprocessing has cropped it.
+        """
+        inside = self.image.from_original(points)
+        size = torch.tensor(self.image.values.shape[2:])
+        if (wrong := ((inside < -_MARGIN) | (inside > size + _MARGIN)).any(dim=1)).any():
+            point = as_points(points)[wrong][0].tolist()
+            raise PGLError(f"the point {point} (z, y, x) lies outside the image, or in its border of zeros")
+        cells = inside / torch.tensor(self.step) - 0.5
         return _interpolated(self.values, cells.to(self.values))
 
     def centres(self) -> Tensor:
@@ -67,7 +80,7 @@ class DenseFeatures:
         return self.image.to_original(cells * torch.tensor(self.step)).reshape(cells.shape)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def dense_features(encoder: Encoder, image: PreprocessedImage, overlap: float = 0.5) -> DenseFeatures:
     """Features of a whole image.
 
@@ -88,7 +101,10 @@ def dense_features(encoder: Encoder, image: PreprocessedImage, overlap: float = 
     window = [v // s for v, s in zip(view, step, strict=True)]
     padded = [max(pair) for pair in zip(size, window, strict=True)]
     pads = [cells * s - n for cells, s, n in zip(padded, step, image.values.shape[2:], strict=True)]
-    device = next(encoder.parameters()).device
+    if not 0 <= overlap < 1:
+        raise PGLError(f"overlap {overlap}: must be from 0 to less than 1")
+    parameter = next(encoder.parameters())
+    device, dtype = parameter.device, parameter.dtype
     values = F.pad(image.values.to(device), [p for pad in reversed(pads) for p in (0, pad)], mode="replicate")
     weight = _weight(window).to(device)
     places = _places(grid, window, step).to(device)
@@ -96,7 +112,7 @@ def dense_features(encoder: Encoder, image: PreprocessedImage, overlap: float = 
     starts = compute_steps_for_sliding_window(tuple(padded), tuple(window), 1 - overlap)
     for start in torch.cartesian_prod(*map(torch.tensor, starts)).tolist():
         z, y, x = (slice(a * s, a * s + v) for a, s, v in zip(start, step, view, strict=True))
-        features = _interpolated(encoder(values[:, :, z, y, x])[stage][0].float(), places)
+        features = _interpolated(encoder(values[:, :, z, y, x].to(dtype))[stage][0].float(), places)
         total = torch.zeros(features.shape[1], *padded, device=device) if total is None else total
         z, y, x = (slice(a, a + w) for a, w in zip(start, window, strict=True))
         total[:, z, y, x] += features.T.reshape(-1, *window) * weight

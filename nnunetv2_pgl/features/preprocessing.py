@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from numpy.typing import NDArray
 from torch import Tensor
 
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint
-from nnunetv2_pgl.errors import PGLError, counted
-from nnunetv2_pgl.files import unpacked_size
+from nnunetv2_pgl.errors import PGLError, counted, size_text
+from nnunetv2_pgl.features.reading import read_image, triple
 
+_MAX_VOXELS = 2**32  # beyond any scan, 16 GB in float32
+_HU_RANGE = (-1024, 325)  # what pgl_pretrain clips CT to without a plan
 _RESAMPLING = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}  # of nnU-Net's default plans
 
 
@@ -45,12 +46,12 @@ class PreprocessedImage:
 
     def from_original(self, points: Any) -> Tensor:
         """Points (N, 3) of the original image in voxels of ``values``."""
-        points = torch.as_tensor(np.asarray(points), dtype=torch.float64).reshape(-1, 3)[:, list(self.axes)]
+        points = as_points(points)[:, list(self.axes)]
         return (points - torch.tensor(self.start)) * torch.tensor(self.scale, dtype=torch.float64)
 
     def to_original(self, points: Any) -> Tensor:
         """The inverse of `from_original`."""
-        points = torch.as_tensor(np.asarray(points), dtype=torch.float64).reshape(-1, 3)
+        points = as_points(points)
         points = points / torch.tensor(self.scale, dtype=torch.float64) + torch.tensor(self.start)
         return points[:, [self.axes.index(axis) for axis in range(3)]]
 
@@ -65,7 +66,8 @@ class Preprocessing:
     Attributes:
         channels: Image channels of the encoder.
         spacing: Voxel size (z, y, x) in mm to resample to; None keeps that of the image.
-        clip: Window of the intensities, in Hounsfield units; None for none.
+        clip: Window of the intensities of CT, in Hounsfield units; None for none.
+        is_ct: Per channel, whether it is CT.
         plan: What nnU-Net's preprocessor reads from plans, if a plan was followed.
         view_size: Voxels (z, y, x) that the encoder saw at a time.
         stage: The deepest map that the pre-training has trained: -1, or further up.
@@ -74,6 +76,7 @@ class Preprocessing:
     channels: int
     spacing: tuple[float, float, float] | None
     clip: tuple[float, float] | None
+    is_ct: tuple[bool, ...]
     plan: dict[str, Any] | None
     view_size: tuple[int, int, int]
     stage: int = -1
@@ -107,16 +110,28 @@ class Preprocessing:
                 "foreground_intensity_properties_per_channel": properties or {str(n): {} for n in range(len(schemes))},
                 **known,
             }
+        channels, recorded = int(architecture["in_channels"]), pgl.get("preprocessing") or {}
         spacing = None if config.get("spacing") == "native" and plan is None else pgl.get("spacing")
-        clip = intensity.get("clip") if plan is None else None
+        if plan is None and spacing is not None:
+            given = config.get("spacing")  # of files of earlier versions: numbers, or "median"
+            spacing = recorded.get("target_spacing") or (given if isinstance(given, list | tuple) else spacing)
+        is_ct = recorded.get("is_ct", [intensity.get("modality") == "ct"] * channels)
+        if plan is None and is_ct is None:
+            raise PGLError(
+                f"{path}: was pre-trained on CT and on other scans, which were preprocessed differently; preprocess "
+                "images with pretraining.data, and use nnunetv2_pgl.checkpoint.load_encoder_network"
+            )
+        is_ct = tuple(map(bool, is_ct or [])) if plan is None else (False,) * channels
+        clip = (intensity.get("clip") or _HU_RANGE) if any(is_ct) else None
         # Stages that the loss did not reach are the last ones of nnU-Net's encoders.
         untrained = len([name for name in pgl.get("untrained_stages") or () if str(name).startswith("stages.")])
         return cls(
-            int(architecture["in_channels"]),
-            None if spacing is None else _three(spacing),
+            channels,
+            None if spacing is None else triple(spacing),
             None if clip is None else (float(clip[0]), float(clip[1])),
+            is_ct,
             plan,
-            _three(view_size),
+            triple(view_size),
             -1 - untrained,
         )
 
@@ -135,7 +150,7 @@ class Preprocessing:
         Raises:
             PGLError: A file cannot be read, or the image does not suit the encoder.
         """
-        array, spacing, name = _read(image, spacing)
+        array, spacing, name = read_image(image, spacing)
         if len(array) != self.channels:
             raise PGLError(
                 f"{name}: has {counted(len(array), 'channel')}, the encoder takes {self.channels}; give one file for "
@@ -143,23 +158,25 @@ class Preprocessing:
             )
         if not np.isfinite(array).all():
             raise PGLError(f"{name}: holds NaN or infinite values")
+        ct = [channel for channel, is_ct in enumerate(self.is_ct) if is_ct]
         if self.clip is not None:
-            array = np.clip(array, *self.clip)
+            array[ct] = np.clip(array[ct], *self.clip)
         plans, configuration = self._managers(spacing)
+        _require_size(array.shape[1:], spacing, configuration.spacing, plans.transpose_forward, name)
         preprocessor = configuration.preprocessor_class(verbose=False)
         properties: dict[str, Any] = {"spacing": list(spacing)}
         values, _, properties = preprocessor.run_case_npy(array, None, properties, plans, configuration, {})
         if self.plan is None:
-            values = np.rint(values) if self.clip is not None else values
+            values[ct] = np.rint(values[ct])
             mean, std = (f(values, axis=(1, 2, 3), keepdims=True, dtype=np.float64) for f in (np.mean, np.std))
             if (std == 0).any():
                 raise PGLError(f"{name}: a channel is constant once preprocessed; is it the modality of the encoder?")
             values = (values - mean) / std
-        axes = _three(plans.transpose_forward)
+        axes = triple(plans.transpose_forward)
         cropped = properties["shape_after_cropping_and_before_resampling"]
-        scale = _three(int(new) / int(old) for new, old in zip(values.shape[1:], cropped, strict=True))
-        voxel = _three(float(spacing[axis]) / factor for axis, factor in zip(axes, scale, strict=True))
-        start = _three(int(begin) for begin, _ in properties["bbox_used_for_cropping"])
+        scale = triple(int(new) / int(old) for new, old in zip(values.shape[1:], cropped, strict=True))
+        voxel = triple(float(spacing[axis]) / factor for axis, factor in zip(axes, scale, strict=True))
+        start = triple(int(begin) for begin, _ in properties["bbox_used_for_cropping"])
         tensor = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))[None]
         return PreprocessedImage(tensor, voxel, axes, start, scale, self)
 
@@ -188,31 +205,19 @@ class Preprocessing:
         return PlansManager(values), ConfigurationManager(values)
 
 
-def _read(image: Any, spacing: Sequence[float] | None) -> tuple[NDArray[np.float32], tuple[float, float, float], str]:
-    """The image as (channel, z, y, x), its spacing, and a name for messages."""
-    if isinstance(image, np.ndarray):
-        if spacing is None or len(spacing) != 3 or min(spacing) <= 0:
-            raise PGLError(f"an array needs its spacing, three positive numbers in mm (z, y, x), got {spacing}")
-        if image.ndim not in (3, 4):
-            raise PGLError(f"an array must be (z, y, x) or (channel, z, y, x), got the shape {image.shape}")
-        array = image.astype(np.float32)
-        return array.reshape(-1, *array.shape[-3:]), _three(spacing), "the array"
-    files = [os.fspath(file) for file in ([image] if isinstance(image, str | os.PathLike) else image)]
-    for file in files:
-        if not os.path.isfile(file):
-            raise PGLError(f"{file}: no such file; a DICOM series is read by pretraining.data")
-        if file.endswith(".gz") and not unpacked_size(file):  # SimpleITK reads zeros instead of what is missing
-            raise PGLError(f"{file}: is truncated or damaged; copy it again")
-    try:
-        array, properties = SimpleITKIO().read_images(files)
-    except (RuntimeError, AssertionError) as error:
-        reason = (str(error).strip() or "its channels differ").splitlines()[-1]
-        raise PGLError(f"{files[0]}: cannot be read ({reason})") from error
-    if array.ndim != 4 or min(array.shape[1:]) < 2:
-        raise PGLError(f"{files[0]}: is not a 3D image (its shape is {array.shape[1:]})")
-    return array, _three(properties["spacing"]), files[0]
+def _require_size(shape: Any, spacing: Any, target: Any, axes: Any, name: str) -> None:
+    """Refuses images that resampling would leave nothing of, or make larger than memory."""
+    sizes = [shape[axis] * spacing[axis] / wanted for axis, wanted in zip(axes, target, strict=True)]
+    if min(sizes) < 1.5 or np.prod(sizes) > _MAX_VOXELS:
+        shown = size_text(round(size, 1) for size in sizes)
+        raise PGLError(f"{name}: would have {shown} voxels at the spacing of the pre-training; check its header")
 
 
-def _three(values: Any) -> tuple[Any, Any, Any]:
-    z, y, x = values
-    return z, y, x
+def as_points(points: Any) -> Tensor:
+    """Points (N, 3), or one point, as float64 on the CPU; a ValueError if they are something else."""
+    if isinstance(points, Tensor):
+        points = points.detach().to("cpu", torch.float64)
+    found = np.ascontiguousarray(points, dtype=np.float64)
+    if found.size % 3 or (found.size and found.shape[-1] != 3) or not np.isfinite(found).all():
+        raise PGLError(f"points must be finite numbers (z, y, x), one row for each, got the shape {found.shape}")
+    return torch.from_numpy(found).reshape(-1, 3)

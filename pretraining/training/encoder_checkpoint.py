@@ -14,8 +14,10 @@ from nnunetv2_pgl.environment import versions
 from nnunetv2_pgl.formats.nnssl import adaptation_plan
 from nnunetv2_pgl.methods import METHODS
 from nnunetv2_pgl.networks import Encoder, PlannedEncoder
+from pretraining.data import Volume
 from pretraining.data.default_preprocessing import HU_RANGE
 from pretraining.data.planned_preprocessing import CT_SCHEME
+from pretraining.data.store import read_record
 from pretraining.objectives import Objective
 from pretraining.settings.config import PretrainConfig
 
@@ -30,6 +32,7 @@ def make_checkpoint(
     manifest: dict[str, Any] | None = None,
     sources: Sequence[dict[str, Any]] = (),
     baseline: dict[str, Any] | None = None,
+    preprocessing: dict[str, Any] | None = None,
 ) -> EncoderCheckpoint:
     """The online encoder with all that its users need to know.
 
@@ -44,6 +47,7 @@ def make_checkpoint(
         manifest: Hash of the manifest and number of scans per source, as in `Manifest.summary`.
         sources: Where the scans are from, as `described_sources` gives them.
         baseline: The correspondence before training.
+        preprocessing: What `recorded_preprocessing` says of the volumes.
     """
     encoder = objective.encoder
     # Stages that the loss does not reach, see `PGL`'s stages.
@@ -72,6 +76,7 @@ def make_checkpoint(
         "sources": list(sources),
         "intensity": _intensity(is_ct, config.preprocessing),
         "spacing": [float(s) for s in spacing],
+        "preprocessing": preprocessing,
         "view_size": list(config.views.size),
         "metrics": _floats(last_record),
         "metrics_before": _floats(baseline or {}),
@@ -85,6 +90,20 @@ def make_checkpoint(
     }
     citations = [dict(citation) for citation in METHODS[config.method].citations]
     return EncoderCheckpoint(weights, pgl, _adaptation_plan(pgl, encoder), citations, objective.kept_decoder())
+
+
+def recorded_preprocessing(volumes: Sequence[Volume], config: PretrainConfig) -> dict[str, Any] | None:
+    """What the preprocessing of further images needs to know and the settings do not say; None where a plan does.
+
+    These are "target_spacing", which all scans were resampled to (None: each kept its own; the median of the spacings
+    that they have since is off by parts of a voxel), and "is_ct" of each channel of the encoder (None: it varies).
+    """
+    if config.preprocessing is not None:
+        return None
+    each = config.channels == "each"
+    kinds = {kind for volume in volumes for kind in ([(ct,) for ct in volume.is_ct] if each else [tuple(volume.is_ct)])}
+    target = read_record(volumes[0].path)["settings"].get("spacing")
+    return {"target_spacing": target, "is_ct": list(kinds.pop()) if len(kinds) == 1 else None}
 
 
 def _floats(record: dict[str, Any]) -> dict[str, float]:

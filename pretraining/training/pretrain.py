@@ -20,7 +20,7 @@ from pretraining.launching.distributed import Processes, process_group
 from pretraining.launching.stopping import StopSignals
 from pretraining.settings.config import PretrainConfig
 from pretraining.settings.table import RunOptions
-from pretraining.training.encoder_checkpoint import make_checkpoint
+from pretraining.training.encoder_checkpoint import make_checkpoint, recorded_preprocessing
 from pretraining.training.experiment_loggers import ExperimentLoggers
 from pretraining.training.loop import Runtime, train
 from pretraining.training.memory import require_fitting_batch, suggesting_a_smaller_batch
@@ -140,6 +140,7 @@ def _finish(
         *(state.objective, config, spacing, is_ct, len(pool.training), last, manifest.summary()),
         sources=described,
         baseline=state.baseline,
+        preprocessing=recorded_preprocessing(pool.volumes, config),
     )
     save_checkpoint(checkpoint, folder.final)
     folder.release()

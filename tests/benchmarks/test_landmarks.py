@@ -58,9 +58,8 @@ def test_distances_are_in_mm_between_what_is_found_and_the_landmark(tmp_path: Pa
     ]
     torch.manual_seed(0)
     values = torch.randn(32, *SHAPE)
-    image = PreprocessedImage(
-        values[None], (3, 2, 1), (0, 1, 2), (0, 0, 0), (1.0, 1.0, 1.0), Preprocessing(1, None, None, None, (8, 8, 8))
-    )
+    how = Preprocessing(1, None, None, (False,), None, (8, 8, 8))
+    image = PreprocessedImage(values[None], (3, 2, 1), (0, 1, 2), (0, 0, 0), (1.0, 1.0, 1.0), how)
     of_both = [DenseFeatures(v, (1, 1, 1), image) for v in (values, values.roll((2, 6, 0), (1, 2, 3)))]
     found = distances(patients, {"pre-trained": of_both, "random weights": [of_both[0]] * 2})
     assert found["organ"]["pre-trained"] == pytest.approx([4.0, 4.0])  # two voxels of 2 mm

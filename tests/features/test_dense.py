@@ -13,6 +13,7 @@ from torch import Tensor
 
 import nnunetv2_pgl
 from nnunetv2_pgl.checkpoint import CheckpointError
+from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.features import (
     PreprocessedImage,
     Preprocessing,
@@ -40,7 +41,7 @@ def place_image(size: tuple[int, int, int], start: tuple[int, int, int] = (0, 0,
     lines = [torch.arange(n) + 0.5 + first for n, first in zip(size, start, strict=True)]
     places = torch.stack(torch.meshgrid(*lines, indexing="ij"))
     values = torch.cat((places, torch.full((1, *size), FAR)))[None].float()
-    preprocessing = Preprocessing(4, None, None, None, VIEW)
+    preprocessing = Preprocessing(4, None, None, (False,) * 4, None, VIEW)
     return replace(PreprocessedImage(values, (1, 1, 1), (0, 1, 2), start, (1.0, 1.0, 1.0), preprocessing), **changes)
 
 
@@ -77,7 +78,7 @@ def test_a_single_window_holds_the_encoder_s_own_map() -> None:
     torch.manual_seed(0)
     encoder = ResNet50Encoder(1, (4, 8, 8), "instance").eval()
     values = torch.randn(1, 1, *VIEW)
-    preprocessing = Preprocessing(1, None, None, None, VIEW, stage=-2)
+    preprocessing = Preprocessing(1, None, None, (False,), None, VIEW, stage=-2)
     image = PreprocessedImage(values, (1, 1, 1), (0, 1, 2), (0, 0, 0), (1.0, 1.0, 1.0), preprocessing)
     features = dense_features(encoder, image)
     with torch.no_grad():
@@ -155,3 +156,27 @@ def test_load_encoder_of_a_checkpoint(tmp_path: Path) -> None:
         nnunetv2_pgl.load_encoders  # noqa: B018
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         load_encoder(tmp_path / "none.pth")
+
+
+def test_points_that_are_none_or_outside_are_refused() -> None:
+    features = dense_features(_Place((2, 4, 4)), place_image((8, 16, 16)))
+    for points in ([[-100.0, 5.0, 5.0]], [[4.0, 8.0, 99.0]], [[float("nan"), 1, 1]], [[1, 2], [3, 4], [5, 6]]):
+        with pytest.raises(PGLError, match=r"lies outside the image|must be finite numbers"):
+            features.at(points)
+    assert features.at([]).shape == (0, 4)
+    with pytest.raises(PGLError, match="overlap 1"):
+        dense_features(_Place((2, 4, 4)), place_image((8, 16, 16)), overlap=1)
+
+
+def test_features_can_be_trained_on() -> None:
+    """They carry no gradient of the encoder, but are ordinary tensors."""
+    features = dense_features(_Place((2, 4, 4)), place_image((8, 16, 16)))
+    torch.nn.Linear(4, 1)(features.values.flatten(1).T).sum().backward()
+
+
+def test_an_encoder_in_double_precision() -> None:
+    torch.manual_seed(0)
+    encoder = ResNet50Encoder(1, (4, 8, 8), "instance").eval()
+    image = place_image(VIEW, values=torch.randn(1, 1, *VIEW))
+    single = dense_features(encoder, image).values
+    torch.testing.assert_close(dense_features(encoder.double(), image).values, single, atol=0.02, rtol=0)

@@ -15,7 +15,9 @@ from nnunetv2_pgl.checkpoint import EncoderCheckpoint
 from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.features import Preprocessing
 from pretraining.data import PlannedPreprocessing, Scan, preprocess
-from pretraining.training.encoder_checkpoint import _intensity
+from pretraining.settings.config import PretrainConfig
+from pretraining.training.encoder_checkpoint import _intensity, recorded_preprocessing
+from pretraining.views import ViewSettings
 
 SPACING = (3.0, 1.0, 1.5)
 SHAPE = (14, 26, 22)
@@ -156,19 +158,63 @@ def test_images_that_do_not_suit(tmp_path: Path) -> None:
     flat = write(tmp_path, np.full(SHAPE, 40.0), "flat")
     holes = noise()
     holes[5, 5, 5] = np.nan
+    plain = tmp_path / "plain.nii"
+    sitk.WriteImage(sitk.ReadImage(str(file)), str(plain))
+    half, flat_header = tmp_path / "half.nii", tmp_path / "header.nii"
+    half.write_bytes(plain.read_bytes()[: plain.stat().st_size // 2])
+    content = bytearray(plain.read_bytes())
+    content[80:84] = np.float32(0).tobytes()  # pixdim[1], which ITK would take for 1 mm
+    flat_header.write_bytes(content)
     slab = tmp_path / "slice.nii.gz"
     sitk.WriteImage(sitk.GetImageFromArray(np.ones((20, 20), np.float32)), str(slab))
     for image, message in [
-        (tmp_path / "none.nii.gz", "none.nii.gz: no such file"),
+        (tmp_path / "none.nii.gz", "none.nii.gz: is no file"),
         (broken, "broken.nii.gz: is truncated or damaged"),
         ([file, file], "has 2 channels, the encoder takes 1"),
         (flat, "flat.nii.gz: a channel is constant"),
         (slab, "slice.nii.gz: is not a 3D image"),
+        (write(tmp_path, holes, "holes"), "holes.nii.gz: holds NaN or infinite values"),
+        (half, "half.nii: is truncated"),
+        (flat_header, "header.nii: states the spacing"),
+        ([], "no file is given"),
+        (5, "not a int"),
         (noise(), "an array needs its spacing"),
     ]:
         with pytest.raises(PGLError, match=message) as caught:
             preprocess_image(image)
         assert "\n" not in str(caught.value)
+    for array, spacing in [(noise(), (3.0, 0.0, 1.5)), (noise(), (3.0, float("nan"), 1.5)), (noise(), (1e-6,) * 3)]:
+        with pytest.raises(PGLError, match=r"three positive numbers|would have .* voxels"):
+            preprocess_image(array, spacing)
+    of_tensor = preprocess_image(torch.from_numpy(noise()), torch.tensor(SPACING)).values
+    torch.testing.assert_close(of_tensor, preprocess_image(noise(), SPACING).values)
     for array, message in [(holes, "holds NaN"), (np.ones((20, 20)), r"must be \(z, y, x\)")]:
         with pytest.raises(PGLError, match=message):
             preprocess_image(array, SPACING)
+
+
+def test_the_target_spacing_is_the_pre_training_s_not_the_median_of_what_came_out() -> None:
+    """Resampling to whole voxels leaves spacings beside the target; from their median others would follow."""
+    recorded = {"preprocessing": {"target_spacing": [1.3, 1.3, 1.3], "is_ct": [False]}, "spacing": [1.3, 1.31, 1.28]}
+    of_run = checkpoint(_intensity(False, None), config={"spacing": "median"}, **recorded)
+    assert Preprocessing.from_checkpoint(of_run, "a.pth").spacing == (1.3, 1.3, 1.3)
+    earlier = checkpoint(_intensity(False, None), config={"spacing": [1.3, 1.3, 1.3]}, spacing=[1.3, 1.31, 1.28])
+    assert Preprocessing.from_checkpoint(earlier, "a.pth").spacing == (1.3, 1.3, 1.3)
+
+
+def test_ct_among_other_channels_is_clipped_alone(tmp_path: Path) -> None:
+    files = [write(tmp_path, noise(channel), f"c{channel}") for channel in range(2)]
+    scan = Scan("a", "a", "in", "in", tuple(map(str, files)), ("CT", "MR"), (True, False))
+    (volume,), _ = preprocess([scan], tmp_path / "store", crop_size=(8, 8, 8), processes=1, spacing=(2.0, 1.3, 1.1))
+    config = PretrainConfig(("in",), spacing=(2.0, 1.3, 1.1), views=ViewSettings(channels="joint"))
+    recorded = recorded_preprocessing([volume], config)
+    assert recorded == {"target_spacing": [2.0, 1.3, 1.1], "is_ct": [True, False]}
+    of_run = checkpoint(_intensity(False, None), 2, spacing=volume.spacing, preprocessing=recorded)
+    image = Preprocessing.from_checkpoint(of_run, "a.pth")(files)
+    for channel in range(2):
+        values = volume.read(channel, (0, 0, 0), volume.shape[1:]).astype(np.float64)
+        expected = (values - volume.mean[channel]) / volume.std[channel]
+        np.testing.assert_allclose(image.values[0, channel].numpy(), expected, atol=2e-3)
+    mixed = checkpoint(_intensity(False, None), preprocessing={"target_spacing": None, "is_ct": None})
+    with pytest.raises(PGLError, match=r"a\.pth: was pre-trained on CT and on other scans"):
+        Preprocessing.from_checkpoint(mixed, "a.pth")

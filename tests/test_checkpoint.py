@@ -141,3 +141,16 @@ def test_a_decoder_that_is_missing_or_does_not_fit_is_named(saved: Path, tmp_pat
     with pytest.raises(CheckpointError, match=r"does not fit this network \(decoder\..*-strides"):
         load_decoder(segmenter, checkpoint, "some.pth")
     assert all(torch.equal(value, before[key]) for key, value in segmenter.state_dict().items())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1j])
+def test_weights_from_which_no_training_can_start(tmp_path: Path, value: complex) -> None:
+    checkpoint = make_checkpoint(ResNet50Encoder())
+    key = "stage1.0.conv1.weight"
+    weight = checkpoint.encoder_weights[key].to(torch.complex64 if isinstance(value, complex) else torch.float32)
+    weight.view(-1)[7] = value
+    save_checkpoint(
+        replace(checkpoint, encoder_weights={**checkpoint.encoder_weights, key: weight}), tmp_path / "a.pth"
+    )
+    with pytest.raises(CheckpointError, match=rf"a\.pth: encoder\.{key} holds NaN, infinite or complex values"):
+        load_checkpoint(tmp_path / "a.pth")

@@ -30,6 +30,7 @@ class File:
         headers: More headers.
         breaks: For each request to come, after how many bytes the connection ends; then it does not.
         ranges: Whether parts can be asked for.
+        ignores_if_range: Whether it sends them of whatever the file is by now.
     """
 
     content: bytes = b""
@@ -37,6 +38,7 @@ class File:
     headers: dict[str, str] = field(default_factory=dict)
     breaks: list[int] = field(default_factory=list)
     ranges: bool = True
+    ignores_if_range: bool = False
 
 
 @dataclass
@@ -105,7 +107,7 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
                 file = File(status=404 if known or "/resolve/" not in path else 401, headers={"X-Error-Code": code})
             start = 0
             asked = re.fullmatch(r"bytes=(\d+)-", request.headers.get("range", ""))
-            same = request.headers.get("if-range") in (None, file.headers.get("ETag"))
+            same = file.ignores_if_range or request.headers.get("if-range") in (None, file.headers.get("ETag"))
             if asked and file.ranges and same:
                 start = int(asked[1])
             status = 206 if start else file.status

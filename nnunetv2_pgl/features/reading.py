@@ -54,14 +54,17 @@ def read_image(
 
 def _require_whole_nifti(file: str) -> None:
     """Refuses NIfTI of which SimpleITK would make up spacings or voxels, without a word."""
+    there = unpacked_size(file) if file.lower().endswith(".gz") else os.path.getsize(file)
+    if not there:
+        raise PGLError(f"{file}: is truncated or damaged; copy it again")
     try:
+        with nibabel.openers.ImageOpener(file) as opened:  # nibabel itself corrects spacings without a word
+            pixdim = nibabel.Nifti1Header.from_fileobj(opened, check=False)["pixdim"][1:4]
         image = nibabel.Nifti1Image.from_filename(file)
         header, values = image.header, image.dataobj
-        voxels, size = header.get_data_dtype(), header["vox_offset"] + math.prod(values.shape) * header["bitpix"] / 8
-        there = unpacked_size(file) if file.lower().endswith(".gz") else os.path.getsize(file)
+        voxels, size = header.get_data_dtype(), math.prod(values.shape) * int(header["bitpix"]) / 8
     except Exception as error:  # whatever nibabel makes of a damaged header
         raise PGLError(f"{file}: cannot be read ({type(error).__name__}: {error})") from error
-    pixdim = header["pixdim"][1:4]
     if there < size:
         raise PGLError(f"{file}: is truncated or damaged; copy it again")
     if len(values.shape) != 3 or voxels.kind not in "biuf":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import shlex
 import shutil
 import signal
 import ssl
@@ -20,7 +21,8 @@ from nnunetv2_pgl.formats.weights_only import CheckpointError
 from tests.web_server import File, Server
 
 BLOCK = 1 << 16
-CONTENT = os.urandom(3_000_000)
+START = b"PK\x03\x04"  # as files of torch.save begin
+CONTENT = START + os.urandom(3_000_000)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
@@ -98,7 +100,7 @@ def test_a_later_command_continues_what_an_earlier_one_has_left(server: Server, 
 def test_a_file_that_has_changed_meanwhile_is_not_mixed(server: Server, ranges: bool) -> None:
     address = server.put("/encoder.pth", CONTENT, breaks=[8 * BLOCK] * 4)
     refused(address)
-    other = os.urandom(2_600_000)
+    other = START + os.urandom(2_600_000)
     server.put("/encoder.pth", other, ranges=ranges)
     assert locate(address).path.read_bytes() == other
 
@@ -241,3 +243,31 @@ def test_a_full_disk_ends_in_one_line_and_leaves_nothing_that_looks_whole(server
     assert leftovers(cache) == ["encoder.pth.incomplete", "encoder.pth.incomplete.etag"]
     assert locate(address).path.read_bytes() == CONTENT
     assert sum(request.sent for request in server.gets()[1:]) == len(CONTENT) - 1_500_000
+
+
+def test_a_part_of_another_file_is_not_added(server: Server) -> None:
+    """A server that ignores If-Range sends the rest of what the file is by now; its ETag gives it away."""
+    address = server.put("/encoder.pth", CONTENT, breaks=[8 * BLOCK] * 9)
+    refused(address)
+    (partial,) = Path(constants.HF_ASSETS_CACHE).rglob("*.incomplete")
+    partial.with_name(f"{partial.name}.etag").write_text('"of another file"')
+    server.put("/encoder.pth", CONTENT, ignores_if_range=True)
+    assert locate(address).path.read_bytes() == CONTENT
+    ranges = [request.headers.get("range") is not None for request in server.gets()]
+    assert ranges[-2:] == [True, False]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"error": 1}', b"<html></html>"])
+def test_an_error_of_the_server_does_not_become_the_checksum(server: Server, cache: Path, content: bytes) -> None:
+    address = server.put("/encoder.pth", content)
+    assert "the server sends no checkpoint but text or nothing" in refused(address)
+    server.put("/encoder.pth", CONTENT)
+    assert locate(address).path.read_bytes() == CONTENT
+
+
+def test_an_address_of_strangers_plans_cannot_leave_its_quotes() -> None:
+    with pytest.raises(CheckpointError) as caught:
+        locate("https://example.org/x';touch /tmp/y;'", download=False)
+    command = str(caught.value).partition("download it with: ")[2]
+    assert shlex.split(command)[:1] == ["pgl_info"]
+    assert len(shlex.split(command)) == 2

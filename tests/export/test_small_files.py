@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 from nnunetv2_pgl.checkpoint import load_checkpoint, save_checkpoint
 from nnunetv2_pgl.export.hub_folder import export_entry
+from nnunetv2_pgl.export.weights_file import fits_half, halved
 from nnunetv2_pgl.files import sha256_of
 from tests.export.test_export_command import FILES, card_of, checkpoint_of, refusal
 
@@ -123,3 +125,14 @@ def test_what_is_wrong_costs_one_line(
         assert capsys.readouterr().err.count("\n") == 1
     export(saved, "-o", tmp_path / "mine.pth", "--overwrite")
     assert load_checkpoint(tmp_path / "mine.pth").pgl["epochs"] == 40
+
+
+@pytest.mark.parametrize("scale", [1e19, 1e-25, 1e-9])
+def test_extreme_weights_stay_as_they_are(scale: float) -> None:
+    """Their norms in float32 are infinite or zero, with which every comparison would hold."""
+    weight = torch.randn(4, 4, 3, 3, 3, generator=torch.Generator().manual_seed(0)) * scale
+    assert not fits_half(weight)
+    assert fits_half(weight / scale)
+    kept = halved(replace(checkpoint_of(), encoder_weights={"conv.weight": weight}, decoder_weights={}))
+    assert torch.equal(kept.encoder_weights["conv.weight"], weight)
+    assert "precision" not in kept.pgl  # nothing was rounded

@@ -133,11 +133,11 @@ def corresponding_points(source: DenseFeatures, points: Any, target: DenseFeatur
 
     Returns:
         For each point the centre (N, 3) of the cell of the other image whose features are most alike, and the cosine
-        (N,) of the two, each less the mean of its image.
+        (N,) of the two, after subtracting the mean of both images.
     """
-    asked = source.at(points) - source.values.mean(dim=(1, 2, 3))
-    known = (target.values - target.values.mean(dim=(1, 2, 3), keepdim=True)).flatten(1)
-    cosines = F.normalize(asked, dim=1) @ F.normalize(known, dim=0)
+    known = target.values.flatten(1)
+    mean = torch.cat((source.values.flatten(1), known), dim=1).mean(dim=1)  # that of each alone depends on its extent
+    cosines = F.normalize(source.at(points) - mean, dim=1) @ F.normalize(known - mean[:, None], dim=0)
     best = cosines.max(dim=1)
     return target.centres().reshape(-1, 3)[best.indices.cpu()], best.values
 

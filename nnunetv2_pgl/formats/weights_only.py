@@ -116,6 +116,13 @@ def _number(kind: object, value: object = None) -> bool | int | float:
     return number
 
 
+def _bytes(text: object, encoding: object) -> bytes:
+    """Stands in for ``_codecs.encode``, by which pickles of the second protocol hold bytes (torch before 2.5)."""
+    if not isinstance(text, str) or encoding != "latin1":
+        raise pickle.UnpicklingError("bytes in an encoding other than Latin-1")
+    return text.encode("latin1")
+
+
 def _named(module: str, name: str, stand_in: Any) -> Any:
     """A stand-in under the name that files have for the original, as releases of torch before 2.6 look for it."""
     stand_in.__module__, stand_in.__name__, stand_in.__qualname__ = module, name, name
@@ -126,6 +133,7 @@ _STAND_INS = [
     _named("numpy", "dtype", type("dtype", (_NumpyType,), {})),
     _named("numpy._core.multiarray", "scalar", lambda *values: _number(*values)),
     _named("numpy.core.multiarray", "scalar", lambda *values: _number(*values)),  # before numpy 2
+    _named("_codecs", "encode", lambda *values: _bytes(*values)),
 ]
 
 

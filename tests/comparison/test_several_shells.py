@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
@@ -125,7 +126,8 @@ def test_a_pre_training_that_ended_without_a_result(
     compare.call(*TINY, "--only", "prepare")
     with lock_of(compare, "pretrain_pgl") as other:
         other.take()
-        monkeypatch.setattr(schedule.time, "sleep", lambda _: other.__exit__(None, None, None))
+        until_next_look = SimpleNamespace(sleep=lambda _: other.__exit__(None, None, None))  # not for the lock's own
+        monkeypatch.setattr(schedule, "time", until_next_look)
         ran, code = compare.call(*TINY, *(("--only", "train") if how == "only train" else ()))
     assert f"Waiting for pre-training pgl: in progress in {SELF}" in compare.output
     commands = [line.split()[0] for line in ran]

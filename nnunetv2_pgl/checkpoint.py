@@ -105,6 +105,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> EncoderCheckpoint:
         encoder, pgl, decoder = _read(content)
     except PGLError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    few_bits = {str(value.dtype) for value in state_dict_of(content).values() if _has_few_bits(value)}
+    if few_bits and not pgl.get("precision"):
+        pgl = {**pgl, "precision": ", ".join(sorted(few_bits)).replace("torch.", "")}
     plan = plan if isinstance(plan, dict) else {}
     citations = [entry for entry in citations if _is_citation(entry)] if isinstance(citations, list) else []
     if not all(map(_is_plain, (pgl, plan, citations))) or not _is_usable(pgl):
@@ -150,7 +153,11 @@ def _named_tensors(weights: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 
 def _in_float32(value: Tensor) -> Tensor:
-    return value.float() if value.is_floating_point() and value.element_size() < 4 else value
+    return value.float() if _has_few_bits(value) else value
+
+
+def _has_few_bits(value: Tensor) -> bool:
+    return value.is_floating_point() and value.element_size() < 4
 
 
 def _is_plain(value: object, levels: int = _MAX_NESTING) -> bool:

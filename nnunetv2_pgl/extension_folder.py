@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import os
 import sys
@@ -10,6 +9,7 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
+from nnunetv2_pgl.command_line import CommandParser
 from nnunetv2_pgl.environment import nnunet_version
 from nnunetv2_pgl.errors import one_line
 from nnunetv2_pgl.files import write_text
@@ -92,7 +92,7 @@ def _require_ours(file: Path) -> None:
 
 def extension_entry() -> None:
     """Entry point of ``pgl_extension``."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="pgl_extension",
         description="Prints the folder in which nnU-Net finds nnUNetTrainerPGL. nnUNetv2_train and nnUNetv2_predict "
         f"both need it, in every shell and job: {EXPORT_LINE}",

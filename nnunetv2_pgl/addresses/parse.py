@@ -13,6 +13,7 @@ _LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 # What the Hub allows in the name of an owner or a repository, and how long both are together.
 _REPO_NAME = re.compile(r"(?!.*(--|\.\.))\w(?:[\w.-]*\w)?", re.ASCII)
 _MAX_NAME = 96
+_REFS = re.compile(r"refs/(pr/\d+|convert/[\w-]+)(?=/|$)", re.ASCII)  # pull requests, and what the Hub itself makes
 _OTHER_KINDS = ("datasets", "spaces", "models", "buckets", "kernels", "collections", "papers", "docs", "api")
 _FORMS = "hf://OWNER/NAME, hf://OWNER/NAME@REVISION/FILE or https://HOST/FILE"
 
@@ -107,7 +108,8 @@ def require_safe(url: str, sha256: str | None) -> None:
 def _hub_address(path: str, name: str, sha256: str | None) -> HubAddress:
     repo, at, rest = path.partition("@")
     if at and repo.count("/") == 1:
-        revision, _, file = rest.partition("/")
+        named = _REFS.match(rest)
+        revision, _, file = (named[0], "", rest[named.end() + 1 :]) if named else rest.partition("/")
         if not revision:
             raise CheckpointError(f"{name}: the revision after @ is missing; give {_FORMS}")
         return _checked(repo, unquote(revision), unquote(file), name, sha256)

@@ -7,6 +7,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from nnunetv2_pgl.command_line import CommandParser
 from nnunetv2_pgl.dataset_conversion.datasets import BCV_SPLITS, read_bcv, read_kits19, read_ribfrac
 from nnunetv2_pgl.dataset_conversion.downloaded import DEFAULT_SEED, DownloadedDataset
 from nnunetv2_pgl.dataset_conversion.msd import read_msd
@@ -59,14 +60,13 @@ def _summary(dataset: DownloadedDataset, dataset_id: int, folder: Path) -> list[
     return [*lines, f"Next: {command} -d {dataset_id}"]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="pgl_convert",
-        allow_abbrev=False,
         description="Makes an nnU-Net dataset from a download of the paper's experiment (docs/reproduce.md).",
         epilog="pgl_convert DATASET -h lists the options of a dataset.",
     )
-    links, splits = argparse.ArgumentParser(add_help=False), argparse.ArgumentParser(add_help=False)
+    links, splits = CommandParser(add_help=False), CommandParser(add_help=False)
     links.add_argument("--link", action="store_true", help="link to .nii.gz files instead of copying")
     seed = partial(_integer, minimum=0, maximum=2**32 - 1)
     splits.add_argument(
@@ -78,9 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     choice = parser.add_subparsers(required=True, metavar="DATASET")
 
-    def add(name: str, description: str, default_id: str, *shared: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    def add(name: str, description: str, default_id: str, *shared: CommandParser) -> CommandParser:
         """A sub-command with the options that all datasets have, and those that it shares with some."""
-        command = choice.add_parser(name, help=description, description=description, allow_abbrev=False, parents=shared)
+        command = choice.add_parser(name, help=description, description=description, parents=shared)
         command.add_argument(
             *("-i", "--i"), type=Path, required=True, metavar="FOLDER", help="folder of the unpacked download"
         )

@@ -101,7 +101,6 @@ def model_card(checkpoint: EncoderCheckpoint, licence: Licence, digests: Mapping
         ),
         sources=sources,
         held_out=sum(held_out) if held_out else None,
-        is_rounded=pgl.get("precision") == "float16",
         anatomy={name: metrics[name] for name in ANATOMY if name in metrics},
         before=table(pgl, "metrics_before"),
         metrics={name: number_text(metrics[name]) for name in ("loss", *MEASURES) if name in metrics},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from numpy.typing import NDArray
 from torch import Tensor
 
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint
-from nnunetv2_pgl.errors import PGLError, counted, size_text
+from nnunetv2_pgl.errors import PGLError, counted, one_line, size_text
 from nnunetv2_pgl.features.reading import read_image, triple
 
 _MAX_VOXELS = 2**32  # beyond any scan, 16 GB in float32
@@ -86,7 +88,8 @@ class Preprocessing:
         """The preprocessing that a checkpoint records.
 
         Raises:
-            PGLError: It does not record how intensities were normalised, or how large views were.
+            PGLError: It does not record how intensities were normalised, or how large views were, or its plan names
+                what this nnU-Net does not have.
         """
         pgl, architecture = checkpoint.pgl, checkpoint.architecture
         config, intensity = pgl.get("config") or {}, pgl.get("intensity") or {}
@@ -125,7 +128,7 @@ class Preprocessing:
         clip = (intensity.get("clip") or _HU_RANGE) if any(is_ct) else None
         # Stages that the loss did not reach are the last ones of nnU-Net's encoders.
         untrained = len([name for name in pgl.get("untrained_stages") or () if str(name).startswith("stages.")])
-        return cls(
+        made = cls(
             channels,
             None if spacing is None else triple(spacing),
             None if clip is None else (float(clip[0]), float(clip[1])),
@@ -134,6 +137,8 @@ class Preprocessing:
             triple(view_size),
             -1 - untrained,
         )
+        made._require_known(path)
+        return made
 
     def __call__(
         self,
@@ -203,6 +208,23 @@ class Preprocessing:
             each = {str(channel): properties for channel in range(self.channels)}
             values["foreground_intensity_properties_per_channel"] = each
         return PlansManager(values), ConfigurationManager(values)
+
+    def _require_known(self, path: str) -> None:
+        """A PGLError if preprocessor or resampling are not nnU-Net's, which looks them up by the names in the plan."""
+        configuration = self._managers((1.0, 1.0, 1.0))[1]
+        try:
+            known = issubclass(configuration.preprocessor_class, DefaultPreprocessor)
+            function = configuration.resampling_fn_data
+            inspect.signature(function.func).bind_partial(**function.keywords)
+            known = known and function.func.__module__.startswith("nnunetv2.")
+        except Exception:  # whatever the plan names
+            known = False
+        if not known:
+            names = [configuration.configuration[key] for key in ("preprocessor_name", "resampling_fn_data")]
+            raise PGLError(
+                f"{path}: its plan preprocesses with {' and '.join(map(one_line, names))}, which this nnU-Net "
+                "does not have in this form; use the encoder alone, by nnunetv2_pgl.checkpoint.load_encoder_network"
+            )
 
 
 def _require_size(shape: Any, spacing: Any, target: Any, axes: Any, name: str) -> None:

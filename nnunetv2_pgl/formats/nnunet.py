@@ -26,6 +26,7 @@ Weights = dict[str, Tensor]
 _CLASSES = {name.rsplit(".", 1)[-1]: name for name in (PLAIN, RESIDUAL)}
 _RESENC = "resenc_l"  # where nothing names the size; the sizes differ in patch and batch alone
 _CT = "CTNormalization"
+_RESAMPLING = ("preprocessor_name", "resampling_fn_data", "resampling_fn_data_kwargs")
 
 
 def is_nnunet_model(content: Mapping[str, Any]) -> bool:
@@ -69,7 +70,7 @@ def read_nnunet(content: Mapping[str, Any], weights: Mapping[str, Tensor]) -> tu
             "framework": NNUNET,
             "method": f"{NNUNET}: {trainer}",
             "architecture": {**described, "in_channels": first_convolution(encoder).shape[1]},
-            "config": {"preprocessing": {"transpose_forward": [int(axis) for axis in plans["transpose_forward"]]}},
+            "config": {"preprocessing": _preprocessing(plans, configuration)},
             "datasets": [str(plans["dataset_name"])],
             "epochs": int(content["current_epoch"]),
             "intensity": _intensity(plans, configuration),
@@ -185,6 +186,12 @@ def _intensity(plans: Mapping[str, Any], configuration: ConfigurationManager) ->
             if scheme == _CT
         },
     }
+
+
+def _preprocessing(plans: Mapping[str, Any], configuration: ConfigurationManager) -> dict[str, Any]:
+    """What else the plan's preprocessing of images is; plans that do not name a resampling have nnU-Net's default."""
+    known = {key: configuration.configuration[key] for key in _RESAMPLING if key in configuration.configuration}
+    return {"transpose_forward": [int(axis) for axis in plans["transpose_forward"]], **known}
 
 
 def _notes(

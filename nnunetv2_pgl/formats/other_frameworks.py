@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from nnunetv2_pgl.errors import PGLError
+
 # Older releases of PyTorch begin a file with this number; the weights that MedicalNet and Models Genesis publish are
 # from that time.
 _LEGACY_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
@@ -72,8 +74,18 @@ def describe_checkpoint(content: Mapping[Any, Any]) -> str | None:
 
 
 def state_dict_of(content: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """The table of weights, at the top or one level down, without the prefixes of wrappers; empty if there is none."""
+    """The table of weights, at the top or one level down, without the prefixes of wrappers; empty if there is none.
+
+    Raises:
+        PGLError: A name is there with a wrapper's prefix and without.
+    """
     for table in (content, *map(content.get, _TABLES)):
         if isinstance(table, Mapping) and table and all(isinstance(value, Tensor) for value in table.values()):
-            return {_WRAPPERS.sub("", str(key)): value for key, value in table.items()}
+            weights: dict[str, Tensor] = {}
+            for key, value in table.items():
+                name = _WRAPPERS.sub("", str(key))
+                if name in weights:
+                    raise PGLError(f"holds {name} with a wrapper's prefix and without; keep the one that is meant")
+                weights[name] = value
+            return weights
     return {}

@@ -72,9 +72,11 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
             # Copies: the tensors of an open file change with it.
             weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
         content = {key: json.loads(texts[key]) for key in _DESCRIPTIONS if key in texts}
-        for name, first in json.loads(texts.get("aliases", "{}")).items():
-            weights[name] = weights[first]
+        aliases = {name: weights[first] for name, first in json.loads(texts.get("aliases", "{}")).items()}
+        if twice := sorted(aliases.keys() & weights.keys()):
+            raise ValueError(f"{twice[0]} is stored and another name for a tensor at once")
     except Exception as error:  # whatever is in the header
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise CheckpointError(f"{path}: damaged ({reason}); {GET_IT_AGAIN}") from error
+    weights |= aliases
     return {"network_weights": weights, **content} if content else weights

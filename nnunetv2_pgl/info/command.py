@@ -93,7 +93,7 @@ def facts(checkpoint: EncoderCheckpoint) -> dict[str, Any]:
         "encoder": _listed(architecture),
         "network": _network(network) if network else "3D ResNet-50 (the paper's)",
         "parameters": f"{parameters:,} in {len(weights)} tensors",
-        "precision": "rounded to float16" if pgl.get("precision") == "float16" else "float32",
+        "precision": f"rounded to {pgl['precision']}" if pgl.get("precision") else "float32",
         "decoder": f"{len(decoder)} tensors" if decoder else "none",
         "scans": pgl.get("num_scans"),
         "epochs": pgl.get("epochs"),

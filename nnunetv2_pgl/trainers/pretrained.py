@@ -167,7 +167,7 @@ class PretrainedEncoder:
         scans = f" on {counted(pgl['num_scans'], 'scan')}" if epochs and pgl.get("num_scans") is not None else ""
         spacing = f", spacing {pgl['spacing']} mm" if pgl.get("spacing") else ""
         downloaded = f"from {self.address}, " if self.address else ""
-        rounded = ", weights rounded to float16" if pgl.get("precision") == "float16" else ""
+        rounded = f", weights rounded to {pgl['precision']}" if pgl.get("precision") else ""
         yield (
             f"Starting from the encoder {self.path} ({downloaded}named by {self.named_by}, "
             f"sha256 {self.sha256[:16]}...): {pgl.get('method')}{epochs}{scans}{spacing}{rounded}; {summary}"

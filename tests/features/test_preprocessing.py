@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_pgl.checkpoint import EncoderCheckpoint
+from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint
 from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.features import Preprocessing
 from pretraining.data import PlannedPreprocessing, Scan, preprocess
 from pretraining.settings.config import PretrainConfig
 from pretraining.training.encoder_checkpoint import _intensity, recorded_preprocessing
 from pretraining.views import ViewSettings
+from tests.nnunet_models import nnunet_content, plans_of
+from tests.planned_networks import small_network
 
 SPACING = (3.0, 1.0, 1.5)
 SHAPE = (14, 26, 22)
@@ -218,3 +222,45 @@ def test_ct_among_other_channels_is_clipped_alone(tmp_path: Path) -> None:
     mixed = checkpoint(_intensity(False, None), preprocessing={"target_spacing": None, "is_ct": None})
     with pytest.raises(PGLError, match=r"a\.pth: was pre-trained on CT and on other scans"):
         Preprocessing.from_checkpoint(mixed, "a.pth")
+
+
+def stock_model(path: Path, **resampling: Any) -> tuple[dict[str, Any], EncoderCheckpoint]:
+    """A trained model of nnU-Net whose plans resample in a way of their own."""
+    plans = plans_of(small_network("plain"), transpose_forward=[1, 0, 2], image_reader_writer="SimpleITKIO")
+    values = {"is_seg": False, "order": 0, "order_z": 0, "force_separate_z": False}
+    plans["configurations"]["3d_fullres"] |= {
+        "preprocessor_name": "DefaultPreprocessor",
+        "resampling_fn_data": "resample_data_or_seg_to_shape",
+        "resampling_fn_data_kwargs": values,
+        "resampling_fn_seg": "resample_data_or_seg_to_shape",
+        "resampling_fn_seg_kwargs": {**values, "is_seg": True},
+        **resampling,
+    }
+    torch.save(nnunet_content(small_network("plain"), plans=plans), path)
+    return plans, load_checkpoint(path)
+
+
+def test_a_model_of_nnunet_preprocesses_as_its_plan_says(tmp_path: Path) -> None:
+    plans, model = stock_model(tmp_path / "model.pth")
+    manager = PlansManager(plans)
+    file = str(write(tmp_path, noise()))
+    configuration, dataset = manager.get_configuration("3d_fullres"), {"channel_names": {"0": "CT"}, "labels": {}}
+    expected, _, _ = DefaultPreprocessor(verbose=False).run_case([file], None, manager, configuration, dataset)
+    found = Preprocessing.from_checkpoint(model, "model.pth")(file).values[0].numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "resampling",
+    [
+        {"resampling_fn_data": "resample_by_someone"},
+        {"resampling_fn_data": "deepcopy", "resampling_fn_data_kwargs": {}},
+        {"resampling_fn_data_kwargs": {"other": 3}},
+        {"preprocessor_name": "Path"},
+        {"preprocessor_name": 3},
+    ],
+)
+def test_a_model_whose_preprocessing_is_not_here_is_refused(tmp_path: Path, resampling: dict[str, Any]) -> None:
+    _, model = stock_model(tmp_path / "model.pth", **resampling)
+    with pytest.raises(PGLError, match=r"^model\.pth: its plan preprocesses with .*load_encoder_network$"):
+        Preprocessing.from_checkpoint(model, "model.pth")

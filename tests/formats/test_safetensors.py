@@ -145,7 +145,8 @@ def test_whatever_its_header_says(saved: Path, tmp_path: Path) -> None:
         path.write_bytes(with_header(content, {**header, **wrong} if isinstance(wrong, dict) else wrong))
         is_refused(path)
     aliases = json.loads(header["__metadata__"]["aliases"])
-    for wrong in ([], {"x": "not there"}, {"x": 3}, 7, dict.fromkeys(aliases, None)):
+    stored_twice = {name: next(key for key in header if key not in ("__metadata__", name))}
+    for wrong in ([], {"x": "not there"}, {"x": 3}, 7, dict.fromkeys(aliases, None), stored_twice):
         metadata = {**header["__metadata__"], "aliases": json.dumps(wrong)}
         path.write_bytes(with_header(content, {**header, "__metadata__": metadata}))
         assert is_refused(path) or wrong == [], wrong

@@ -39,6 +39,21 @@ def test_weights_alone_tell_their_network(tmp_path: Path, kind: str, nested: str
     load_encoder_network(tmp_path / "given.pth")
 
 
+def test_a_name_with_a_prefix_and_without_is_refused(tmp_path: Path) -> None:
+    weights = nnunet_content(small_network("plain"))["network_weights"]
+    name = next(iter(weights))
+    require_line(saved(tmp_path, {f"module.{name}": weights[name] + 1, **weights}), f"holds {name} with a wrapper's")
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_weights_of_few_bits_are_said_to_be_rounded(tmp_path: Path, kind: torch.dtype) -> None:
+    weights = nnunet_content(small_network("plain"))["network_weights"]
+    assert "precision     float32" in describe(load_checkpoint(saved(tmp_path, weights)))
+    checkpoint = load_checkpoint(saved(tmp_path, {key: value.to(kind) for key, value in weights.items()}))
+    assert f"precision     rounded to {str(kind).removeprefix('torch.')}" in describe(checkpoint)
+    assert {value.dtype for value in checkpoint.encoder_weights.values()} == {torch.float32}
+
+
 def test_an_encoder_alone_has_no_strides(tmp_path: Path) -> None:
     content = nnunet_content(small_network("resenc"))
     weights = {key: value for key, value in content["network_weights"].items() if key.startswith("encoder.")}

@@ -18,7 +18,7 @@ from jinja2 import Environment, StrictUndefined
 
 from nnunetv2_pgl.checkpoint import EncoderCheckpoint
 from nnunetv2_pgl.errors import counted, one_line
-from nnunetv2_pgl.info.recorded import ANATOMY, number_text, sources_of, table
+from nnunetv2_pgl.info.recorded import ANATOMY, NOT_STATED, number_text, sources_of, table
 from nnunetv2_pgl.methods import MEASURES, METHODS
 from nnunetv2_pgl.networks.planned import PLANNERS
 
@@ -100,6 +100,7 @@ def model_card(checkpoint: EncoderCheckpoint, licence: Licence, digests: Mapping
             "one channel or more" if name != "plain" and channels == 1 else f"{channels}, as in the pre-training"
         ),
         sources=sources,
+        licences_known=any(source.licence not in (None, NOT_STATED) for source in sources),
         held_out=sum(held_out) if held_out else None,
         anatomy={name: metrics[name] for name in ANATOMY if name in metrics},
         before=table(pgl, "metrics_before"),

@@ -14,6 +14,8 @@ ANATOMY = (
     *("unflipped_right", "unflipped_position_code", "unflipped_ceiling", "miss_distance"),
 )
 
+NOT_STATED = "not stated"
+
 
 @dataclass(frozen=True)
 class Source:
@@ -59,7 +61,7 @@ def _source(entry: Mapping[str, Any]) -> Source:
         _number(entry.get("scans")),
         _number(entry.get("held_out")),
         ", ".join(map(str, channels)) if isinstance(channels, list) else None,
-        str(entry.get("licence") or "not stated"),
+        str(entry.get("licence") or NOT_STATED),
         ", ".join(str(term) for term in terms if term) or None,
     )
 

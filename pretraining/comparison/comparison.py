@@ -102,7 +102,7 @@ class Comparison:
 
     @contextmanager
     def alone(self, name: str, what: str) -> Iterator[FileLock]:
-        """Waits until no other pgl_compare is at what has this name, and keeps others from it."""
+        """Waits until no other pgl_compare works on what has this name, and keeps others from it."""
         with self.lock(name) as lock:
             if not lock.take():
                 print(f"Waiting for {what}: in progress in {lock.holder() or 'another process'}", flush=True)

@@ -69,7 +69,7 @@ def print_dry_run(comparison: Comparison) -> None:
 
 
 def _progress(comparison: Comparison, name: str, state: State) -> str:
-    """How far a run is, or who is at it."""
+    """How far a run is, or which process works on it."""
     holder = comparison.lock(name).holder()
     return state.value if holder is None else f"in progress ({holder})"
 

@@ -1,7 +1,7 @@
 """Which run is next, also where several processes do the same comparison: each run is done by one of them.
 
-A process locks a run while it is at it, and passes over runs that others have locked. It waits only for what it needs:
-pre-trainings that its trainings start from, and commands that a killed process has left.
+A process locks a run while it works on it, and passes over runs that others have locked. It waits only for what it
+needs: pre-trainings that its trainings start from, and commands that a killed process has left.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def train_all(comparison: Comparison, runs: Sequence[TrainingRun], take_over: Se
     Args:
         comparison: What they are of.
         runs: In their order; one whose pre-training is in progress elsewhere comes later.
-        take_over: The starts to pre-train if the process that was at it has ended without a result.
+        take_over: The starts to pre-train if the process that worked on them has ended without a result.
 
     Raises:
         CommandStopped: A signal has ended a pre-training.
@@ -98,7 +98,7 @@ def train_all(comparison: Comparison, runs: Sequence[TrainingRun], take_over: Se
 
 
 def in_progress(comparison: Comparison) -> dict[str, LockHolder]:
-    """The pre-trainings and trainings that a process is at now, with that process."""
+    """The pre-trainings and trainings that a process works on now, with that process."""
     names = [pretraining_name(init) for init in comparison.inits if init.options]
     names += [run.name for run in training_runs(comparison.settings)]
     holders = {name: comparison.lock(name).holder() for name in names}

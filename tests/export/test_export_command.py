@@ -265,6 +265,8 @@ def test_a_checkpoint_of_former_versions_says_what_it_does_not_know(tmp_path: Pa
     text = card_of(tmp_path / "hub")[1]
     assert "| `ribs` | 1 | not recorded | not recorded | not recorded |" in text
     assert "Nothing of what the encoder knows of anatomy is recorded." in text
+    assert "The licences of the scans are not recorded." in text
+    assert "Licences and references are as" not in text
     metrics = {key: value for key, value in made.pgl["metrics"].items() if key != "flipped_right"}  # of 0.1.0
     save_checkpoint(replace(made, pgl={**made.pgl, "metrics": metrics}), tmp_path / "c.pth")
     export(tmp_path / "c.pth", "--hub", tmp_path / "hub2", "--licence", "MIT")

@@ -101,9 +101,9 @@ def _compare(arguments: argparse.Namespace) -> Failures:
         print(f"Added {new} run{'' if new == 1 else 's'} from {' '.join(map(str, arguments.results))}", flush=True)
     for step in steps:
         if step == "prepare":
-            with comparison.alone("prepare", "the preparation") as lock:
+            with comparison.alone("prepare", "the preparation"):
                 comparison = _comparison(arguments)  # another process may have extended it since
-                prepare(comparison, lock)
+                prepare(comparison)
         elif step == "pretrain":
             failures |= pretrain_all(comparison, share(_pretrained(comparison), part))
         elif step == "train":

@@ -104,9 +104,14 @@ class Comparison:
     def alone(self, name: str, what: str) -> Iterator[FileLock]:
         """Waits until no other pgl_compare works on what has this name, and keeps others from it."""
         with self.lock(name) as lock:
-            if not lock.take():
-                print(f"Waiting for {what}: in progress in {lock.holder() or 'another process'}", flush=True)
-                lock.take(math.inf)
+            _wait_for(lock, what)
+            yield lock
+
+    @contextmanager
+    def alone_with_dataset(self) -> Iterator[FileLock]:
+        """The same for the dataset's plans and preprocessed cases, which all comparisons on it share."""
+        with FileLock(self.base_plans.parent / "pgl_compare.lock") as lock:
+            _wait_for(lock, f"the preprocessing of {self.settings.dataset}")
             yield lock
 
     def runner(self, name: str, lock: FileLock) -> CommandRunner:
@@ -114,6 +119,12 @@ class Comparison:
         environment = {**os.environ, EXTENSION: extension_path()}
         environment.pop(CHECKPOINT, None)  # the plans say what a training starts from
         return CommandRunner(self.folder.logs(name), environment, lock)
+
+
+def _wait_for(lock: FileLock, what: str) -> None:
+    if not lock.take():
+        print(f"Waiting for {what}: in progress in {lock.holder() or 'another process'}", flush=True)
+        lock.take(math.inf)
 
 
 def extension_path() -> str:

@@ -21,12 +21,12 @@ from pretraining.file_lock import FileLock
 from pretraining.settings.table import DEFAULT_PLANS
 
 
-def prepare(comparison: Comparison, lock: FileLock) -> None:
+def prepare(comparison: Comparison) -> None:
     """Makes all that a comparison needs before its first pre-training and training; quick where it is there.
 
     Args:
-        comparison: Read after the lock was taken, since another process may have extended it before.
-        lock: Keeps other processes from preparing it.
+        comparison: The caller keeps other processes from preparing it, and has read it since, because another process
+            may have extended it before.
 
     Raises:
         PGLError: The dataset cannot be compared on, or a command of nnU-Net has failed.
@@ -39,7 +39,8 @@ def prepare(comparison: Comparison, lock: FileLock) -> None:
     write_file(folder.test_cases, "".join(f"{name}\n" for name in splits.test))
     write_file(folder.excluded, "".join(f"{name}\n" for name in names_to_exclude(comparison)))
     _link_test_images(comparison)
-    _plan_and_preprocess(comparison, lock)
+    with comparison.alone_with_dataset() as lock:
+        _plan_and_preprocess(comparison, lock)
     for run in training_runs(settings):
         init = comparison.init(run.init)
         if init.source is None and (init.is_random or init.given):
@@ -88,7 +89,7 @@ def _link_test_images(comparison: Comparison) -> None:
 
 
 def _plan_and_preprocess(comparison: Comparison, lock: FileLock) -> None:
-    """Runs what is missing of nnU-Net's planning and preprocessing.
+    """Runs what is still missing of nnU-Net's planning and preprocessing.
 
     The fingerprint, and so the plans, also see the images of imagesTr that are held out as test cases: spacing and
     intensity statistics, the same for all initialisations.

@@ -67,6 +67,18 @@ def test_two_at_once_share_the_work(compare: CompareCommand, shells: Shells) -> 
     assert json.loads((compare.folder / "report.md").read_text()) == [4, []]
 
 
+def test_two_comparisons_on_a_dataset_preprocess_it_once(compare: CompareCommand, shells: Shells) -> None:
+    install_stand_ins(compare.root)
+    prepare = (*TINY, "--only", "prepare")
+    first = shells.start(compare.root, "first", *prepare, held="nnUNetv2_plan_and_preprocess")
+    wait_until((compare.root / "held").exists, first.output)
+    second = shells.start(compare.root, "second", *prepare, "-o", "another")
+    second.wait_for(f"Waiting for the preprocessing of Dataset007_Small: in progress in process {first.process} on ")
+    (compare.root / "go").touch()
+    assert [shells.exit_code(shell) for shell in (first, second)] == [0, 0], second.output.read_text()
+    assert [line.split()[0] for line in journal(compare.root)] == ["nnUNetv2_plan_and_preprocess"]
+
+
 def test_what_a_killed_one_has_left_is_taken_over(compare: CompareCommand, shells: Shells) -> None:
     """Its command still runs, so nobody else may train in that folder; then the other one predicts."""
     install_stand_ins(compare.root)

@@ -6,7 +6,8 @@ Landmarks are the centres of the connected parts of the labels (in OpenKBP: brai
 on either side). For every ordered pair of patients, the place of the landmark in the first is looked up in the second
 by the features alone, and the distance to the second's own landmark is measured in mm, beside what the same network
 with random weights finds, and the same place of the image, relative to its size. Labels only measure: nothing is
-trained on them.
+trained on them. ``--field 0.7`` crops every scan to a random box of 0.7 of each axis that has all of its landmarks, as
+scanners cover different parts of the body.
 """
 
 from __future__ import annotations
@@ -45,7 +46,6 @@ class Patient:
     name: str
     scan: sitk.Image
     landmarks: Mapping[str, np.ndarray]
-    file: Path
 
     @property
     def spacing(self) -> np.ndarray:
@@ -65,7 +65,7 @@ def read_patient(folder: Path, case: str, described: Mapping[str, Any]) -> Patie
     for name, value in described["labels"].items():
         if name != "background":
             landmarks |= _landmarks(name, labels == int(value))
-    return Patient(case, sitk.ReadImage(str(file)), landmarks, file)
+    return Patient(case, sitk.ReadImage(str(file)), landmarks)
 
 
 def _landmarks(name: str, mask: sitk.Image) -> dict[str, np.ndarray]:
@@ -79,6 +79,17 @@ def _landmarks(name: str, mask: sitk.Image) -> dict[str, np.ndarray]:
     axis = int(np.abs(centres[0] - centres[1]).argmax())  # from side to side, whichever axis of the file that is
     low, high = sorted(centres, key=lambda centre: float(centre[axis]))
     return {f"{name}, lower {'zyx'[axis]}": low, f"{name}, higher {'zyx'[axis]}": high}
+
+
+def cropped(patient: Patient, share: float, generator: np.random.Generator) -> Patient:
+    """The scan in a random box that has this share of each axis, or more if its landmarks are further apart."""
+    shape = np.array(patient.scan.GetSize()[::-1])
+    points = np.stack(list(patient.landmarks.values()))
+    first, last = np.floor(points.min(axis=0)).astype(int), np.ceil(points.max(axis=0)).astype(int)
+    size = np.minimum(np.maximum(np.ceil(share * shape).astype(int), last - first), shape)
+    start = generator.integers(np.maximum(last - size, 0), np.minimum(first, shape - size) + 1)
+    z, y, x = (slice(int(begin), int(begin + length)) for begin, length in zip(start, size, strict=True))
+    return Patient(patient.name, patient.scan[x, y, z], {name: p - start for name, p in patient.landmarks.items()})
 
 
 def distances(
@@ -152,6 +163,7 @@ def main() -> None:
     parser.add_argument("checkpoint")
     parser.add_argument("-d", required=True, type=int, help="dataset with labels, in nnUNet_raw")
     parser.add_argument("-only", required=True, type=Path, help="names of the patients, one a line")
+    parser.add_argument("--field", type=float, default=1.0, help="crop each scan to this share of its axes")
     parser.add_argument("--landmark", help="of the picture (default: the first)")
     parser.add_argument("--picture", type=Path, help="PNG of the first four patients")
     parser.add_argument("--json", type=Path, help="all distances")
@@ -160,12 +172,14 @@ def main() -> None:
         folder = Path(nnUNet_raw) / convert_id_to_dataset_name(arguments.d)
         described = load_json(folder / "dataset.json")
         patients = [read_patient(folder, case, described) for case in names_in(arguments.only, "-only")]
+        generator = np.random.default_rng(0)
+        patients = [cropped(patient, arguments.field, generator) for patient in patients]
         encoder, preprocess = load_encoder(arguments.checkpoint)
         torch.manual_seed(0)  # of the random weights
         untrained = untrained_encoder(load_checkpoint(arguments.checkpoint), arguments.checkpoint).eval()
         features: dict[str, list[DenseFeatures]] = {"pre-trained": [], "random weights": []}
         for patient in patients:
-            image = preprocess(patient.file)
+            image = preprocess(sitk.GetArrayFromImage(patient.scan), patient.spacing)
             features["pre-trained"].append(dense_features(encoder, image))
             features["random weights"].append(dense_features(untrained, image))
             print(patient.name, flush=True)

@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from benchmarks.landmarks import Patient, distances, draw, read_patient, table
+from benchmarks.landmarks import Patient, cropped, distances, draw, read_patient, table
 from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.features import DenseFeatures, PreprocessedImage, Preprocessing
 
@@ -47,14 +47,31 @@ def test_landmarks_are_the_centres_of_organs_and_of_both_of_a_pair(tmp_path: Pat
         read_patient(folder, "b", described)
 
 
+@pytest.mark.parametrize(("share", "shape"), [(0.5, (9, 18, 10)), (1.0, SHAPE)])
+def test_a_crop_shows_the_same_tissue_at_its_landmarks(share: float, shape: tuple[int, int, int]) -> None:
+    """Landmarks that are further apart than the box would be are kept."""
+    voxels = np.arange(np.prod(SHAPE), dtype=np.float32).reshape(SHAPE)
+    landmarks = {"a": np.array([3.5, 2.5, 8.5]), "b": np.array([11.5, 19.5, 4.5])}
+    starts = set()
+    for seed in range(20):
+        whole = Patient("a", sitk.GetImageFromArray(voxels), landmarks)
+        part = cropped(whole, share, np.random.default_rng(seed))
+        values = sitk.GetArrayFromImage(part.scan)
+        assert values.shape == shape
+        starts.add(float(values[0, 0, 0]))
+        for name, point in landmarks.items():
+            assert values[tuple(part.landmarks[name].astype(int))] == voxels[tuple(point.astype(int))]
+    assert len(starts) > 3 if share < 1 else starts == {0.0}
+
+
 def test_distances_are_in_mm_between_what_is_found_and_the_landmark(tmp_path: Path) -> None:
     """The second patient is the first, shifted by (2, 4, 0) voxels; its features lie two voxels further in y."""
     scan = sitk.GetImageFromArray(np.zeros(SHAPE, np.float32))
     scan.SetSpacing((1.0, 2.0, 3.0))
     point = np.array([6.5, 8.5, 10.5])
     patients = [
-        Patient("a", scan, {"organ": point}, tmp_path),
-        Patient("b", scan, {"organ": point + np.array((2, 4, 0))}, tmp_path),
+        Patient("a", scan, {"organ": point}),
+        Patient("b", scan, {"organ": point + np.array((2, 4, 0))}),
     ]
     torch.manual_seed(0)
     values = torch.randn(32, *SHAPE)

@@ -35,7 +35,7 @@ from nnunetv2_pgl.files import load_json, replacing, write_text
 from pretraining.settings.values import names_in
 
 _MIN_PART = 0.2  # of the largest connected part of a label; smaller ones are specks
-_WINDOW = (-300, 400)  # HU shown
+_WINDOW = (-300, 400)  # HU shown of CT; of other images all but the darkest and brightest 1 %
 _WAYS = ("pre-trained", "random weights", "relative place")
 
 
@@ -112,7 +112,9 @@ def distances(
     return found
 
 
-def draw(patients: Sequence[Patient], features: Sequence[DenseFeatures], landmark: str, path: Path) -> None:
+def draw(
+    patients: Sequence[Patient], features: Sequence[DenseFeatures], landmark: str, is_ct: bool, path: Path
+) -> None:
     """The landmark in the first patient, and where it is found in the others: three planes each."""
     others = [corresponding_points(features[0], [patients[0].landmarks[landmark]], f) for f in features[1:]]
     points = [patients[0].landmarks[landmark], *(place[0].numpy() for place, _ in others)]
@@ -121,6 +123,7 @@ def draw(patients: Sequence[Patient], features: Sequence[DenseFeatures], landmar
     for column, (patient, point) in enumerate(zip(patients, points, strict=True)):
         voxels, spacing, truth = sitk.GetArrayViewFromImage(patient.scan), patient.spacing, patient.landmarks[landmark]
         off = np.linalg.norm((point - truth) * spacing)
+        low, high = _WINDOW if is_ct else np.percentile(voxels, (1, 99))
         title = "the point" if column == 0 else f"found, {off:.0f} mm off"
         for row, axis in enumerate((0, 1, 2)):  # axial, coronal, sagittal
             axes = figure.add_subplot(3, len(patients), row * len(patients) + column + 1)
@@ -129,8 +132,8 @@ def draw(patients: Sequence[Patient], features: Sequence[DenseFeatures], landmar
             axes.imshow(
                 np.take(voxels, index, axis),
                 cmap="gray",
-                vmin=_WINDOW[0],
-                vmax=_WINDOW[1],
+                vmin=low,
+                vmax=high,
                 aspect=spacing[down] / spacing[across],
             )
             axes.plot(point[across] - 0.5, point[down] - 0.5, "+", color="tab:red", markersize=16, markeredgewidth=2)
@@ -188,7 +191,9 @@ def main() -> None:
         if arguments.json is not None:
             write_text(arguments.json, json.dumps(found, indent=1) + "\n")
         if arguments.picture is not None:
-            draw(patients[:4], features["pre-trained"][:4], arguments.landmark or next(iter(found)), arguments.picture)
+            is_ct = set(described["channel_names"].values()) == {"CT"}
+            landmark = arguments.landmark or next(iter(found))
+            draw(patients[:4], features["pre-trained"][:4], landmark, is_ct, arguments.picture)
     except (PGLError, OSError) as error:
         sys.exit(one_line(f"benchmarks.landmarks: {error}"))
 

@@ -84,5 +84,5 @@ def test_distances_are_in_mm_between_what_is_found_and_the_landmark(tmp_path: Pa
     assert found["organ"]["random weights"] == pytest.approx([expected] * 2)
     assert found["organ"]["relative place"] == pytest.approx([expected] * 2)
     assert "| organ | 4 (4 to 4) | 10 (10 to 10) | 10 (10 to 10) |" in table(found)
-    draw(patients, of_both, "organ", tmp_path / "picture.png")
+    draw(patients, of_both, "organ", True, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 5000

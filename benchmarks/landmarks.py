@@ -175,8 +175,11 @@ def main() -> None:
         folder = Path(nnUNet_raw) / convert_id_to_dataset_name(arguments.d)
         described = load_json(folder / "dataset.json")
         patients = [read_patient(folder, case, described) for case in names_in(arguments.only, "-only")]
-        generator = np.random.default_rng(0)
-        patients = [cropped(patient, arguments.field, generator) for patient in patients]
+        if not 0 < arguments.field <= 1:
+            raise PGLError(f"--field {arguments.field:g}: a share of each axis, more than 0 and at most 1")
+        if arguments.field < 1:
+            generator = np.random.default_rng(0)
+            patients = [cropped(patient, arguments.field, generator) for patient in patients if patient.landmarks]
         encoder, preprocess = load_encoder(arguments.checkpoint)
         torch.manual_seed(0)  # of the random weights
         untrained = untrained_encoder(load_checkpoint(arguments.checkpoint), arguments.checkpoint).eval()

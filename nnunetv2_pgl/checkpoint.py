@@ -33,6 +33,7 @@ FORMAT_VERSION = 1
 _PREFIX = "encoder."
 _MAX_NESTING = 20  # levels of tables and lists in a description; ours have six
 _MAX_LENGTH = 10_000  # characters of a text, entries of a list
+_ROUNDED = ("float16", "bfloat16")  # as pgl["precision"] names what the weights were rounded to before
 _CT_PROPERTIES = ("mean", "std", "percentile_00_5", "percentile_99_5")  # what nnU-Net's CT normalisation needs
 
 
@@ -105,14 +106,14 @@ def load_checkpoint(path: str | os.PathLike[str]) -> EncoderCheckpoint:
         encoder, pgl, decoder = _read(content)
     except PGLError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    few_bits = {str(value.dtype) for value in state_dict_of(content).values() if _has_few_bits(value)}
-    if few_bits and not pgl.get("precision"):
-        pgl = {**pgl, "precision": ", ".join(sorted(few_bits)).replace("torch.", "")}
+    few_bits = sorted({str(value.dtype).removeprefix("torch.") for value in encoder.values() if _has_few_bits(value)})
+    rounded = ", ".join(few_bits) or (pgl.get("precision") if pgl.get("precision") in _ROUNDED else None)
+    pgl = {key: value for key, value in pgl.items() if key != "precision"} | ({"precision": rounded} if rounded else {})
     plan = plan if isinstance(plan, dict) else {}
     citations = [entry for entry in citations if _is_citation(entry)] if isinstance(citations, list) else []
     if not all(map(_is_plain, (pgl, plan, citations))) or not _is_usable(pgl):
         raise CheckpointError(f"{path}: damaged, or not written by pgl_pretrain; {GET_IT_AGAIN}")
-    return EncoderCheckpoint(encoder, pgl, plan, citations, decoder)
+    return EncoderCheckpoint(converted(encoder, _in_float32), pgl, plan, citations, converted(decoder, _in_float32))
 
 
 def _read(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor]]:
@@ -140,20 +141,20 @@ def _read(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]
 
 
 def _named_tensors(weights: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """The table in float32, weights of fewer bits being for the file alone; a PGLError if it is another table."""
+    """The table as it is stored; a PGLError if it is another table."""
     named = all(isinstance(key, str) and key.isprintable() for key in weights)
     if not weights or not named or not all(map(is_whole_tensor, weights.values())):
         raise PGLError("network_weights is not a table of named tensors")
     for key, value in weights.items():
-        if value.is_complex() or not value.isfinite().all():
+        if value.is_complex() or not _in_float32(value).isfinite().all():
             raise PGLError(
                 f"{key} holds NaN, infinite or complex values, from which no training can start; use another checkpoint"
             )
-    return converted(weights, _in_float32)
+    return dict(weights)
 
 
 def _in_float32(value: Tensor) -> Tensor:
-    return value.float() if _has_few_bits(value) else value
+    return value.float() if value.is_floating_point() else value
 
 
 def _has_few_bits(value: Tensor) -> bool:

@@ -92,8 +92,7 @@ class FileLock:
     def _try_to_take(self) -> bool:
         if fcntl is None:
             return True
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        file = self._open()
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:  # anything but "held" means that this file system has no locks
@@ -104,6 +103,17 @@ class FileLock:
             os.ftruncate(file, 0)
             os.pwrite(file, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
         return True
+
+    def _open(self) -> int:
+        """Makes the file if it is missing; whoever may write in its folder may lock it too, whatever the umask is."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        except PermissionError:  # another user's; local file systems lock it all the same
+            return os.open(self.path, os.O_RDONLY)
+        with suppress(OSError):
+            os.fchmod(file, self.path.parent.stat().st_mode & 0o666)
+        return file
 
     @property
     def is_held(self) -> bool:

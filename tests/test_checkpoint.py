@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,8 @@ def test_truncated(saved: Path, tmp_path: Path, kept: float) -> None:
 
 def test_not_ours(tmp_path: Path) -> None:
     path = tmp_path / "other.pth"
+    with pytest.raises(CheckpointError, match=rf"^{re.escape(str(tmp_path))}: a folder; give the checkpoint"):
+        load_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match=r"other\.pth: no such checkpoint"):
         load_checkpoint(path)
     torch.save({"state_dict": {"w": torch.zeros(1)}, "epoch": 3}, path)

@@ -112,3 +112,28 @@ def test_a_file_system_without_locks_stops_nobody(tmp_path: Path, monkeypatch: p
         assert other.take()
         assert not one.is_held
         assert other.holder() is None
+
+
+def test_whoever_may_write_in_the_folder_may_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the umask of the user that was the first; where this does not help, a file to read is locked."""
+    tmp_path.chmod(0o775)
+    path = tmp_path / "a.lock"
+    before = os.umask(0o077)
+    try:
+        with FileLock(path) as lock:
+            assert lock.take()
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o664
+    real = os.open
+
+    def of_another_user(file: Path, flags: int, *mode: int) -> int:
+        if flags & os.O_RDWR:
+            raise PermissionError(errno.EACCES, "Permission denied", str(file))
+        return real(file, flags, *mode)
+
+    monkeypatch.setattr("pretraining.file_lock.os.open", of_another_user)
+    with FileLock(path) as one, FileLock(path) as other:
+        assert one.take()
+        assert one.is_held
+        assert not other.take()

@@ -108,8 +108,7 @@ def require_safe(url: str, sha256: str | None) -> None:
 def _hub_address(path: str, name: str, sha256: str | None) -> HubAddress:
     repo, at, rest = path.partition("@")
     if at and repo.count("/") == 1:
-        named = _REFS.match(rest)
-        revision, _, file = (named[0], "", rest[named.end() + 1 :]) if named else rest.partition("/")
+        revision, file = _revision_and_file(rest)
         if not revision:
             raise CheckpointError(f"{name}: the revision after @ is missing; give {_FORMS}")
         return _checked(repo, unquote(revision), unquote(file), name, sha256)
@@ -118,12 +117,20 @@ def _hub_address(path: str, name: str, sha256: str | None) -> HubAddress:
     return _checked(f"{owner}/{repo_name}", None, unquote(file), name, sha256)
 
 
+def _revision_and_file(rest: str) -> tuple[str, str]:
+    """What follows a repository, at its first slash; those of `_REFS` have more."""
+    named = _REFS.match(rest)
+    revision, _, file = (named[0], "", rest[named.end() + 1 :]) if named else rest.partition("/")
+    return revision, file
+
+
 def _hub_page(path: str, name: str, sha256: str | None) -> HubAddress:
     """The pages of a repository: itself, its files at a revision, one file."""
-    owner, repo_name, kind, revision, *file = [*map(unquote, path.strip("/").split("/")), "", "", "", ""]
+    owner, repo_name, kind, rest = [*path.strip("/").split("/", 3), "", "", ""][:4]
+    owner, repo_name, kind = map(unquote, (owner, repo_name, kind))
+    revision, inside = map(unquote, _revision_and_file(rest))
     if kind not in ("", "tree", "blob", "resolve"):
         raise CheckpointError(f"{name}: not the page of a repository of models; give {_FORMS}")
-    inside = "/".join(filter(None, file))
     if kind == "tree" and inside:
         raise CheckpointError(f"{name}: a folder; give hf://{owner}/{repo_name}@{revision}/{inside}/FILE")
     return _checked(f"{owner}/{repo_name}", revision or None, inside, name, sha256)

@@ -170,7 +170,10 @@ class Preprocessing:
         _require_size(array.shape[1:], spacing, configuration.spacing, plans.transpose_forward, name)
         preprocessor = configuration.preprocessor_class(verbose=False)
         properties: dict[str, Any] = {"spacing": list(spacing)}
-        values, _, properties = preprocessor.run_case_npy(array, None, properties, plans, configuration, {})
+        try:
+            values, _, properties = preprocessor.run_case_npy(array, None, properties, plans, configuration, {})
+        except (TypeError, ValueError) as error:  # of values in the plan that its functions do not take
+            raise PGLError(f"{name}: cannot be preprocessed as the encoder's plan says ({one_line(error)})") from error
         if self.plan is None:
             values[ct] = np.rint(values[ct])
             mean, std = (f(values, axis=(1, 2, 3), keepdims=True, dtype=np.float64) for f in (np.mean, np.std))
@@ -220,9 +223,10 @@ class Preprocessing:
         except Exception:  # whatever the plan names
             known = False
         if not known:
-            names = [configuration.configuration[key] for key in ("preprocessor_name", "resampling_fn_data")]
+            keys = ("preprocessor_name", "resampling_fn_data", "resampling_fn_data_kwargs")
+            names = [configuration.configuration[key] for key in keys]
             raise PGLError(
-                f"{path}: its plan preprocesses with {' and '.join(map(one_line, names))}, which this nnU-Net "
+                f"{path}: its plan preprocesses with {', '.join(map(one_line, names))}, which this nnU-Net "
                 "does not have in this form; use the encoder alone, by nnunetv2_pgl.checkpoint.load_encoder_network"
             )
 

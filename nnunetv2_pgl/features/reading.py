@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import nibabel
@@ -22,11 +23,18 @@ def read_image(
     """The image as (channel, z, y, x), its spacing, and a name for messages."""
     if not isinstance(image, str | os.PathLike) and hasattr(image, "__array__"):
         image = np.asarray(image)
-        spacing = np.asarray(spacing, dtype=np.float64).tolist() if spacing is not None else None
-        if not isinstance(spacing, list) or len(spacing) != 3 or not all(0 < value < np.inf for value in spacing):
+        with suppress(TypeError, ValueError):
+            spacing = np.asarray(spacing, dtype=np.float64).tolist()
+        if (
+            not isinstance(spacing, list)
+            or np.shape(spacing) != (3,)
+            or not all(0 < value < np.inf for value in spacing)
+        ):
             raise PGLError(f"an array needs its spacing, three positive numbers in mm (z, y, x), got {spacing}")
         if image.ndim not in (3, 4) or not image.size:
             raise PGLError(f"an array must be (z, y, x) or (channel, z, y, x), got the shape {image.shape}")
+        if image.dtype.kind not in "biuf":
+            raise PGLError(f"an array must hold numbers, got {image.dtype}")
         array = image.astype(np.float32)
         return array.reshape(-1, *array.shape[-3:]), triple(spacing), "the array"
     if spacing is not None:

@@ -72,7 +72,10 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
             # Copies: the tensors of an open file change with it.
             weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
         content = {key: json.loads(texts[key]) for key in _DESCRIPTIONS if key in texts}
-        aliases = {name: weights[first] for name, first in json.loads(texts.get("aliases", "{}")).items()}
+        named = json.loads(texts.get("aliases", "{}"))
+        if missing := [first for first in named.values() if first not in weights]:
+            raise ValueError(f"{missing[0]}, which its aliases name, is not stored")
+        aliases = {name: weights[first] for name, first in named.items()}
         if twice := sorted(aliases.keys() & weights.keys()):
             raise ValueError(f"{twice[0]} is stored and another name for a tensor at once")
     except Exception as error:  # whatever is in the header

@@ -34,6 +34,8 @@ def load_weights_only(path: str | os.PathLike[str]) -> dict[str, Any]:
         CheckpointError: If the file is missing, truncated, not a PyTorch file, or holds other objects.
     """
     path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path}: a folder; give the checkpoint_final.pth in it")
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint; give the checkpoint_final.pth of a pgl_pretrain run")
     if not is_legacy_file(path):

@@ -94,7 +94,7 @@ def plans_file(dataset: str, plans_name: str) -> Path:
         raise PGLError("nnUNet_preprocessed is not set: export nnUNet_preprocessed=/path/to/nnUNet_preprocessed")
     try:
         name = maybe_convert_to_dataset_name(dataset)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise PGLError(f"-plans_from {dataset}: {str(error).splitlines()[0]}") from error
     folder = Path(nnUNet_preprocessed) / name
     file = folder / f"{plans_name}.json"

@@ -190,9 +190,16 @@ def test_images_that_do_not_suit(tmp_path: Path) -> None:
     for array, spacing in [(noise(), (3.0, 0.0, 1.5)), (noise(), (3.0, float("nan"), 1.5)), (noise(), (1e-6,) * 3)]:
         with pytest.raises(PGLError, match=r"three positive numbers|would have .* voxels"):
             preprocess_image(array, spacing)
+    for given in ("1 1 1", [[1, 1, 1]] * 3, (1, 1), None):
+        with pytest.raises(PGLError, match="three positive numbers"):
+            preprocess_image(noise(), given)
     of_tensor = preprocess_image(torch.from_numpy(noise()), torch.tensor(SPACING)).values
     torch.testing.assert_close(of_tensor, preprocess_image(noise(), SPACING).values)
-    for array, message in [(holes, "holds NaN"), (np.ones((20, 20)), r"must be \(z, y, x\)")]:
+    for array, message in [
+        (holes, "holds NaN"),
+        (np.ones((20, 20)), r"must be \(z, y, x\)"),
+        (noise() + 1j, "must hold numbers"),
+    ]:
         with pytest.raises(PGLError, match=message):
             preprocess_image(array, SPACING)
 
@@ -264,3 +271,11 @@ def test_a_model_whose_preprocessing_is_not_here_is_refused(tmp_path: Path, resa
     _, model = stock_model(tmp_path / "model.pth", **resampling)
     with pytest.raises(PGLError, match=r"^model\.pth: its plan preprocesses with .*load_encoder_network$"):
         Preprocessing.from_checkpoint(model, "model.pth")
+
+
+@pytest.mark.parametrize("order", [9, "3"])
+def test_values_that_nnunet_does_not_take_end_in_one_line(tmp_path: Path, order: Any) -> None:
+    values = {"is_seg": False, "order": order, "order_z": 0, "force_separate_z": False}
+    _, model = stock_model(tmp_path / "model.pth", resampling_fn_data_kwargs=values)
+    with pytest.raises(PGLError, match=r"^the array: cannot be preprocessed as the encoder's plan says \(.*\)$"):
+        Preprocessing.from_checkpoint(model, "model.pth")(noise(), SPACING)

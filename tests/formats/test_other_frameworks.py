@@ -62,6 +62,16 @@ def saved(tmp_path: Path, content: object, **options: Any) -> Path:
     return path
 
 
+def test_of_two_networks_in_a_file_of_nnssl_the_named_one_arrives(tmp_path: Path) -> None:
+    network = small_network("plain")
+    content = nnssl_content(network, "backbone.")
+    others = {key.removeprefix("backbone."): value + 1 for key, value in content["network_weights"].items()}
+    wanted = content["network_weights"]
+    content = {**content, "network_weights": {**others, **wanted}}
+    for key, value in load_checkpoint(saved(tmp_path, content)).encoder_weights.items():
+        assert torch.equal(value, wanted[f"backbone.encoder.{key}"])
+
+
 @pytest.mark.parametrize("kind", ["plain", "resenc"])
 @pytest.mark.parametrize("prefix", ["", "net."])
 def test_nnssl_s_encoder_arrives(tmp_path: Path, kind: str, prefix: str) -> None:

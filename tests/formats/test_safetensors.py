@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from nnunetv2_pgl.checkpoint import EncoderCheckpoint, load_checkpoint, load_enc
 from nnunetv2_pgl.errors import PGLError
 from nnunetv2_pgl.export.weights_file import fits_half, halved
 from nnunetv2_pgl.formats.weights_only import CheckpointError
+from nnunetv2_pgl.info.command import describe
 from nnunetv2_pgl.networks import PlannedEncoder
 from tests.hostile import harmed, variants
 from tests.planned_networks import small_network
@@ -109,6 +111,14 @@ def test_half_is_rounded_in_the_file_and_float32_where_it_is_used(
     if ending == ".safetensors":
         dtypes = {value.ndim > 1: value.dtype for value in safetensors.numpy.load_file(path).values()}
         assert dtypes == {True: np.float16, False: np.float32}
+
+
+@pytest.mark.parametrize("recorded", [True, ["float16"], "float32", "odd"])
+def test_a_precision_that_is_none_is_not_repeated(encoder: PlannedEncoder, tmp_path: Path, recorded: object) -> None:
+    checkpoint = checkpoint_of(encoder)
+    path = tmp_path / "odd.pth"
+    save_checkpoint(replace(checkpoint, pgl={**checkpoint.pgl, "precision": recorded}), path)
+    assert "precision     float32" in describe(load_checkpoint(path))
 
 
 @pytest.mark.parametrize(

@@ -45,10 +45,13 @@ def test_a_name_with_a_prefix_and_without_is_refused(tmp_path: Path) -> None:
     require_line(saved(tmp_path, {f"module.{name}": weights[name] + 1, **weights}), f"holds {name} with a wrapper's")
 
 
-@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
 def test_weights_of_few_bits_are_said_to_be_rounded(tmp_path: Path, kind: torch.dtype) -> None:
     weights = nnunet_content(small_network("plain"))["network_weights"]
-    assert "precision     float32" in describe(load_checkpoint(saved(tmp_path, weights)))
+    for given in (weights, {key: value.double() for key, value in weights.items()}):
+        checkpoint = load_checkpoint(saved(tmp_path, given))
+        assert "precision     float32" in describe(checkpoint)
+        assert {value.dtype for value in checkpoint.encoder_weights.values()} == {torch.float32}
     checkpoint = load_checkpoint(saved(tmp_path, {key: value.to(kind) for key, value in weights.items()}))
     assert f"precision     rounded to {str(kind).removeprefix('torch.')}" in describe(checkpoint)
     assert {value.dtype for value in checkpoint.encoder_weights.values()} == {torch.float32}

@@ -124,6 +124,7 @@ def test_the_papers_encoder_takes_all_but_the_network() -> None:
             r"there is no .*Nothing\.json; -p may name one of nnUNetPlans, nnUNet",
         ),
         (["-plans_from", "18"], "-plans_from 18: "),
+        (["-plans_from", "BCV"], "-plans_from BCV: "),
         (["-plans_from", "17", "-configuration", "2d"], "2d is 2D, PGL is 3D; use 3d_fullres"),
         (["-plans_from", "17", "-configuration", "3d_lowres"], "no configuration 3d_lowres, only 3d_fullres, 2d"),
         (["-plans_from", "17", "-a", "resenc_l"], "-a resenc_l: .* is a plan of plain; leave -a out"),

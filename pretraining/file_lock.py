@@ -110,6 +110,8 @@ class FileLock:
         try:
             file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         except PermissionError:  # another user's; local file systems lock it all the same
+            if not self.path.is_file():
+                raise
             return os.open(self.path, os.O_RDONLY)
         with suppress(OSError):
             os.fchmod(file, self.path.parent.stat().st_mode & 0o666)

@@ -137,3 +137,6 @@ def test_whoever_may_write_in_the_folder_may_lock(tmp_path: Path, monkeypatch: p
         assert one.take()
         assert one.is_held
         assert not other.take()
+    path.unlink()
+    with FileLock(path) as lock, pytest.raises(PermissionError):
+        lock.take()

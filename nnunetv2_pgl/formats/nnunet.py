@@ -26,7 +26,7 @@ Weights = dict[str, Tensor]
 _CLASSES = {name.rsplit(".", 1)[-1]: name for name in (PLAIN, RESIDUAL)}
 _RESENC = "resenc_l"  # where nothing names the size; the sizes differ in patch and batch alone
 _CT = "CTNormalization"
-_RESAMPLING = ("preprocessor_name", "resampling_fn_data", "resampling_fn_data_kwargs")
+_PREPROCESSING = ("preprocessor_name", "resampling_fn_data", "resampling_fn_data_kwargs")
 
 
 def is_nnunet_model(content: Mapping[str, Any]) -> bool:
@@ -189,8 +189,8 @@ def _intensity(plans: Mapping[str, Any], configuration: ConfigurationManager) ->
 
 
 def _preprocessing(plans: Mapping[str, Any], configuration: ConfigurationManager) -> dict[str, Any]:
-    """What else the plan's preprocessing of images is; plans that do not name a resampling have nnU-Net's default."""
-    known = {key: configuration.configuration[key] for key in _RESAMPLING if key in configuration.configuration}
+    """Axes, preprocessor and resampling; plans without the last two have nnU-Net's default."""
+    known = {key: configuration.configuration[key] for key in _PREPROCESSING if key in configuration.configuration}
     return {"transpose_forward": [int(axis) for axis in plans["transpose_forward"]], **known}
 
 

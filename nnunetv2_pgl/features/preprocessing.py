@@ -173,9 +173,7 @@ class Preprocessing:
         try:
             values, _, properties = preprocessor.run_case_npy(array, None, properties, plans, configuration, {})
         except (TypeError, ValueError) as error:  # of values in the plan that its functions do not take
-            raise PGLError(
-                f"{name}: nnU-Net cannot preprocess it as the encoder's scans ({one_line(error)})"
-            ) from error
+            raise PGLError(f"{name}: nnU-Net cannot preprocess it as planned ({one_line(error)})") from error
         if self.plan is None:
             values[ct] = np.rint(values[ct])
             mean, std = (f(values, axis=(1, 2, 3), keepdims=True, dtype=np.float64) for f in (np.mean, np.std))

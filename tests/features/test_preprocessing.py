@@ -277,5 +277,5 @@ def test_a_model_whose_preprocessing_is_not_here_is_refused(tmp_path: Path, resa
 def test_values_that_nnunet_does_not_take_end_in_one_line(tmp_path: Path, order: Any) -> None:
     values = {"is_seg": False, "order": order, "order_z": 0, "force_separate_z": False}
     _, model = stock_model(tmp_path / "model.pth", resampling_fn_data_kwargs=values)
-    with pytest.raises(PGLError, match=r"^the array: nnU-Net cannot preprocess it as the encoder's scans \(.*\)$"):
+    with pytest.raises(PGLError, match=r"^the array: nnU-Net cannot preprocess it as planned \(.*\)$"):
         Preprocessing.from_checkpoint(model, "model.pth")(noise(), SPACING)
